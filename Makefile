@@ -1,0 +1,50 @@
+# Two commands do everything from a fresh clone: `make bench` and `make test`. Both make .venv first; nothing is done twice.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+NATIVE := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h) setup.py
+RESULTS := benchmarks/results
+
+export HF_HUB_OFFLINE := 1
+
+.PHONY: bench test lint format micro clean
+
+bench: $(VENV)/.built
+	$(BIN)/bertfast bench --json $(RESULTS)/cpu.json --plot $(RESULTS)/cpu.png
+
+test: $(VENV)/.built
+	$(BIN)/python -m pytest
+
+# Each op forward and backward against eager PyTorch.
+micro: $(VENV)/.built
+	$(BIN)/python -m pytest benchmarks/ops -o python_files='bench_*.py' --benchmark-only --benchmark-columns=median,iqr,rounds
+
+lint: $(VENV)/.built
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(filter %.cpp %.h,$(NATIVE))
+
+format: $(VENV)/.built
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(filter %.cpp %.h,$(NATIVE))
+
+$(VENV)/.requirements: requirements-dev.txt
+	@test -n "$(PYTHON)" || { echo "bertfast needs Python 3.11 or 3.12 and found none: install it, or call make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' \
+		|| { echo "bertfast needs Python 3.11 or 3.12; $(PYTHON) is $$($(PYTHON) --version). Call make PYTHON=/path/to/python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+# The extension is skipped, with a word, where there is no compiler; BERTFAST_BUILD=cpu makes that an error.
+$(VENV)/.built: $(VENV)/.requirements pyproject.toml $(NATIVE)
+	@command -v $${CXX:-c++} >/dev/null || echo "No C++ compiler (looked for $${CXX:-c++}): going on without the C++ kernels, slower. Install g++ 11 or newer, then run make again."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	if command -v $${CXX:-c++} >/dev/null; then touch $@; fi
+
+clean:
+	rm -rf build $(VENV)/.built bertfast/_C*.so bertfast/_build_info.py

@@ -1,0 +1,26 @@
+"""bertfast: fused kernels and unpadding for BERT encoders, the same numbers, faster.
+
+    model = bertfast.optimize(model)    # a Hugging Face BERT, in place
+    print(bertfast.report(model))       # which layers are fast, and why not
+    bertfast.restore(model)             # exactly as it was
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from bertfast import nn, ops
+
+__version__ = "0.1.0"
+
+__all__ = ["UnsupportedModelError", "__version__", "nn", "ops", "optimize", "report", "restore"]
+
+if TYPE_CHECKING:
+    from bertfast.convert import UnsupportedModelError, optimize, report, restore
+
+
+def __getattr__(name: str) -> Any:
+    # convert needs transformers, the rest does not; it is imported when first asked for.
+    if name in ("UnsupportedModelError", "optimize", "report", "restore"):
+        from bertfast import convert
+
+        return getattr(convert, name)
+    raise AttributeError(f"module 'bertfast' has no attribute {name!r}")

@@ -1,0 +1,73 @@
+"""The one torch library object and the four verbs that every op is built from: define, reference, fake, differentiate.
+
+Each op is defined twice: `bertfast::NAME`, whose owner the dispatcher chooses by device, and `bertfast_reference::NAME`,
+which is always the eager reference. The second is what C++ kernels fall back to for a dtype they do not take, and what
+tests compare against; it is no switch that user code turns.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+
+NAMESPACE = "bertfast"
+REFERENCE_NAMESPACE = "bertfast_reference"
+
+_LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
+_REFERENCE_LIBRARY = torch.library.Library(REFERENCE_NAMESPACE, "FRAGMENT")
+_NAMES: list[str] = []
+
+# Every op is a pure function of its tensors, so opcheck, functionalisation and CUDA graphs may treat it as one.
+_TAGS = (torch.Tag.pt2_compliant_tag,)
+
+
+def define(schema: str) -> None:
+    """Define `bertfast::NAME` and its reference twin from one schema string such as `"f(Tensor x) -> Tensor"`."""
+    name = schema.split("(", 1)[0]
+    _LIBRARY.define(schema, tags=_TAGS)
+    _REFERENCE_LIBRARY.define(schema, tags=_TAGS)
+    _NAMES.append(name)
+
+
+def reference(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register the decorated eager function as what `name` means, on every device that nobody claimed."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+        _REFERENCE_LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+        return function
+
+    return register
+
+
+def implement(name: str, key: str, function: Callable[..., Any]) -> None:
+    """Make `function` the owner of `bertfast::name` for one dispatch key, such as "CUDA"."""
+    _LIBRARY.impl(name, function, key)
+
+
+def fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register the decorated function as the shape and dtype rule of `name`, used by compile and export."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        torch.library.register_fake(f"{NAMESPACE}::{name}", function, lib=_LIBRARY)
+        torch.library.register_fake(f"{REFERENCE_NAMESPACE}::{name}", function, lib=_REFERENCE_LIBRARY)
+        return function
+
+    return register
+
+
+def differentiate(name: str, backward: Callable[..., Any], setup_context: Callable[..., Any]) -> None:
+    """Register the backward formula of `bertfast::name`; outputs that are statistics are marked in `setup_context`."""
+    torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
+
+
+@cache
+def op(name: str) -> torch._ops.OpOverload:
+    """The `.default` overload of `bertfast::name`; resolving it once saves a microsecond on every call."""
+    return getattr(getattr(torch.ops, NAMESPACE), name).default
+
+
+def names() -> tuple[str, ...]:
+    """Every op defined so far, in order of definition."""
+    return tuple(_NAMES)

@@ -1,0 +1,24 @@
+"""The ops: public functions that check what their arguments mean and call the dispatcher, which knows the owner."""
+
+from bertfast import _ext
+from bertfast.ops.attention import attention, attention_padded
+from bertfast.ops.dropout_add_norm import dropout_add_norm
+from bertfast.ops.embedding_sum_norm import embedding_sum_norm
+from bertfast.ops.linear import linear
+from bertfast.ops.linear_gelu import linear_gelu
+from bertfast.ops.packing import Packing, pack, repad, unpad
+
+_ext.load()
+
+__all__ = [
+    "Packing",
+    "attention",
+    "attention_padded",
+    "dropout_add_norm",
+    "embedding_sum_norm",
+    "linear",
+    "linear_gelu",
+    "pack",
+    "repad",
+    "unpad",
+]

@@ -1,0 +1,37 @@
+// The pybind11 module bertfast._C. Importing it registers the CPU kernels with torch's dispatcher (static initialisers of
+// csrc/cpu/*.cpp); it binds only what is no tensor op: facts about the build and the processor, for `bertfast doctor`.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <map>
+#include <string>
+
+#include "cpu/isa.h"
+
+namespace py = pybind11;
+
+static std::map<std::string, bool> cpu_features() {
+  std::map<std::string, bool> found;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  found["avx2"] = __builtin_cpu_supports("avx2");
+  found["fma"] = __builtin_cpu_supports("fma");
+  found["avx512f"] = __builtin_cpu_supports("avx512f");
+  found["avx512bf16"] = __builtin_cpu_supports("avx512bf16");
+  found["avx512vnni"] = __builtin_cpu_supports("avx512vnni");
+#endif
+  return found;
+}
+
+static std::map<std::string, std::string> build_info() {
+  return {{"torch", BERTFAST_TORCH_VERSION},
+          {"compiler", __VERSION__},
+          {"isa", bertfast::isa_name(bertfast::chosen_isa())},
+          {"isa_detected", bertfast::isa_name(bertfast::detect_isa())}};
+}
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "bertfast's C++ kernels; importing this module registers them with torch's dispatcher";
+  m.def("cpu_features", &cpu_features, "Processor features that matter here, name to whether present");
+  m.def("build_info", &build_info, "Build and run-time facts: torch, compiler, isa (in use), isa_detected");
+}

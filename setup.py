@@ -1,0 +1,73 @@
+"""Builds bertfast._C ahead of time. BERTFAST_BUILD=auto (default) | cpu | cuda | none decides what is built.
+
+Every csrc/cpu/*_kernels.cpp is compiled once for each instruction set and linked into the one extension; the choice
+between them is made at run time. auto builds the CPU extension where a compiler is found and goes on without one.
+"""
+
+import os
+import platform
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from setuptools import setup
+from torch.utils.cpp_extension import BuildExtension, CppExtension
+
+ROOT = Path(__file__).parent.resolve()
+BASE_FLAGS = ["-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
+ISA_FLAGS = {
+    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mprefer-vector-width=512"],
+    "avx2": ["-mavx2", "-mfma"],
+    "portable": [],
+}
+if platform.machine() not in ("x86_64", "AMD64"):
+    ISA_FLAGS = {name: [] for name in ISA_FLAGS}
+
+
+class BuildKernels(BuildExtension):
+    """Compiles the kernels once per instruction set before torch's builder compiles the host functions."""
+
+    def build_extensions(self):
+        kernels = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/cpu/*_kernels.cpp"))
+        compiler = os.environ.get("CXX", "c++")
+        objects, commands = [], []
+        for isa, flags in ISA_FLAGS.items():
+            folder = Path(self.build_temp).resolve() / isa
+            folder.mkdir(parents=True, exist_ok=True)
+            for source in kernels:
+                objects.append(str(folder / f"{Path(source).stem}.o"))
+                commands.append([compiler, *BASE_FLAGS, *flags, f"-DBERTFAST_ISA={isa}", "-c", source, "-o", objects[-1]])
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(self.spawn, commands))
+        for extension in self.extensions:
+            extension.extra_objects.extend(objects)
+        super().build_extensions()
+
+
+def wanted() -> bool:
+    """Whether to build; an explicit wish without a compiler is an error, not a silent fallback."""
+    choice = os.environ.get("BERTFAST_BUILD", "auto")
+    if choice not in ("auto", "cpu", "none"):
+        raise SystemExit(f"BERTFAST_BUILD={choice}: use auto, cpu or none (there are no CUDA sources yet)")
+    found = shutil.which(os.environ.get("CXX", "c++")) is not None
+    if choice == "cpu" and not found:
+        raise SystemExit("BERTFAST_BUILD=cpu: no C++ compiler found; install g++ 11 or newer or set CXX")
+    if choice == "auto" and not found:
+        print("bertfast: no C++ compiler found, going on without the extension (the eager references will be used)")
+    return found and choice != "none"
+
+
+def extension() -> CppExtension:
+    sources = [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("csrc/**/*.cpp")) if not path.stem.endswith("_kernels")]
+    return CppExtension(
+        "bertfast._C",
+        sources,
+        extra_compile_args=["-O2", "-std=c++20", "-fopenmp", f'-DBERTFAST_TORCH_VERSION="{torch.__version__}"'],
+        extra_link_args=["-fopenmp"],
+    )
+
+
+(ROOT / "bertfast" / "_build_info.py").write_text(f'"""Written by setup.py."""\n\nTORCH = "{torch.__version__}"\n')
+build = wanted()
+setup(ext_modules=[extension()] if build else [], cmdclass={"build_ext": BuildKernels.with_options(use_ninja=True)} if build else {})

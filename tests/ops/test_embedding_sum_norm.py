@@ -1,0 +1,129 @@
+"""embedding_sum_norm against a float64 oracle of torch's own embedding and layer norm."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from bertfast.ops import embedding_sum_norm, rng
+from bertfast.testing import assert_within_budget, leaves
+
+EPS = 1e-12
+VOCABULARY, POSITIONS, PAD = 97, 64, 0
+
+
+def make(shape, size, dtype):
+    ids = torch.randint(0, VOCABULARY, shape)
+    positions = torch.arange(shape[-1]).expand(shape)
+    segments = torch.randint(0, 2, shape)
+    tables = [torch.randn(n, size).to(dtype) for n in (VOCABULARY, POSITIONS, 2)]
+    norm = [torch.randn(size).to(dtype), torch.randn(size).to(dtype)]
+    return (ids, positions, segments), (*tables, *norm)
+
+
+def oracle(ids, word, position, segment, weight, bias, keep=None, rate=1.0):
+    z = F.embedding(ids[0], word, padding_idx=PAD) + F.embedding(ids[2], segment) + F.embedding(ids[1], position)
+    y = F.layer_norm(z, z.shape[-1:], weight, bias, EPS)
+    return y if keep is None else y * keep.view(y.shape) / rate
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("shape", "size"), [((0, 4), 64), ((1, 1), 768), ((7, 11), 257), ((4, 50), 768)])
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_parity(implementation, shape, size, dtype, p):
+    ids, parameters = make(shape, size, dtype)
+    flat = [i.reshape(-1) for i in ids]
+    tokens = flat[0].numel()
+    state = rng.new_rng("cpu") if p else None
+    keep = rng.keep_rows(state, tokens, size, p) if p else None
+    dy = torch.randn(tokens, size).to(dtype)
+    y, mean, rstd = implementation.embedding_sum_norm_fwd(*flat, *parameters, PAD, EPS, p, state)
+    gradients = implementation.embedding_sum_norm_bwd(dy, *flat, *parameters[:-1], mean, rstd, PAD, p, state)
+
+    def run(t):
+        out = oracle(flat, *t, keep=keep, rate=rng.keep_rate_rows(p))
+        out.backward(dy.to(out.dtype))
+        return [out.detach(), *[q.grad for q in t]]
+
+    eager, exact = run(leaves(parameters)), run(leaves(parameters, torch.float64))
+    names = "y dword dposition dsegment dweight dbias".split()
+    for name, ours, e, o in zip(names, (y, *gradients), eager, exact, strict=True):
+        assert_within_budget(ours, e, o, name)
+    assert not gradients[0][PAD].any()
+
+
+def test_public_defaults_match_explicit_ids():
+    (ids, positions, _), parameters = make((3, 9), 32, torch.float32)
+    explicit = embedding_sum_norm(ids, *parameters, position_ids=positions, segment_ids=torch.zeros_like(ids))
+    assert torch.equal(embedding_sum_norm(ids.int(), *parameters), explicit)
+    assert torch.equal(embedding_sum_norm(ids, *parameters, position_ids=positions[:1]), explicit)
+
+
+def test_packed_equals_padded():
+    (ids, positions, segments), parameters = make((3, 9), 32, torch.float32)
+    padded = embedding_sum_norm(ids, *parameters, segment_ids=segments)
+    packed = embedding_sum_norm(
+        ids.reshape(-1), *parameters, position_ids=positions.reshape(-1), segment_ids=segments.reshape(-1)
+    )
+    assert torch.equal(padded.reshape(-1, 32), packed)
+
+
+def test_gradcheck():
+    ids, parameters = make((2, 3), 5, torch.float64)
+    state = rng.new_rng("cpu")
+
+    def function(*t):
+        return embedding_sum_norm(ids[0] + 1, *t, segment_ids=ids[2], eps=1e-5, dropout_p=0.3, rng=state, padding_idx=PAD)
+
+    ids[0].clamp_(max=VOCABULARY - 2)
+    assert torch.autograd.gradcheck(function, leaves(parameters))
+
+
+def test_repeats_and_threads():
+    ids, parameters = make((16, 40), 257, torch.float32)
+    parameters = leaves(parameters)
+    state = rng.new_rng("cpu")
+
+    def step():
+        y = embedding_sum_norm(ids[0], *parameters, segment_ids=ids[2], dropout_p=0.1, rng=state)
+        return [y, *torch.autograd.grad(y.square().sum(), parameters)]
+
+    first, threads = step(), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert all(torch.equal(a, b) for a, b in zip(first, step(), strict=True))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_opcheck_and_compile():
+    ids, parameters = make((2, 5), 24, torch.float32)
+    flat = [i.reshape(-1) for i in ids]
+    state = rng.new_rng("cpu")
+    torch.library.opcheck(torch.ops.bertfast.embedding_sum_norm_fwd.default, (*flat, *leaves(parameters), PAD, EPS, 0.1, state))
+    y, mean, rstd = torch.ops.bertfast.embedding_sum_norm_fwd(*flat, *parameters, PAD, EPS, 0.1, state)
+    torch.library.opcheck(
+        torch.ops.bertfast.embedding_sum_norm_bwd.default, (y, *flat, *parameters[:-1], mean, rstd, PAD, 0.1, state)
+    )
+    compiled = torch.compile(lambda i, *t: embedding_sum_norm(i, *t), fullgraph=True, backend="aot_eager")
+    trainable = leaves(parameters)
+    compiled(ids[0], *trainable).square().sum().backward()
+    assert all(t.grad is not None for t in trainable)
+
+
+@pytest.mark.parametrize(("bad", "where"), [(-1, 0), (VOCABULARY, 6), (2**40, 3)])
+def test_bad_word_id_is_named(implementation, bad, where):
+    ids, parameters = make((1, 7), 16, torch.float32)
+    flat = [i.reshape(-1).clone() for i in ids]
+    flat[0][where] = bad
+    with pytest.raises(IndexError, match=rf"input_ids holds {bad} at flattened position {where}, .* {VOCABULARY} rows"):
+        implementation.embedding_sum_norm_fwd(*flat, *parameters, PAD, EPS, 0.0, None)
+
+
+def test_other_bad_input():
+    ids, parameters = make((1, 7), 16, torch.float32)
+    with pytest.raises(IndexError, match="segment_ids holds 2"):
+        embedding_sum_norm(ids[0], *parameters, segment_ids=torch.full((1, 7), 2))
+    with pytest.raises(ValueError, match="the sequence has 65 tokens but the model has 64 positions"):
+        embedding_sum_norm(torch.zeros(1, 65, dtype=torch.long), *parameters)
+    with pytest.raises(ValueError, match="table position"):
+        embedding_sum_norm(ids[0], parameters[0], parameters[1].double(), *parameters[2:])

@@ -1,0 +1,38 @@
+"""Who owns each (op, device): one list, so that a second registration or a kernel that went missing is noticed."""
+
+import pytest
+import torch
+
+import bertfast.ops  # noqa: F401  defines the ops
+from bertfast import _ext, _library
+
+# Composites of GEMMs and owned ops: Python on every device, so no kernel of their own.
+COMPOSITES = {"linear_fwd", "linear_bwd", "linear_gelu_fwd", "linear_gelu_bwd"}
+
+
+def owns(name: str, key: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"bertfast::{name}", key)
+
+
+@pytest.mark.parametrize("name", _library.names())
+def test_cpu_owner_is_cpp(name):
+    if _ext.load() is None:
+        pytest.skip(f"no C++ kernels: {_ext.why_absent()}")
+    assert owns(name, "CPU") == (name not in COMPOSITES)
+
+
+@pytest.mark.parametrize("name", _library.names())
+def test_reference_and_fake_exist(name):
+    assert owns(name, "CompositeExplicitAutograd")
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"bertfast_reference::{name}", "CompositeExplicitAutograd")
+    assert torch._library.simple_registry.singleton.find(f"bertfast::{name}").fake_impl.kernel is not None
+
+
+@pytest.mark.parametrize("name", [n for n in _library.names() if n.endswith("_fwd")])
+def test_forward_ops_are_differentiable_or_covered(name):
+    # bias_gelu_fwd is only called inside linear_gelu, whose formula covers it.
+    assert owns(name, "Autograd") or name == "bias_gelu_fwd"
+
+
+def test_no_kernel_claims_a_gpu_it_never_ran_on():
+    assert not [name for name in _library.names() if owns(name, "CUDA")]

@@ -1,0 +1,63 @@
+"""What `import bertfast` may need: torch, and nothing else. Each case runs in a fresh process."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+def python(code: str, **environment: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.strip()
+
+
+def without(module: str) -> str:
+    """Code that makes `import module` fail, as on a machine that does not have it."""
+    return f"import sys; sys.modules[{module!r}] = None\n"
+
+
+@pytest.mark.parametrize("module", ["transformers", "triton", "matplotlib", "typer", "rich"])
+def test_import_without(module):
+    python(without(module) + "import bertfast; bertfast.nn.BertLayer; bertfast.ops.attention")
+
+
+def test_import_does_not_pull_in_optional_packages():
+    code = "import torch, sys; before = set(sys.modules); import bertfast; print(sorted({'transformers','triton','matplotlib','typer'} & (set(sys.modules) - before)))"
+    assert python(code) == "[]"
+
+
+def test_ops_without_extension():
+    code = (
+        "import torch, bertfast; from bertfast import _ext; assert _ext.load() is None; assert 'BERTFAST_DISABLE_EXT' in _ext.why_absent();"
+        "x = torch.randn(3, 8, requires_grad=True); bertfast.ops.dropout_add_norm(x, x, torch.ones(8), torch.zeros(8)).sum().backward();"
+        "print(x.grad.shape)"
+    )
+    assert python(code, BERTFAST_DISABLE_EXT="1") == "torch.Size([3, 8])"
+
+
+def test_optimize_without_transformers_says_what_to_install():
+    code = without("transformers") + (
+        "import bertfast, torch\ntry:\n    bertfast.optimize(torch.nn.Linear(2, 2))\nexcept ImportError as error:\n    print(error)"
+    )
+    assert "bertfast[hf]" in python(code)
+
+
+def test_broken_extension_names_both_versions(tmp_path):
+    # A _C that is found but does not load must not become a silent fallback.
+    code = (
+        "import sys, torch, importlib.util, types\n"
+        "import bertfast._ext as e\n"
+        "e._module = None\n"
+        "sys.modules['bertfast._C'] = None\n"
+        "import bertfast; delattr(bertfast, '_C') if hasattr(bertfast, '_C') else None\n"
+        "importlib.util.find_spec = lambda name: True\n"
+        "sys.modules['bertfast._build_info'] = types.SimpleNamespace(TORCH='9.9.9')\n"
+        "bertfast._build_info = sys.modules['bertfast._build_info']\n"
+        "try:\n    e.load()\nexcept ImportError as error:\n    print(error)"
+    )
+    message = python(code)
+    assert "9.9.9" in message
+    assert "torch" in message
+    assert "pip install" in message

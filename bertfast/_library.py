@@ -6,7 +6,6 @@ tests compare against; it is no switch that user code turns.
 """
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ REFERENCE_NAMESPACE = "bertfast_reference"
 
 _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 _REFERENCE_LIBRARY = torch.library.Library(REFERENCE_NAMESPACE, "FRAGMENT")
-_NAMES: list[str] = []
+_OVERLOADS: dict[str, torch._ops.OpOverload] = {}
 
 # Every op is a pure function of its tensors, so opcheck, functionalisation and CUDA graphs may treat it as one.
 _TAGS = (torch.Tag.pt2_compliant_tag,)
@@ -27,7 +26,7 @@ def define(schema: str) -> None:
     name = schema.split("(", 1)[0]
     _LIBRARY.define(schema, tags=_TAGS)
     _REFERENCE_LIBRARY.define(schema, tags=_TAGS)
-    _NAMES.append(name)
+    _OVERLOADS[name] = getattr(getattr(torch.ops, NAMESPACE), name).default
 
 
 def reference(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -62,12 +61,11 @@ def differentiate(name: str, backward: Callable[..., Any], setup_context: Callab
     torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
 
 
-@cache
 def op(name: str) -> torch._ops.OpOverload:
-    """The `.default` overload of `bertfast::name`; resolving it once saves a microsecond on every call."""
-    return getattr(getattr(torch.ops, NAMESPACE), name).default
+    """The `.default` overload of `bertfast::name`, resolved once: that saves a microsecond on every call."""
+    return _OVERLOADS[name]
 
 
 def names() -> tuple[str, ...]:
     """Every op defined so far, in order of definition."""
-    return tuple(_NAMES)
+    return tuple(_OVERLOADS)

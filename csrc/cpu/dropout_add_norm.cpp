@@ -83,7 +83,7 @@ Gradients backward(const at::Tensor& dy_in, const at::Tensor& x_in, const Option
                              row_dropout(dropout_p, rng),
                              dx.mutable_data_ptr(),
                              residual ? dresidual.mutable_data_ptr() : nullptr};
-  const at::Tensor sums = reduce_rows(x.size(0), x.size(1), [&](float* partial, int64_t begin, int64_t end) {
+  const at::Tensor sums = reduce_rows(3, x.size(0), x.size(1), [&](float* partial, int64_t begin, int64_t end) {
     norm_kernels().add_norm_gradient(storage_of(x), storage_of(dy), work, partial, begin, end);
   });
   const at::Tensor dbias = bias ? sums[2].to(bias->scalar_type()).clone() : at::empty({0}, x.options());

@@ -139,7 +139,7 @@ Gradients backward(const at::Tensor& dy_in, const at::Tensor& input_ids, const a
   // The kernel only reads the statistics; the struct is shared with forward, which writes them.
   work.forward.mean = const_cast<float*>(mean_c.const_data_ptr<float>());
   work.forward.rstd = const_cast<float*>(rstd_c.const_data_ptr<float>());
-  const at::Tensor sums = reduce_rows(in.tokens, in.cols, [&](float* partial, int64_t begin, int64_t end) {
+  const at::Tensor sums = reduce_rows(3, in.tokens, in.cols, [&](float* partial, int64_t begin, int64_t end) {
     norm_kernels().embedding_norm_gradient(storage_of(word), work, partial, begin, end);
   });
   return {table_gradient(in.ids[0], dz, in.tables[0], padding_idx), table_gradient(in.ids[1], dz, in.tables[1], -1),

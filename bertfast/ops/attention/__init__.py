@@ -1,0 +1,3 @@
+from bertfast.ops.attention.op import attention, attention_padded
+
+__all__ = ["attention", "attention_padded"]

@@ -1,0 +1,3 @@
+from bertfast.ops.linear.op import linear
+
+__all__ = ["linear"]

@@ -1,0 +1,74 @@
+"""linear: a Linear layer whose products go to the fastest library there is for this processor and dtype."""
+
+from torch import Tensor
+
+from bertfast import _library
+from bertfast.ops.linear import reference
+
+_library.define("linear_fwd(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
+_library.define(
+    "linear_bwd(Tensor dy, Tensor x, Tensor weight, bool has_bias, bool needs_dx, bool needs_dweight) "
+    "-> (Tensor dx, Tensor dweight, Tensor dbias)"
+)
+_library.reference("linear_fwd")(reference.forward)
+_library.reference("linear_bwd")(reference.backward)
+
+
+@_library.fake("linear_fwd")
+def _(x, weight, bias):
+    return x.new_empty(x.shape[0], weight.shape[0])
+
+
+@_library.fake("linear_bwd")
+def _(dy, x, weight, has_bias, needs_dx, needs_dweight):
+    return (
+        dy.new_empty(x.shape if needs_dx else (0,)),
+        dy.new_empty(weight.shape if needs_dweight else (0,)),
+        dy.new_empty((weight.shape[0],) if has_bias else (0,)),
+    )
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    x, weight, bias = inputs
+    ctx.save_for_backward(x, weight)
+    ctx.has_bias = bias is not None
+
+
+def _backward(ctx, dy):
+    x, weight = ctx.saved_tensors
+    needs_dx, needs_dweight, _ = ctx.needs_input_grad
+    dx, dweight, dbias = _library.op("linear_bwd")(dy.contiguous(), x, weight, ctx.has_bias, needs_dx, needs_dweight)
+    return dx if needs_dx else None, dweight if needs_dweight else None, dbias if ctx.has_bias else None
+
+
+_library.differentiate("linear_fwd", _backward, _setup_context)
+
+
+def check_shapes(name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """ValueError unless x [..., K], weight [N, K] and bias [N] belong together and share a dtype."""
+    if weight.dim() != 2 or x.shape[-1] != weight.shape[1] or (bias is not None and bias.shape != weight.shape[:1]):
+        raise ValueError(
+            f"{name}: x {tuple(x.shape)}, weight {tuple(weight.shape)} and bias {None if bias is None else tuple(bias.shape)} "
+            "do not fit x [..., K], weight [N, K], bias [N]"
+        )
+    if x.dtype != weight.dtype or (bias is not None and bias.dtype != weight.dtype):
+        raise ValueError(f"{name}: x is {x.dtype} but the weight is {weight.dtype}; cast one of them")
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T + b, as `torch.nn.functional.linear`.
+
+    Args:
+        x: [..., K].
+        weight: [N, K] of x's dtype.
+        bias: [N] or None.
+
+    Returns:
+        [..., N] in x's dtype.
+
+    Raises:
+        ValueError: on shapes or dtypes that do not belong together.
+    """
+    check_shapes("linear", x, weight, bias)
+    y = _library.op("linear_fwd")(x.reshape(-1, x.shape[-1]).contiguous(), weight, bias)
+    return y.view(*x.shape[:-1], weight.shape[0])

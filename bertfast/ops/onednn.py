@@ -1,0 +1,88 @@
+"""The only file that touches torch's private oneDNN entry points, each with a plain fallback.
+
+Two gains are behind them. Weights reordered once ("prepacked") make fp32 products about 1.1 to 2 times as fast as
+`F.linear`, and bias and exact-erf GELU ride along. And where MKL is not on an Intel processor its fp32 product runs at half
+of oneDNN's rate, so unpacked products of training go to oneDNN there too (measured on AMD Zen 5: 190 against 420 GFLOP/s).
+"""
+
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ACTIVATIONS = ("none", "gelu", "gelu_tanh")
+
+
+@cache
+def available() -> bool:
+    """Whether this torch has the entry points and oneDNN is switched on."""
+    return (
+        torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+    )
+
+
+@cache
+def prefers_unpacked() -> bool:
+    """Whether oneDNN beats the BLAS behind `F.linear` on fp32 weights as they are: on processors that are not Intel's."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            return available() and "GenuineIntel" not in file.read()
+    except OSError:
+        return False
+
+
+def _usable(*tensors: Tensor) -> bool:
+    return (
+        not torch.compiler.is_compiling()
+        and all(type(t) in (Tensor, torch.nn.Parameter) and t.device.type == "cpu" and t.numel() > 0 for t in tensors)
+        and all(t.dtype == torch.float32 for t in tensors)
+        and prefers_unpacked()
+    )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [..., K] times weight [N, K] transposed, plus bias [N]. No autograd of its own."""
+    if _usable(x, weight):
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "none")
+    return F.linear(x, weight, bias)
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """a [M, K] times b [K, N], either of which may be a transposed view. No autograd of its own."""
+    if _usable(a, b):
+        return torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "none")
+    return a @ b
+
+
+def can_prepack(weight: Tensor) -> bool:
+    """Whether `prepack` takes this weight: a dense fp32 or bf16 matrix on a CPU."""
+    return (
+        available()
+        and weight.device.type == "cpu"
+        and weight.dtype in (torch.float32, torch.bfloat16)
+        and weight.dim() == 2
+        and weight.numel() > 0
+        and (weight.dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    )
+
+
+def prepack(weight: Tensor) -> Tensor:
+    """A reordered copy of weight [N, K], of the same size in memory; opaque, for `linear_packed` only."""
+    # The layout is chosen for this many rows; 1024 measured within 2 % of the exact count from 16 rows up.
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 1024)
+
+
+def linear_packed(x: Tensor, packed: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    """The product of x [T, K] with a prepacked weight, bias and activation ("none", "gelu", "gelu_tanh") fused."""
+    if activation == "none":
+        return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "none")
+    return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "gelu", [], "tanh" if activation == "gelu_tanh" else "none")
+
+
+def linear_activated(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    """The same from the plain weight, for where nothing can be prepacked."""
+    y = linear(x, weight, bias)
+    return y if activation == "none" else F.gelu(y, approximate="tanh" if activation == "gelu_tanh" else "none")

@@ -1,0 +1,112 @@
+"""packing: real tokens of a padded batch, moved out once before a stack of layers and back once after it."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bertfast import _library
+from bertfast.ops.packing import reference
+
+_library.define("pack_mask(Tensor mask) -> (Tensor indices, Tensor cu_seqlens)")
+_library.define("unpad(Tensor x, Tensor indices) -> Tensor")
+_library.define("repad(Tensor x, Tensor indices, SymInt rows) -> Tensor")
+_library.reference("pack_mask")(reference.pack_mask)
+_library.reference("unpad")(reference.unpad)
+_library.reference("repad")(reference.repad)
+
+
+@_library.fake("pack_mask")
+def _(mask):
+    tokens = torch.library.get_ctx().new_dynamic_size()
+    return mask.new_empty(tokens, dtype=torch.int64), mask.new_empty(mask.shape[0] + 1, dtype=torch.int32)
+
+
+@_library.fake("unpad")
+def _(x, indices):
+    return x.new_empty(indices.shape[0], x.shape[1])
+
+
+@_library.fake("repad")
+def _(x, indices, rows):
+    return x.new_empty(rows, x.shape[1])
+
+
+def _unpad_setup(ctx, inputs, output) -> None:
+    x, indices = inputs
+    ctx.rows = x.shape[0]
+    ctx.save_for_backward(indices)
+
+
+def _unpad_backward(ctx, dy):
+    (indices,) = ctx.saved_tensors
+    return _library.op("repad")(dy.contiguous(), indices, ctx.rows), None
+
+
+def _repad_setup(ctx, inputs, output) -> None:
+    ctx.save_for_backward(inputs[1])
+
+
+def _repad_backward(ctx, dy):
+    (indices,) = ctx.saved_tensors
+    return _library.op("unpad")(dy.contiguous(), indices), None, None
+
+
+_library.differentiate("unpad", _unpad_backward, _unpad_setup)
+_library.differentiate("repad", _repad_backward, _repad_setup)
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where the real tokens of a padded batch [B, S] are.
+
+    Attributes:
+        indices: [T] int64, positions of the real tokens in the flattened batch, rising.
+        cu_seqlens: [B + 1] int32, where each sequence begins among the packed tokens.
+        max_seqlen: tokens of the longest sequence.
+        batch, seqlen: B and S.
+    """
+
+    indices: Tensor
+    cu_seqlens: Tensor
+    max_seqlen: int
+    batch: int
+    seqlen: int
+
+
+def pack(mask: Tensor) -> Packing:
+    """The packing of a mask [B, S], true (or non-zero) at real tokens: right or left padding, holes, empty rows alike.
+
+    Raises:
+        ValueError: unless the mask has two dimensions.
+    """
+    if mask.dim() != 2:
+        raise ValueError(f"pack: the mask must be [B, S], got {tuple(mask.shape)}")
+    indices, cu_seqlens = _library.op("pack_mask")(mask.to(torch.bool))
+    longest = int((cu_seqlens[1:] - cu_seqlens[:-1]).max()) if mask.shape[0] else 0
+    return Packing(indices, cu_seqlens, longest, mask.shape[0], mask.shape[1])
+
+
+def unpad(x: Tensor, packing: Packing) -> Tensor:
+    """The real tokens of x [B, S, ...] as [T, ...]. Its gradient is `repad`.
+
+    Raises:
+        ValueError: where x does not begin with the packing's B and S.
+    """
+    if x.shape[:2] != (packing.batch, packing.seqlen):
+        raise ValueError(f"unpad: x is {tuple(x.shape)} but the packing is of a {packing.batch} x {packing.seqlen} batch")
+    rows = x.flatten(0, 1)
+    rows = rows.flatten(1) if rows.dim() > 1 else rows[:, None]
+    return _library.op("unpad")(rows, packing.indices).view(packing.indices.shape[0], *x.shape[2:])
+
+
+def repad(x: Tensor, packing: Packing) -> Tensor:
+    """Packed tokens x [T, ...] back in their places in [B, S, ...], zeros at padding. Its gradient is `unpad`.
+
+    Raises:
+        ValueError: where x does not have the packing's number of tokens.
+    """
+    if x.shape[0] != packing.indices.shape[0]:
+        raise ValueError(f"repad: x has {x.shape[0]} rows but the packing has {packing.indices.shape[0]} tokens")
+    rows = _library.op("repad")(x.flatten(1) if x.dim() > 1 else x[:, None], packing.indices, packing.batch * packing.seqlen)
+    return rows.view(packing.batch, packing.seqlen, *x.shape[1:])

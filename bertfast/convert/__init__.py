@@ -1,0 +1,13 @@
+"""The drop-in for Hugging Face models: optimize, restore, report."""
+
+try:
+    import transformers  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "bertfast.optimize works on Hugging Face models and needs transformers: pip install 'bertfast[hf]'"
+    ) from error
+
+from bertfast.convert.optimize import UnsupportedModelError, optimize, restore
+from bertfast.convert.report import Report, report
+
+__all__ = ["Report", "UnsupportedModelError", "optimize", "report", "restore"]

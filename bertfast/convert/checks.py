@@ -1,0 +1,174 @@
+"""Why a module, or one call of it, cannot take the fast path. Every function returns None or a reason in plain words."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+from transformers.models.bert import modeling_bert as hf
+
+try:
+    from transformers.utils.output_capturing import _active_collector
+except ImportError:  # transformers before the collector patched `forward` on instances, which `_plain` notices
+    _active_collector = None
+
+# Activation classes of transformers and torch, to the `approximate` argument of GELU.
+_ACTIVATIONS = {"GELUActivation": "none", "GELUTanh": "tanh", "NewGELUActivation": "tanh"}
+
+KERNEL_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def collected() -> frozenset[str]:
+    """What the caller asked transformers to record in this call: "hidden_states", "attentions" or nothing."""
+    if _active_collector is None:
+        return frozenset()
+    # A context variable cannot be traced; transformers keeps a plain copy for that case.
+    active = _active_collector.global_var if torch.compiler.is_compiling() else _active_collector.get()
+    return frozenset(active or ())
+
+
+def _foreign(hooks: dict[int, Any]) -> bool:
+    """Whether any hook is not the one transformers leaves on modules after the first recorded call."""
+    return any(getattr(hook, "__name__", "") != "output_capturing_hook" for hook in hooks.values())
+
+
+def hook_reason(module: nn.Module, name: str) -> str | None:
+    """A user's hooks, or a patched forward, on `module` itself."""
+    if module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks or _foreign(module._forward_hooks):
+        return f"{name} has hooks"
+    if "forward" in module.__dict__:
+        return f"the forward of {name} was replaced"
+    return None
+
+
+def _global_hooks() -> bool:
+    return bool(
+        torch_module._global_forward_hooks
+        or torch_module._global_forward_pre_hooks
+        or torch_module._global_backward_hooks
+        or torch_module._global_backward_pre_hooks
+    )
+
+
+def _plain(module: nn.Module, kind: type, name: str) -> str | None:
+    """`module` is exactly `kind`, unhooked, and its parameters are ordinary tensors."""
+    if type(module) is not kind:
+        return f"{name} is {type(module).__name__}, not a plain {kind.__name__}"
+    reason = hook_reason(module, name)
+    if reason is not None:
+        return reason
+    for parameter in module._parameters.values():
+        if parameter is not None and (type(parameter) not in (nn.Parameter, Tensor) or parameter.is_meta):
+            return f"the weights of {name} are {'on the meta device' if parameter.is_meta else type(parameter).__name__}"
+    return None
+
+
+def approximate_of(activation: Any) -> str | None:
+    """The `approximate` of a GELU, "none" or "tanh"; None for any other activation."""
+    if isinstance(activation, nn.GELU):
+        return activation.approximate
+    return _ACTIVATIONS.get(type(activation).__name__)
+
+
+def layer_reason(layer: Any) -> str | None:
+    """What about a BertLayer as it stands now keeps it from the fast path."""
+    if layer.is_decoder or layer.add_cross_attention:
+        return "it is a decoder layer"
+    if layer.chunk_size_feed_forward:
+        return "chunk_size_feed_forward is set"
+    if _global_hooks():
+        return "global module hooks are registered"
+    attention = layer.attention
+    parts = (
+        (attention, hf.BertAttention, "attention"),
+        (attention.self, hf.BertSelfAttention, "attention.self"),
+        (attention.self.query, nn.Linear, "attention.self.query"),
+        (attention.self.key, nn.Linear, "attention.self.key"),
+        (attention.self.value, nn.Linear, "attention.self.value"),
+        (attention.self.dropout, nn.Dropout, "attention.self.dropout"),
+        (attention.output, hf.BertSelfOutput, "attention.output"),
+        (attention.output.dense, nn.Linear, "attention.output.dense"),
+        (attention.output.LayerNorm, nn.LayerNorm, "attention.output.LayerNorm"),
+        (attention.output.dropout, nn.Dropout, "attention.output.dropout"),
+        (layer.intermediate, hf.BertIntermediate, "intermediate"),
+        (layer.intermediate.dense, nn.Linear, "intermediate.dense"),
+        (layer.output, hf.BertOutput, "output"),
+        (layer.output.dense, nn.Linear, "output.dense"),
+        (layer.output.LayerNorm, nn.LayerNorm, "output.LayerNorm"),
+        (layer.output.dropout, nn.Dropout, "output.dropout"),
+    )
+    for module, kind, name in parts:
+        reason = _plain(module, kind, name)
+        if reason is not None:
+            return reason
+    activation = layer.intermediate.intermediate_act_fn
+    if approximate_of(activation) is None:
+        return f"its activation is {getattr(activation, '__name__', type(activation).__name__)}, not GELU"
+    # Pruned or partly frozen layers may have dropped one of these; the kernels take all of them.
+    if attention.self.query.bias is None or layer.intermediate.dense.bias is None:
+        return "a Linear has no bias"
+    return None
+
+
+def tensor_reason(x: Tensor) -> str | None:
+    """Device and dtype that the kernels take; float16 and float64 are faster in stock PyTorch than in our references."""
+    if x.device.type != "cpu":
+        return f"no {x.device.type} kernel has landed yet"
+    if x.dtype not in KERNEL_DTYPES:
+        return f"hidden states are {x.dtype}; the kernels take float32 and bfloat16"
+    if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") not in KERNEL_DTYPES:
+        return f"autocast is to {torch.get_autocast_dtype('cpu')}"
+    if type(x) not in (Tensor, nn.Parameter) and not torch.compiler.is_compiling():
+        return f"hidden states are {type(x).__name__}"
+    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
+        return "a functorch transform is active"
+    return None
+
+
+def mask_reason(mask: Any, x: Tensor, implementation: str) -> str | None:
+    """Masks that `ops.attention_padded` treats as transformers' own attention would."""
+    if mask is None:
+        return None
+    if type(mask) not in (Tensor, nn.Parameter) and not torch.compiler.is_compiling():
+        return f"the attention mask is {type(mask).__name__}"
+    if mask.dim() != 4:
+        return f"the attention mask that reached the encoder has {mask.dim()} dimensions, not 4"
+    if mask.requires_grad:
+        return "the attention mask needs a gradient"
+    if mask.dtype == torch.bool:
+        # Eager attention adds a boolean mask as 0 and 1, which masks nothing: stock behaviour, so stock code.
+        return "a boolean 4-D mask under eager attention" if implementation == "eager" else None
+    return None if mask.is_floating_point() else f"the attention mask is {mask.dtype}"
+
+
+def key_padding(mask: Tensor | None, batch: int, seqlen: int) -> Tensor | None:
+    """The real tokens [B, S] that a 4-D mask describes, if it is the same for every query and head and only masks or not."""
+    if mask is None or mask.shape[1] != 1:
+        return None
+    if mask.shape[2] != 1 and mask.stride(2) != 0 and not torch.equal(mask, mask[:, :, :1].expand_as(mask)):
+        return None
+    row = mask[:, 0, 0, :]
+    if mask.dtype != torch.bool:
+        real = row == 0
+        if not bool((real | (row <= torch.finfo(row.dtype).min / 2)).all()):
+            return None
+        row = real
+    return row.expand(batch, seqlen)
+
+
+def embeddings_reason(module: Any) -> str | None:
+    """What about a BertEmbeddings as it stands now keeps it from the fast path."""
+    if _global_hooks():
+        return "global module hooks are registered"
+    for name in ("word_embeddings", "position_embeddings", "token_type_embeddings"):
+        table = getattr(module, name)
+        reason = _plain(table, nn.Embedding, name)
+        if reason is not None:
+            return reason
+        if table.max_norm is not None or table.scale_grad_by_freq or table.sparse:
+            return f"{name} uses max_norm, scale_grad_by_freq or sparse gradients"
+        if name != "word_embeddings" and table.padding_idx is not None:
+            return f"{name} has a padding_idx"
+    if not module.word_embeddings.weight.dtype == module.position_embeddings.weight.dtype == module.token_type_embeddings.weight.dtype:
+        return "the tables have several dtypes"
+    return _plain(module.LayerNorm, nn.LayerNorm, "LayerNorm") or _plain(module.dropout, nn.Dropout, "dropout")

@@ -1,0 +1,231 @@
+"""The classes that optimize() swaps in. None has an __init__, parameters or buffers of its own: a swapped module is the
+stock module with another forward, so checkpointing, deepcopy, pickle, state_dict and hooks go on as they were.
+
+The one thing kept on an instance is `_bertfast`, a dict of plain options; counts of what each call did are kept beside
+the modules, in a weak dictionary.
+"""
+
+from collections import Counter
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+from transformers.models.bert import modeling_bert as hf
+
+from bertfast import ops
+from bertfast.convert import checks
+from bertfast.nn.core import Layout, Packed, Padded, attention_block, mlp_block
+from bertfast.nn.modules import embed
+
+FAST = "fast"
+UNPADDED = "fast, padding removed"
+_calls: "WeakKeyDictionary[nn.Module, Counter[str]]" = WeakKeyDictionary()
+
+
+def count(module: nn.Module, outcome: str) -> None:
+    """Note what a call of `module` did, for report(); nothing while compiling, which runs Python only once."""
+    if torch.compiler.is_compiling():
+        return
+    counter = _calls.get(module)
+    if counter is None:
+        counter = _calls.setdefault(module, Counter())
+    counter[outcome] += 1
+
+
+def calls(module: nn.Module) -> dict[str, int]:
+    """How often each outcome came about since optimize()."""
+    return dict(_calls.get(module, {}))
+
+
+def forget(module: nn.Module) -> None:
+    _calls.pop(module, None)
+
+
+def option(module: nn.Module, name: str) -> Any:
+    return module.__dict__.get("_bertfast", {}).get(name)
+
+
+class FastBertEmbeddings(hf.BertEmbeddings):
+    """BertEmbeddings through the fused kernel; anything unusual goes to the stock forward."""
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        past_key_values_length: int = 0,
+    ) -> Tensor:
+        reason = self._reason(input_ids, inputs_embeds, past_key_values_length)
+        if reason is not None:
+            count(self, reason)
+            return super().forward(input_ids, token_type_ids, position_ids, inputs_embeds, past_key_values_length)
+        count(self, FAST)
+        return embed(self, input_ids, token_type_ids, position_ids)
+
+    def _reason(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, past: int) -> str | None:
+        if input_ids is None or inputs_embeds is not None:
+            return "inputs_embeds were given"
+        if past:
+            return "a key-value cache is in use"
+        if input_ids.dim() != 2 or input_ids.numel() == 0:
+            return f"input_ids have shape {tuple(input_ids.shape)}"
+        return checks.tensor_reason(self.word_embeddings.weight) or checks.embeddings_reason(self)
+
+
+class FastBertLayer(hf.BertLayer):
+    """BertLayer through the fused core, on padded tokens or, called by FastBertEncoder, on packed ones."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Any = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        if isinstance(attention_mask, Packed):  # the encoder has checked every layer already
+            count(self, UNPADDED)
+            return self._fast(hidden_states, attention_mask)
+        reason = self._reason(hidden_states, attention_mask, encoder_hidden_states, past_key_values, kwargs)
+        if reason is not None:
+            count(self, reason)
+            return super().forward(
+                hidden_states,
+                attention_mask,
+                encoder_hidden_states,
+                encoder_attention_mask=encoder_attention_mask,
+                past_key_values=past_key_values,
+                **kwargs,
+            )
+        count(self, FAST)
+        return self._fast(hidden_states, Padded(attention_mask))
+
+    def _reason(self, x: Tensor, mask: Any, encoder_hidden_states: Any, past_key_values: Any, kwargs: dict) -> str | None:
+        if encoder_hidden_states is not None:
+            return "cross-attention"
+        if past_key_values is not None:
+            return "a key-value cache is in use"
+        if kwargs.get("output_attentions") or "attentions" in checks.collected():
+            return "attentions were asked for"
+        if x.dim() != 3 or x.numel() == 0:
+            return f"hidden states have shape {tuple(x.shape)}"
+        implementation = self.attention.self.config._attn_implementation
+        return checks.tensor_reason(x) or checks.mask_reason(mask, x, implementation) or checks.layer_reason(self)
+
+    def _fast(self, x: Tensor, layout: Layout) -> Tensor:
+        attention, training = self.attention, self.training
+        prepack = option(self, "prepack") is not False
+        x = attention_block(
+            x,
+            layout,
+            query=attention.self.query,
+            key=attention.self.key,
+            value=attention.self.value,
+            dense=attention.output.dense,
+            norm=attention.output.LayerNorm,
+            heads=attention.self.num_attention_heads,
+            scale=attention.self.scaling,
+            attention_p=attention.self.dropout.p if training else 0.0,
+            hidden_p=attention.output.dropout.p if training else 0.0,
+            use_prepack=prepack,
+        )
+        return mlp_block(
+            x,
+            up=self.intermediate.dense,
+            down=self.output.dense,
+            norm=self.output.LayerNorm,
+            approximate=checks.approximate_of(self.intermediate.intermediate_act_fn) or "none",
+            hidden_p=self.output.dropout.p if training else 0.0,
+            use_prepack=prepack,
+        )
+
+
+class FastBertEncoder(hf.BertEncoder):
+    """BertEncoder that takes the padding out once before the stack and puts it back once after it.
+
+    Positions that the mask calls padding come back as zeros, as they do with transformers' own flash attention.
+    """
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Any = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        reason = self._reason(hidden_states, attention_mask, encoder_hidden_states, past_key_values, kwargs)
+        packing = None
+        if reason is None:
+            real = checks.key_padding(attention_mask, *hidden_states.shape[:2])
+            reason, packing = self._pack(attention_mask, real)
+        if reason is not None:
+            count(self, f"kept padded: {reason}")
+            return super().forward(
+                hidden_states,
+                attention_mask,
+                encoder_hidden_states,
+                encoder_attention_mask=encoder_attention_mask,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                **kwargs,
+            )
+        count(self, UNPADDED)
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=self._run(hidden_states, packing, kwargs))
+
+    def _reason(self, x: Tensor, mask: Any, encoder_hidden_states: Any, past_key_values: Any, kwargs: dict) -> str | None:
+        """Why this call stays padded, apart from what the mask says."""
+        if option(self, "unpad") is False:
+            return "unpad=False"
+        if torch.compiler.is_compiling():
+            return "torch.compile needs shapes that do not depend on data"
+        if encoder_hidden_states is not None or past_key_values is not None:
+            return "cross-attention or a key-value cache"
+        asked = checks.collected()
+        if asked or kwargs.get("output_hidden_states") or kwargs.get("output_attentions"):
+            return f"{' and '.join(sorted(asked)) or 'hidden states or attentions'} were asked for"
+        if option(self, "loss_over_padding") and torch.is_grad_enabled():
+            return "the question-answering loss runs over padding too"
+        if x.dim() != 3 or x.numel() == 0:
+            return f"hidden states have shape {tuple(x.shape)}"
+        reason = checks.tensor_reason(x) or checks.mask_reason(mask, x, self.config._attn_implementation)
+        if reason is not None:
+            return reason
+        for i, layer in enumerate(self.layer):
+            if type(layer) is not FastBertLayer:
+                return f"layer {i} is {type(layer).__name__}"
+            reason = checks.hook_reason(layer, f"layer {i}") or checks.layer_reason(layer)
+            if reason is not None:
+                return f"layer {i}: {reason}" if not reason.startswith("layer") else reason
+        return None
+
+    def _pack(self, mask: Tensor | None, real: Tensor | None) -> tuple[str | None, ops.Packing | None]:
+        if mask is None:
+            return None, None
+        if real is None:
+            return "the mask is more than padding", None
+        if bool(real.all()):
+            return None, None
+        if option(self, "first_token_read") and not bool(real[:, 0].all()):
+            return "the pooler reads position 0, which is padding in some sequence", None
+        packing = ops.pack(real)
+        return ("no token is real", None) if packing.indices.numel() == 0 else (None, packing)
+
+    def _run(self, x: Tensor, packing: ops.Packing | None, kwargs: dict) -> Tensor:
+        batch, seqlen, size = x.shape
+        if packing is None:
+            bounds = torch.arange(0, batch * seqlen + 1, seqlen, dtype=torch.int32, device=x.device)
+            layout = Packed(bounds, seqlen)
+            packed = x.reshape(-1, size)
+        else:
+            layout = Packed(packing.cu_seqlens, packing.max_seqlen)
+            packed = ops.unpad(x, packing)
+        for layer in self.layer:
+            packed = layer(packed, layout, **kwargs)
+        return packed.view(batch, seqlen, size) if packing is None else ops.repad(packed, packing)

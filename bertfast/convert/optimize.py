@@ -1,0 +1,98 @@
+"""optimize() and restore(): swap classes in place, and swap them back."""
+
+from typing import TypeVar
+
+from torch import nn
+from transformers.models.bert.modeling_bert import BertForQuestionAnswering, BertModel
+
+from bertfast.convert import layers
+from bertfast.convert.families import FAMILIES, STOCK, SWAPS
+from bertfast.nn import prepack as prepack_cache
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class UnsupportedModelError(ValueError):
+    """The model holds nothing that optimize() knows, or something it would compute wrongly."""
+
+
+def _is_decoder(module: nn.Module) -> bool:
+    config = getattr(module, "config", None)
+    return bool(getattr(module, "is_decoder", False) or getattr(config, "is_decoder", False))
+
+
+def _check(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"bertfast.optimize takes a torch.nn.Module, got {type(model).__name__}")
+    for name, parameter in model.named_parameters():
+        if type(parameter).__name__ == "DTensor" or type(parameter.data).__name__ == "DTensor":
+            raise UnsupportedModelError(f"{name} is a DTensor already: call bertfast.optimize before fully_shard")
+    for module in model.modules():
+        if type(module) not in SWAPS and type(module) not in STOCK:
+            continue
+        config = getattr(module, "config", None)
+        kind = getattr(config, "position_embedding_type", "absolute") or "absolute"
+        if kind != "absolute":
+            raise UnsupportedModelError(
+                f'position_embedding_type is "{kind}": transformers 5 accepts the option but no longer computes it, so neither '
+                "stock nor fast numbers would be the checkpoint's. Use a checkpoint with absolute positions."
+            )
+
+
+def optimize(model: Model, *, unpad: bool = True, prepack: bool = True) -> Model:
+    """Swap the BERT layers inside `model` for fused ones, in place.
+
+    Works on every BERT head class of transformers 5.x and on modules that hold one (sentence-transformers, PEFT, your
+    own). Weights, names and hooks stay as they are; calls that the fast path cannot take go to the stock code, and
+    `report(model)` says why. Calling it twice is the same as calling it once with the later options.
+
+    Args:
+        model: any module with BERT inside. On a CPU the kernels take float32 and bfloat16.
+        unpad: compute real tokens only. Hidden states at padding positions are then zeros, as with transformers' flash
+            attention; heads that would read them (a pooler under left padding, a question-answering loss) stay padded.
+        prepack: keep reordered copies of the weights for inference on a CPU. They take as much memory as the encoder's
+            Linear weights, follow every change of the weights, and go with `restore` or the model.
+
+    Returns:
+        `model` itself.
+
+    Raises:
+        UnsupportedModelError: where nothing inside is a BERT that bertfast knows, positions are relative, or parameters
+            are sharded already.
+    """
+    _check(model)
+    encoder_options: dict[nn.Module, dict[str, bool]] = {}
+    for module in model.modules():
+        if isinstance(module, BertModel):
+            encoder_options.setdefault(module.encoder, {})["first_token_read"] = module.pooler is not None
+        if isinstance(module, BertForQuestionAnswering):
+            encoder_options.setdefault(module.bert.encoder, {})["loss_over_padding"] = True
+    known = [m for m in model.modules() if type(m) in SWAPS or type(m) in STOCK]
+    if not any(type(m) in STOCK or not _is_decoder(m) for m in known):
+        kind = getattr(getattr(model, "config", None), "model_type", None)
+        raise UnsupportedModelError(
+            f"{type(model).__name__}{f' (model_type {kind!r})' if kind else ''} holds no "
+            f"{'encoder' if known else 'module'} that bertfast knows; supported families: {', '.join(FAMILIES)} (encoders only). "
+            "The model was not changed."
+        )
+    for module in known:
+        if _is_decoder(module):
+            continue
+        module.__class__ = SWAPS.get(type(module), type(module))
+        options = {"unpad": unpad, **encoder_options.get(module, {})} if isinstance(module, layers.FastBertEncoder) else {}
+        module.__dict__["_bertfast"] = {"prepack": prepack, **options}
+    if not prepack:
+        prepack_cache.clear(model)
+    return model
+
+
+def restore(model: Model) -> Model:
+    """Undo `optimize` exactly: stock classes, no options, no copies of weights. A model never optimised is left alone."""
+    prepack_cache.clear(model)
+    for module in model.modules():
+        stock = STOCK.get(type(module))
+        if stock is not None:
+            module.__class__ = stock
+            module.__dict__.pop("_bertfast", None)
+            layers.forget(module)
+    return model

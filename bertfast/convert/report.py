@@ -1,0 +1,92 @@
+"""report(): which modules are fast, which are not and why, and what the calls so far did."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from bertfast import _ext
+from bertfast.convert import checks
+from bertfast.convert.families import STOCK, SWAPS
+from bertfast.convert.layers import FastBertEmbeddings, FastBertEncoder, FastBertLayer, calls
+from bertfast.nn import prepack
+
+
+@dataclass(frozen=True)
+class Row:
+    """One module: its name in the model, its stock class, "fast" or "fallback", the reason, and counts of outcomes."""
+
+    name: str
+    kind: str
+    state: str
+    reason: str
+    calls: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `report` returns: print it, or take `to_dict()`."""
+
+    model: str
+    rows: tuple[Row, ...]
+    prepacked_bytes: int
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types throughout, so that json takes it."""
+        return {
+            "model": self.model,
+            "fast": sum(row.state == "fast" for row in self.rows),
+            "modules": [dict(vars(row)) for row in self.rows],
+            "prepacked_bytes": self.prepacked_bytes,
+            "notes": list(self.notes),
+        }
+
+    def __str__(self) -> str:
+        fast = sum(row.state == "fast" for row in self.rows)
+        lines = [f"bertfast: {fast} of {len(self.rows)} BERT modules of {self.model} take the fast path"]
+        width = max((len(row.name) for row in self.rows), default=0)
+        for row in self.rows:
+            outcomes = "; ".join(f"{n} x {what}" for what, n in row.calls.items())
+            lines.append(f"  {row.name:<{width}}  {row.state:<8}  {row.reason or outcomes}")
+            if row.reason and outcomes:
+                lines.append(f"  {'':<{width}}  {'':<8}  {outcomes}")
+        if self.prepacked_bytes:
+            lines.append(f"  prepacked copies of weights: {self.prepacked_bytes / 2**20:.1f} MiB")
+        return "\n".join(lines + [f"  note: {note}" for note in self.notes])
+
+
+def _static_reason(module: nn.Module) -> str:
+    """Why this module cannot be fast as it stands; empty where it can."""
+    if type(module) in SWAPS:
+        decoder = getattr(module, "is_decoder", False) or getattr(getattr(module, "config", None), "is_decoder", False)
+        return "it is a decoder, left untouched" if decoder else "not optimised: call bertfast.optimize(model)"
+    parameter = next(module.parameters(), None)
+    reason = None if parameter is None else checks.tensor_reason(parameter.detach())
+    if reason is None and isinstance(module, FastBertLayer):
+        reason = checks.layer_reason(module)
+    if reason is None and isinstance(module, FastBertEmbeddings):
+        reason = checks.embeddings_reason(module)
+    return reason or ""
+
+
+def report(model: nn.Module) -> Report:
+    """Say of every BERT module inside `model` whether it takes the fast path, and why not; stock or optimised alike.
+
+    An encoder's counts tell how many calls ran without padding and why others stayed padded.
+    """
+    rows = []
+    for name, module in model.named_modules():
+        if type(module) in SWAPS or type(module) in STOCK:
+            reason = _static_reason(module)
+            kind = STOCK.get(type(module), type(module)).__name__
+            rows.append(Row(name or "(model)", kind, "fallback" if reason else "fast", reason, calls(module)))
+    notes = []
+    absent = _ext.why_absent()
+    if absent is not None:
+        notes.append(f"the C++ kernels are missing, so the fast path is slow: {absent}")
+    if not rows:
+        notes.append("there is no BERT module inside; the model was left untouched")
+    if any(isinstance(module, FastBertEncoder) for module in model.modules()):
+        notes.append("where padding is removed, hidden states at padding positions are zeros")
+    return Report(type(model).__name__, tuple(rows), prepack.memory(model), tuple(notes))

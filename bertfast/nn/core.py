@@ -1,0 +1,144 @@
+"""The one post-LN transformer layer: used by bertfast.nn and by the Hugging Face drop-in, on padded and on packed tokens.
+
+A layer is qkv product, attention, output product, dropout_add_norm, two feed-forward products around GELU, dropout_add_norm.
+Without gradients on a CPU the products run from prepacked weights with bias and GELU fused; otherwise they are
+differentiable ops, and the bias of each second product goes to dropout_add_norm, which returns its gradient for nothing.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bertfast import ops
+from bertfast.nn import prepack
+from bertfast.ops.rng import new_rng
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Tokens [T, E] of several sequences: cu_seqlens [B + 1] int32, and a bound on the longest."""
+
+    cu_seqlens: Tensor
+    max_seqlen: int
+
+
+@dataclass(frozen=True)
+class Padded:
+    """Tokens [B, S, E], and a mask as `ops.attention_padded` takes it, or None."""
+
+    mask: Tensor | None = None
+
+
+Layout = Packed | Padded
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of matrix products on x: autocast's where it is on, else x's own."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
+
+
+def _prepacked(x: Tensor, linears: tuple[nn.Linear, ...], wanted: bool) -> bool:
+    return (
+        wanted
+        and not torch.compiler.is_compiling()
+        and not torch.is_grad_enabled()
+        and x.device.type == "cpu"
+        and prepack.can_fuse(linears)
+    )
+
+
+def _cat(parts: list[Tensor | None], dtype: torch.dtype) -> Tensor | None:
+    present = [part.to(dtype) for part in parts if part is not None]
+    if not present:
+        return None
+    return present[0] if len(present) == 1 else torch.cat(present)
+
+
+def _linear(x: Tensor, linears: tuple[nn.Linear, ...], dtype: torch.dtype, *, bias: bool) -> Tensor:
+    weight = _cat([linear.weight for linear in linears], dtype)
+    return ops.linear(x, weight, _cat([linear.bias for linear in linears], dtype) if bias else None)
+
+
+def _add_norm(out: Tensor, residual: Tensor, bias: Tensor | None, norm: nn.LayerNorm, p: float) -> Tensor:
+    rng = new_rng(out.device) if p > 0.0 else None
+    return ops.dropout_add_norm(
+        out, residual, norm.weight, norm.bias, bias=bias, eps=norm.eps, dropout_p=p, rng=rng
+    )
+
+
+def _project_add_norm(
+    x: Tensor, residual: Tensor, dense: nn.Linear, norm: nn.LayerNorm, p: float, use_prepack: bool
+) -> Tensor:
+    dtype = product_dtype(residual)
+    if _prepacked(x, (dense,), use_prepack):
+        return _add_norm(prepack.fused_linear(x.to(dtype), (dense,)), residual, None, norm, p)
+    return _add_norm(_linear(x.to(dtype), (dense,), dtype, bias=False), residual, dense.bias, norm, p)
+
+
+def attention_block(
+    x: Tensor,
+    layout: Layout,
+    *,
+    query: nn.Linear,
+    key: nn.Linear,
+    value: nn.Linear,
+    dense: nn.Linear,
+    norm: nn.LayerNorm,
+    heads: int,
+    scale: float | None = None,
+    attention_p: float = 0.0,
+    hidden_p: float = 0.0,
+    use_prepack: bool = True,
+) -> Tensor:
+    """norm(x + dropout(dense(attention(x)))).
+
+    Args:
+        x: [T, E] for a `Packed` layout, [B, S, E] for a `Padded` one.
+        attention_p, hidden_p: dropout as it is to be applied now, so 0 in evaluation.
+        use_prepack: whether inference on a CPU may keep reordered copies of the weights.
+
+    Returns:
+        The shape of x. Under autocast products run in its dtype and the residual stream keeps x's, as in Hugging Face's BERT.
+    """
+    dtype = product_dtype(x)
+    flat = x.reshape(-1, x.shape[-1])
+    projections = (query, key, value)
+    if _prepacked(x, projections, use_prepack):
+        qkv = prepack.fused_linear(flat.to(dtype), projections)
+    else:
+        qkv = _linear(flat.to(dtype), projections, dtype, bias=True)
+    size = query.weight.shape[0] // heads
+    rng = new_rng(x.device) if attention_p > 0.0 else None
+    if isinstance(layout, Packed):
+        context = ops.attention(
+            qkv.view(-1, 3, heads, size), layout.cu_seqlens, layout.max_seqlen, scale=scale, dropout_p=attention_p, rng=rng
+        )
+    else:
+        context = ops.attention_padded(
+            qkv.view(x.shape[0], x.shape[1], 3, heads, size), layout.mask, scale=scale, dropout_p=attention_p, rng=rng
+        )
+    context = context.reshape(-1, heads * size)
+    return _project_add_norm(context, flat, dense, norm, hidden_p, use_prepack).view(x.shape)
+
+
+def mlp_block(
+    x: Tensor,
+    *,
+    up: nn.Linear,
+    down: nn.Linear,
+    norm: nn.LayerNorm,
+    approximate: str = "none",
+    hidden_p: float = 0.0,
+    use_prepack: bool = True,
+) -> Tensor:
+    """norm(x + dropout(down(gelu(up(x))))), x [..., E]; arguments as in `attention_block`."""
+    dtype = product_dtype(x)
+    flat = x.reshape(-1, x.shape[-1])
+    if _prepacked(x, (up,), use_prepack):
+        hidden = prepack.fused_linear(flat.to(dtype), (up,), "gelu" if approximate == "none" else "gelu_tanh")
+    else:
+        hidden = ops.linear_gelu(flat.to(dtype), up.weight.to(dtype), up.bias.to(dtype), approximate=approximate)
+    return _project_add_norm(hidden, flat, down, norm, hidden_p, use_prepack).view(x.shape)

@@ -1,0 +1,270 @@
+"""BERT's modules with BERT's parameter names, so that state dicts move to and from Hugging Face's model unchanged.
+
+They need no transformers. Each takes padded tokens [B, S, E] or packed ones [T, E]; the encoder packs once and unpacks once.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from bertfast import ops
+from bertfast.nn.core import Layout, Packed, Padded, attention_block, mlp_block
+from bertfast.ops.rng import new_rng
+
+_ACTIVATIONS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
+
+
+class LayerNorm(nn.LayerNorm):
+    """`torch.nn.LayerNorm` over the last dimension by the fused kernel; [..., E] to [..., E], arithmetic in float32.
+
+    Raises:
+        ValueError: at construction, unless one dimension is normalised with both parameters.
+    """
+
+    def __init__(self, normalized_shape: int, eps: float = 1e-12, **options):
+        super().__init__(normalized_shape, eps=eps, **options)
+        if len(self.normalized_shape) != 1 or self.weight is None or self.bias is None:
+            raise ValueError("bertfast.nn.LayerNorm normalises the last dimension and has a weight and a bias")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.dropout_add_norm(x, None, self.weight, self.bias, eps=self.eps)
+
+
+class BertEmbeddings(nn.Module):
+    """Sum of word, position and segment embeddings, layer norm, dropout."""
+
+    def __init__(
+        self,
+        vocab_size: int,
+        hidden_size: int,
+        max_position_embeddings: int = 512,
+        type_vocab_size: int = 2,
+        hidden_dropout_prob: float = 0.1,
+        layer_norm_eps: float = 1e-12,
+        pad_token_id: int | None = 0,
+    ):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(vocab_size, hidden_size, padding_idx=pad_token_id)
+        self.position_embeddings = nn.Embedding(max_position_embeddings, hidden_size)
+        self.token_type_embeddings = nn.Embedding(type_vocab_size, hidden_size)
+        self.LayerNorm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
+        self.dropout = nn.Dropout(hidden_dropout_prob)
+
+    def forward(
+        self, input_ids: Tensor, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None
+    ) -> Tensor:
+        """input_ids [B, S], or packed [T] with position_ids [T]; returns [B, S, E] or [T, E]. Bad ids raise IndexError."""
+        if input_ids.dim() == 1 and position_ids is None:
+            raise ValueError("BertEmbeddings: packed input_ids [T] need position_ids [T], which start again at each sequence")
+        return embed(self, input_ids, token_type_ids, position_ids)
+
+
+def embed(module: nn.Module, input_ids: Tensor, token_type_ids: Tensor | None, position_ids: Tensor | None) -> Tensor:
+    """The fused embedding of any module with BERT's names; dropout as `module.training` says."""
+    p = module.dropout.p if module.training else 0.0
+    return ops.embedding_sum_norm(
+        input_ids,
+        module.word_embeddings.weight,
+        module.position_embeddings.weight,
+        module.token_type_embeddings.weight,
+        module.LayerNorm.weight,
+        module.LayerNorm.bias,
+        position_ids=position_ids,
+        segment_ids=token_type_ids,
+        padding_idx=module.word_embeddings.padding_idx,
+        eps=module.LayerNorm.eps,
+        dropout_p=p,
+        rng=new_rng(input_ids.device) if p > 0.0 else None,
+    )
+
+
+class _Projections(nn.Module):
+    def __init__(self, hidden_size: int, dropout: float):
+        super().__init__()
+        self.query = nn.Linear(hidden_size, hidden_size)
+        self.key = nn.Linear(hidden_size, hidden_size)
+        self.value = nn.Linear(hidden_size, hidden_size)
+        self.dropout = nn.Dropout(dropout)
+
+
+class _Output(nn.Module):
+    def __init__(self, input_size: int, hidden_size: int, dropout: float, eps: float):
+        super().__init__()
+        self.dense = nn.Linear(input_size, hidden_size)
+        self.LayerNorm = nn.LayerNorm(hidden_size, eps=eps)
+        self.dropout = nn.Dropout(dropout)
+
+
+class _Intermediate(nn.Module):
+    def __init__(self, hidden_size: int, intermediate_size: int):
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, intermediate_size)
+
+
+def _layout(x: Tensor, attention_mask: Tensor | None, cu_seqlens: Tensor | None, max_seqlen: int | None, name: str) -> Layout:
+    if cu_seqlens is None:
+        if x.dim() != 3:
+            raise ValueError(f"{name}: padded tokens must be [B, S, E], got {tuple(x.shape)}; packed ones need cu_seqlens")
+        return Padded(None if attention_mask is None else attention_mask.to(torch.bool)[:, None, None, :])
+    if x.dim() != 2 or max_seqlen is None or attention_mask is not None:
+        raise ValueError(
+            f"{name}: packed tokens are [T, E] with cu_seqlens and max_seqlen and without attention_mask, got x {tuple(x.shape)}, "
+            f"max_seqlen={max_seqlen}, attention_mask {'given' if attention_mask is not None else 'absent'}"
+        )
+    return Packed(cu_seqlens, max_seqlen)
+
+
+class BertAttention(nn.Module):
+    """Self-attention with its output projection, residual and norm."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_attention_heads: int,
+        hidden_dropout_prob: float = 0.1,
+        attention_probs_dropout_prob: float = 0.1,
+        layer_norm_eps: float = 1e-12,
+    ):
+        super().__init__()
+        if hidden_size % num_attention_heads:
+            raise ValueError(f"hidden_size {hidden_size} is not a multiple of num_attention_heads {num_attention_heads}")
+        self.num_attention_heads = num_attention_heads
+        self.self = _Projections(hidden_size, attention_probs_dropout_prob)
+        self.output = _Output(hidden_size, hidden_size, hidden_dropout_prob, layer_norm_eps)
+
+    def forward(
+        self,
+        x: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+    ) -> Tensor:
+        """x [B, S, E] with attention_mask [B, S] (non-zero at real tokens), or packed [T, E] with cu_seqlens and max_seqlen."""
+        return self.block(x, _layout(x, attention_mask, cu_seqlens, max_seqlen, "BertAttention"))
+
+    def block(self, x: Tensor, layout: Layout) -> Tensor:
+        return attention_block(
+            x,
+            layout,
+            query=self.self.query,
+            key=self.self.key,
+            value=self.self.value,
+            dense=self.output.dense,
+            norm=self.output.LayerNorm,
+            heads=self.num_attention_heads,
+            attention_p=self.self.dropout.p if self.training else 0.0,
+            hidden_p=self.output.dropout.p if self.training else 0.0,
+        )
+
+
+class BertMLP(nn.Module):
+    """The feed-forward half of a layer: two products around GELU, residual and norm. [..., E] to [..., E]."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        hidden_act: str = "gelu",
+        hidden_dropout_prob: float = 0.1,
+        layer_norm_eps: float = 1e-12,
+    ):
+        super().__init__()
+        if hidden_act not in _ACTIVATIONS:
+            raise ValueError(f"hidden_act must be one of {sorted(_ACTIVATIONS)}, got {hidden_act!r}")
+        self.approximate = _ACTIVATIONS[hidden_act]
+        self.intermediate = _Intermediate(hidden_size, intermediate_size)
+        self.output = _Output(intermediate_size, hidden_size, hidden_dropout_prob, layer_norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.feed_forward(x)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        return mlp_block(
+            x,
+            up=self.intermediate.dense,
+            down=self.output.dense,
+            norm=self.output.LayerNorm,
+            approximate=self.approximate,
+            hidden_p=self.output.dropout.p if self.training else 0.0,
+        )
+
+
+class BertLayer(BertMLP):
+    """Attention and feed-forward. It is a BertMLP with attention before it, which gives the parameters BERT's names."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_attention_heads: int,
+        intermediate_size: int,
+        hidden_act: str = "gelu",
+        hidden_dropout_prob: float = 0.1,
+        attention_probs_dropout_prob: float = 0.1,
+        layer_norm_eps: float = 1e-12,
+    ):
+        super().__init__(hidden_size, intermediate_size, hidden_act, hidden_dropout_prob, layer_norm_eps)
+        self.attention = BertAttention(
+            hidden_size, num_attention_heads, hidden_dropout_prob, attention_probs_dropout_prob, layer_norm_eps
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+    ) -> Tensor:
+        """Arguments as in `BertAttention.forward`."""
+        return self.feed_forward(self.attention(x, attention_mask, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen))
+
+
+class BertEncoder(nn.Module):
+    """A stack of layers. Padded input with a mask is packed once before the stack and put back once after it."""
+
+    def __init__(
+        self,
+        num_hidden_layers: int,
+        hidden_size: int,
+        num_attention_heads: int,
+        intermediate_size: int,
+        hidden_act: str = "gelu",
+        hidden_dropout_prob: float = 0.1,
+        attention_probs_dropout_prob: float = 0.1,
+        layer_norm_eps: float = 1e-12,
+    ):
+        super().__init__()
+        self.layer = nn.ModuleList(
+            BertLayer(
+                hidden_size,
+                num_attention_heads,
+                intermediate_size,
+                hidden_act,
+                hidden_dropout_prob,
+                attention_probs_dropout_prob,
+                layer_norm_eps,
+            )
+            for _ in range(num_hidden_layers)
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+    ) -> Tensor:
+        """x [B, S, E] with attention_mask [B, S], or packed [T, E] with cu_seqlens and max_seqlen; returns the shape of x.
+
+        Positions that attention_mask calls padding come back as zeros. Under torch.compile the batch stays padded.
+        """
+        if cu_seqlens is None and attention_mask is not None and not torch.compiler.is_compiling():
+            packing = ops.pack(attention_mask)
+            packed = self(ops.unpad(x, packing), cu_seqlens=packing.cu_seqlens, max_seqlen=packing.max_seqlen)
+            return ops.repad(packed, packing)
+        for layer in self.layer:
+            x = layer(x, attention_mask, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen)
+        if attention_mask is not None:
+            x = x * attention_mask.to(torch.bool)[..., None]
+        return x

@@ -1,0 +1,3 @@
+from bertfast.cli import app
+
+app()

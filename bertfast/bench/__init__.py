@@ -1,0 +1,1 @@
+"""Measuring stock against fast: the protocol, the cases, parity, and how results are shown."""

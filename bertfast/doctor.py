@@ -1,0 +1,72 @@
+"""doctor: who owns each (op, device), versions, what is slow here and why, and how to mend it."""
+
+import importlib.util
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+import bertfast
+from bertfast import _ext, _library
+from bertfast.ops import onednn
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package) if importlib.util.find_spec(package) else None
+    except PackageNotFoundError:
+        return None
+
+
+def owner(name: str, key: str) -> str:
+    """What runs `bertfast::name` on a dispatch key, "CPU" or "CUDA", in plain words."""
+    if torch._C._dispatch_has_kernel_for_dispatch_key(f"bertfast::{name}", key):
+        return "C++" if key == "CPU" else "kernel"
+    if name.startswith("linear"):
+        return "oneDNN / BLAS + fused elementwise op" if key == "CPU" else "eager reference over cuBLAS"
+    return "eager reference"
+
+
+def _advice(extension: Any) -> list[dict[str, str]]:
+    """What is slow on this machine: what, why, and the way to mend it."""
+    found = []
+    if extension is None:
+        found.append({"what": "CPU ops run as eager references", "why": "no C++ extension", "mend": _ext.why_absent() or ""})
+    else:
+        info = extension.build_info()
+        if info["isa"] != info["isa_detected"]:
+            mend = "unset BERTFAST_CPU_ISA"
+            found.append({"what": f"kernels use {info['isa']}", "why": f"BERTFAST_CPU_ISA lowers it from {info['isa_detected']}", "mend": mend})
+        elif info["isa"] == "portable":
+            found.append({"what": "kernels use the portable build", "why": "this processor has no AVX2", "mend": "none: use a newer processor"})
+        if not extension.cpu_features().get("avx512bf16", False):
+            mend = "prefer float32 on this processor"
+            found.append({"what": "bfloat16 may be slower than float32", "why": "the processor has no AVX512-BF16", "mend": mend})
+    if not onednn.available():
+        mend = "use a torch build with oneDNN (torch.backends.mkldnn)"
+        found.append({"what": "inference cannot prepack weights", "why": "this torch has no oneDNN entry points", "mend": mend})
+    if torch.get_num_threads() == 1:
+        found.append({"what": "one thread", "why": "torch.get_num_threads() is 1", "mend": "torch.set_num_threads(cores) or OMP_NUM_THREADS"})
+    if torch.cuda.is_available():
+        found.append({"what": "models on the GPU stay stock", "why": "no GPU kernel has landed yet", "mend": "run on the CPU, or wait for a release with GPU kernels"})
+    return found
+
+
+def examine() -> dict[str, Any]:
+    """Everything `bertfast doctor` prints, as plain types."""
+    extension = _ext.load()
+    return {
+        "versions": {
+            "bertfast": bertfast.__version__,
+            "python": platform.python_version(),
+            **{name: _version(name) for name in ("torch", "triton", "transformers", "safetensors", "tokenizers")},
+        },
+        "extension": extension.build_info() if extension else None,
+        "extension_absent": _ext.why_absent(),
+        "processor": extension.cpu_features() if extension else {},
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "owners": {name: {key: owner(name, key) for key in ("CPU", "CUDA")} for name in _library.names()},
+        "slow": _advice(extension),
+    }

@@ -1,8 +1,11 @@
 """The command line: doctor, verify, bench. Thin: it parses, calls, prints, and turns mistakes into one line."""
 
+import importlib.util
 import json
+import math
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -17,13 +20,35 @@ console = Console(width=None if Console().is_terminal else 190)
 
 
 def _fail(message: str) -> typer.Exit:
-    Console(stderr=True).print(f"bertfast: {message}", style="red", highlight=False, markup=False)
+    Console(stderr=True).print(f"bertfast: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
     return typer.Exit(2)
 
 
+def _check_target(option: str, path: Path | None) -> None:
+    """A file that cannot be written is found before minutes of measuring, not after them."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise _fail(f"{option} {path}: this is a folder, name a file in it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _fail(f"{option} {path}: the folder cannot be made ({error.strerror}); choose another place") from None
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise _fail(f"{option} {path}: no permission to write there; choose another place")
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no infinity and no NaN: null stands for them."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _write_json(path: Path, content: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    path.write_text(json.dumps(_plain(content), indent=1, allow_nan=False) + "\n")
     console.print(f"wrote {path}", highlight=False)
 
 
@@ -50,8 +75,17 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] =
     for name, value in facts["versions"].items():
         console.print(f"{name:14}{value or 'not installed'}", highlight=False)
     built = facts["extension"]
-    console.print(f"{'C++ kernels':14}" + (f"{built['isa']}, built for torch {built['torch']}" if built else facts["extension_absent"]), highlight=False)
-    console.print(f"{'threads':14}{facts['threads']}\n{'GPU':14}{facts['gpu'] or 'none seen'}", highlight=False)
+    kernels = facts["extension_absent"]
+    if built:
+        kernels = f"{built['isa']}, built by compiler {built['compiler']} for torch {built['torch']}"
+    features = ", ".join(name for name, has in facts["features"].items() if has)
+    for name, value in (
+        ("C++ kernels", kernels),
+        ("processor", facts["processor"] + (f" ({features})" if features else "")),
+        ("threads", f"{facts['threads']} of {facts['cores']} cores"),
+        ("GPU", facts["gpu"] or "none seen"),
+    ):
+        console.print(f"{name:14}{value}", highlight=False)
     table = Table(title="owners", caption="CUDA: no kernel has landed or run on a GPU yet; models there stay stock")
     for column in ("op", "CPU", "CUDA"):
         table.add_column(column)
@@ -61,7 +95,17 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] =
     if not facts["slow"]:
         console.print("nothing is slow here for a reason that bertfast knows")
     for item in facts["slow"]:
-        console.print(f"slow: {item['what']}, because {item['why']}. To mend it: {item['mend']}", highlight=False, markup=False)
+        line = f"slow: {item['what']}, because {item['why']}. To mend it: {item['mend']}"
+        console.print(line, highlight=False, markup=False)
+
+
+def _warn_fallback(ran: Any) -> None:
+    """Parity says little about modules that ran stock code on both sides."""
+    if ran.fast < ran.total or not ran.total:
+        why = "; ".join(ran.reasons) or "no BERT module was found"
+        console.print(
+            f"note: {ran.fast} of {ran.total} modules took the fast path: {why}", style="yellow", markup=False
+        )
 
 
 @app.command()
@@ -69,18 +113,21 @@ def verify(
     model: Annotated[str, typer.Argument(help="folder of a BERT checkpoint, 'minilm', or a preset such as bert-base")],
     json_path: Annotated[Path | None, typer.Option("--json", help="write the rows here")] = None,
 ) -> None:
-    """Check a checkpoint against the stock model over shapes, paddings and dtypes. Exit status 1 where any row fails."""
+    """Check a checkpoint against the stock model over shapes, paddings and dtypes. Exit status 1 if any row fails."""
     from bertfast.bench.cases import BenchError
     from bertfast.bench.render import verify_table
-    from bertfast.bench.run import Models
+    from bertfast.bench.run import Models, coverage
     from bertfast.bench.verify import verify as rows_of
 
+    _check_target("--json", json_path)
     try:
         with console.status("comparing"):
-            rows = list(rows_of(Models(model)))
+            models = Models(model)
+            rows = list(rows_of(models))
     except BenchError as error:
         raise _fail(str(error)) from None
     console.print(verify_table(rows, model))
+    _warn_fallback(coverage(models.fast(torch.float32)))
     failed = sum(not row.parity.passed for row in rows)
     console.print(f"{len(rows) - failed} of {len(rows)} rows within the budget", highlight=False)
     if json_path:
@@ -91,7 +138,10 @@ def verify(
 
 @app.command()
 def bench(
-    model: Annotated[str | None, typer.Argument(help="folder of a BERT checkpoint, 'minilm', or a preset; none runs the default suite")] = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(help="folders of BERT checkpoints, 'minilm', or presets; none runs the default suite"),
+    ] = None,
     device: Annotated[str, typer.Option(help="only cpu for now")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
     batch: Annotated[int, typer.Option(min=1, help="sequences in a batch")] = 16,
@@ -112,26 +162,31 @@ def bench(
         raise _fail(f"--device {device}: only cpu can be measured, no GPU kernel has landed yet")
     if dtype not in case_list.DTYPES:
         raise _fail(f"--dtype {dtype}: choose one of {', '.join(case_list.DTYPES)}")
+    _check_target("--json", json_path)
+    _check_target("--plot", plot)
+    if plot and importlib.util.find_spec("matplotlib") is None:
+        raise _fail("--plot needs matplotlib: pip install 'bertfast[plot]'")
     if threads:
         torch.set_num_threads(threads)
     try:
         loaded: dict[str, run.Models] = {}
-        if model is None:
-            todo = case_list.default_cases()
-        else:
+        todo = [] if models else case_list.default_cases()
+        for model in models or []:
             loaded[model] = run.Models(model)
             if length > loaded[model].positions:
                 raise _fail(f"--length {length}: {model} has {loaded[model].positions} positions")
             data = case_list.random_batch(loaded[model].vocabulary, batch, length, padding)
             name = f"{Path(model).name} {batch}x{length}, {dtype}"
-            todo = [case_list.Case(name, model, dtype, (data,), runs=7)]
+            todo.append(case_list.Case(name, model, dtype, (data,), runs=7))
         results = []
         for case in todo:
-            case = case if runs is None else replace(case, runs=runs)
+            if case.model not in loaded:
+                loaded[case.model] = run.Models(case.model)
             with console.status(case.name):
-                result = run.run_case(case, loaded.get(case.model) or loaded.setdefault(case.model, run.Models(case.model)))
-            ratio = result.comparison.ratio
-            console.print(f"{case.name}: {ratio.p50:.2f}x, parity {'ok' if result.parity.passed else 'FAILED'}", highlight=False)
+                result = run.run_case(case if runs is None else replace(case, runs=runs), loaded[case.model])
+            verdict = "ok" if result.parity.passed else "FAILED"
+            console.print(f"{case.name}: {result.comparison.ratio.p50:.2f}x, parity {verdict}", highlight=False)
+            _warn_fallback(result.coverage)
             results.append(result)
     except case_list.BenchError as error:
         raise _fail(str(error)) from None
@@ -140,10 +195,7 @@ def bench(
     if json_path:
         _write_json(json_path, {"environment": environment, "results": [r.to_dict() for r in results]})
     if plot:
-        try:
-            render.plot(results, environment, plot)
-        except ImportError:
-            raise _fail("--plot needs matplotlib: pip install 'bertfast[plot]'") from None
+        render.plot(results, environment, plot)
         console.print(f"wrote {plot}", highlight=False)
     if not all(r.parity.passed for r in results):
         raise typer.Exit(1)

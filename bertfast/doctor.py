@@ -1,6 +1,7 @@
 """doctor: who owns each (op, device), versions, what is slow here and why, and how to mend it."""
 
 import importlib.util
+import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -12,11 +13,28 @@ from bertfast import _ext, _library
 from bertfast.ops import onednn
 
 
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package) if importlib.util.find_spec(package) else None
     except PackageNotFoundError:
         return None
+
+
+def processor() -> str:
+    """The processor's name as Linux gives it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
 
 
 def owner(name: str, key: str) -> str:
@@ -32,24 +50,53 @@ def _advice(extension: Any) -> list[dict[str, str]]:
     """What is slow on this machine: what, why, and the way to mend it."""
     found = []
     if extension is None:
-        found.append({"what": "CPU ops run as eager references", "why": "no C++ extension", "mend": _ext.why_absent() or ""})
+        found.append(
+            {"what": "CPU ops run as eager references", "why": "no C++ extension", "mend": _ext.why_absent() or ""}
+        )
     else:
         info = extension.build_info()
         if info["isa"] != info["isa_detected"]:
             mend = "unset BERTFAST_CPU_ISA"
-            found.append({"what": f"kernels use {info['isa']}", "why": f"BERTFAST_CPU_ISA lowers it from {info['isa_detected']}", "mend": mend})
+            found.append(
+                {
+                    "what": f"kernels use {info['isa']}",
+                    "why": f"BERTFAST_CPU_ISA lowers it from {info['isa_detected']}",
+                    "mend": mend,
+                }
+            )
         elif info["isa"] == "portable":
-            found.append({"what": "kernels use the portable build", "why": "this processor has no AVX2", "mend": "none: use a newer processor"})
+            found.append(
+                {
+                    "what": "kernels use the portable build",
+                    "why": "this processor has no AVX2",
+                    "mend": "none: use a newer processor",
+                }
+            )
         if not extension.cpu_features().get("avx512bf16", False):
             mend = "prefer float32 on this processor"
-            found.append({"what": "bfloat16 may be slower than float32", "why": "the processor has no AVX512-BF16", "mend": mend})
+            found.append(
+                {"what": "bfloat16 may be slower than float32", "why": "the processor has no AVX512-BF16", "mend": mend}
+            )
     if not onednn.available():
         mend = "use a torch build with oneDNN (torch.backends.mkldnn)"
-        found.append({"what": "inference cannot prepack weights", "why": "this torch has no oneDNN entry points", "mend": mend})
-    if torch.get_num_threads() == 1:
-        found.append({"what": "one thread", "why": "torch.get_num_threads() is 1", "mend": "torch.set_num_threads(cores) or OMP_NUM_THREADS"})
+        found.append(
+            {"what": "inference cannot prepack weights", "why": "this torch has no oneDNN entry points", "mend": mend}
+        )
+    threads, cores = torch.get_num_threads(), _cores()
+    if threads < cores:
+        mend = f"torch.set_num_threads({cores}), or OMP_NUM_THREADS={cores} in the environment"
+        found.append({"what": f"{threads} of {cores} cores work", "why": f"torch has {threads} threads", "mend": mend})
+    if importlib.util.find_spec("transformers") is None:
+        mend = "pip install 'bertfast[hf]'"
+        found.append({"what": "Hugging Face models stay as they are", "why": "transformers is absent", "mend": mend})
     if torch.cuda.is_available():
-        found.append({"what": "models on the GPU stay stock", "why": "no GPU kernel has landed yet", "mend": "run on the CPU, or wait for a release with GPU kernels"})
+        found.append(
+            {
+                "what": "models on the GPU stay stock",
+                "why": "no GPU kernel has landed yet",
+                "mend": "run on the CPU, or wait for a release with GPU kernels",
+            }
+        )
     return found
 
 
@@ -64,8 +111,10 @@ def examine() -> dict[str, Any]:
         },
         "extension": extension.build_info() if extension else None,
         "extension_absent": _ext.why_absent(),
-        "processor": extension.cpu_features() if extension else {},
+        "processor": processor(),
+        "features": extension.cpu_features() if extension else {},
         "threads": torch.get_num_threads(),
+        "cores": _cores(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "owners": {name: {key: owner(name, key) for key in ("CPU", "CUDA")} for name in _library.names()},
         "slow": _advice(extension),

@@ -1,7 +1,7 @@
 """How two things are timed fairly: in turn, A B A B, in one process after warm-up, and judged by medians.
 
-Running one side after the other turns the drift of the machine into gain or loss; taking turns gives both the same drift, and
-the ratio is taken pair by pair.
+Running one side after the other turns the drift of the machine into gain or loss; taking turns gives both the same
+drift, and the ratio is taken pair by pair.
 """
 
 import ctypes
@@ -63,7 +63,7 @@ def _status(field: str) -> int:
 
 
 def peak_memory(function: Callable[[], object]) -> int | None:
-    """Bytes of resident memory that one call needs above what the process held before it; None where Linux does not tell."""
+    """Bytes of resident memory that one call needs above what the process held before; None where Linux is silent."""
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back to the present size

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
+from transformers import activations
 from transformers.models.bert import modeling_bert as hf
 
 try:
@@ -12,8 +13,14 @@ try:
 except ImportError:  # transformers before the collector patched `forward` on instances, which `_plain` notices
     _active_collector = None
 
-# Activation classes of transformers and torch, to the `approximate` argument of GELU.
-_ACTIVATIONS = {"GELUActivation": "none", "GELUTanh": "tanh", "NewGELUActivation": "tanh"}
+# Activation classes of transformers to the `approximate` argument of GELU; not every 5.x release has all of them.
+_ACTIVATIONS = {
+    getattr(activations, name): approximate
+    for name, approximate in (("GELUActivation", "none"), ("GELUTanh", "tanh"), ("NewGELUActivation", "tanh"))
+    if hasattr(activations, name)
+}
+
+_NOTHING: frozenset[str] = frozenset()
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16)
 
@@ -24,7 +31,7 @@ def collected() -> frozenset[str]:
         return frozenset()
     # A context variable cannot be traced; transformers keeps a plain copy for that case.
     active = _active_collector.global_var if torch.compiler.is_compiling() else _active_collector.get()
-    return frozenset(active or ())
+    return frozenset(name for name in active if not name.startswith("_")) if active else _NOTHING
 
 
 def _foreign(hooks: dict[int, Any]) -> bool:
@@ -34,7 +41,12 @@ def _foreign(hooks: dict[int, Any]) -> bool:
 
 def hook_reason(module: nn.Module, name: str) -> str | None:
     """A user's hooks, or a patched forward, on `module` itself."""
-    if module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks or _foreign(module._forward_hooks):
+    if (
+        module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or (module._forward_hooks and _foreign(module._forward_hooks))
+    ):
         return f"{name} has hooks"
     if "forward" in module.__dict__:
         return f"the forward of {name} was replaced"
@@ -50,63 +62,100 @@ def _global_hooks() -> bool:
     )
 
 
-def _plain(module: nn.Module, kind: type, name: str) -> str | None:
-    """`module` is exactly `kind`, unhooked, and its parameters are ordinary tensors."""
+def _plain(module: Any, kind: type, name: str, dtype: torch.dtype | None = None) -> str | None:
+    """`module` is exactly `kind`, unhooked, and its parameters are ordinary tensors on a CPU, of `dtype` where given."""
     if type(module) is not kind:
         return f"{name} is {type(module).__name__}, not a plain {kind.__name__}"
     reason = hook_reason(module, name)
     if reason is not None:
         return reason
     for parameter in module._parameters.values():
-        if parameter is not None and (type(parameter) not in (nn.Parameter, Tensor) or parameter.is_meta):
-            return f"the weights of {name} are {'on the meta device' if parameter.is_meta else type(parameter).__name__}"
+        if parameter is None:
+            continue
+        if type(parameter) not in (nn.Parameter, Tensor) or not parameter.is_cpu:
+            where = type(parameter).__name__ if parameter.is_cpu else f"on the {parameter.device.type} device"
+            return f"the weights of {name} are {where}"
+        if dtype is not None and parameter.dtype != dtype:
+            return f"the weights of {name} are {parameter.dtype} where hidden states are {dtype}"
+    if kind is nn.Dropout and module.p >= 1.0:
+        return f"{name} drops everything"
+    if kind is nn.LayerNorm and (module.weight is None or module.bias is None):
+        return f"{name} has no weight or no bias"
     return None
 
 
 def approximate_of(activation: Any) -> str | None:
     """The `approximate` of a GELU, "none" or "tanh"; None for any other activation."""
-    if isinstance(activation, nn.GELU):
+    if type(activation) is nn.GELU:
         return activation.approximate
-    return _ACTIVATIONS.get(type(activation).__name__)
+    return _ACTIVATIONS.get(type(activation))
 
 
-def layer_reason(layer: Any) -> str | None:
-    """What about a BertLayer as it stands now keeps it from the fast path."""
+def _parts(layer: Any) -> tuple[tuple[Any, type, str], ...]:
+    """Every module whose place the fused layer takes. Read through `_modules`: nn.Module's own lookup is ten times slower."""
+    attention = layer._modules["attention"]
+    projections, projected = attention._modules["self"], attention._modules["output"]
+    intermediate, output = layer._modules["intermediate"], layer._modules["output"]
+    return (
+        (attention, hf.BertAttention, "attention"),
+        (projections, hf.BertSelfAttention, "attention.self"),
+        (projections._modules["query"], nn.Linear, "attention.self.query"),
+        (projections._modules["key"], nn.Linear, "attention.self.key"),
+        (projections._modules["value"], nn.Linear, "attention.self.value"),
+        (projections._modules["dropout"], nn.Dropout, "attention.self.dropout"),
+        (projected, hf.BertSelfOutput, "attention.output"),
+        (projected._modules["dense"], nn.Linear, "attention.output.dense"),
+        (projected._modules["LayerNorm"], nn.LayerNorm, "attention.output.LayerNorm"),
+        (projected._modules["dropout"], nn.Dropout, "attention.output.dropout"),
+        (intermediate, hf.BertIntermediate, "intermediate"),
+        (intermediate._modules["dense"], nn.Linear, "intermediate.dense"),
+        (output, hf.BertOutput, "output"),
+        (output._modules["dense"], nn.Linear, "output.dense"),
+        (output._modules["LayerNorm"], nn.LayerNorm, "output.LayerNorm"),
+        (output._modules["dropout"], nn.Dropout, "output.dropout"),
+    )
+
+
+def layer_reason(layer: Any, dtype: torch.dtype | None = None) -> str | None:
+    """What about a BertLayer as it stands now keeps it from the fast path on hidden states of `dtype`."""
     if layer.is_decoder or layer.add_cross_attention:
         return "it is a decoder layer"
     if layer.chunk_size_feed_forward:
         return "chunk_size_feed_forward is set"
     if _global_hooks():
         return "global module hooks are registered"
-    attention = layer.attention
-    parts = (
-        (attention, hf.BertAttention, "attention"),
-        (attention.self, hf.BertSelfAttention, "attention.self"),
-        (attention.self.query, nn.Linear, "attention.self.query"),
-        (attention.self.key, nn.Linear, "attention.self.key"),
-        (attention.self.value, nn.Linear, "attention.self.value"),
-        (attention.self.dropout, nn.Dropout, "attention.self.dropout"),
-        (attention.output, hf.BertSelfOutput, "attention.output"),
-        (attention.output.dense, nn.Linear, "attention.output.dense"),
-        (attention.output.LayerNorm, nn.LayerNorm, "attention.output.LayerNorm"),
-        (attention.output.dropout, nn.Dropout, "attention.output.dropout"),
-        (layer.intermediate, hf.BertIntermediate, "intermediate"),
-        (layer.intermediate.dense, nn.Linear, "intermediate.dense"),
-        (layer.output, hf.BertOutput, "output"),
-        (layer.output.dense, nn.Linear, "output.dense"),
-        (layer.output.LayerNorm, nn.LayerNorm, "output.LayerNorm"),
-        (layer.output.dropout, nn.Dropout, "output.dropout"),
-    )
+    parts = _parts(layer)
     for module, kind, name in parts:
-        reason = _plain(module, kind, name)
+        reason = _plain(module, kind, name, dtype)
         if reason is not None:
             return reason
-    activation = layer.intermediate.intermediate_act_fn
+    attention, intermediate = parts[1][0], parts[10][0]
+    activation = intermediate.intermediate_act_fn
     if approximate_of(activation) is None:
         return f"its activation is {getattr(activation, '__name__', type(activation).__name__)}, not GELU"
-    # Pruned or partly frozen layers may have dropped one of these; the kernels take all of them.
-    if attention.self.query.bias is None or layer.intermediate.dense.bias is None:
-        return "a Linear has no bias"
+    for module, name in (
+        (parts[2][0], "query"),
+        (parts[3][0], "key"),
+        (parts[4][0], "value"),
+        (parts[11][0], "intermediate"),
+    ):
+        if module._parameters["bias"] is None:
+            return f"{name} has no bias"
+    if attention.is_causal:
+        return "its attention is causal"
+    implementation = attention.config._attn_implementation
+    if implementation not in ("eager", "sdpa", None):
+        return f'its attention implementation is "{implementation}"'
+    return None
+
+
+def call_reason(config: Any, kwargs: dict[str, Any]) -> str | None:
+    """Options of one call that reach the attention function and change what it computes."""
+    if kwargs.get("output_attentions") or getattr(config, "output_attentions", False) or "attentions" in collected():
+        return "attentions were asked for"
+    for name in ("is_causal", "position_bias", "softcap", "cache"):
+        if kwargs.get(name) is not None:
+            return f"{name} was given"
     return None
 
 
@@ -133,6 +182,10 @@ def mask_reason(mask: Any, x: Tensor, implementation: str) -> str | None:
         return f"the attention mask is {type(mask).__name__}"
     if mask.dim() != 4:
         return f"the attention mask that reached the encoder has {mask.dim()} dimensions, not 4"
+    if any(size not in (1, wanted) for size, wanted in zip(mask.shape[2:], (x.shape[1],) * 2, strict=True)) or (
+        mask.shape[0] not in (1, x.shape[0])
+    ):
+        return f"the attention mask has shape {tuple(mask.shape)}"
     if mask.requires_grad:
         return "the attention mask needs a gradient"
     if mask.dtype == torch.bool:
@@ -169,6 +222,10 @@ def embeddings_reason(module: Any) -> str | None:
             return f"{name} uses max_norm, scale_grad_by_freq or sparse gradients"
         if name != "word_embeddings" and table.padding_idx is not None:
             return f"{name} has a padding_idx"
-    if not module.word_embeddings.weight.dtype == module.position_embeddings.weight.dtype == module.token_type_embeddings.weight.dtype:
+    if (
+        not module.word_embeddings.weight.dtype
+        == module.position_embeddings.weight.dtype
+        == module.token_type_embeddings.weight.dtype
+    ):
         return "the tables have several dtypes"
     return _plain(module.LayerNorm, nn.LayerNorm, "LayerNorm") or _plain(module.dropout, nn.Dropout, "dropout")

@@ -16,7 +16,7 @@ from transformers.models.bert import modeling_bert as hf
 
 from bertfast import ops
 from bertfast.convert import checks
-from bertfast.nn.core import Layout, Packed, Padded, attention_block, mlp_block
+from bertfast.nn.core import Layout, Packed, Padded, attention_block, dropout_rate, mlp_block
 from bertfast.nn.modules import embed
 
 FAST = "fast"
@@ -104,42 +104,47 @@ class FastBertLayer(hf.BertLayer):
         count(self, FAST)
         return self._fast(hidden_states, Padded(attention_mask))
 
-    def _reason(self, x: Tensor, mask: Any, encoder_hidden_states: Any, past_key_values: Any, kwargs: dict) -> str | None:
+    def _reason(
+        self, x: Tensor, mask: Any, encoder_hidden_states: Any, past_key_values: Any, kwargs: dict
+    ) -> str | None:
         if encoder_hidden_states is not None:
             return "cross-attention"
         if past_key_values is not None:
             return "a key-value cache is in use"
-        if kwargs.get("output_attentions") or "attentions" in checks.collected():
-            return "attentions were asked for"
         if x.dim() != 3 or x.numel() == 0:
             return f"hidden states have shape {tuple(x.shape)}"
-        implementation = self.attention.self.config._attn_implementation
-        return checks.tensor_reason(x) or checks.mask_reason(mask, x, implementation) or checks.layer_reason(self)
+        reason = checks.tensor_reason(x) or checks.layer_reason(self, x.dtype)
+        if reason is not None:
+            return reason
+        config = self.attention.self.config
+        return checks.call_reason(config, kwargs) or checks.mask_reason(mask, x, config._attn_implementation)
 
     def _fast(self, x: Tensor, layout: Layout) -> Tensor:
-        attention, training = self.attention, self.training
-        prepack = option(self, "prepack") is not False
+        attention, intermediate, output = self.attention, self.intermediate, self.output
+        projections, projected = attention.self, attention.output
+        # In training every step would change the copies; reentrant checkpointing runs its first forward without gradients.
+        prepack = not self.training and option(self, "prepack") is not False
         x = attention_block(
             x,
             layout,
-            query=attention.self.query,
-            key=attention.self.key,
-            value=attention.self.value,
-            dense=attention.output.dense,
-            norm=attention.output.LayerNorm,
-            heads=attention.self.num_attention_heads,
-            scale=attention.self.scaling,
-            attention_p=attention.self.dropout.p if training else 0.0,
-            hidden_p=attention.output.dropout.p if training else 0.0,
+            query=projections.query,
+            key=projections.key,
+            value=projections.value,
+            dense=projected.dense,
+            norm=projected.LayerNorm,
+            heads=projections.num_attention_heads,
+            scale=projections.scaling,
+            attention_p=projections.dropout.p if projections.training else 0.0,
+            hidden_p=dropout_rate(projected.dropout),
             use_prepack=prepack,
         )
         return mlp_block(
             x,
-            up=self.intermediate.dense,
-            down=self.output.dense,
-            norm=self.output.LayerNorm,
-            approximate=checks.approximate_of(self.intermediate.intermediate_act_fn) or "none",
-            hidden_p=self.output.dropout.p if training else 0.0,
+            up=intermediate.dense,
+            down=output.dense,
+            norm=output.LayerNorm,
+            approximate=checks.approximate_of(intermediate.intermediate_act_fn) or "none",
+            hidden_p=dropout_rate(output.dropout),
             use_prepack=prepack,
         )
 
@@ -147,7 +152,10 @@ class FastBertLayer(hf.BertLayer):
 class FastBertEncoder(hf.BertEncoder):
     """BertEncoder that takes the padding out once before the stack and puts it back once after it.
 
-    Positions that the mask calls padding come back as zeros, as they do with transformers' own flash attention.
+    Positions that the mask calls padding come back as zeros, as they do with transformers' own flash attention. Under
+    BertForQuestionAnswering, whose loss is a softmax over padding too, and BertLMHeadModel, whose loss reads the position
+    before each token, the stack stays padded while gradients are enabled. Without gradients padding is removed there as
+    well, and logits at padding are those of a zero hidden state.
     """
 
     def forward(
@@ -179,30 +187,35 @@ class FastBertEncoder(hf.BertEncoder):
         count(self, UNPADDED)
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=self._run(hidden_states, packing, kwargs))
 
-    def _reason(self, x: Tensor, mask: Any, encoder_hidden_states: Any, past_key_values: Any, kwargs: dict) -> str | None:
+    def _reason(
+        self, x: Tensor, mask: Any, encoder_hidden_states: Any, past_key_values: Any, kwargs: dict
+    ) -> str | None:
         """Why this call stays padded, apart from what the mask says."""
         if option(self, "unpad") is False:
             return "unpad=False"
-        if torch.compiler.is_compiling():
-            return "torch.compile needs shapes that do not depend on data"
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return "a compiled graph needs shapes that do not depend on data"
         if encoder_hidden_states is not None or past_key_values is not None:
             return "cross-attention or a key-value cache"
-        asked = checks.collected()
-        if asked or kwargs.get("output_hidden_states") or kwargs.get("output_attentions"):
-            return f"{' and '.join(sorted(asked)) or 'hidden states or attentions'} were asked for"
+        if checks.collected() or kwargs.get("output_hidden_states"):
+            return f"{' and '.join(sorted(checks.collected() or ('hidden states',)))} were asked for"
         if option(self, "loss_over_padding") and torch.is_grad_enabled():
-            return "the question-answering loss runs over padding too"
+            return "the loss of this head runs over padding too"
         if x.dim() != 3 or x.numel() == 0:
             return f"hidden states have shape {tuple(x.shape)}"
-        reason = checks.tensor_reason(x) or checks.mask_reason(mask, x, self.config._attn_implementation)
+        reason = (
+            checks.tensor_reason(x)
+            or checks.call_reason(self.config, kwargs)
+            or checks.mask_reason(mask, x, self.config._attn_implementation)
+        )
         if reason is not None:
             return reason
         for i, layer in enumerate(self.layer):
             if type(layer) is not FastBertLayer:
                 return f"layer {i} is {type(layer).__name__}"
-            reason = checks.hook_reason(layer, f"layer {i}") or checks.layer_reason(layer)
+            reason = checks.hook_reason(layer, "it") or checks.layer_reason(layer, x.dtype)
             if reason is not None:
-                return f"layer {i}: {reason}" if not reason.startswith("layer") else reason
+                return f"layer {i}: {reason}"
         return None
 
     def _pack(self, mask: Tensor | None, real: Tensor | None) -> tuple[str | None, ops.Packing | None]:

@@ -3,7 +3,7 @@
 from typing import TypeVar
 
 from torch import nn
-from transformers.models.bert.modeling_bert import BertForQuestionAnswering, BertModel
+from transformers.models.bert.modeling_bert import BertForQuestionAnswering, BertLMHeadModel, BertModel
 
 from bertfast.convert import layers
 from bertfast.convert.families import FAMILIES, STOCK, SWAPS
@@ -49,7 +49,8 @@ def optimize(model: Model, *, unpad: bool = True, prepack: bool = True) -> Model
     Args:
         model: any module with BERT inside. On a CPU the kernels take float32 and bfloat16.
         unpad: compute real tokens only. Hidden states at padding positions are then zeros, as with transformers' flash
-            attention; heads that would read them (a pooler under left padding, a question-answering loss) stay padded.
+            attention; heads that would read them (a pooler under left padding; with gradients enabled the losses of
+            BertForQuestionAnswering and BertLMHeadModel) stay padded.
         prepack: keep reordered copies of the weights for inference on a CPU. They take as much memory as the encoder's
             Linear weights, follow every change of the weights, and go with `restore` or the model.
 
@@ -65,7 +66,7 @@ def optimize(model: Model, *, unpad: bool = True, prepack: bool = True) -> Model
     for module in model.modules():
         if isinstance(module, BertModel):
             encoder_options.setdefault(module.encoder, {})["first_token_read"] = module.pooler is not None
-        if isinstance(module, BertForQuestionAnswering):
+        if isinstance(module, (BertForQuestionAnswering, BertLMHeadModel)):
             encoder_options.setdefault(module.bert.encoder, {})["loss_over_padding"] = True
     known = [m for m in model.modules() if type(m) in SWAPS or type(m) in STOCK]
     if not any(type(m) in STOCK or not _is_decoder(m) for m in known):
@@ -79,7 +80,9 @@ def optimize(model: Model, *, unpad: bool = True, prepack: bool = True) -> Model
         if _is_decoder(module):
             continue
         module.__class__ = SWAPS.get(type(module), type(module))
-        options = {"unpad": unpad, **encoder_options.get(module, {})} if isinstance(module, layers.FastBertEncoder) else {}
+        options = (
+            {"unpad": unpad, **encoder_options.get(module, {})} if isinstance(module, layers.FastBertEncoder) else {}
+        )
         module.__dict__["_bertfast"] = {"prepack": prepack, **options}
     if not prepack:
         prepack_cache.clear(model)

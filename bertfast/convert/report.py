@@ -8,7 +8,7 @@ from torch import nn
 from bertfast import _ext
 from bertfast.convert import checks
 from bertfast.convert.families import STOCK, SWAPS
-from bertfast.convert.layers import FastBertEmbeddings, FastBertEncoder, FastBertLayer, calls
+from bertfast.convert.layers import FastBertEmbeddings, FastBertEncoder, FastBertLayer, calls, option
 from bertfast.nn import prepack
 
 
@@ -89,4 +89,6 @@ def report(model: nn.Module) -> Report:
         notes.append("there is no BERT module inside; the model was left untouched")
     if any(isinstance(module, FastBertEncoder) for module in model.modules()):
         notes.append("where padding is removed, hidden states at padding positions are zeros")
+    if any(option(module, "loss_over_padding") for module in model.modules()):
+        notes.append("this head stays padded while gradients are enabled: its loss runs over padding too")
     return Report(type(model).__name__, tuple(rows), prepack.memory(model), tuple(notes))

@@ -31,6 +31,7 @@ class Padded:
 
 
 Layout = Packed | Padded
+_PREPACKED_DTYPES = (torch.float32, torch.bfloat16)
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
@@ -40,14 +41,21 @@ def product_dtype(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
-def _prepacked(x: Tensor, linears: tuple[nn.Linear, ...], wanted: bool) -> bool:
-    return (
-        wanted
-        and not torch.compiler.is_compiling()
-        and not torch.is_grad_enabled()
-        and x.device.type == "cpu"
-        and prepack.can_fuse(linears)
-    )
+def dropout_rate(module: nn.Dropout) -> float:
+    """What this Dropout drops now. Its own mode counts, so that dropout switched on alone (Monte Carlo) works as in torch."""
+    return module.p if module.training else 0.0
+
+
+def _prepacked(x: Tensor, linears: tuple[nn.Linear, ...], dtype: torch.dtype, wanted: bool) -> bool:
+    """Whether this product may come from reordered copies: wanted, on a CPU, and nothing in it needs a gradient."""
+    if not wanted or x.device.type != "cpu" or dtype not in _PREPACKED_DTYPES or torch.compiler.is_compiling():
+        return False
+    if torch.is_grad_enabled() and (
+        x.requires_grad
+        or any(p.requires_grad for linear in linears for p in linear._parameters.values() if p is not None)
+    ):
+        return False
+    return prepack.can_fuse(linears)
 
 
 def _cat(parts: list[Tensor | None], dtype: torch.dtype) -> Tensor | None:
@@ -64,16 +72,14 @@ def _linear(x: Tensor, linears: tuple[nn.Linear, ...], dtype: torch.dtype, *, bi
 
 def _add_norm(out: Tensor, residual: Tensor, bias: Tensor | None, norm: nn.LayerNorm, p: float) -> Tensor:
     rng = new_rng(out.device) if p > 0.0 else None
-    return ops.dropout_add_norm(
-        out, residual, norm.weight, norm.bias, bias=bias, eps=norm.eps, dropout_p=p, rng=rng
-    )
+    return ops.dropout_add_norm(out, residual, norm.weight, norm.bias, bias=bias, eps=norm.eps, dropout_p=p, rng=rng)
 
 
 def _project_add_norm(
     x: Tensor, residual: Tensor, dense: nn.Linear, norm: nn.LayerNorm, p: float, use_prepack: bool
 ) -> Tensor:
     dtype = product_dtype(residual)
-    if _prepacked(x, (dense,), use_prepack):
+    if _prepacked(x, (dense,), dtype, use_prepack):
         return _add_norm(prepack.fused_linear(x.to(dtype), (dense,)), residual, None, norm, p)
     return _add_norm(_linear(x.to(dtype), (dense,), dtype, bias=False), residual, dense.bias, norm, p)
 
@@ -106,7 +112,7 @@ def attention_block(
     dtype = product_dtype(x)
     flat = x.reshape(-1, x.shape[-1])
     projections = (query, key, value)
-    if _prepacked(x, projections, use_prepack):
+    if _prepacked(x, projections, dtype, use_prepack):
         qkv = prepack.fused_linear(flat.to(dtype), projections)
     else:
         qkv = _linear(flat.to(dtype), projections, dtype, bias=True)
@@ -114,7 +120,12 @@ def attention_block(
     rng = new_rng(x.device) if attention_p > 0.0 else None
     if isinstance(layout, Packed):
         context = ops.attention(
-            qkv.view(-1, 3, heads, size), layout.cu_seqlens, layout.max_seqlen, scale=scale, dropout_p=attention_p, rng=rng
+            qkv.view(-1, 3, heads, size),
+            layout.cu_seqlens,
+            layout.max_seqlen,
+            scale=scale,
+            dropout_p=attention_p,
+            rng=rng,
         )
     else:
         context = ops.attention_padded(
@@ -137,7 +148,7 @@ def mlp_block(
     """norm(x + dropout(down(gelu(up(x))))), x [..., E]; arguments as in `attention_block`."""
     dtype = product_dtype(x)
     flat = x.reshape(-1, x.shape[-1])
-    if _prepacked(x, (up,), use_prepack):
+    if _prepacked(x, (up,), dtype, use_prepack):
         hidden = prepack.fused_linear(flat.to(dtype), (up,), "gelu" if approximate == "none" else "gelu_tanh")
     else:
         hidden = ops.linear_gelu(flat.to(dtype), up.weight.to(dtype), up.bias.to(dtype), approximate=approximate)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bertfast import ops
-from bertfast.nn.core import Layout, Packed, Padded, attention_block, mlp_block
+from bertfast.nn.core import Layout, Packed, Padded, attention_block, dropout_rate, mlp_block
 from bertfast.ops.rng import new_rng
 
 _ACTIVATIONS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
@@ -54,13 +54,15 @@ class BertEmbeddings(nn.Module):
     ) -> Tensor:
         """input_ids [B, S], or packed [T] with position_ids [T]; returns [B, S, E] or [T, E]. Bad ids raise IndexError."""
         if input_ids.dim() == 1 and position_ids is None:
-            raise ValueError("BertEmbeddings: packed input_ids [T] need position_ids [T], which start again at each sequence")
+            raise ValueError(
+                "BertEmbeddings: packed input_ids [T] need position_ids [T], which start again at each sequence"
+            )
         return embed(self, input_ids, token_type_ids, position_ids)
 
 
 def embed(module: nn.Module, input_ids: Tensor, token_type_ids: Tensor | None, position_ids: Tensor | None) -> Tensor:
-    """The fused embedding of any module with BERT's names; dropout as `module.training` says."""
-    p = module.dropout.p if module.training else 0.0
+    """The fused embedding of any module with BERT's names; dropout as its Dropout's own mode says."""
+    p = dropout_rate(module.dropout)
     return ops.embedding_sum_norm(
         input_ids,
         module.word_embeddings.weight,
@@ -100,10 +102,14 @@ class _Intermediate(nn.Module):
         self.dense = nn.Linear(hidden_size, intermediate_size)
 
 
-def _layout(x: Tensor, attention_mask: Tensor | None, cu_seqlens: Tensor | None, max_seqlen: int | None, name: str) -> Layout:
+def _layout(
+    x: Tensor, attention_mask: Tensor | None, cu_seqlens: Tensor | None, max_seqlen: int | None, name: str
+) -> Layout:
     if cu_seqlens is None:
         if x.dim() != 3:
-            raise ValueError(f"{name}: padded tokens must be [B, S, E], got {tuple(x.shape)}; packed ones need cu_seqlens")
+            raise ValueError(
+                f"{name}: padded tokens must be [B, S, E], got {tuple(x.shape)}; packed ones need cu_seqlens"
+            )
         return Padded(None if attention_mask is None else attention_mask.to(torch.bool)[:, None, None, :])
     if x.dim() != 2 or max_seqlen is None or attention_mask is not None:
         raise ValueError(
@@ -126,7 +132,9 @@ class BertAttention(nn.Module):
     ):
         super().__init__()
         if hidden_size % num_attention_heads:
-            raise ValueError(f"hidden_size {hidden_size} is not a multiple of num_attention_heads {num_attention_heads}")
+            raise ValueError(
+                f"hidden_size {hidden_size} is not a multiple of num_attention_heads {num_attention_heads}"
+            )
         self.num_attention_heads = num_attention_heads
         self.self = _Projections(hidden_size, attention_probs_dropout_prob)
         self.output = _Output(hidden_size, hidden_size, hidden_dropout_prob, layer_norm_eps)
@@ -152,8 +160,9 @@ class BertAttention(nn.Module):
             dense=self.output.dense,
             norm=self.output.LayerNorm,
             heads=self.num_attention_heads,
-            attention_p=self.self.dropout.p if self.training else 0.0,
-            hidden_p=self.output.dropout.p if self.training else 0.0,
+            attention_p=dropout_rate(self.self.dropout),
+            hidden_p=dropout_rate(self.output.dropout),
+            use_prepack=not self.training,
         )
 
 
@@ -185,7 +194,8 @@ class BertMLP(nn.Module):
             down=self.output.dense,
             norm=self.output.LayerNorm,
             approximate=self.approximate,
-            hidden_p=self.output.dropout.p if self.training else 0.0,
+            hidden_p=dropout_rate(self.output.dropout),
+            use_prepack=not self.training,
         )
 
 

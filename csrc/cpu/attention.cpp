@@ -28,14 +28,14 @@ AttentionProblem describe(const at::Tensor& qkv, int64_t heads, int64_t size, do
   p.size = size;
   p.qkv = qkv.const_data_ptr();
   p.scale = static_cast<float>(scale);
-  p.inverse_keep = 1.0f;
+  p.inverse_keep = 1.0;
   if (dropout_p > 0.0) {
     const DropoutState state = dropout_state(rng);
     p.key0 = state.key0;
     p.key1 = state.key1;
     p.offset = state.offset;
     p.threshold = threshold_attention(dropout_p);
-    p.inverse_keep = static_cast<float>(256.0 / (256.0 - p.threshold));
+    p.inverse_keep = 256.0 / (256.0 - p.threshold);
   }
   return p;
 }
@@ -94,7 +94,7 @@ std::vector<Sequence> packed_sequences(const at::Tensor& qkv, const at::Tensor& 
   longest = 0;
   for (int64_t b = 0; b < batch; ++b) {
     rising = rising && at[b] <= at[b + 1];
-    const int64_t length = at[b + 1] - at[b];
+    const int64_t length = static_cast<int64_t>(at[b + 1]) - at[b];
     longest = std::max(longest, length);
     sequences.push_back({at[b], length, at[b], tokens});
   }
@@ -111,9 +111,13 @@ std::vector<Sequence> padded_sequences(const at::Tensor& qkv) {
   return sequences;
 }
 
-// The mask as floats to add, its broadcast dimensions left alone; False and the bottom of a dtype's range become -infinity.
-at::Tensor additive(const OptionalTensor& mask, const at::Tensor& qkv) {
-  if (!mask) return {};
+// The mask as floats to add, its broadcast dimensions, expanded ones too, at size 1; False and the bottom of a dtype's range become -infinity.
+at::Tensor additive(const OptionalTensor& mask_in, const at::Tensor& qkv) {
+  if (!mask_in) return {};
+  OptionalTensor mask = mask_in;
+  for (int64_t i = 0; i < mask->dim(); ++i) {
+    if (mask->stride(i) == 0 && mask->size(i) > 1) mask = mask->narrow(i, 0, 1);
+  }
   TORCH_CHECK_VALUE(mask->dim() <= 4, "attention_padded: mask must broadcast to [B, H, S, S], got ", mask->sizes());
   const double bottom = -std::numeric_limits<double>::infinity();
   at::Tensor added;
@@ -144,8 +148,10 @@ void set_mask(AttentionProblem& p, const at::Tensor& mask) {
   p.mask_key = stride(3);
 }
 
-void check_gradient(const at::Tensor& dout, const at::Tensor& out, const at::Tensor& lse, int64_t statistics) {
-  TORCH_CHECK_VALUE(dout.sizes() == out.sizes() && lse.scalar_type() == at::kFloat && lse.numel() == statistics,
+void check_gradient(const at::Tensor& dout, const at::Tensor& qkv, const at::Tensor& out, const at::Tensor& lse) {
+  const int64_t rows = qkv.numel() / (3 * qkv.size(-1));
+  TORCH_CHECK_VALUE(dout.sizes() == out.sizes() && out.numel() * 3 == qkv.numel() && out.scalar_type() == qkv.scalar_type() &&
+                        lse.scalar_type() == at::kFloat && lse.numel() == rows,
                     "attention: dout, out and lse must come from the forward call on this qkv");
 }
 
@@ -160,12 +166,11 @@ Pair run_forward(const at::Tensor& qkv, AttentionProblem p, const std::vector<Se
 }
 
 at::Tensor run_backward(const at::Tensor& qkv, AttentionProblem p, const std::vector<Sequence>& sequences, int64_t longest,
-                        const at::Tensor& dout_in, const at::Tensor& out_in, const at::Tensor& lse_in) {
-  const at::Tensor dout = dout_in.to(qkv.scalar_type()).contiguous(), out = out_in.contiguous(), lse = lse_in.contiguous();
+                        const at::Tensor& dout_in, const at::Tensor& out_in) {
+  const at::Tensor dout = dout_in.to(qkv.scalar_type()).contiguous(), out = out_in.contiguous();
   at::Tensor dqkv = at::empty(qkv.sizes(), qkv.options());
-  // out and lse are only read; the struct is shared with forward, which writes them.
+  // out is only read; the struct is shared with forward, which writes it.
   p.out = const_cast<void*>(out.const_data_ptr());
-  p.lse = const_cast<float*>(lse.const_data_ptr<float>());
   p.dout = dout.const_data_ptr();
   p.dqkv = dqkv.mutable_data_ptr();
   const AttentionKernels& kernels = attention_kernels();
@@ -198,8 +203,8 @@ at::Tensor backward(const at::Tensor& dout, const at::Tensor& qkv_in, const at::
   int64_t longest = 0;
   const std::vector<Sequence> sequences = packed_sequences(qkv_in, cu_seqlens, max_seqlen, longest);
   const at::Tensor qkv = qkv_in.contiguous();
-  check_gradient(dout, out, lse, qkv.size(0) * qkv.size(2));
-  return run_backward(qkv, describe(qkv, qkv.size(2), qkv.size(3), scale, dropout_p, rng), sequences, longest, dout, out, lse);
+  check_gradient(dout, qkv, out, lse);
+  return run_backward(qkv, describe(qkv, qkv.size(2), qkv.size(3), scale, dropout_p, rng), sequences, longest, dout, out);
 }
 
 Pair padded_forward(const at::Tensor& qkv_in, const OptionalTensor& mask, double scale, double dropout_p, const OptionalTensor& rng) {
@@ -225,10 +230,10 @@ at::Tensor padded_backward(const at::Tensor& dout, const at::Tensor& qkv_in, con
   }
   const std::vector<Sequence> sequences = padded_sequences(qkv_in);
   const at::Tensor qkv = qkv_in.contiguous(), added = additive(mask, qkv);
-  check_gradient(dout, out, lse, qkv.size(0) * qkv.size(1) * qkv.size(3));
+  check_gradient(dout, qkv, out, lse);
   AttentionProblem p = describe(qkv, qkv.size(3), qkv.size(4), scale, dropout_p, rng);
   set_mask(p, added);
-  return run_backward(qkv, p, sequences, qkv.size(1), dout, out, lse);
+  return run_backward(qkv, p, sequences, qkv.size(1), dout, out);
 }
 
 }  // namespace

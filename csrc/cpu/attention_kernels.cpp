@@ -1,12 +1,14 @@
-// Attention of one (sequence, head) in float. Keys are transposed once into scratch, so that both products are row-times-
-// matrix blocks held in registers: scores = q K^T over a block of queries and all keys, then out = p V. Whole score rows are
-// kept (a block of queries x S), so the softmax is exact and needs no running maximum. Backward recomputes p from lse, block
-// of queries by block, and accumulates dk and dv in scratch in that fixed order.
+// Attention of one (sequence, head) in float. Keys are transposed once into scratch, in panels as wide as the register block,
+// so that every product is an outer-product block held in registers whose right side stays in the first-level cache:
+// scores = q K^T over a block of queries and all keys, then out = p V. Whole score rows are kept (a block of queries x S), so
+// the softmax is exact and needs no running maximum. Backward computes p anew in the same way, block of queries
+// by block, and accumulates dk and dv in scratch in that fixed order.
 #include "attention_kernels.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "math.h"
 #include "philox.h"
@@ -15,73 +17,123 @@
 namespace bertfast {
 namespace {
 
-// Register block: rows x vectors of C held while the inner dimension runs. AVX-512 has 32 registers, the others 16.
+// Register block: rows x vectors of C held while the inner dimension runs. AVX-512 has 32 registers, the others 16, and
+// without FMA a product needs one of its own.
 #if defined(__AVX512F__)
 constexpr int kRows = 6, kVectors = 4;
+#elif defined(__AVX2__)
+constexpr int kRows = 6, kVectors = 2;
 #else
 constexpr int kRows = 4, kVectors = 2;
 #endif
+constexpr int64_t kPanel = kVectors * kLanes;
+// Steps of the inner dimension taken at once: 96 x 64 floats of the right side are 24 KB, half of a first-level cache.
+constexpr int64_t kInner = 96;
 // Queries of a block: their score rows (48 x 512 floats are 96 KB) stay in the second-level cache.
 constexpr int64_t kQueries = 48;
 
 int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
-template <int R, int V>
-BERTFAST_INLINE void block(int64_t inner, const float* a, int64_t a_row, int64_t a_col, const float* b, int64_t ldb, float* c,
-                           int64_t ldc, bool accumulate) {
-  Vec total[R][V];
-  for (int r = 0; r < R; ++r) {
-    for (int v = 0; v < V; ++v) total[r][v] = accumulate ? load(c + r * ldc + v * kLanes) : Vec{};
-  }
+// Length of a score row. One vector more than needed: rows a power of two apart would share a few cache sets.
+int64_t score_stride(int64_t width) { return width + kLanes; }
+
+// C [R, V vectors] (+)= A B. A(r, k) = a[r * lda + k], or a[k * lda + r] where it is Transposed.
+template <bool Transposed, int R, int V>
+void block(int64_t inner, const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc, bool accumulate) {
+  Vec total[R][V] = {};
   for (int64_t k = 0; k < inner; ++k) {
     Vec right[V];
     for (int v = 0; v < V; ++v) right[v] = load(b + k * ldb + v * kLanes);
     for (int r = 0; r < R; ++r) {
-      const Vec left = splat(a[r * a_row + k * a_col]);
+      const float left = Transposed ? a[k * lda + r] : a[r * lda + k];
       for (int v = 0; v < V; ++v) total[r][v] += left * right[v];
     }
   }
   for (int r = 0; r < R; ++r) {
-    for (int v = 0; v < V; ++v) store(c + r * ldc + v * kLanes, total[r][v]);
+    for (int v = 0; v < V; ++v) {
+      float* at = c + r * ldc + v * kLanes;
+      store(at, accumulate ? load(at) + total[r][v] : total[r][v]);
+    }
   }
 }
 
-template <int R>
-void block_columns(int64_t columns, int64_t inner, const float* a, int64_t a_row, int64_t a_col, const float* b, int64_t ldb,
-                   float* c, int64_t ldc, bool accumulate) {
-  int64_t n = 0;
-  for (; n + kVectors * kLanes <= columns; n += kVectors * kLanes) {
-    block<R, kVectors>(inner, a, a_row, a_col, b + n, ldb, c + n, ldc, accumulate);
-  }
-  for (; n < columns; n += kLanes) block<R, 1>(inner, a, a_row, a_col, b + n, ldb, c + n, ldc, accumulate);
+using Block = void (*)(int64_t, const float*, int64_t, const float*, int64_t, float*, int64_t, bool);
+
+template <bool Transposed, size_t... I>
+Block find_block(int64_t rows, int64_t vectors, std::index_sequence<I...>) {
+  static constexpr Block kTable[] = {block<Transposed, I / kVectors + 1, I % kVectors + 1>...};
+  return kTable[(rows - 1) * kVectors + vectors - 1];
 }
 
-// C [rows, columns] (+)= A [rows, inner] B [inner, columns]; A by two strides, `columns` a multiple of kLanes.
-void multiply(int64_t rows, int64_t columns, int64_t inner, const float* a, int64_t a_row, int64_t a_col, const float* b,
-              int64_t ldb, float* c, int64_t ldc, bool accumulate) {
-  int64_t m = 0;
-  for (; m + kRows <= rows; m += kRows) {
-    block_columns<kRows>(columns, inner, a + m * a_row, a_row, a_col, b, ldb, c + m * ldc, ldc, accumulate);
+// C [rows, columns] (+)= A [rows, inner] B [inner, columns], `columns` a multiple of kLanes. B lies in rows ldb apart, or,
+// where ldb is 0, in panels as gather_panels writes them.
+template <bool Transposed>
+void multiply(int64_t rows, int64_t columns, int64_t inner, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
+              int64_t ldc, bool accumulate) {
+  for (int64_t k = 0; k < inner; k += kInner) {
+    const int64_t steps = std::min(kInner, inner - k);
+    const float* left = a + (Transposed ? k * lda : k);
+    for (int64_t n = 0; n < columns; n += kPanel) {
+      const int64_t wide = std::min(kPanel, columns - n), stride = ldb == 0 ? wide : ldb;
+      const float* right = b + (ldb == 0 ? n * inner + k * wide : k * ldb + n);
+      for (int64_t m = 0; m < rows; m += kRows) {
+        const Block body = find_block<Transposed>(std::min<int64_t>(kRows, rows - m), wide / kLanes,
+                                                  std::make_index_sequence<kRows * kVectors>());
+        body(steps, left + (Transposed ? m : m * lda), lda, right, stride, c + m * ldc + n, ldc, accumulate || k > 0);
+      }
+    }
   }
-  for (; m < rows; ++m) block_columns<1>(columns, inner, a + m * a_row, a_row, a_col, b, ldb, c + m * ldc, ldc, accumulate);
 }
 
 // Rows [count, size] of one head, `stride` elements apart, as floats of row length `width` (>= size), zeros after.
 template <class T>
 void gather(const T* from, int64_t stride, int64_t count, int64_t size, int64_t width, float factor, float* to) {
   for (int64_t i = 0; i < count; ++i) {
-    for (int64_t d = 0; d < size; ++d) to[i * width + d] = to_float(from[i * stride + d]) * factor;
-    for (int64_t d = size; d < width; ++d) to[i * width + d] = 0.0f;
+    for_columns(
+        size, [&](int64_t d) { store(to + i * width + d, load(from + i * stride + d) * factor); },
+        [&](int64_t d, int n) { store(to + i * width + d, load_tail(from + i * stride + d, n) * factor); });
   }
 }
 
-// The same transposed: [size, width] with width >= count.
+template <bool High, size_t... I>
+BERTFAST_INLINE Vec zip(Vec a, Vec b, std::index_sequence<I...>) {
+  constexpr int kFirst = High ? kLanes / 2 : 0;
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, (kFirst + static_cast<int>(I) / 2 + (I % 2 ? kLanes : 0))...);
+#else
+  return __builtin_shuffle(a, b, VecI{(kFirst + static_cast<int>(I) / 2 + (I % 2 ? kLanes : 0))...});
+#endif
+}
+
+// Transposes a kLanes x kLanes tile: zipping the two halves of the rows, as often as kLanes halves.
+BERTFAST_INLINE void transpose(Vec (&tile)[kLanes]) {
+  const auto lanes = std::make_index_sequence<kLanes>();
+  for (int width = 1; width < kLanes; width *= 2) {
+    Vec zipped[kLanes];
+    for (int i = 0; i < kLanes / 2; ++i) {
+      zipped[2 * i] = zip<false>(tile[i], tile[i + kLanes / 2], lanes);
+      zipped[2 * i + 1] = zip<true>(tile[i], tile[i + kLanes / 2], lanes);
+    }
+    for (int i = 0; i < kLanes; ++i) tile[i] = zipped[i];
+  }
+}
+
+// The rows transposed, [size, width] cut into panels of kPanel columns (the last may be narrower), one after another;
+// columns past `count` are zero.
 template <class T>
-void gather_transposed(const T* from, int64_t stride, int64_t count, int64_t size, int64_t width, float* to) {
-  for (int64_t i0 = 0; i0 < width; i0 += kLanes) {
-    const int64_t i1 = i0 + kLanes;
-    for (int64_t d = 0; d < size; ++d) {
-      for (int64_t i = i0; i < i1; ++i) to[d * width + i] = i < count ? to_float(from[i * stride + d]) : 0.0f;
+void gather_panels(const T* from, int64_t stride, int64_t count, int64_t size, int64_t width, float* to) {
+  for (int64_t first = 0; first < width; first += kLanes) {
+    const int64_t panel = first / kPanel * kPanel, wide = std::min(kPanel, width - panel);
+    float* column = to + panel * size + (first - panel);
+    for (int64_t d = 0; d < size; d += kLanes) {
+      const int rows = static_cast<int>(std::min<int64_t>(kLanes, size - d));
+      Vec tile[kLanes];
+      for (int i = 0; i < kLanes; ++i) {
+        const T* at = from + (first + i) * stride + d;
+        tile[i] = first + i >= count ? Vec{} : rows == kLanes ? load(at) : load_tail(at, rows);
+      }
+      transpose(tile);
+      for (int r = 0; r < rows; ++r) store(column + (d + r) * wide, tile[r]);
     }
   }
 }
@@ -95,17 +147,41 @@ void scatter(const float* from, int64_t width, int64_t count, int64_t size, floa
   }
 }
 
+// exp for what a softmax needs, x <= 0 give or take a rounding: vexp without its care for large x, and with an error relative
+// to 1 and not to the result. Below -88 the exponent's field is 0 and so is the result. NaN stays NaN.
+BERTFAST_INLINE Vec exp_below(Vec x) {
+  const Vec magic = splat(12582912.0f);
+  const Vec clamped = vmax(splat(-88.0f), x);
+  const Vec shifted = clamped * 1.44269504f + magic;
+  const Vec r = clamped - (shifted - magic) * 0.693147181f;
+  Vec p = splat(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  // The low bits of `shifted` hold the power of two: 127 is the exponent's bias, and the shift drops what stands above.
+  return p * (Vec)(((VecI)shifted + 127) << 23);
+}
+
 // Scores of one query: the mask added, and columns past the last key at minus infinity.
-void mask_row(const AttentionProblem& p, const AttentionItem& item, int64_t query, int64_t keys, int64_t width, float* row) {
+void mask_row(const AttentionProblem& p, const AttentionItem& item, int64_t query, int64_t keys, int64_t width, float* __restrict row) {
   if (p.mask != nullptr) {
-    const float* mask = p.mask + item.batch * p.mask_batch + item.head * p.mask_head + query * p.mask_query;
-    for (int64_t j = 0; j < keys; ++j) row[j] += mask[j * p.mask_key];
+    const float* __restrict mask = p.mask + item.batch * p.mask_batch + item.head * p.mask_head + query * p.mask_query;
+    if (p.mask_key == 0) {
+      for (int64_t j = 0; j < keys; ++j) row[j] += mask[0];
+    } else {
+      for (int64_t j = 0; j < keys; ++j) row[j] += mask[j];
+    }
   }
   for (int64_t j = keys; j < width; ++j) row[j] = -__builtin_inff();
 }
 
-// Turns scores into exp(score - max), returns their sum; all zero where no key is left.
-float softmax_row(float* row, int64_t width, float& peak) {
+// Turns scores into exp(score - max), times the dropout factors where there are any; returns the sum before dropout, zero
+// where no key is left.
+float softmax_row(float* row, int64_t width, const float* factors, float& peak) {
   Vec top = load(row);
   for (int64_t j = kLanes; j < width; j += kLanes) top = vmax(top, load(row + j));
   peak = max_of(top);
@@ -120,23 +196,24 @@ float softmax_row(float* row, int64_t width, float& peak) {
   }
   Vec total = Vec{};
   for (int64_t j = 0; j < width; j += kLanes) {
-    const Vec e = vexp(load(row + j) - peak);
-    store(row + j, e);
+    const Vec e = exp_below(load(row + j) - peak);
+    store(row + j, factors == nullptr ? e : e * load(factors + j));
     total += e;
   }
   return sum(total);
 }
 
+// 1 where a key is kept and 0 where it is dropped; the keep rate joins the division by the softmax's sum, one rounding for both.
 void dropout_row_of(const AttentionProblem& p, const AttentionItem& item, int64_t query, int64_t keys, float* factors) {
   dropout_attention_row({p.key0, p.key1, p.offset}, static_cast<uint32_t>(query),
-                        static_cast<uint32_t>(item.batch * p.heads + item.head), keys, p.threshold, p.inverse_keep, factors);
+                        static_cast<uint32_t>(item.batch * p.heads + item.head), keys, p.threshold, 1.0f, factors);
 }
 
 int64_t factors_width(int64_t longest) { return padded(longest) + kLanes * 16; }
 
 int64_t forward_scratch(int64_t longest, int64_t size) {
   const int64_t width = padded(longest), d = padded(size);
-  return size * width + longest * d + kQueries * (2 * d + width) + factors_width(longest);
+  return size * width + longest * d + kQueries * (2 * d + score_stride(width)) + factors_width(longest);
 }
 
 template <class T>
@@ -148,27 +225,25 @@ void forward(const AttentionProblem& p, const AttentionItem& item, float* scratc
   float* q = values + keys * d;
   float* out = q + kQueries * d;
   float* scores = out + kQueries * d;
-  float* factors = scores + kQueries * width;
-  gather_transposed(head + p.heads * size, token, keys, size, width, keys_t);
+  const int64_t stride = score_stride(width);
+  float* factors = scores + kQueries * stride;
+  gather_panels(head + p.heads * size, token, keys, size, width, keys_t);
   gather(head + 2 * p.heads * size, token, keys, size, d, 1.0f, values);
   for (int64_t first = item.query_begin; first < item.query_end; first += kQueries) {
     const int64_t count = std::min(kQueries, item.query_end - first);
     gather(head + first * token, token, count, size, d, p.scale, q);
-    multiply(count, width, size, q, d, 1, keys_t, width, scores, width, false);
+    multiply<false>(count, width, size, q, d, keys_t, 0, scores, stride, false);
     float inverse[kQueries];
     for (int64_t i = 0; i < count; ++i) {
-      float* row = scores + i * width;
+      float* row = scores + i * stride;
       float peak;
       mask_row(p, item, first + i, keys, width, row);
-      const float total = softmax_row(row, width, peak);
-      inverse[i] = total == 0.0f ? 0.0f : 1.0f / total;
+      if (p.threshold != 0) dropout_row_of(p, item, first + i, keys, factors);
+      const float total = softmax_row(row, width, p.threshold != 0 ? factors : nullptr, peak);
+      inverse[i] = total == 0.0f ? 0.0f : static_cast<float>(p.inverse_keep / total);
       p.lse[item.lse_at + first + i] = total == 0.0f ? -__builtin_inff() : peak + std::log(total);
-      if (p.threshold != 0) {
-        dropout_row_of(p, item, first + i, keys, factors);
-        for (int64_t j = 0; j < width; j += kLanes) store(row + j, load(row + j) * load(factors + j));
-      }
     }
-    multiply(count, d, keys, scores, width, 1, values, d, out, d, false);
+    multiply<false>(count, d, keys, scores, stride, values, d, out, d, false);
     for (int64_t i = 0; i < count; ++i) {
       T* to = static_cast<T*>(p.out) + ((item.first_token + first + i) * p.heads + item.head) * size;
       scatter(out + i * d, d, 1, size, inverse[i], to, 0);
@@ -178,7 +253,7 @@ void forward(const AttentionProblem& p, const AttentionItem& item, float* scratc
 
 int64_t backward_scratch(int64_t longest, int64_t size) {
   const int64_t width = padded(longest), d = padded(size);
-  return 2 * size * width + 3 * longest * d + kQueries * (3 * d + 2 * width) + factors_width(longest);
+  return 2 * size * width + 3 * longest * d + kQueries * (3 * d + 2 * score_stride(width)) + factors_width(longest);
 }
 
 template <class T>
@@ -197,10 +272,11 @@ void backward(const AttentionProblem& p, const AttentionItem& item, float* scrat
   float* dout = q + kQueries * d;
   float* dq = dout + kQueries * d;
   float* probability = dq + kQueries * d;
-  float* dscore = probability + kQueries * width;
-  float* factors = dscore + kQueries * width;
-  gather_transposed(head + part, token, keys, size, width, keys_t);
-  gather_transposed(head + 2 * part, token, keys, size, width, values_t);
+  const int64_t stride = score_stride(width);
+  float* dscore = probability + kQueries * stride;
+  float* factors = dscore + kQueries * stride;
+  gather_panels(head + part, token, keys, size, width, keys_t);
+  gather_panels(head + 2 * part, token, keys, size, width, values_t);
   gather(head + part, token, keys, size, d, 1.0f, key);
   std::memset(dkey, 0, 2 * keys * d * sizeof(float));
   for (int64_t first = 0; first < keys; first += kQueries) {
@@ -208,33 +284,38 @@ void backward(const AttentionProblem& p, const AttentionItem& item, float* scrat
     gather(head + first * token, token, count, size, d, p.scale, q);
     const int64_t out_at = ((item.first_token + first) * p.heads + item.head) * size;
     gather(static_cast<const T*>(p.dout) + out_at, part, count, size, d, 1.0f, dout);
-    multiply(count, width, size, q, d, 1, keys_t, width, probability, width, false);
-    multiply(count, width, size, dout, d, 1, values_t, width, dscore, width, false);
+    multiply<false>(count, width, size, q, d, keys_t, 0, probability, stride, false);
+    multiply<false>(count, width, size, dout, d, values_t, 0, dscore, stride, false);
     for (int64_t i = 0; i < count; ++i) {
-      float* row = probability + i * width;
-      float* ds = dscore + i * width;
-      const float lse = p.lse[item.lse_at + first + i];
-      if (lse == -__builtin_inff()) {
-        std::memset(row, 0, width * sizeof(float));
-        std::memset(ds, 0, width * sizeof(float));
-        continue;
-      }
+      float* row = probability + i * stride;
+      float* ds = dscore + i * stride;
+      float peak;
       mask_row(p, item, first + i, keys, width, row);
-      const T* out = static_cast<const T*>(p.out) + out_at + i * part;
-      float delta = 0.0f;
-      for (int64_t c = 0; c < size; ++c) delta += to_float(out[c]) * dout[i * d + c];
-      if (p.threshold != 0) dropout_row_of(p, item, first + i, keys, factors);
+      const float total = softmax_row(row, width, nullptr, peak);
+      const bool dropout = p.threshold != 0;
+      if (dropout) dropout_row_of(p, item, first + i, keys, factors);
+      // Without a key the row is zero already; 1 / total would make NaN of it.
+      const float inverse = total == 0.0f ? 0.0f : 1.0f / total;
+      const float kept = static_cast<float>(p.inverse_keep);
+      Vec products = Vec{};
       for (int64_t j = 0; j < width; j += kLanes) {
-        const Vec probabilities = vexp(load(row + j) - lse);
-        const Vec factor = p.threshold != 0 ? load(factors + j) : splat(1.0f);
-        store(ds + j, probabilities * (load(ds + j) * factor - delta));
-        store(row + j, probabilities * factor);
+        const Vec probabilities = load(row + j) * inverse;
+        const Vec dp = dropout ? load(ds + j) * (load(factors + j) * kept) : load(ds + j);
+        products += probabilities * dp;
+        store(row + j, probabilities);
+        store(ds + j, dp);
+      }
+      const float delta = sum(products);
+      for (int64_t j = 0; j < width; j += kLanes) {
+        const Vec probabilities = load(row + j);
+        store(ds + j, probabilities * (load(ds + j) - delta));
+        if (dropout) store(row + j, probabilities * (load(factors + j) * kept));
       }
     }
     // q carries the scale already, which is what dk needs; dq gets it when it is written.
-    multiply(keys, d, count, probability, 1, width, dout, d, dvalue, d, true);
-    multiply(keys, d, count, dscore, 1, width, q, d, dkey, d, true);
-    multiply(count, d, keys, dscore, width, 1, key, d, dq, d, false);
+    multiply<true>(keys, d, count, probability, stride, dout, d, dvalue, d, true);
+    multiply<true>(keys, d, count, dscore, stride, q, d, dkey, d, true);
+    multiply<false>(count, d, keys, dscore, stride, key, d, dq, d, false);
     scatter(dq, d, count, size, p.scale, dhead + first * token, token);
   }
   scatter(dkey, d, keys, size, 1.0f, dhead + part, token);

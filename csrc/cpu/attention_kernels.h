@@ -16,8 +16,8 @@ struct AttentionProblem {
   const float* mask;     // added to scores, or null; addressed by the strides below, in elements
   int64_t mask_batch, mask_head, mask_query, mask_key;  // mask_key is 1 or 0
   uint32_t key0, key1, offset, threshold;               // dropout; threshold 0 means none
-  float inverse_keep;
-  // Forward writes out and lse; backward reads them and dout, and writes dqkv.
+  double inverse_keep;
+  // Forward writes out and lse; backward reads out and dout, and writes dqkv.
   void* out;          // [tokens, H, D]
   float* lse;
   const void* dout;   // [tokens, H, D]

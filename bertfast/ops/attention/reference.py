@@ -22,27 +22,27 @@ def additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return mask.to(dtype).masked_fill(mask <= bottom, float("-inf"))
 
 
-def _dense_forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, keep: Tensor | None, rate: float):
-    """q, k, v [B, H, S, D] in compute dtype; keep [B, H, S, S]."""
+def _probabilities(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """Softmax [B, H, S, S] and log-sum-exp [B, H, S]; a row without keys, whose softmax would be NaN, is zero."""
     scores = (q @ k.transpose(-1, -2)) * scale
     if mask is not None:
         scores = scores + mask
     lse = torch.logsumexp(scores, -1)
-    p = torch.exp(scores - torch.where(lse.isinf(), torch.zeros_like(lse), lse)[..., None])
-    dropped = p if keep is None else p * keep / rate
-    return dropped @ v, lse, p
+    return torch.softmax(scores, -1).masked_fill((lse == float("-inf"))[..., None], 0.0), lse
 
 
-def _dense_backward(dout, q, k, v, out, lse, mask, scale, keep, rate):
-    scores = (q @ k.transpose(-1, -2)) * scale
-    if mask is not None:
-        scores = scores + mask
-    p = torch.exp(scores - torch.where(lse.isinf(), torch.zeros_like(lse), lse)[..., None])
+def _dense_forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, keep: Tensor | None, rate: float):
+    """q, k, v [B, H, S, D] in compute dtype; keep [B, H, S, S]."""
+    p, lse = _probabilities(q, k, mask, scale)
+    return (p if keep is None else p * keep / rate) @ v, lse
+
+
+def _dense_backward(dout, q, k, v, mask, scale, keep, rate):
+    p, _ = _probabilities(q, k, mask, scale)
     factor = 1.0 if keep is None else keep / rate
     dv = (p * factor).transpose(-1, -2) @ dout
     dp = (dout @ v.transpose(-1, -2)) * factor
-    delta = (dout * out).sum(-1, keepdim=True)
-    ds = p * (dp - delta) * scale
+    ds = p * (dp - (p * dp).sum(-1, keepdim=True)) * scale
     return ds @ k, ds.transpose(-1, -2) @ q, dv
 
 
@@ -69,7 +69,7 @@ def forward(
     for i, (begin, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
         q, k, v = qkv[begin:end].to(dtype).permute(1, 2, 0, 3)
         keep = None if keep_all is None else keep_all[i, :, : end - begin, : end - begin]
-        y, row_lse, _ = _dense_forward(q, k, v, None, scale, keep, dropout_bits.keep_rate_attention(dropout_p))
+        y, row_lse = _dense_forward(q, k, v, None, scale, keep, dropout_bits.keep_rate_attention(dropout_p))
         out[begin:end] = y.transpose(0, 1).to(qkv.dtype)
         lse[:, begin:end] = row_lse
     return out, lse
@@ -94,9 +94,9 @@ def backward(
     for i, (begin, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
         q, k, v = qkv[begin:end].to(dtype).permute(1, 2, 0, 3)
         keep = None if keep_all is None else keep_all[i, :, : end - begin, : end - begin]
-        g, y = (t[begin:end].to(dtype).transpose(0, 1) for t in (dout, out))
+        g = dout[begin:end].to(dtype).transpose(0, 1)
         gradients = _dense_backward(
-            g, q, k, v, y, lse[:, begin:end], None, scale, keep, dropout_bits.keep_rate_attention(dropout_p)
+            g, q, k, v, None, scale, keep, dropout_bits.keep_rate_attention(dropout_p)
         )
         dqkv[begin:end] = torch.stack(gradients).permute(2, 0, 1, 3).to(qkv.dtype)
     return dqkv
@@ -113,7 +113,7 @@ def padded_forward(
     dtype = compute_dtype(qkv)
     q, k, v = qkv.to(dtype).permute(2, 0, 3, 1, 4)
     keep = _keep(rng, batch, heads, seqlen, seqlen, dropout_p)
-    out, lse, _ = _dense_forward(q, k, v, additive(mask, dtype), scale, keep, dropout_bits.keep_rate_attention(dropout_p))
+    out, lse = _dense_forward(q, k, v, additive(mask, dtype), scale, keep, dropout_bits.keep_rate_attention(dropout_p))
     return out.transpose(1, 2).to(qkv.dtype).contiguous(), lse
 
 
@@ -131,8 +131,8 @@ def padded_backward(
     dtype = compute_dtype(qkv)
     q, k, v = qkv.to(dtype).permute(2, 0, 3, 1, 4)
     keep = _keep(rng, batch, heads, seqlen, seqlen, dropout_p)
-    g, y = (t.to(dtype).transpose(1, 2) for t in (dout, out))
+    g = dout.to(dtype).transpose(1, 2)
     gradients = _dense_backward(
-        g, q, k, v, y, lse, additive(mask, dtype), scale, keep, dropout_bits.keep_rate_attention(dropout_p)
+        g, q, k, v, additive(mask, dtype), scale, keep, dropout_bits.keep_rate_attention(dropout_p)
     )
     return torch.stack(gradients).permute(1, 3, 0, 2, 4).to(qkv.dtype).contiguous()

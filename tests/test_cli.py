@@ -1,0 +1,112 @@
+"""The command line: exit status, what is said of mistakes, and that they are found before anything is measured."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import BertConfig, BertModel
+from typer.testing import CliRunner
+
+import bertfast
+from bertfast.cli import _plain, app
+
+runner = CliRunner()
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    config = BertConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, vocab_size=200
+    )
+    BertModel(config).save_pretrained(tmp_path / "tiny")
+    return str(tmp_path / "tiny")
+
+
+def said(done):
+    return " ".join(done.output.split())
+
+
+def test_python_m_runs_the_command_line():
+    done = subprocess.run([sys.executable, "-m", "bertfast", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == bertfast.__version__
+
+
+def test_several_models_are_measured_in_one_run(checkpoint, tmp_path):
+    out = tmp_path / "new" / "r.json"
+    options = ["--batch", "1", "--length", "4", "--runs", "1", "--padding", "0", "--json", str(out)]
+    done = runner.invoke(app, ["bench", checkpoint, checkpoint, *options])
+    assert done.exit_code == 0, done.output
+    results = json.loads(out.read_text())["results"]
+    assert len(results) == 2
+    assert results[0]["coverage"] == {"fast": 3, "total": 3, "reasons": []}
+    assert results[0]["prepacked"] >= 0
+
+
+def test_bench_exits_1_and_still_writes_where_parity_fails(checkpoint, tmp_path, monkeypatch):
+    def broken(model):
+        with torch.no_grad():
+            model.pooler.dense.weight.mul_(1.5)
+        return model
+
+    monkeypatch.setattr(bertfast, "optimize", broken, raising=False)
+    out = tmp_path / "r.json"
+    done = runner.invoke(app, ["bench", checkpoint, "--batch", "2", "--length", "4", "--runs", "1", "--json", str(out)])
+    assert done.exit_code == 1
+    assert "FAILED" in done.output
+    assert json.loads(out.read_text())["results"][0]["parity"]["passed"] is False
+
+
+def test_a_model_that_stayed_stock_is_not_praised_silently(checkpoint, monkeypatch):
+    monkeypatch.setattr(bertfast, "optimize", lambda model: model, raising=False)
+    done = runner.invoke(app, ["verify", checkpoint])
+    assert "0 of 3 modules took the fast path" in said(done)
+
+
+@pytest.mark.parametrize("command", ["verify", "bench"])
+def test_target_that_is_a_folder_is_refused_first(command, tmp_path):
+    # The model does not exist either: the target is looked at before it.
+    done = runner.invoke(app, [command, "/nowhere", "--json", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "this is a folder" in said(done)
+
+
+@pytest.mark.parametrize("option", ["--json", "--plot"])
+def test_target_whose_folder_cannot_be_made_is_refused(option, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = runner.invoke(app, ["bench", "/nowhere", option, str(tmp_path / "file" / "out")])
+    assert done.exit_code == 2
+    assert "the folder cannot be made" in said(done)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [(None, "has no config.json"), ("{", "cannot be read as JSON"), ('{"model_type": "bert"}', "no .safetensors file")],
+)
+def test_a_folder_that_is_no_checkpoint(tmp_path, config, message):
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    done = runner.invoke(app, ["verify", str(tmp_path)])
+    assert done.exit_code == 2
+    assert message in said(done)
+
+
+def test_damaged_weights_are_one_line_not_a_traceback(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / "model.safetensors").write_bytes(b"not safetensors")
+    done = runner.invoke(app, ["verify", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "could not load" in said(done)
+    assert "Traceback" not in done.output
+
+
+def test_missing_transformers_is_named(checkpoint, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    done = runner.invoke(app, ["verify", checkpoint])
+    assert done.exit_code == 2
+    assert "pip install 'bertfast[hf]'" in said(done)
+
+
+def test_json_has_no_infinity():
+    assert _plain({"a": [float("inf"), 1.0, (float("nan"),)]}) == {"a": [None, 1.0, [None]]}

@@ -18,7 +18,7 @@ test: $(VENV)/.built
 
 # Each op forward and backward against eager PyTorch.
 micro: $(VENV)/.built
-	$(BIN)/python -m pytest benchmarks/ops -o python_files='bench_*.py' --benchmark-only --benchmark-columns=median,iqr,rounds
+	$(BIN)/python -m pytest benchmarks/ops -o python_files='bench_*.py' -o python_functions='bench_* test_*' -o addopts= --benchmark-only --benchmark-columns=median,iqr,rounds
 
 lint: $(VENV)/.built
 	$(BIN)/ruff check .

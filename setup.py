@@ -15,7 +15,15 @@ from setuptools import setup
 from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 ROOT = Path(__file__).parent.resolve()
-BASE_FLAGS = ["-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
+BASE_FLAGS = [
+    "-O3",
+    "-std=c++20",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-Wno-psabi",
+]
 ISA_FLAGS = {
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mprefer-vector-width=512"],
     "avx2": ["-mavx2", "-mfma"],
@@ -37,7 +45,9 @@ class BuildKernels(BuildExtension):
             folder.mkdir(parents=True, exist_ok=True)
             for source in kernels:
                 objects.append(str(folder / f"{Path(source).stem}.o"))
-                commands.append([compiler, *BASE_FLAGS, *flags, f"-DBERTFAST_ISA={isa}", "-c", source, "-o", objects[-1]])
+                commands.append(
+                    [compiler, *BASE_FLAGS, *flags, f"-DBERTFAST_ISA={isa}", "-c", source, "-o", objects[-1]]
+                )
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(self.spawn, commands))
         for extension in self.extensions:
@@ -59,7 +69,9 @@ def wanted() -> bool:
 
 
 def extension() -> CppExtension:
-    sources = [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("csrc/**/*.cpp")) if not path.stem.endswith("_kernels")]
+    sources = [
+        str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("csrc/**/*.cpp")) if not path.stem.endswith("_kernels")
+    ]
     return CppExtension(
         "bertfast._C",
         sources,
@@ -70,4 +82,7 @@ def extension() -> CppExtension:
 
 (ROOT / "bertfast" / "_build_info.py").write_text(f'"""Written by setup.py."""\n\nTORCH = "{torch.__version__}"\n')
 build = wanted()
-setup(ext_modules=[extension()] if build else [], cmdclass={"build_ext": BuildKernels.with_options(use_ninja=True)} if build else {})
+setup(
+    ext_modules=[extension()] if build else [],
+    cmdclass={"build_ext": BuildKernels.with_options(use_ninja=True)} if build else {},
+)

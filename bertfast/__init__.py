@@ -1,8 +1,8 @@
 """bertfast: fused kernels and unpadding for BERT encoders, the same numbers, faster.
 
-    model = bertfast.optimize(model)    # a Hugging Face BERT, in place
-    print(bertfast.report(model))       # which layers are fast, and why not
-    bertfast.restore(model)             # exactly as it was
+model = bertfast.optimize(model)    # a Hugging Face BERT, in place
+print(bertfast.report(model))       # which layers are fast, and why not
+bertfast.restore(model)             # exactly as it was
 """
 
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,10 @@ __version__ = "0.1.0"
 __all__ = ["UnsupportedModelError", "__version__", "nn", "ops", "optimize", "report", "restore"]
 
 if TYPE_CHECKING:
-    from bertfast.convert import UnsupportedModelError, optimize, report, restore
+    from bertfast.convert.optimize import UnsupportedModelError as UnsupportedModelError
+    from bertfast.convert.optimize import optimize as optimize
+    from bertfast.convert.optimize import restore as restore
+    from bertfast.convert.report import report as report
 
 
 def __getattr__(name: str) -> Any:

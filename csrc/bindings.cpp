@@ -1,5 +1,6 @@
-// The pybind11 module bertfast._C. Importing it registers the CPU kernels with torch's dispatcher (static initialisers of
-// csrc/cpu/*.cpp); it binds only what is no tensor op: facts about the build and the processor, for `bertfast doctor`.
+// The pybind11 module bertfast._C. Importing it registers the CPU kernels with torch's dispatcher (static initialisers
+// of csrc/cpu/*.cpp); it binds only what is no tensor op: facts about the build and the processor, for `bertfast
+// doctor`.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

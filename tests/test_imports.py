@@ -8,7 +8,9 @@ import pytest
 
 
 def python(code: str, **environment: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout.strip()
 
@@ -24,14 +26,18 @@ def test_import_without(module):
 
 
 def test_import_does_not_pull_in_optional_packages():
-    code = "import torch, sys; before = set(sys.modules); import bertfast; print(sorted({'transformers','triton','matplotlib','typer'} & (set(sys.modules) - before)))"
+    code = (
+        "import torch, sys; before = set(sys.modules); import bertfast; new = set(sys.modules) - before;"
+        "print(sorted({'transformers', 'triton', 'matplotlib', 'typer'} & new))"
+    )
     assert python(code) == "[]"
 
 
 def test_ops_without_extension():
     code = (
-        "import torch, bertfast; from bertfast import _ext; assert _ext.load() is None; assert 'BERTFAST_DISABLE_EXT' in _ext.why_absent();"
-        "x = torch.randn(3, 8, requires_grad=True); bertfast.ops.dropout_add_norm(x, x, torch.ones(8), torch.zeros(8)).sum().backward();"
+        "import torch, bertfast; from bertfast import _ext; assert _ext.load() is None;"
+        "assert 'BERTFAST_DISABLE_EXT' in _ext.why_absent(); x = torch.randn(3, 8, requires_grad=True);"
+        "bertfast.ops.dropout_add_norm(x, x, torch.ones(8), torch.zeros(8)).sum().backward();"
         "print(x.grad.shape)"
     )
     assert python(code, BERTFAST_DISABLE_EXT="1") == "torch.Size([3, 8])"

@@ -44,7 +44,7 @@ def optimize(model: Model, *, unpad: bool = True, prepack: bool = True) -> Model
 
     Works on every BERT head class of transformers 5.x and on modules that hold one (sentence-transformers, PEFT, your
     own). Weights, names and hooks stay as they are; calls that the fast path cannot take go to the stock code, and
-    `report(model)` says why. Calling it twice is the same as calling it once with the later options.
+    `report(model)` says why. Decoder layers are left untouched, and reported. Calling it twice is the same as calling it once with the later options.
 
     Args:
         model: any module with BERT inside. On a CPU the kernels take float32 and bfloat16.
@@ -69,12 +69,11 @@ def optimize(model: Model, *, unpad: bool = True, prepack: bool = True) -> Model
         if isinstance(module, (BertForQuestionAnswering, BertLMHeadModel)):
             encoder_options.setdefault(module.bert.encoder, {})["loss_over_padding"] = True
     known = [m for m in model.modules() if type(m) in SWAPS or type(m) in STOCK]
-    if not any(type(m) in STOCK or not _is_decoder(m) for m in known):
+    if not known:
         kind = getattr(getattr(model, "config", None), "model_type", None)
         raise UnsupportedModelError(
-            f"{type(model).__name__}{f' (model_type {kind!r})' if kind else ''} holds no "
-            f"{'encoder' if known else 'module'} that bertfast knows; supported families: {', '.join(FAMILIES)} (encoders only). "
-            "The model was not changed."
+            f"{type(model).__name__}{f' (model_type {kind!r})' if kind else ''} holds no module that bertfast knows; "
+            f"supported families: {', '.join(FAMILIES)}. The model was not changed."
         )
     for module in known:
         if _is_decoder(module):

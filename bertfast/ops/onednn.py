@@ -79,7 +79,9 @@ def linear_packed(x: Tensor, packed: Tensor, bias: Tensor | None, activation: st
     """The product of x [T, K] with a prepacked weight, bias and activation ("none", "gelu", "gelu_tanh") fused."""
     if activation == "none":
         return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "none")
-    return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "gelu", [], "tanh" if activation == "gelu_tanh" else "none")
+    return torch.ops.mkldnn._linear_pointwise(
+        x, packed, bias, "gelu", [], "tanh" if activation == "gelu_tanh" else "none"
+    )
 
 
 def linear_activated(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:

@@ -91,5 +91,4 @@ def keep_attention(rng: Tensor, batch: int, heads: int, queries: int, keys: int,
     group = torch.arange((keys + 15) // 16, device=rng.device)[None, None, :]
     words = philox(rng, group, query, head)  # [batch * heads, queries, groups, 4]
     pieces = torch.stack([(words >> shift) & 0xFF for shift in (0, 8, 16, 24)], -1)
-    kept = pieces.flatten(2).unflatten(0, (batch, heads))[..., :keys] >= threshold_attention(p)
-    return kept
+    return pieces.flatten(2).unflatten(0, (batch, heads))[..., :keys] >= threshold_attention(p)

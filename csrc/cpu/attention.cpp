@@ -1,5 +1,6 @@
-// Attention on a CPU, packed and padded. The host checks everything a kernel addresses by, cuts the batch into items of one
-// (sequence, head) each, or fewer queries where heads are too few for the threads, and hands them out longest first.
+// Attention on a CPU, packed and padded. The host checks everything a kernel addresses by, cuts the batch into items of
+// one (sequence, head) each, or fewer queries where heads are too few for the threads, and hands them out longest
+// first.
 #include <ATen/ops/full.h>
 #include <ATen/ops/zeros_like.h>
 
@@ -47,7 +48,9 @@ struct Sequence {
 // One item for each (sequence, head), cut by queries where that leaves threads idle; longest first.
 std::vector<AttentionItem> items_of(const std::vector<Sequence>& sequences, int64_t heads, bool cut) {
   const int64_t pieces =
-      cut ? std::max<int64_t>(1, 4 * at::get_num_threads() / std::max<int64_t>(1, heads * static_cast<int64_t>(sequences.size()))) : 1;
+      cut ? std::max<int64_t>(
+                1, 4 * at::get_num_threads() / std::max<int64_t>(1, heads * static_cast<int64_t>(sequences.size())))
+          : 1;
   std::vector<AttentionItem> items;
   for (size_t b = 0; b < sequences.size(); ++b) {
     const Sequence& s = sequences[b];
@@ -66,7 +69,8 @@ std::vector<AttentionItem> items_of(const std::vector<Sequence>& sequences, int6
   return items;
 }
 
-// Threads take the next item as they become free; items write disjoint memory, so the order does not show in the result.
+// Threads take the next item as they become free; items write disjoint memory, so the order does not show in the
+// result.
 template <class Body>
 void run(const std::vector<AttentionItem>& items, int64_t floats, Body&& body) {
   if (items.empty()) return;
@@ -82,10 +86,12 @@ void run(const std::vector<AttentionItem>& items, int64_t floats, Body&& body) {
   });
 }
 
-std::vector<Sequence> packed_sequences(const at::Tensor& qkv, const at::Tensor& cu_seqlens, int64_t max_seqlen, int64_t& longest) {
+std::vector<Sequence> packed_sequences(const at::Tensor& qkv, const at::Tensor& cu_seqlens, int64_t max_seqlen,
+                                       int64_t& longest) {
   TORCH_CHECK_VALUE(qkv.dim() == 4 && qkv.size(1) == 3, "attention: qkv must be [T, 3, H, D], got ", qkv.sizes());
   TORCH_CHECK_VALUE(cu_seqlens.dim() == 1 && cu_seqlens.numel() > 0 && cu_seqlens.scalar_type() == at::kInt,
-                    "attention: cu_seqlens must be int32 [B + 1], got ", cu_seqlens.scalar_type(), " ", cu_seqlens.sizes());
+                    "attention: cu_seqlens must be int32 [B + 1], got ", cu_seqlens.scalar_type(), " ",
+                    cu_seqlens.sizes());
   const at::Tensor bounds = cu_seqlens.contiguous();
   const int32_t* at = bounds.const_data_ptr<int32_t>();
   const int64_t batch = bounds.numel() - 1, tokens = qkv.size(0);
@@ -98,20 +104,24 @@ std::vector<Sequence> packed_sequences(const at::Tensor& qkv, const at::Tensor& 
     longest = std::max(longest, length);
     sequences.push_back({at[b], length, at[b], tokens});
   }
-  TORCH_CHECK_VALUE(rising, "attention: cu_seqlens must rise from 0 to the ", tokens, " tokens of qkv, got ", at[0], " ... ", at[batch]);
-  TORCH_CHECK_VALUE(longest <= max_seqlen, "attention: max_seqlen is ", max_seqlen, " but a sequence has ", longest, " tokens");
+  TORCH_CHECK_VALUE(rising, "attention: cu_seqlens must rise from 0 to the ", tokens, " tokens of qkv, got ", at[0],
+                    " ... ", at[batch]);
+  TORCH_CHECK_VALUE(longest <= max_seqlen, "attention: max_seqlen is ", max_seqlen, " but a sequence has ", longest,
+                    " tokens");
   return sequences;
 }
 
 std::vector<Sequence> padded_sequences(const at::Tensor& qkv) {
-  TORCH_CHECK_VALUE(qkv.dim() == 5 && qkv.size(2) == 3, "attention_padded: qkv must be [B, S, 3, H, D], got ", qkv.sizes());
+  TORCH_CHECK_VALUE(qkv.dim() == 5 && qkv.size(2) == 3, "attention_padded: qkv must be [B, S, 3, H, D], got ",
+                    qkv.sizes());
   const int64_t length = qkv.size(1), heads = qkv.size(3);
   std::vector<Sequence> sequences;
   for (int64_t b = 0; b < qkv.size(0); ++b) sequences.push_back({b * length, length, b * heads * length, length});
   return sequences;
 }
 
-// The mask as floats to add, its broadcast dimensions, expanded ones too, at size 1; False and the bottom of a dtype's range become -infinity.
+// The mask as floats to add, its broadcast dimensions, expanded ones too, at size 1; False and the bottom of a dtype's
+// range become -infinity.
 at::Tensor additive(const OptionalTensor& mask_in, const at::Tensor& qkv) {
   if (!mask_in) return {};
   OptionalTensor mask = mask_in;
@@ -124,16 +134,20 @@ at::Tensor additive(const OptionalTensor& mask_in, const at::Tensor& qkv) {
   if (mask->scalar_type() == at::kBool) {
     added = at::zeros(mask->sizes(), at::kFloat).masked_fill(mask->logical_not(), bottom);
   } else {
-    TORCH_CHECK_VALUE(mask->is_floating_point(), "attention_padded: mask must be bool or floating point, got ", mask->scalar_type());
-    const double half = mask->scalar_type() == at::kHalf ? -65504.0 / 2 : mask->scalar_type() == at::kDouble
-        ? -std::numeric_limits<double>::max() / 2 : -static_cast<double>(std::numeric_limits<float>::max()) / 2;
+    TORCH_CHECK_VALUE(mask->is_floating_point(), "attention_padded: mask must be bool or floating point, got ",
+                      mask->scalar_type());
+    const double half = mask->scalar_type() == at::kHalf ? -65504.0 / 2
+                        : mask->scalar_type() == at::kDouble
+                            ? -std::numeric_limits<double>::max() / 2
+                            : -static_cast<double>(std::numeric_limits<float>::max()) / 2;
     added = mask->to(at::kFloat).masked_fill(mask->le(half), bottom);
   }
   while (added.dim() < 4) added = added.unsqueeze(0);
   const int64_t target[4] = {qkv.size(0), qkv.size(3), qkv.size(1), qkv.size(1)};
   for (int i = 0; i < 4; ++i) {
-    TORCH_CHECK_VALUE(added.size(i) == 1 || added.size(i) == target[i], "attention_padded: mask of shape ", mask->sizes(),
-                      " does not broadcast to [", target[0], ", ", target[1], ", ", target[2], ", ", target[3], "]");
+    TORCH_CHECK_VALUE(added.size(i) == 1 || added.size(i) == target[i], "attention_padded: mask of shape ",
+                      mask->sizes(), " does not broadcast to [", target[0], ", ", target[1], ", ", target[2], ", ",
+                      target[3], "]");
   }
   return added.contiguous();
 }
@@ -150,8 +164,9 @@ void set_mask(AttentionProblem& p, const at::Tensor& mask) {
 
 void check_gradient(const at::Tensor& dout, const at::Tensor& qkv, const at::Tensor& out, const at::Tensor& lse) {
   const int64_t rows = qkv.numel() / (3 * qkv.size(-1));
-  TORCH_CHECK_VALUE(dout.sizes() == out.sizes() && out.numel() * 3 == qkv.numel() && out.scalar_type() == qkv.scalar_type() &&
-                        lse.scalar_type() == at::kFloat && lse.numel() == rows,
+  TORCH_CHECK_VALUE(dout.sizes() == out.sizes() && out.numel() * 3 == qkv.numel() &&
+                        out.scalar_type() == qkv.scalar_type() && lse.scalar_type() == at::kFloat &&
+                        lse.numel() == rows,
                     "attention: dout, out and lse must come from the forward call on this qkv");
 }
 
@@ -165,8 +180,8 @@ Pair run_forward(const at::Tensor& qkv, AttentionProblem p, const std::vector<Se
   return {out, lse};
 }
 
-at::Tensor run_backward(const at::Tensor& qkv, AttentionProblem p, const std::vector<Sequence>& sequences, int64_t longest,
-                        const at::Tensor& dout_in, const at::Tensor& out_in) {
+at::Tensor run_backward(const at::Tensor& qkv, AttentionProblem p, const std::vector<Sequence>& sequences,
+                        int64_t longest, const at::Tensor& dout_in, const at::Tensor& out_in) {
   const at::Tensor dout = dout_in.to(qkv.scalar_type()).contiguous(), out = out_in.contiguous();
   at::Tensor dqkv = at::empty(qkv.sizes(), qkv.options());
   // out is only read; the struct is shared with forward, which writes it.
@@ -182,32 +197,37 @@ at::Tensor run_backward(const at::Tensor& qkv, AttentionProblem p, const std::ve
 Pair forward(const at::Tensor& qkv_in, const at::Tensor& cu_seqlens, int64_t max_seqlen, double scale, double dropout_p,
              const OptionalTensor& rng) {
   if (!takes(qkv_in, qkv_in.size(-1))) {
-    return call_reference<Pair(const at::Tensor&, const at::Tensor&, c10::SymInt, double, double, const OptionalTensor&)>(
-        "bertfast_reference::attention_fwd", qkv_in, cu_seqlens, max_seqlen, scale, dropout_p, rng);
+    return call_reference<Pair(const at::Tensor&, const at::Tensor&, c10::SymInt, double, double,
+                               const OptionalTensor&)>("bertfast_reference::attention_fwd", qkv_in, cu_seqlens,
+                                                       max_seqlen, scale, dropout_p, rng);
   }
   int64_t longest = 0;
   const std::vector<Sequence> sequences = packed_sequences(qkv_in, cu_seqlens, max_seqlen, longest);
   const at::Tensor qkv = qkv_in.contiguous();
   const int64_t tokens = qkv.size(0), heads = qkv.size(2), size = qkv.size(3);
   return run_forward(qkv, describe(qkv, heads, size, scale, dropout_p, rng), sequences, longest,
-                     at::empty({tokens, heads, size}, qkv.options()), at::empty({heads, tokens}, qkv.options().dtype(at::kFloat)));
+                     at::empty({tokens, heads, size}, qkv.options()),
+                     at::empty({heads, tokens}, qkv.options().dtype(at::kFloat)));
 }
 
 at::Tensor backward(const at::Tensor& dout, const at::Tensor& qkv_in, const at::Tensor& out, const at::Tensor& lse,
-                    const at::Tensor& cu_seqlens, int64_t max_seqlen, double scale, double dropout_p, const OptionalTensor& rng) {
+                    const at::Tensor& cu_seqlens, int64_t max_seqlen, double scale, double dropout_p,
+                    const OptionalTensor& rng) {
   if (!takes(qkv_in, qkv_in.size(-1))) {
-    return call_reference<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                                     c10::SymInt, double, double, const OptionalTensor&)>(
+    return call_reference<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                                     const at::Tensor&, c10::SymInt, double, double, const OptionalTensor&)>(
         "bertfast_reference::attention_bwd", dout, qkv_in, out, lse, cu_seqlens, max_seqlen, scale, dropout_p, rng);
   }
   int64_t longest = 0;
   const std::vector<Sequence> sequences = packed_sequences(qkv_in, cu_seqlens, max_seqlen, longest);
   const at::Tensor qkv = qkv_in.contiguous();
   check_gradient(dout, qkv, out, lse);
-  return run_backward(qkv, describe(qkv, qkv.size(2), qkv.size(3), scale, dropout_p, rng), sequences, longest, dout, out);
+  return run_backward(qkv, describe(qkv, qkv.size(2), qkv.size(3), scale, dropout_p, rng), sequences, longest, dout,
+                      out);
 }
 
-Pair padded_forward(const at::Tensor& qkv_in, const OptionalTensor& mask, double scale, double dropout_p, const OptionalTensor& rng) {
+Pair padded_forward(const at::Tensor& qkv_in, const OptionalTensor& mask, double scale, double dropout_p,
+                    const OptionalTensor& rng) {
   if (!takes(qkv_in, qkv_in.size(-1))) {
     return call_reference<Pair(const at::Tensor&, const OptionalTensor&, double, double, const OptionalTensor&)>(
         "bertfast_reference::attention_padded_fwd", qkv_in, mask, scale, dropout_p, rng);
@@ -221,8 +241,9 @@ Pair padded_forward(const at::Tensor& qkv_in, const OptionalTensor& mask, double
                      at::empty({batch, heads, length}, qkv.options().dtype(at::kFloat)));
 }
 
-at::Tensor padded_backward(const at::Tensor& dout, const at::Tensor& qkv_in, const at::Tensor& out, const at::Tensor& lse,
-                           const OptionalTensor& mask, double scale, double dropout_p, const OptionalTensor& rng) {
+at::Tensor padded_backward(const at::Tensor& dout, const at::Tensor& qkv_in, const at::Tensor& out,
+                           const at::Tensor& lse, const OptionalTensor& mask, double scale, double dropout_p,
+                           const OptionalTensor& rng) {
   if (!takes(qkv_in, qkv_in.size(-1))) {
     return call_reference<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
                                      const OptionalTensor&, double, double, const OptionalTensor&)>(

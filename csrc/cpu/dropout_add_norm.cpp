@@ -15,28 +15,33 @@ at::ScalarType result_dtype(const at::Tensor& x, const OptionalTensor& residual)
 
 // The kernels take float or bfloat16 x with a residual of the same dtype, or bfloat16 x with a float residual.
 bool takes(const at::Tensor& x, const OptionalTensor& residual) {
-  return is_kernel_dtype(x) && (!residual || (is_kernel_dtype(*residual) && result_dtype(x, residual) == residual->scalar_type()));
+  return is_kernel_dtype(x) &&
+         (!residual || (is_kernel_dtype(*residual) && result_dtype(x, residual) == residual->scalar_type()));
 }
 
 void check(const at::Tensor& x, const OptionalTensor& bias, const OptionalTensor& residual, const at::Tensor& weight) {
-  TORCH_CHECK_VALUE(x.dim() == 2 && x.size(1) > 0, "dropout_add_norm: x must be [rows, cols] with cols > 0, got ", x.sizes());
+  TORCH_CHECK_VALUE(x.dim() == 2 && x.size(1) > 0, "dropout_add_norm: x must be [rows, cols] with cols > 0, got ",
+                    x.sizes());
   TORCH_CHECK_VALUE(!residual || residual->sizes() == x.sizes(), "dropout_add_norm: residual must have x's shape");
   TORCH_CHECK_VALUE(weight.numel() == x.size(1) && (!bias || bias->numel() == x.size(1)),
                     "dropout_add_norm: weight and bias must have ", x.size(1), " elements");
 }
 
-Triple forward(const at::Tensor& x_in, const OptionalTensor& bias, const OptionalTensor& residual_in, const at::Tensor& weight,
-               const at::Tensor& norm_bias, double eps, double dropout_p, const OptionalTensor& rng) {
+Triple forward(const at::Tensor& x_in, const OptionalTensor& bias, const OptionalTensor& residual_in,
+               const at::Tensor& weight, const at::Tensor& norm_bias, double eps, double dropout_p,
+               const OptionalTensor& rng) {
   if (!takes(x_in, residual_in)) {
     return call_reference<Triple(const at::Tensor&, const OptionalTensor&, const OptionalTensor&, const at::Tensor&,
                                  const at::Tensor&, double, double, const OptionalTensor&)>(
         "bertfast_reference::dropout_add_norm_fwd", x_in, bias, residual_in, weight, norm_bias, eps, dropout_p, rng);
   }
   check(x_in, bias, residual_in, weight);
-  TORCH_CHECK_VALUE(norm_bias.numel() == x_in.size(1), "dropout_add_norm: norm_bias must have ", x_in.size(1), " elements");
+  TORCH_CHECK_VALUE(norm_bias.numel() == x_in.size(1), "dropout_add_norm: norm_bias must have ", x_in.size(1),
+                    " elements");
   const at::Tensor x = x_in.contiguous();
   const OptionalTensor residual = residual_in ? OptionalTensor(residual_in->contiguous()) : residual_in;
-  const at::Tensor bias_f = bias ? as_float(*bias) : at::Tensor(), weight_f = as_float(weight), norm_bias_f = as_float(norm_bias);
+  const at::Tensor bias_f = bias ? as_float(*bias) : at::Tensor(), weight_f = as_float(weight),
+                   norm_bias_f = as_float(norm_bias);
   at::Tensor y = at::empty(x.sizes(), x.options().dtype(result_dtype(x, residual)));
   at::Tensor mean = at::empty({x.size(0)}, x.options().dtype(at::kFloat)), rstd = at::empty_like(mean);
   const AddNorm work{x.size(1),
@@ -56,13 +61,14 @@ Triple forward(const at::Tensor& x_in, const OptionalTensor& bias, const Optiona
   return {y, mean, rstd};
 }
 
-Gradients backward(const at::Tensor& dy_in, const at::Tensor& x_in, const OptionalTensor& bias, const OptionalTensor& residual_in,
-                   const at::Tensor& weight, const at::Tensor& mean, const at::Tensor& rstd, double dropout_p,
-                   const OptionalTensor& rng) {
+Gradients backward(const at::Tensor& dy_in, const at::Tensor& x_in, const OptionalTensor& bias,
+                   const OptionalTensor& residual_in, const at::Tensor& weight, const at::Tensor& mean,
+                   const at::Tensor& rstd, double dropout_p, const OptionalTensor& rng) {
   if (!takes(x_in, residual_in)) {
     return call_reference<Gradients(const at::Tensor&, const at::Tensor&, const OptionalTensor&, const OptionalTensor&,
-                                    const at::Tensor&, const at::Tensor&, const at::Tensor&, double, const OptionalTensor&)>(
-        "bertfast_reference::dropout_add_norm_bwd", dy_in, x_in, bias, residual_in, weight, mean, rstd, dropout_p, rng);
+                                    const at::Tensor&, const at::Tensor&, const at::Tensor&, double,
+                                    const OptionalTensor&)>("bertfast_reference::dropout_add_norm_bwd", dy_in, x_in,
+                                                            bias, residual_in, weight, mean, rstd, dropout_p, rng);
   }
   check(x_in, bias, residual_in, weight);
   TORCH_CHECK_VALUE(dy_in.sizes() == x_in.sizes() && mean.numel() == x_in.size(0) && rstd.numel() == x_in.size(0),

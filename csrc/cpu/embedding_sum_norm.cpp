@@ -1,6 +1,6 @@
 // embedding_sum_norm on a CPU: gather, sum, norm and dropout of a token in one pass. Ids are checked before any read.
-// Backward: one pass writes dz [T, E] and reduces the norm's gradients; a second adds dz into the rows of each table, split
-// over threads by columns, so that every row is added in token order whatever the number of threads.
+// Backward: one pass writes dz [T, E] and reduces the norm's gradients; a second adds dz into the rows of each table,
+// split over threads by columns, so that every row is added in token order whatever the number of threads.
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros_like.h>
 
@@ -16,8 +16,9 @@ using Triple = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 void check_ids(const at::Tensor& ids, int64_t tokens, int64_t rows, const char* name) {
-  TORCH_CHECK_VALUE(ids.scalar_type() == at::kLong && ids.dim() == 1 && ids.numel() == tokens, "embedding_sum_norm: ", name,
-                    " must be int64 [", tokens, "], got ", ids.scalar_type(), " ", ids.sizes());
+  TORCH_CHECK_VALUE(ids.scalar_type() == at::kLong && ids.dim() == 1 && ids.numel() == tokens,
+                    "embedding_sum_norm: ", name, " must be int64 [", tokens, "], got ", ids.scalar_type(), " ",
+                    ids.sizes());
   const int64_t* data = ids.const_data_ptr<int64_t>();
   for (int64_t i = 0; i < tokens; ++i) {
     TORCH_CHECK_INDEX(data[i] >= 0 && data[i] < rows, "embedding_sum_norm: ", name, " holds ", data[i],
@@ -31,8 +32,9 @@ struct Inputs {
   int64_t tokens, cols;
 };
 
-Inputs checked(const at::Tensor& input_ids, const at::Tensor& position_ids, const at::Tensor& segment_ids, const at::Tensor& word,
-               const at::Tensor& position, const at::Tensor& segment, const at::Tensor& weight) {
+Inputs checked(const at::Tensor& input_ids, const at::Tensor& position_ids, const at::Tensor& segment_ids,
+               const at::Tensor& word, const at::Tensor& position, const at::Tensor& segment,
+               const at::Tensor& weight) {
   Inputs in{{input_ids.contiguous(), position_ids.contiguous(), segment_ids.contiguous()},
             {word.contiguous(), position.contiguous(), segment.contiguous()},
             as_float(weight),
@@ -40,11 +42,13 @@ Inputs checked(const at::Tensor& input_ids, const at::Tensor& position_ids, cons
             word.size(1)};
   const char* names[3] = {"input_ids", "position_ids", "segment_ids"};
   for (int i = 0; i < 3; ++i) {
-    TORCH_CHECK_VALUE(in.tables[i].dim() == 2 && in.tables[i].size(1) == in.cols && in.tables[i].scalar_type() == word.scalar_type(),
-                      "embedding_sum_norm: the three tables must share dtype and width");
+    TORCH_CHECK_VALUE(
+        in.tables[i].dim() == 2 && in.tables[i].size(1) == in.cols && in.tables[i].scalar_type() == word.scalar_type(),
+        "embedding_sum_norm: the three tables must share dtype and width");
     check_ids(in.ids[i], in.tokens, in.tables[i].size(0), names[i]);
   }
-  TORCH_CHECK_VALUE(weight.numel() == in.cols, "embedding_sum_norm: the norm's parameters must have ", in.cols, " elements");
+  TORCH_CHECK_VALUE(weight.numel() == in.cols, "embedding_sum_norm: the norm's parameters must have ", in.cols,
+                    " elements");
   return in;
 }
 
@@ -62,18 +66,19 @@ EmbeddingNorm describe(const Inputs& in, double p, const OptionalTensor& rng) {
   return work;
 }
 
-Triple forward(const at::Tensor& input_ids, const at::Tensor& position_ids, const at::Tensor& segment_ids, const at::Tensor& word,
-               const at::Tensor& position, const at::Tensor& segment, const at::Tensor& weight, const at::Tensor& bias,
-               int64_t padding_idx, double eps, double dropout_p, const OptionalTensor& rng) {
+Triple forward(const at::Tensor& input_ids, const at::Tensor& position_ids, const at::Tensor& segment_ids,
+               const at::Tensor& word, const at::Tensor& position, const at::Tensor& segment, const at::Tensor& weight,
+               const at::Tensor& bias, int64_t padding_idx, double eps, double dropout_p, const OptionalTensor& rng) {
   if (!is_kernel_dtype(word)) {
-    return call_reference<Triple(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                                 const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t, double, double,
-                                 const OptionalTensor&)>("bertfast_reference::embedding_sum_norm_fwd", input_ids, position_ids,
-                                                         segment_ids, word, position, segment, weight, bias, padding_idx, eps,
-                                                         dropout_p, rng);
+    return call_reference<Triple(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                                 const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t,
+                                 double, double, const OptionalTensor&)>(
+        "bertfast_reference::embedding_sum_norm_fwd", input_ids, position_ids, segment_ids, word, position, segment,
+        weight, bias, padding_idx, eps, dropout_p, rng);
   }
   const Inputs in = checked(input_ids, position_ids, segment_ids, word, position, segment, weight);
-  TORCH_CHECK_VALUE(bias.numel() == in.cols, "embedding_sum_norm: the norm's parameters must have ", in.cols, " elements");
+  TORCH_CHECK_VALUE(bias.numel() == in.cols, "embedding_sum_norm: the norm's parameters must have ", in.cols,
+                    " elements");
   const at::Tensor bias_f = as_float(bias);
   at::Tensor y = at::empty({in.tokens, in.cols}, word.options());
   at::Tensor mean = at::empty({in.tokens}, word.options().dtype(at::kFloat)), rstd = at::empty_like(mean);
@@ -89,8 +94,8 @@ Triple forward(const at::Tensor& input_ids, const at::Tensor& position_ids, cons
   return {y, mean, rstd};
 }
 
-// Sum of dz over the tokens of each row that occurs. Sums are float, in slots by order of first appearance, so that a bfloat16
-// table of 30,000 rows needs no float copy of itself.
+// Sum of dz over the tokens of each row that occurs. Sums are float, in slots by order of first appearance, so that a
+// bfloat16 table of 30,000 rows needs no float copy of itself.
 at::Tensor table_gradient(const at::Tensor& ids, const at::Tensor& dz, const at::Tensor& table, int64_t skip) {
   const int64_t tokens = ids.numel(), cols = dz.size(1);
   const int64_t* id = ids.const_data_ptr<int64_t>();
@@ -119,21 +124,22 @@ at::Tensor table_gradient(const at::Tensor& ids, const at::Tensor& dz, const at:
 }
 
 Gradients backward(const at::Tensor& dy_in, const at::Tensor& input_ids, const at::Tensor& position_ids,
-                   const at::Tensor& segment_ids, const at::Tensor& word, const at::Tensor& position, const at::Tensor& segment,
-                   const at::Tensor& weight, const at::Tensor& mean, const at::Tensor& rstd, int64_t padding_idx, double dropout_p,
-                   const OptionalTensor& rng) {
+                   const at::Tensor& segment_ids, const at::Tensor& word, const at::Tensor& position,
+                   const at::Tensor& segment, const at::Tensor& weight, const at::Tensor& mean, const at::Tensor& rstd,
+                   int64_t padding_idx, double dropout_p, const OptionalTensor& rng) {
   if (!is_kernel_dtype(word)) {
-    return call_reference<Gradients(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                                    const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                                    int64_t, double, const OptionalTensor&)>(
-        "bertfast_reference::embedding_sum_norm_bwd", dy_in, input_ids, position_ids, segment_ids, word, position, segment,
-        weight, mean, rstd, padding_idx, dropout_p, rng);
+    return call_reference<Gradients(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                                    const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                                    const at::Tensor&, const at::Tensor&, int64_t, double, const OptionalTensor&)>(
+        "bertfast_reference::embedding_sum_norm_bwd", dy_in, input_ids, position_ids, segment_ids, word, position,
+        segment, weight, mean, rstd, padding_idx, dropout_p, rng);
   }
   const Inputs in = checked(input_ids, position_ids, segment_ids, word, position, segment, weight);
-  TORCH_CHECK_VALUE(dy_in.dim() == 2 && dy_in.size(0) == in.tokens && dy_in.size(1) == in.cols && mean.numel() == in.tokens &&
-                        rstd.numel() == in.tokens,
+  TORCH_CHECK_VALUE(dy_in.dim() == 2 && dy_in.size(0) == in.tokens && dy_in.size(1) == in.cols &&
+                        mean.numel() == in.tokens && rstd.numel() == in.tokens,
                     "embedding_sum_norm: dy, mean and rstd must come from the forward call on these ids");
-  const at::Tensor dy = dy_in.to(word.scalar_type()).contiguous(), mean_c = mean.contiguous(), rstd_c = rstd.contiguous();
+  const at::Tensor dy = dy_in.to(word.scalar_type()).contiguous(), mean_c = mean.contiguous(),
+                   rstd_c = rstd.contiguous();
   at::Tensor dz = at::empty({in.tokens, in.cols}, word.options().dtype(at::kFloat));
   EmbeddingNormGradient work{describe(in, dropout_p, rng), dy.const_data_ptr(), dz.mutable_data_ptr<float>()};
   // The kernel only reads the statistics; the struct is shared with forward, which writes them.

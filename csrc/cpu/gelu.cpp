@@ -15,20 +15,21 @@ void check(const at::Tensor& pre, const at::Tensor& bias) {
 }
 
 Gelu describe(const at::Tensor& pre, const at::Tensor& bias, bool tanh, at::Tensor& out) {
-  return {pre.scalar_type() == at::kBFloat16, tanh, pre.size(1), pre.const_data_ptr(), bias.const_data_ptr<float>(), nullptr,
-          out.mutable_data_ptr()};
+  return {pre.scalar_type() == at::kBFloat16, tanh,    pre.size(1),           pre.const_data_ptr(),
+          bias.const_data_ptr<float>(),       nullptr, out.mutable_data_ptr()};
 }
 
 at::Tensor forward(const at::Tensor& pre_in, const at::Tensor& bias, bool tanh) {
   if (!is_kernel_dtype(pre_in)) {
-    return call_reference<at::Tensor(const at::Tensor&, const at::Tensor&, bool)>("bertfast_reference::bias_gelu_fwd", pre_in,
-                                                                                  bias, tanh);
+    return call_reference<at::Tensor(const at::Tensor&, const at::Tensor&, bool)>("bertfast_reference::bias_gelu_fwd",
+                                                                                  pre_in, bias, tanh);
   }
   check(pre_in, bias);
   const at::Tensor pre = pre_in.contiguous(), bias_f = as_float(bias);
   at::Tensor y = at::empty(pre.sizes(), pre.options());
   const Gelu work = describe(pre, bias_f, tanh, y);
-  at::parallel_for(0, pre.size(0), kGeluGrain, [&](int64_t begin, int64_t end) { gelu_kernels().forward(work, begin, end); });
+  at::parallel_for(0, pre.size(0), kGeluGrain,
+                   [&](int64_t begin, int64_t end) { gelu_kernels().forward(work, begin, end); });
   return y;
 }
 

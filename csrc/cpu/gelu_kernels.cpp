@@ -35,7 +35,9 @@ void forward(const Gelu& g, int64_t begin, int64_t end) {
     T* out = static_cast<T*>(g.out) + row * g.cols;
     for_columns(
         g.cols, [&](int64_t c) { store(out + c, value<kTanh>(load(pre + c) + load(g.bias + c))); },
-        [&](int64_t c, int n) { store_tail(out + c, value<kTanh>(load_tail(pre + c, n) + load_tail(g.bias + c, n)), n); });
+        [&](int64_t c, int n) {
+          store_tail(out + c, value<kTanh>(load_tail(pre + c, n) + load_tail(g.bias + c, n)), n);
+        });
   }
 }
 
@@ -66,7 +68,8 @@ void forward_any(const Gelu& g, int64_t begin, int64_t end) {
 }
 
 void backward_any(const Gelu& g, float* dbias, int64_t begin, int64_t end) {
-  if (g.bfloat16) return g.tanh ? backward<BFloat16, true>(g, dbias, begin, end) : backward<BFloat16, false>(g, dbias, begin, end);
+  if (g.bfloat16)
+    return g.tanh ? backward<BFloat16, true>(g, dbias, begin, end) : backward<BFloat16, false>(g, dbias, begin, end);
   return g.tanh ? backward<float, true>(g, dbias, begin, end) : backward<float, false>(g, dbias, begin, end);
 }
 

@@ -19,7 +19,9 @@
 namespace bertfast {
 
 // Storage types of the kernels; anything else goes to the reference.
-inline bool is_kernel_dtype(const at::Tensor& t) { return t.scalar_type() == at::kFloat || t.scalar_type() == at::kBFloat16; }
+inline bool is_kernel_dtype(const at::Tensor& t) {
+  return t.scalar_type() == at::kFloat || t.scalar_type() == at::kBFloat16;
+}
 
 // Calls `bertfast_reference::NAME`. `Signature` is the C++ signature of the schema, as for `typed<>()`.
 template <class Signature, class... Args>
@@ -36,8 +38,8 @@ struct DropoutState {
 inline DropoutState dropout_state(const std::optional<at::Tensor>& rng) {
   if (!rng.has_value() || !rng->defined()) return {};
   TORCH_CHECK_VALUE(rng->scalar_type() == at::kLong && rng->numel() == 2 && rng->is_contiguous(),
-                    "bertfast: rng must be a contiguous int64 tensor of 2 elements (seed, offset), got ", rng->scalar_type(),
-                    " of shape ", rng->sizes());
+                    "bertfast: rng must be a contiguous int64 tensor of 2 elements (seed, offset), got ",
+                    rng->scalar_type(), " of shape ", rng->sizes());
   const int64_t* state = rng->const_data_ptr<int64_t>();
   const uint64_t seed = static_cast<uint64_t>(state[0]);
   return {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32), static_cast<uint32_t>(state[1])};

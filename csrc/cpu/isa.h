@@ -1,6 +1,6 @@
-// Chooses, once per process, which build of the kernels the processor gets. Every *_kernels.cpp is compiled three times,
-// with BERTFAST_ISA = avx512, avx2 or portable, and exports one function table per build; nothing outside these tables
-// is compiled for more than the baseline, so a processor without AVX-512 never meets such an instruction.
+// Chooses, once per process, which build of the kernels the processor gets. Every *_kernels.cpp is compiled three
+// times, with BERTFAST_ISA = avx512, avx2 or portable, and exports one function table per build; nothing outside these
+// tables is compiled for more than the baseline, so a processor without AVX-512 never meets such an instruction.
 #pragma once
 
 #include <cstdlib>
@@ -58,11 +58,11 @@ const T& choose(const T& avx512, const T& avx2, const T& portable) {
 }  // namespace bertfast
 
 // Declares the three tables of an op (in its *_kernels.h) and the chooser `NAME_kernels()`.
-#define BERTFAST_DECLARE_KERNELS(Table, name)                                             \
-  extern const Table name##_avx512, name##_avx2, name##_portable;                         \
-  inline const Table& name##_kernels() {                                                  \
-    static const Table& table = choose(name##_avx512, name##_avx2, name##_portable);      \
-    return table;                                                                         \
+#define BERTFAST_DECLARE_KERNELS(Table, name)                                        \
+  extern const Table name##_avx512, name##_avx2, name##_portable;                    \
+  inline const Table& name##_kernels() {                                             \
+    static const Table& table = choose(name##_avx512, name##_avx2, name##_portable); \
+    return table;                                                                    \
   }
 
 // Names the table that this build of a *_kernels.cpp defines: `const Table BERTFAST_TABLE(name) = {...};`

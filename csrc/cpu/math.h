@@ -1,5 +1,6 @@
-// Vector exp and erf in float. exp: Cody-Waite reduction and a degree-6 polynomial, relative error about 1e-7, zero below
-// -87.3, infinity above 88.7. erf: odd rational minimax on |x| < 4 (the form Eigen and XLA use), absolute error below 3e-7.
+// Vector exp and erf in float. exp: Cody-Waite reduction and a degree-6 polynomial, relative error about 1e-7, zero
+// below -87.3, infinity above 88.7. erf: odd rational minimax on |x| < 4 (the form Eigen and XLA use), absolute error
+// below 3e-7.
 #pragma once
 
 #include "vec.h"

@@ -1,5 +1,6 @@
-// Host pieces that the row ops (norms and GELU) share: storage of a tensor, dropout of rows, and the reduction of parameter gradients
-// over chunks of rows. Chunks depend on the row count alone, so the result has the same bits for every number of threads.
+// Host pieces that the row ops (norms and GELU) share: storage of a tensor, dropout of rows, and the reduction of
+// parameter gradients over chunks of rows. Chunks depend on the row count alone, so the result has the same bits for
+// every number of threads.
 #pragma once
 
 #include "host.h"
@@ -7,7 +8,9 @@
 
 namespace bertfast {
 
-inline Storage storage_of(const at::Tensor& t) { return t.scalar_type() == at::kFloat ? Storage::kFloat : Storage::kBFloat16; }
+inline Storage storage_of(const at::Tensor& t) {
+  return t.scalar_type() == at::kFloat ? Storage::kFloat : Storage::kBFloat16;
+}
 
 inline RowDropout row_dropout(double p, const std::optional<at::Tensor>& rng) {
   if (p == 0.0) return {0, 0, 0, 0, 1.0f};

@@ -45,8 +45,7 @@ template <class Y>
 void norm_row(const float* z, int64_t cols, const float* weight, const float* norm_bias, float eps, const float* after,
               Y* y, float* mean_out, float* rstd_out) {
   Vec total = Vec{};
-  for_columns(
-      cols, [&](int64_t c) { total += load(z + c); }, [&](int64_t c, int n) { total += load_tail(z + c, n); });
+  for_columns(cols, [&](int64_t c) { total += load(z + c); }, [&](int64_t c, int n) { total += load_tail(z + c, n); });
   const float mean = sum(total) / static_cast<float>(cols);
   Vec squares = Vec{};
   for_columns(
@@ -218,6 +217,6 @@ void add_row(float* destination, const float* source, int64_t cols) {
 }  // namespace
 
 const NormKernels BERTFAST_TABLE(norm) = {add_norm_any, add_norm_gradient_any, embedding_norm_any,
-                                                 embedding_norm_gradient_any, add_row};
+                                          embedding_norm_gradient_any, add_row};
 
 }  // namespace bertfast

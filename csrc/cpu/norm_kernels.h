@@ -24,9 +24,9 @@ struct AddNorm {
   const float* norm_bias;
   float eps;
   RowDropout dropout;
-  void* y;       // [rows, cols]
-  float* mean;   // [rows]
-  float* rstd;   // [rows]
+  void* y;      // [rows, cols]
+  float* mean;  // [rows]
+  float* rstd;  // [rows]
 };
 
 struct AddNormGradient {
@@ -66,7 +66,8 @@ struct NormKernels {
   void (*add_norm)(Storage x, Storage y, const AddNorm&, int64_t begin, int64_t end);
   void (*add_norm_gradient)(Storage x, Storage y, const AddNormGradient&, float* partial, int64_t begin, int64_t end);
   void (*embedding_norm)(Storage table, const EmbeddingNorm&, int64_t begin, int64_t end);
-  void (*embedding_norm_gradient)(Storage table, const EmbeddingNormGradient&, float* partial, int64_t begin, int64_t end);
+  void (*embedding_norm_gradient)(Storage table, const EmbeddingNormGradient&, float* partial, int64_t begin,
+                                  int64_t end);
   void (*add_row)(float* destination, const float* source, int64_t cols);
 };
 

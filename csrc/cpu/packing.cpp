@@ -11,8 +11,8 @@ using Pair = std::tuple<at::Tensor, at::Tensor>;
 constexpr int64_t kBytesGrain = 1 << 16;  // a thread copies at least this much
 
 Pair pack_mask(const at::Tensor& mask_in) {
-  TORCH_CHECK_VALUE(mask_in.dim() == 2 && mask_in.scalar_type() == at::kBool, "pack_mask: mask must be bool [B, S], got ",
-                    mask_in.scalar_type(), " ", mask_in.sizes());
+  TORCH_CHECK_VALUE(mask_in.dim() == 2 && mask_in.scalar_type() == at::kBool,
+                    "pack_mask: mask must be bool [B, S], got ", mask_in.scalar_type(), " ", mask_in.sizes());
   const at::Tensor mask = mask_in.contiguous();
   const int64_t batch = mask.size(0), length = mask.size(1);
   const bool* real = mask.const_data_ptr<bool>();
@@ -38,17 +38,18 @@ const int64_t* checked(const at::Tensor& indices, int64_t rows) {
                     "packing: indices must be contiguous int64 [T], got ", indices.scalar_type(), " ", indices.sizes());
   const int64_t* index = indices.const_data_ptr<int64_t>();
   for (int64_t i = 0; i < indices.numel(); ++i) {
-    TORCH_CHECK_INDEX(index[i] >= 0 && index[i] < rows, "packing: index ", index[i], " at position ", i, " is outside the ", rows,
-                      " rows of the padded batch");
+    TORCH_CHECK_INDEX(index[i] >= 0 && index[i] < rows, "packing: index ", index[i], " at position ", i,
+                      " is outside the ", rows, " rows of the padded batch");
   }
   return index;
 }
 
 template <class Copy>
 void for_rows(int64_t rows, int64_t bytes, Copy&& copy) {
-  at::parallel_for(0, rows, std::max<int64_t>(1, kBytesGrain / std::max<int64_t>(1, bytes)), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) copy(i);
-  });
+  at::parallel_for(0, rows, std::max<int64_t>(1, kBytesGrain / std::max<int64_t>(1, bytes)),
+                   [&](int64_t begin, int64_t end) {
+                     for (int64_t i = begin; i < end; ++i) copy(i);
+                   });
 }
 
 at::Tensor unpad(const at::Tensor& x_in, const at::Tensor& indices) {
@@ -64,8 +65,8 @@ at::Tensor unpad(const at::Tensor& x_in, const at::Tensor& indices) {
 }
 
 at::Tensor repad(const at::Tensor& x_in, const at::Tensor& indices, int64_t rows) {
-  TORCH_CHECK_VALUE(x_in.dim() == 2 && x_in.size(0) == indices.numel(), "repad: x must be [", indices.numel(), ", cols], got ",
-                    x_in.sizes());
+  TORCH_CHECK_VALUE(x_in.dim() == 2 && x_in.size(0) == indices.numel(), "repad: x must be [", indices.numel(),
+                    ", cols], got ", x_in.sizes());
   const at::Tensor x = x_in.contiguous();
   const int64_t* index = checked(indices, rows);
   const int64_t bytes = x.size(1) * x.element_size();

@@ -51,7 +51,8 @@ BERTFAST_INLINE void philox_words(const Rng& rng, int64_t first, uint32_t c1, ui
 
 // Multipliers of one row of a [rows, cols] matrix: 1 / keep rate where kept, 0 where dropped. `scale` holds
 // cols rounded up to kLanes * 8 floats.
-inline void dropout_row(const Rng& rng, int64_t row, int64_t cols, uint32_t threshold, float inverse_keep, float* scale) {
+inline void dropout_row(const Rng& rng, int64_t row, int64_t cols, uint32_t threshold, float inverse_keep,
+                        float* scale) {
   uint32_t words[kLanes * 4];
   uint16_t halves[kLanes * 8];
   for (int64_t c = 0; c < cols; c += kLanes * 8) {

@@ -101,7 +101,8 @@ BERTFAST_INLINE float max_of(Vec v) {
   return lanes[0];
 }
 
-// Calls body(col, count) over [0, cols): count is kLanes for whole vectors (a constant after inlining), less for the tail.
+// Calls body(col, count) over [0, cols): count is kLanes for whole vectors (a constant after inlining), less for the
+// tail.
 template <class Whole, class Tail>
 BERTFAST_INLINE void for_columns(int64_t cols, Whole&& whole, Tail&& tail) {
   int64_t c = 0;

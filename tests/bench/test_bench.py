@@ -91,7 +91,18 @@ def test_verify_exits_1_on_a_wrong_model(checkpoint, monkeypatch):
 
 
 def test_bench_writes_table_json_and_picture(checkpoint, tmp_path):
-    options = ["--batch", "2", "--length", "8", "--runs", "2", "--json", str(tmp_path / "r.json"), "--plot", str(tmp_path / "r.png")]
+    options = [
+        "--batch",
+        "2",
+        "--length",
+        "8",
+        "--runs",
+        "2",
+        "--json",
+        str(tmp_path / "r.json"),
+        "--plot",
+        str(tmp_path / "r.png"),
+    ]
     done = runner.invoke(app, ["bench", str(checkpoint), *options])
     assert done.exit_code == 0, done.output
     content = json.loads((tmp_path / "r.json").read_text())
@@ -117,7 +128,9 @@ def test_mistakes_are_named(arguments, message):
 
 
 def test_other_family_and_pickled_weights_are_refused(tmp_path, checkpoint):
-    DistilBertModel(DistilBertConfig(dim=32, n_layers=1, n_heads=2, hidden_dim=64, vocab_size=99)).save_pretrained(tmp_path / "d")
+    DistilBertModel(DistilBertConfig(dim=32, n_layers=1, n_heads=2, hidden_dim=64, vocab_size=99)).save_pretrained(
+        tmp_path / "d"
+    )
     assert "'distilbert' model" in runner.invoke(app, ["verify", str(tmp_path / "d")]).output
     (checkpoint / "model.safetensors").rename(checkpoint / "pytorch_model.bin")
     assert "pickled" in runner.invoke(app, ["verify", str(checkpoint)]).output

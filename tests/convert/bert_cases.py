@@ -48,6 +48,8 @@ def tiny_config(dropout: float = 0.0, **options: Any) -> BertConfig:
 def pair(head: type = hf.BertModel, *, dtype=torch.float32, train=False, dropout=0.0, options=None, **config: Any):
     """A stock model and its optimised copy, with the same weights; `options` go to optimize()."""
     torch.manual_seed(1)
+    if head is hf.BertForQuestionAnswering:
+        config["num_labels"] = 2
     stock = head(tiny_config(dropout, **config)).to(dtype).train(train)
     for parameter in stock.parameters():  # biases begin at zero, where a lost one would not show
         if parameter.dim() == 1:

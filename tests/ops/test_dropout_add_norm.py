@@ -56,7 +56,13 @@ def test_parity(implementation, rows, cols, dtype, residual_dtype, p):
         return oracle(*t, keep=keep, rate=rate)
 
     eager, exact = run(stock, leaves(inputs), dy), run(stock, leaves(inputs, torch.float64), dy)
-    for name, ours, e, o in zip("y dx dbias dresidual dweight dnorm_bias".split(), (y, dx, dbias, dres, dw, db), eager, exact, strict=True):
+    for name, ours, e, o in zip(
+        ["y", "dx", "dbias", "dresidual", "dweight", "dnorm_bias"],
+        (y, dx, dbias, dres, dw, db),
+        eager,
+        exact,
+        strict=True,
+    ):
         assert_within_budget(ours, e, o, name)
 
 
@@ -123,7 +129,9 @@ def test_opcheck():
         torch.library.opcheck(torch.ops.bertfast.dropout_add_norm_fwd.default, (*leaves(args), EPS, p, s))
         x, bias, residual, weight, norm_bias = args
         y, mean, rstd = torch.ops.bertfast.dropout_add_norm_fwd(x, bias, residual, weight, norm_bias, EPS, p, s)
-        torch.library.opcheck(torch.ops.bertfast.dropout_add_norm_bwd.default, (y, x, bias, residual, weight, mean, rstd, p, s))
+        torch.library.opcheck(
+            torch.ops.bertfast.dropout_add_norm_bwd.default, (y, x, bias, residual, weight, mean, rstd, p, s)
+        )
 
 
 def test_compile():
@@ -134,7 +142,9 @@ def test_compile():
         return torch.autograd.grad(y.square().sum(), (x, weight))
 
     state = rng.new_rng("cpu")
-    y = torch.compile(lambda *t: dropout_add_norm(t[0], t[2], t[3], t[4], bias=t[1]), fullgraph=True, backend="aot_eager")(*args)
+    y = torch.compile(
+        lambda *t: dropout_add_norm(t[0], t[2], t[3], t[4], bias=t[1]), fullgraph=True, backend="aot_eager"
+    )(*args)
     y.square().sum().backward()
     torch.testing.assert_close(y, dropout_add_norm(args[0], args[2], args[3], args[4], bias=args[1]))
     assert all(t.grad is not None for t in args)

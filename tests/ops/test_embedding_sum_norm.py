@@ -45,7 +45,7 @@ def test_parity(implementation, shape, size, dtype, p):
         return [out.detach(), *[q.grad for q in t]]
 
     eager, exact = run(leaves(parameters)), run(leaves(parameters, torch.float64))
-    names = "y dword dposition dsegment dweight dbias".split()
+    names = ["y", "dword", "dposition", "dsegment", "dweight", "dbias"]
     for name, ours, e, o in zip(names, (y, *gradients), eager, exact, strict=True):
         assert_within_budget(ours, e, o, name)
     assert not gradients[0][PAD].any()
@@ -72,7 +72,9 @@ def test_gradcheck():
     state = rng.new_rng("cpu")
 
     def function(*t):
-        return embedding_sum_norm(ids[0] + 1, *t, segment_ids=ids[2], eps=1e-5, dropout_p=0.3, rng=state, padding_idx=PAD)
+        return embedding_sum_norm(
+            ids[0] + 1, *t, segment_ids=ids[2], eps=1e-5, dropout_p=0.3, rng=state, padding_idx=PAD
+        )
 
     ids[0].clamp_(max=VOCABULARY - 2)
     assert torch.autograd.gradcheck(function, leaves(parameters))
@@ -99,7 +101,9 @@ def test_opcheck_and_compile():
     ids, parameters = make((2, 5), 24, torch.float32)
     flat = [i.reshape(-1) for i in ids]
     state = rng.new_rng("cpu")
-    torch.library.opcheck(torch.ops.bertfast.embedding_sum_norm_fwd.default, (*flat, *leaves(parameters), PAD, EPS, 0.1, state))
+    torch.library.opcheck(
+        torch.ops.bertfast.embedding_sum_norm_fwd.default, (*flat, *leaves(parameters), PAD, EPS, 0.1, state)
+    )
     y, mean, rstd = torch.ops.bertfast.embedding_sum_norm_fwd(*flat, *parameters, PAD, EPS, 0.1, state)
     torch.library.opcheck(
         torch.ops.bertfast.embedding_sum_norm_bwd.default, (y, *flat, *parameters[:-1], mean, rstd, PAD, 0.1, state)

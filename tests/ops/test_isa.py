@@ -19,7 +19,16 @@ def test_parity_of_other_builds(isa):
     if order.index(extension.build_info()["isa_detected"]) < order.index(isa):
         pytest.skip(f"this processor has no {isa}")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", str(Path(__file__).parent), "-k", "parity and cpu and not other_builds", "-p", "no:cacheprovider"],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            str(Path(__file__).parent),
+            "-k",
+            "parity and cpu and not other_builds",
+            "-p",
+            "no:cacheprovider",
+        ],
         env={**os.environ, "BERTFAST_CPU_ISA": isa, "BERTFAST_DEMAND_EXT": "1"},
         capture_output=True,
         text=True,
@@ -33,6 +42,10 @@ def test_forcing_is_seen():
         pytest.skip(f"no C++ kernels: {_ext.why_absent()}")
     code = "from bertfast import _ext; print(_ext.load().build_info()['isa'])"
     done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "BERTFAST_CPU_ISA": "portable"}, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        env={**os.environ, "BERTFAST_CPU_ISA": "portable"},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.strip() == "portable"

@@ -128,7 +128,9 @@ def attention(
     dropout_bits.check_probability(dropout_p, rng, "attention")
     _check(qkv, 4, "[T, 3, H, D]", "attention")
     if cu_seqlens.dim() != 1 or cu_seqlens.dtype != torch.int32:
-        raise ValueError(f"attention: cu_seqlens must be int32 [B + 1], got {cu_seqlens.dtype} {tuple(cu_seqlens.shape)}")
+        raise ValueError(
+            f"attention: cu_seqlens must be int32 [B + 1], got {cu_seqlens.dtype} {tuple(cu_seqlens.shape)}"
+        )
     scale = qkv.shape[-1] ** -0.5 if scale is None else scale
     out, _ = _library.op("attention_fwd")(qkv, cu_seqlens, max_seqlen, scale, dropout_p, rng)
     return out

@@ -5,6 +5,8 @@
 Arithmetic in float32 (float64 for float64). A row with no key left gives zeros, lse = -inf, and zero gradients.
 """
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -31,7 +33,9 @@ def _probabilities(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> t
     return torch.softmax(scores, -1).masked_fill((lse == float("-inf"))[..., None], 0.0), lse
 
 
-def _dense_forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, keep: Tensor | None, rate: float):
+def _dense_forward(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, keep: Tensor | None, rate: float
+):
     """q, k, v [B, H, S, D] in compute dtype; keep [B, H, S, S]."""
     p, lse = _probabilities(q, k, mask, scale)
     return (p if keep is None else p * keep / rate) @ v, lse
@@ -49,9 +53,11 @@ def _dense_backward(dout, q, k, v, mask, scale, keep, rate):
 def check_cu_seqlens(cu_seqlens: Tensor, tokens: int, max_seqlen: int) -> list[int]:
     """The boundaries as a list; ValueError unless they rise from 0 to `tokens` and no sequence is longer than max_seqlen."""
     bounds = cu_seqlens.tolist()
-    lengths = [b - a for a, b in zip(bounds, bounds[1:], strict=False)]
+    lengths = [b - a for a, b in pairwise(bounds)]
     if not bounds or bounds[0] != 0 or bounds[-1] != tokens or min(lengths, default=0) < 0:
-        raise ValueError(f"attention: cu_seqlens must rise from 0 to the {tokens} tokens of qkv, got {bounds[:8]} ... {bounds[-1:]}")
+        raise ValueError(
+            f"attention: cu_seqlens must rise from 0 to the {tokens} tokens of qkv, got {bounds[:8]} ... {bounds[-1:]}"
+        )
     if max(lengths, default=0) > max_seqlen:
         raise ValueError(f"attention: max_seqlen is {max_seqlen} but a sequence has {max(lengths)} tokens")
     return bounds
@@ -66,7 +72,7 @@ def forward(
     lse = qkv.new_full((heads, tokens), float("-inf"), dtype=dtype)
     bounds = check_cu_seqlens(cu_seqlens, tokens, max_seqlen)
     keep_all = _keep(rng, len(bounds) - 1, heads, max_seqlen, max_seqlen, dropout_p)
-    for i, (begin, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for i, (begin, end) in enumerate(pairwise(bounds)):
         q, k, v = qkv[begin:end].to(dtype).permute(1, 2, 0, 3)
         keep = None if keep_all is None else keep_all[i, :, : end - begin, : end - begin]
         y, row_lse = _dense_forward(q, k, v, None, scale, keep, dropout_bits.keep_rate_attention(dropout_p))
@@ -91,13 +97,11 @@ def backward(
     dqkv = torch.zeros_like(qkv, memory_format=torch.contiguous_format)
     bounds = check_cu_seqlens(cu_seqlens, tokens, max_seqlen)
     keep_all = _keep(rng, len(bounds) - 1, heads, max_seqlen, max_seqlen, dropout_p)
-    for i, (begin, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for i, (begin, end) in enumerate(pairwise(bounds)):
         q, k, v = qkv[begin:end].to(dtype).permute(1, 2, 0, 3)
         keep = None if keep_all is None else keep_all[i, :, : end - begin, : end - begin]
         g = dout[begin:end].to(dtype).transpose(0, 1)
-        gradients = _dense_backward(
-            g, q, k, v, None, scale, keep, dropout_bits.keep_rate_attention(dropout_p)
-        )
+        gradients = _dense_backward(g, q, k, v, None, scale, keep, dropout_bits.keep_rate_attention(dropout_p))
         dqkv[begin:end] = torch.stack(gradients).permute(2, 0, 1, 3).to(qkv.dtype)
     return dqkv
 

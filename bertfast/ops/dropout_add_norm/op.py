@@ -101,7 +101,9 @@ def dropout_add_norm(
     cols = x.shape[-1]
     for name, vector in (("weight", weight), ("norm_bias", norm_bias), ("bias", bias)):
         if vector is not None and vector.shape != (cols,):
-            raise ValueError(f"dropout_add_norm: {name} must have shape ({cols},) as x ends in, got {tuple(vector.shape)}")
+            raise ValueError(
+                f"dropout_add_norm: {name} must have shape ({cols},) as x ends in, got {tuple(vector.shape)}"
+            )
     if residual is not None and residual.shape != x.shape:
         raise ValueError(
             f"dropout_add_norm: residual has shape {tuple(residual.shape)} but x has {tuple(x.shape)}; they must be equal"

@@ -32,7 +32,9 @@ def normalise(z: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tens
     return y, mean, rstd
 
 
-def normalise_backward(dy: Tensor, z: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def normalise_backward(
+    dy: Tensor, z: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of z, weight and bias of the layer norm."""
     xhat = (z - mean[:, None]) * rstd[:, None]
     g = dy * weight.to(z.dtype)
@@ -40,12 +42,14 @@ def normalise_backward(dy: Tensor, z: Tensor, mean: Tensor, rstd: Tensor, weight
     return dz, (dy * xhat).sum(0), dy.sum(0)
 
 
-def _sum(x: Tensor, bias: Tensor | None, residual: Tensor | None, p: float, rng: Tensor | None) -> tuple[Tensor, Tensor | float]:
+def _sum(
+    x: Tensor, bias: Tensor | None, residual: Tensor | None, p: float, rng: Tensor | None
+) -> tuple[Tensor, Tensor | float]:
     dtype = compute_dtype(x)
     z = x.to(dtype)
     if bias is not None:
         z = z + bias.to(dtype)
-    scale = dropout_scale(rng, *x.shape, p, dtype)
+    scale = dropout_scale(rng, x.shape[0], x.shape[1], p, dtype)
     z = z * scale
     return (z if residual is None else z + residual.to(dtype)), scale
 

@@ -34,7 +34,9 @@ def _(input_ids, position_ids, segment_ids, word, position, segment, weight, bia
 
 
 @_library.fake("embedding_sum_norm_bwd")
-def _(dy, input_ids, position_ids, segment_ids, word, position, segment, weight, mean, rstd, padding_idx, dropout_p, rng):
+def _(
+    dy, input_ids, position_ids, segment_ids, word, position, segment, weight, mean, rstd, padding_idx, dropout_p, rng
+):
     return tuple(torch.empty_like(t) for t in (word, position, segment, weight, weight))
 
 

@@ -46,7 +46,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     z = _gather(input_ids, position_ids, segment_ids, word, position, segment)
     y, mean, rstd = normalise(z, weight, bias, eps)
-    y = y * dropout_scale(rng, *z.shape, dropout_p, z.dtype)
+    y = y * dropout_scale(rng, z.shape[0], z.shape[1], dropout_p, z.dtype)
     return y.to(word.dtype), mean, rstd
 
 
@@ -70,7 +70,7 @@ def backward(
     rng: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     z = _gather(input_ids, position_ids, segment_ids, word, position, segment)
-    dnorm = dy.to(z.dtype) * dropout_scale(rng, *z.shape, dropout_p, z.dtype)
+    dnorm = dy.to(z.dtype) * dropout_scale(rng, z.shape[0], z.shape[1], dropout_p, z.dtype)
     dz, dweight, dbias = normalise_backward(dnorm, z, mean, rstd, weight)
     dword = _table_gradient(word, input_ids, dz)
     if padding_idx >= 0:

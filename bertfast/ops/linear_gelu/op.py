@@ -85,7 +85,5 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor, *, approximate: str = "
     if approximate not in ("none", "tanh"):
         raise ValueError(f'linear_gelu: approximate must be "none" or "tanh", got {approximate!r}')
     check_shapes("linear_gelu", x, weight, bias)
-    y, _ = _library.op("linear_gelu_fwd")(
-        x.reshape(-1, x.shape[-1]).contiguous(), weight, bias, approximate == "tanh"
-    )
+    y, _ = _library.op("linear_gelu_fwd")(x.reshape(-1, x.shape[-1]).contiguous(), weight, bias, approximate == "tanh")
     return y.view(*x.shape[:-1], weight.shape[0])

@@ -94,7 +94,9 @@ def unpad(x: Tensor, packing: Packing) -> Tensor:
         ValueError: where x does not begin with the packing's B and S.
     """
     if x.shape[:2] != (packing.batch, packing.seqlen):
-        raise ValueError(f"unpad: x is {tuple(x.shape)} but the packing is of a {packing.batch} x {packing.seqlen} batch")
+        raise ValueError(
+            f"unpad: x is {tuple(x.shape)} but the packing is of a {packing.batch} x {packing.seqlen} batch"
+        )
     rows = x.flatten(0, 1)
     rows = rows.flatten(1) if rows.dim() > 1 else rows[:, None]
     return _library.op("unpad")(rows, packing.indices).view(packing.indices.shape[0], *x.shape[2:])
@@ -108,5 +110,7 @@ def repad(x: Tensor, packing: Packing) -> Tensor:
     """
     if x.shape[0] != packing.indices.shape[0]:
         raise ValueError(f"repad: x has {x.shape[0]} rows but the packing has {packing.indices.shape[0]} tokens")
-    rows = _library.op("repad")(x.flatten(1) if x.dim() > 1 else x[:, None], packing.indices, packing.batch * packing.seqlen)
+    rows = _library.op("repad")(
+        x.flatten(1) if x.dim() > 1 else x[:, None], packing.indices, packing.batch * packing.seqlen
+    )
     return rows.view(packing.batch, packing.seqlen, *x.shape[1:])

@@ -16,7 +16,9 @@ def check_indices(indices: Tensor, rows: int) -> None:
     bad = (indices < 0) | (indices >= rows)
     if bool(bad.any()):
         at = int(bad.nonzero()[0])
-        raise IndexError(f"packing: index {int(indices[at])} at position {at} is outside the {rows} rows of the padded batch")
+        raise IndexError(
+            f"packing: index {int(indices[at])} at position {at} is outside the {rows} rows of the padded batch"
+        )
 
 
 def unpad(x: Tensor, indices: Tensor) -> Tensor:

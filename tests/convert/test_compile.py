@@ -1,0 +1,82 @@
+"""torch.compile without graph breaks, torch.export with dynamic shapes, and jit traces that do not bake in a padding."""
+
+import copy
+
+import pytest
+import torch
+from bert_cases import assert_same, batch_of, loss_of, pair
+
+import bertfast
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def shorter(inputs, batch, seqlen):
+    return {name: value[:batch, :seqlen] for name, value in inputs.items()}
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_full_graph_inference_with_dynamic_shapes(implementation):
+    stock, fast = pair(attn_implementation=implementation)
+    compiled = torch.compile(fast, fullgraph=True, dynamic=True, backend="aot_eager")
+    with torch.no_grad():
+        for inputs in (batch_of("right"), shorter(batch_of("right"), 3, 9), batch_of("none")):
+            real = inputs["attention_mask"].bool()
+            assert_same(compiled(**inputs).last_hidden_state[real], stock(**inputs).last_hidden_state[real])
+    counts = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert counts <= 2, f"{counts} graphs: shapes were specialised"
+
+
+def test_full_graph_training():
+    stock, fast = pair(train=True)
+    compiled = torch.compile(fast, fullgraph=True, backend="aot_eager")
+    inputs = batch_of("right")
+    for model in (stock, compiled):
+        loss_of(model(**inputs), inputs["attention_mask"]).backward()
+    for (name, want), got in zip(stock.named_parameters(), fast.parameters(), strict=True):
+        if want.grad is not None and not name.endswith("key.bias"):
+            assert_same(got.grad, want.grad, name, tolerance=1e-4)
+
+
+def test_inductor():
+    stock, fast = pair()
+    inputs = batch_of("right")
+    real = inputs["attention_mask"].bool()
+    with torch.no_grad():
+        got = torch.compile(fast, fullgraph=True)(**inputs).last_hidden_state
+        assert_same(got[real], stock(**inputs).last_hidden_state[real])
+
+
+def test_export_with_dynamic_shapes():
+    stock, fast = pair()
+    inputs = batch_of("right", types=False)
+    dims = {0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO}
+    exported = torch.export.export(fast, (), inputs, dynamic_shapes=dict.fromkeys(inputs, dims)).module()
+    for batch, seqlen in ((4, 12), (2, 7)):
+        small = shorter(inputs, batch, seqlen)
+        real = small["attention_mask"].bool()
+        assert_same(exported(**small).last_hidden_state[real], stock(**small).last_hidden_state[real])
+
+
+def test_a_trace_does_not_keep_the_padding_it_saw():
+    stock, fast = pair(return_dict=False)
+    inputs = batch_of("right", types=False)
+    traced = torch.jit.trace(fast, (inputs["input_ids"], inputs["attention_mask"]), check_trace=False)
+    other = inputs["attention_mask"].flip(0)
+    want, got = (m(inputs["input_ids"], other)[0][other.bool()] for m in (stock, traced))
+    assert_same(got, want)
+
+
+def test_optimizing_does_not_disturb_a_compiled_stock_copy():
+    stock, fast = pair()
+    inputs = batch_of("none")
+    compiled = torch.compile(copy.deepcopy(stock), fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        assert_same(compiled(**inputs).pooler_output, fast(**inputs).pooler_output)
+        bertfast.restore(fast)
+        assert torch.equal(fast(**inputs).pooler_output, stock(**inputs).pooler_output)

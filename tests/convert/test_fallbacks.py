@@ -1,0 +1,248 @@
+"""What sends a call to the stock code: numbers stay stock's, and report() says why."""
+
+import copy
+from itertools import pairwise
+
+import pytest
+import torch
+from bert_cases import assert_same, batch_of, outcome, pair, tiny_config
+from torch import nn
+from transformers import DistilBertConfig, DistilBertModel, RobertaConfig, RobertaModel
+from transformers.models.bert import modeling_bert as hf
+
+import bertfast
+
+FAST, UNPADDED = "fast", "fast, padding removed"
+
+
+def hidden(model, inputs):
+    with torch.no_grad():
+        return model(**inputs).last_hidden_state
+
+
+def check(stock, fast, reason, kind="BertLayer"):
+    """Same numbers at real tokens, and the reason is among those that `kind` gave."""
+    inputs = batch_of("right")
+    real = inputs["attention_mask"].bool()
+    assert_same(hidden(fast, inputs)[real], hidden(stock, inputs)[real])
+    reasons = outcome(fast, kind)
+    assert any(reason in how for how in reasons), reasons
+    return reasons
+
+
+@pytest.mark.parametrize("how", ["argument", "config"])
+def test_hidden_states(how):
+    stock, fast = pair(**({"output_hidden_states": True} if how == "config" else {}))
+    inputs = batch_of("right") | ({"output_hidden_states": True} if how == "argument" else {})
+    want, got = stock(**inputs).hidden_states, fast(**inputs).hidden_states
+    assert len(got) == len(want) == 3
+    real = inputs["attention_mask"].bool()
+    for ours, theirs in zip(got, want, strict=True):
+        assert_same(ours[real], theirs[real])
+        assert ours.shape == theirs.shape
+    assert outcome(fast, "BertLayer") == {FAST: 1}
+    assert outcome(fast, "BertEncoder") == {"kept padded: hidden_states were asked for": 1}
+
+
+@pytest.mark.parametrize("how", ["argument", "config"])
+def test_attentions(how):
+    stock, fast = pair(attn_implementation="eager", **({"output_attentions": True} if how == "config" else {}))
+    inputs = batch_of("right") | ({"output_attentions": True} if how == "argument" else {})
+    want, got = stock(**inputs).attentions, fast(**inputs).attentions
+    assert len(got) == len(want) == 2
+    for ours, theirs in zip(got, want, strict=True):
+        assert_same(ours, theirs)
+    assert outcome(fast, "BertLayer") == {"attentions were asked for": 1}
+
+
+def test_unpadding_comes_back_after_hidden_states_were_asked_for_once():
+    stock, fast = pair()
+    inputs = batch_of("right")
+    fast(**inputs, output_hidden_states=True)
+    check(stock, fast, UNPADDED, "BertEncoder")
+
+
+CHILDREN = (
+    "attention",
+    "attention.self",
+    "attention.self.query",
+    "attention.output.LayerNorm",
+    "intermediate",
+    "output.dense",
+)
+
+
+@pytest.mark.parametrize("child", CHILDREN)
+@pytest.mark.parametrize("kind", ["register_forward_hook", "register_forward_pre_hook"])
+def test_hooks_on_fused_children_run(child, kind):
+    stock, fast = pair()
+    seen = []
+    handle = getattr(fast.encoder.layer[0].get_submodule(child), kind)(lambda *args: seen.append(child))
+    check(stock, fast, "has hooks")
+    assert seen == [child]
+    handle.remove()
+    check(stock, fast, UNPADDED)
+
+
+def test_hooks_on_a_layer_see_padded_tensors_and_keep_it_fast():
+    stock, fast = pair()
+    shapes = []
+    fast.encoder.layer[1].register_forward_hook(lambda module, args, output: shapes.append(tuple(output.shape)))
+    reasons = check(stock, fast, FAST)
+    assert shapes == [(4, 12, 64)]
+    assert reasons == {FAST: 1}
+
+
+def test_a_hook_may_replace_a_layers_output():
+    stock, fast = pair()
+    for model in (stock, fast):
+        model.encoder.layer[0].register_forward_hook(lambda module, args, output: output * 0.5)
+    check(stock, fast, "layer 0: it has hooks", "BertEncoder")
+
+
+def test_full_backward_hooks_fire():
+    _, fast = pair(train=True)
+    seen = []
+    fast.encoder.layer[0].output.dense.register_full_backward_hook(lambda module, *args: seen.append(module))
+    fast(**batch_of("right")).pooler_output.sum().backward()
+    assert len(seen) == 1
+
+
+def test_global_hooks_run():
+    stock, fast = pair()
+    seen = []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *args: seen.append(module))
+    try:
+        check(stock, fast, "global module hooks")
+    finally:
+        handle.remove()
+    assert fast.encoder.layer[0].attention.self.query in seen
+
+
+def test_chunked_feed_forward():
+    stock, fast = pair(chunk_size_feed_forward=4)
+    check(stock, fast, "chunk_size_feed_forward")
+
+
+def test_parametrised_weights():
+    stock, fast = pair()
+    for model in (stock, fast):
+        nn.utils.parametrizations.weight_norm(model.encoder.layer[0].intermediate.dense)
+    check(stock, fast, "not a plain Linear")
+
+
+def test_replaced_forward():
+    stock, fast = pair()
+    for model in (stock, fast):
+        dense = model.encoder.layer[0].output.dense
+        dense.forward = lambda x, dense=dense: nn.functional.linear(x, dense.weight * 2, dense.bias)
+    check(stock, fast, "forward of output.dense was replaced")
+
+
+def test_dynamic_quantisation():
+    fast = pair()[1]
+    quantised = torch.ao.quantization.quantize_dynamic(fast, {nn.Linear}, dtype=torch.qint8)
+    assert hidden(quantised, batch_of("right")).isfinite().all()
+    assert any("not a plain Linear" in how for how in outcome(quantised, "BertLayer"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_dtypes_without_a_kernel_stay_stock(dtype):
+    stock, fast = pair(dtype=dtype)
+    inputs = batch_of("right")
+    assert torch.equal(hidden(fast, inputs), hidden(stock, inputs))
+    assert any(str(dtype) in how for how in outcome(fast, "BertLayer"))
+
+
+def test_a_layer_of_another_dtype_is_left_to_stock():
+    stock, fast = pair()
+    for model in (stock, fast):
+        model.encoder.layer[1].bfloat16()
+        with pytest.raises(RuntimeError, match="dtype"):
+            hidden(model, batch_of("right"))
+
+
+def test_an_attention_function_of_the_user_is_called():
+    stock, fast = pair()
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import sdpa_mask
+
+    calls = []
+
+    def counting(*args, **kwargs):
+        calls.append(1)
+        return sdpa_attention_forward(*args, **kwargs)
+
+    AttentionInterface.register("counting", counting)
+    AttentionMaskInterface.register("counting", sdpa_mask)
+    fast.set_attn_implementation("counting")
+    check(stock, fast, 'attention implementation is "counting"')
+    assert len(calls) == 2
+
+
+def test_decoder_layers_are_left_untouched_and_reported():
+    torch.manual_seed(0)
+    stock = hf.BertLMHeadModel(tiny_config(is_decoder=True, add_cross_attention=True)).eval()
+    model = bertfast.optimize(copy.deepcopy(stock))
+    assert type(model.bert.encoder) is hf.BertEncoder
+    assert {type(layer) for layer in model.bert.encoder.layer} == {hf.BertLayer}
+    rows = bertfast.report(model).to_dict()["modules"]
+    assert all("decoder" in row["reason"] for row in rows if row["kind"] != "BertEmbeddings")
+    inputs = batch_of("right") | {"encoder_hidden_states": torch.randn(4, 5, 64)}
+    with torch.no_grad():
+        assert_same(model(**inputs).logits, stock(**inputs).logits)
+
+
+def test_a_cache_goes_to_stock():
+    from transformers import DynamicCache
+
+    stock, fast = pair()
+    inputs = batch_of("none", types=False)
+    prefix = [(torch.randn(4, 2, 3, 32), torch.randn(4, 2, 3, 32)) for _ in range(2)]
+    inputs["attention_mask"] = torch.ones(4, 15, dtype=torch.long)
+    want, got = (hidden(m, inputs | {"past_key_values": DynamicCache(prefix)}) for m in (stock, fast))
+    assert_same(got, want)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        RobertaModel(RobertaConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=50)),
+        DistilBertModel(DistilBertConfig(dim=32, n_layers=1, n_heads=2, hidden_dim=64, vocab_size=50)),
+        nn.Linear(2, 2),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_other_models_are_refused_by_name(model):
+    with pytest.raises(bertfast.UnsupportedModelError, match=rf"{type(model).__name__}.*supported families: bert"):
+        bertfast.optimize(model)
+
+
+def test_relative_positions_are_refused():
+    model = hf.BertModel(tiny_config())
+    model.config.position_embedding_type = "relative_key"
+    with pytest.raises(bertfast.UnsupportedModelError, match="relative_key"):
+        bertfast.optimize(model)
+
+
+def test_not_a_module():
+    with pytest.raises(TypeError, match="str"):
+        bertfast.optimize("bert-base")
+
+
+def test_report_of_stock_and_optimised_models():
+    stock, fast = pair()
+    assert bertfast.report(stock).to_dict()["fast"] == 0
+    assert "not optimised" in str(bertfast.report(stock))
+    fast.encoder.layer[1].output.dense = nn.Identity()
+    described = bertfast.report(fast).to_dict()
+    assert [row["state"] for row in described["modules"]] == ["fast", "fast", "fast", "fallback"]
+    assert "Identity" in str(bertfast.report(fast))
+
+
+def test_counts_are_not_shared_with_copies():
+    fast = pair()[1]
+    hidden(fast, batch_of("right"))
+    counts = [outcome(model, "BertEncoder") for model in (fast, copy.deepcopy(fast))]
+    assert all(a != b for a, b in pairwise(counts))

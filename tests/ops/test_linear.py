@@ -1,0 +1,163 @@
+"""linear, linear_gelu and the elementwise bias_gelu against float64; and the private oneDNN entry points being there."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from bertfast.ops import linear, linear_gelu, onednn
+from bertfast.testing import assert_within_budget, leaves, max_error, rounding_step
+
+
+def make(rows, inputs, outputs, dtype):
+    return (
+        torch.randn(rows, inputs).to(dtype),
+        (torch.randn(outputs, inputs) / 10).to(dtype),
+        torch.randn(outputs).to(dtype),
+    )
+
+
+def run(function, inputs, dy):
+    y = function(*inputs)
+    y.backward(dy.to(y.dtype))
+    return [y.detach(), *[t.grad for t in inputs]]
+
+
+FUNCTIONS = {
+    "linear": (linear, F.linear),
+    "gelu": (linear_gelu, lambda x, w, b: F.gelu(F.linear(x, w, b))),
+    "tanh": (
+        lambda x, w, b: linear_gelu(x, w, b, approximate="tanh"),
+        lambda x, w, b: F.gelu(F.linear(x, w, b), approximate="tanh"),
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [(0, 16, 8), (1, 768, 64), (7, 257, 33), (199, 64, 257)])
+@pytest.mark.parametrize("kind", list(FUNCTIONS))
+def test_parity(kind, size, dtype):
+    ours, stock = FUNCTIONS[kind]
+    inputs = make(*size, dtype)
+    dy = torch.randn(size[0], size[2]).to(dtype)
+    found = run(ours, leaves(inputs), dy)
+    eager, exact = run(stock, leaves(inputs), dy), run(stock, leaves(inputs, torch.float64), dy)
+    x, w, _ = (t.double().abs() for t in inputs)
+    d = dy.double().abs()
+    # Terms of each sum, and their number. The products belong to oneDNN or MKL, which add in different orders, so in
+    # float32 both are held to the probabilistic bound sqrt(n) u |a| |b| (Higham and Mary, 2019), with room for GELU's slope.
+    sums = {
+        "y": (x @ w.t(), size[1]),
+        "dx": (d @ w, size[2]),
+        "dweight": (d.t() @ x, size[0]),
+        "dbias": (d.sum(0), size[0]),
+    }
+    for (name, (terms, count)), o, e, exact_value in zip(sums.items(), found, eager, exact, strict=True):
+        if dtype == torch.bfloat16:
+            assert_within_budget(o, e, exact_value, name)
+        elif o.numel():
+            allowed = 4 * max(count, 1) ** 0.5 * rounding_step(dtype) * float(terms.max())
+            assert max_error(o, exact_value) <= max(allowed, 4 * rounding_step(dtype)), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tanh", [False, True])
+@pytest.mark.parametrize("cols", [64, 257, 3])
+def test_parity_bias_gelu(implementation, cols, tanh, dtype):
+    pre, bias, dy = (torch.randn(19, cols).to(dtype) * 3, torch.randn(cols).to(dtype), torch.randn(19, cols).to(dtype))
+    approximate = "tanh" if tanh else "none"
+
+    def stock(p, b):
+        return F.gelu(p + b, approximate=approximate)
+
+    y = implementation.bias_gelu_fwd(pre, bias, tanh)
+    dpre, dbias = implementation.bias_gelu_bwd(dy, pre, bias, tanh)
+    eager, exact = run(stock, leaves((pre, bias)), dy), run(stock, leaves((pre, bias), torch.float64), dy)
+    for name, o, e, x in zip(("y", "dpre", "dbias"), (y, dpre, dbias), eager, exact, strict=True):
+        assert_within_budget(o, e, x, name)
+
+
+def test_gelu_far_out(implementation):
+    pre = torch.tensor([[-40.0, -9.0, -1e-8, 0.0, 9.0, 40.0, float("inf"), float("nan")]])
+    y = implementation.bias_gelu_fwd(pre, torch.zeros(8), False)
+    torch.testing.assert_close(y[0, :6], F.gelu(pre[0, :6]), rtol=1e-6, atol=1e-7)
+    assert y[0, 6].isinf()
+    assert y[0, 7].isnan()
+
+
+def test_bias_gradient_does_not_depend_on_threads():
+    x, w, b = leaves(make(300, 64, 257, torch.float32))
+    first, threads = torch.autograd.grad(linear_gelu(x, w, b).square().sum(), b)[0], torch.get_num_threads()
+    pre, dy = torch.randn(300, 257), torch.randn(300, 257)
+    before = torch.ops.bertfast.bias_gelu_bwd(dy, pre, b.detach(), False)
+    try:
+        torch.set_num_threads(1)
+        after = torch.ops.bertfast.bias_gelu_bwd(dy, pre, b.detach(), False)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(i, j) for i, j in zip(before, after, strict=True))
+    assert first.shape == b.shape
+
+
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 2)])
+@pytest.mark.parametrize("kind", ["linear", "gelu"])
+def test_subsets_of_gradients(kind, wanted):
+    inputs = list(make(5, 12, 8, torch.float32))
+    inputs[0] = torch.randn(12, 5).t()
+    for i in wanted:
+        inputs[i].requires_grad_()
+    FUNCTIONS[kind][0](*inputs).sum().backward()
+    mine = [t.grad for t in inputs]
+    for t in inputs:
+        t.grad = None
+    FUNCTIONS[kind][1](*inputs).sum().backward()
+    for m, t in zip(mine, inputs, strict=True):
+        assert (m is None) == (t.grad is None)
+        if m is not None:
+            torch.testing.assert_close(m, t.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_gradcheck():
+    inputs = leaves(make(3, 4, 5, torch.float64))
+    for ours, _ in FUNCTIONS.values():
+        assert torch.autograd.gradcheck(ours, inputs)
+
+
+def test_opcheck_and_compile():
+    x, w, b = make(5, 12, 8, torch.float32)
+    ops = torch.ops.bertfast
+    torch.library.opcheck(ops.linear_fwd.default, tuple(leaves((x, w, b))))
+    torch.library.opcheck(ops.linear_bwd.default, (torch.randn(5, 8), x, w, True, True, True))
+    torch.library.opcheck(ops.linear_gelu_fwd.default, (*leaves((x, w, b)), False))
+    pre = torch.randn(5, 8)
+    torch.library.opcheck(ops.bias_gelu_fwd.default, (pre, b, False))
+    torch.library.opcheck(ops.bias_gelu_bwd.default, (pre, pre, b, False))
+    torch.library.opcheck(ops.linear_gelu_bwd.default, (pre, x, w, b, pre, False, True, True))
+    for ours, stock in FUNCTIONS.values():
+        mine, theirs = leaves((x, w, b)), leaves((x, w, b))
+        torch.compile(ours, fullgraph=True, backend="aot_eager")(*mine).sum().backward()
+        stock(*theirs).sum().backward()
+        torch.testing.assert_close([t.grad for t in mine], [t.grad for t in theirs], rtol=1e-4, atol=1e-5)
+
+
+def test_private_entry_points_are_there():
+    # When a torch release drops or renames them, this says so; the library itself falls back to F.linear.
+    assert onednn.available()
+    x, w, b = make(9, 32, 48, torch.float32)
+    packed = onednn.prepack(w)
+    for activation in onednn.ACTIVATIONS:
+        torch.testing.assert_close(
+            onednn.linear_packed(x, packed, b, activation),
+            onednn.linear_activated(x, w, b, activation),
+            rtol=1e-5,
+            atol=1e-5,
+        )
+
+
+def test_bad_input():
+    x, w, b = make(5, 12, 8, torch.float32)
+    with pytest.raises(ValueError, match="do not fit"):
+        linear(x[:, :3], w, b)
+    with pytest.raises(ValueError, match="cast one of them"):
+        linear_gelu(x.bfloat16(), w, b)
+    with pytest.raises(ValueError, match="approximate must be"):
+        linear_gelu(x, w, b, approximate="sigmoid")

@@ -1,0 +1,71 @@
+"""packing: any pattern of real tokens, both ways, with gradients; bad indices never read."""
+
+import pytest
+import torch
+
+from bertfast.ops import pack, repad, unpad
+
+MASKS = {
+    "right": torch.arange(6) < torch.tensor([6, 2, 1])[:, None],
+    "left": torch.arange(6) >= torch.tensor([0, 4, 5])[:, None],
+    "holes": torch.tensor([[1, 0, 1, 0, 0, 1], [0, 1, 1, 0, 1, 0]], dtype=torch.bool),
+    "empty rows": torch.arange(6) < torch.tensor([0, 3, 0])[:, None],
+    "nothing": torch.zeros(2, 6, dtype=torch.bool),
+}
+
+
+@pytest.mark.parametrize("kind", list(MASKS))
+def test_parity_both_ways(implementation, kind):
+    mask = MASKS[kind]
+    indices, bounds = implementation.pack_mask(mask)
+    x = torch.randn(*mask.shape, 5)
+    assert torch.equal(implementation.unpad(x.flatten(0, 1), indices), x[mask])
+    assert bounds.tolist() == [0, *mask.sum(1).cumsum(0).tolist()]
+    back = implementation.repad(x[mask], indices, mask.numel()).view_as(x)
+    assert torch.equal(back, x * mask[..., None])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64])
+def test_public_functions(dtype):
+    mask = MASKS["right"]
+    packing = pack(mask.long())
+    assert (packing.max_seqlen, packing.batch, packing.seqlen) == (6, 3, 6)
+    for shape in ((3, 6), (3, 6, 2), (3, 6, 2, 4)):
+        x = torch.randint(0, 99, shape).to(dtype)
+        assert torch.equal(unpad(x, packing), x[mask])
+        assert torch.equal(repad(unpad(x, packing), packing), x * mask.view(3, 6, *[1] * (len(shape) - 2)).to(dtype))
+
+
+def test_gradients():
+    packing = pack(MASKS["holes"])
+    x = torch.randn(2, 6, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda t: unpad(t, packing), [x])
+    y = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda t: repad(t, packing), [y])
+
+
+def test_opcheck():
+    ops = torch.ops.bertfast
+    indices, _ = ops.pack_mask(MASKS["holes"])
+    torch.library.opcheck(ops.unpad.default, (torch.randn(12, 3, requires_grad=True), indices))
+    torch.library.opcheck(ops.repad.default, (torch.randn(6, 3, requires_grad=True), indices, 12))
+    # The number of tokens depends on data, which ahead-of-time tracing with static shapes cannot express.
+    torch.library.opcheck(ops.pack_mask.default, (MASKS["holes"],), test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize("bad", [-1, 12, 2**40])
+def test_bad_index_is_named(implementation, bad):
+    with pytest.raises(IndexError, match=f"index {bad} at position 1 is outside the 12 rows"):
+        implementation.unpad(torch.randn(12, 3), torch.tensor([0, bad]))
+    with pytest.raises(IndexError, match=f"index {bad} at position 1 is outside the 12 rows"):
+        implementation.repad(torch.randn(2, 3), torch.tensor([0, bad]), 12)
+
+
+def test_bad_shapes():
+    packing = pack(MASKS["right"])
+    with pytest.raises(ValueError, match=r"mask must be \[B, S\]"):
+        pack(torch.ones(3))
+    with pytest.raises(ValueError, match="the packing is of a 3 x 6 batch"):
+        unpad(torch.randn(3, 5, 2), packing)
+    with pytest.raises(ValueError, match="the packing has 9 tokens"):
+        repad(torch.randn(8, 2), packing)

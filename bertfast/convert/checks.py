@@ -11,7 +11,7 @@ from transformers.models.bert import modeling_bert as hf
 try:
     from transformers.utils.output_capturing import _active_collector
 except ImportError:  # transformers before the collector patched `forward` on instances, which `_plain` notices
-    _active_collector = None
+    _active_collector = None  # type: ignore[assignment]
 
 # Activation classes of transformers to the `approximate` argument of GELU; not every 5.x release has all of them.
 _ACTIVATIONS = {
@@ -48,7 +48,9 @@ def hook_reason(module: nn.Module, name: str) -> str | None:
         or (module._forward_hooks and _foreign(module._forward_hooks))
     ):
         return f"{name} has hooks"
-    if "forward" in module.__dict__:
+    own = module.__dict__.get("forward")
+    # transformers 5.0 patches `forward` while it records, and leaves the class's own one on the instance afterwards.
+    if own is not None and getattr(own, "__func__", None) is not type(module).forward:
         return f"the forward of {name} was replaced"
     return None
 

@@ -198,7 +198,8 @@ class FastBertEncoder(hf.BertEncoder):
         if encoder_hidden_states is not None or past_key_values is not None:
             return "cross-attention or a key-value cache"
         if checks.collected() or kwargs.get("output_hidden_states"):
-            return f"{' and '.join(sorted(checks.collected() or ('hidden states',)))} were asked for"
+            asked = sorted(checks.collected()) or ["hidden_states"]
+            return f"{' and '.join(asked)} were asked for"
         if option(self, "loss_over_padding") and torch.is_grad_enabled():
             return "the loss of this head runs over padding too"
         if x.dim() != 3 or x.numel() == 0:

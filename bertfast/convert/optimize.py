@@ -39,12 +39,21 @@ def _check(model: nn.Module) -> None:
             )
 
 
+def _swap(module: nn.Module, target: type[nn.Module]) -> None:
+    """Change the class. A copy of the old class's forward on the instance, which transformers 5.0 leaves behind, goes."""
+    own = module.__dict__.get("forward")
+    if own is not None and getattr(own, "__func__", None) is type(module).forward:
+        del module.__dict__["forward"]
+    module.__class__ = target
+
+
 def optimize(model: Model, *, unpad: bool = True, prepack: bool = True) -> Model:
     """Swap the BERT layers inside `model` for fused ones, in place.
 
     Works on every BERT head class of transformers 5.x and on modules that hold one (sentence-transformers, PEFT, your
     own). Weights, names and hooks stay as they are; calls that the fast path cannot take go to the stock code, and
-    `report(model)` says why. Decoder layers are left untouched, and reported. Calling it twice is the same as calling it once with the later options.
+    `report(model)` says why. Decoder layers are left untouched, and reported. Calling it twice is the same as calling it
+    once with the later options.
 
     Args:
         model: any module with BERT inside. On a CPU the kernels take float32 and bfloat16.
@@ -78,7 +87,7 @@ def optimize(model: Model, *, unpad: bool = True, prepack: bool = True) -> Model
     for module in known:
         if _is_decoder(module):
             continue
-        module.__class__ = SWAPS.get(type(module), type(module))
+        _swap(module, SWAPS.get(type(module), type(module)))
         options = (
             {"unpad": unpad, **encoder_options.get(module, {})} if isinstance(module, layers.FastBertEncoder) else {}
         )
@@ -94,7 +103,7 @@ def restore(model: Model) -> Model:
     for module in model.modules():
         stock = STOCK.get(type(module))
         if stock is not None:
-            module.__class__ = stock
+            _swap(module, stock)
             module.__dict__.pop("_bertfast", None)
             layers.forget(module)
     return model

@@ -27,8 +27,8 @@ constexpr int kRows = 6, kVectors = 2;
 constexpr int kRows = 4, kVectors = 2;
 #endif
 constexpr int64_t kPanel = kVectors * kLanes;
-// Steps of the inner dimension summed in registers before they join C. Short partial sums round less: at D = 64 the error
-// of float32 outputs is 0.62 of one running sum's, for 7 % of the time against 96 steps; 16 would cost 20 %.
+// Steps of the inner dimension summed in registers before they join C. Short partial sums round less: at D = 64 the
+// error of float32 outputs is 0.62 of one running sum's, for 7 % of the time against 96 steps; 16 would cost 20 %.
 constexpr int64_t kInner = 32;
 // Queries of a block: their score rows (48 x 512 floats are 96 KB) stay in the second-level cache.
 constexpr int64_t kQueries = 48;

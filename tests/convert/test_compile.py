@@ -12,6 +12,7 @@ import bertfast
 @pytest.fixture(autouse=True)
 def fresh_compiler():
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     yield
     torch._dynamo.reset()
 
@@ -41,15 +42,6 @@ def test_full_graph_training():
     for (name, want), got in zip(stock.named_parameters(), fast.parameters(), strict=True):
         if want.grad is not None and not name.endswith("key.bias"):
             assert_same(got.grad, want.grad, name, tolerance=1e-4)
-
-
-def test_inductor():
-    stock, fast = pair()
-    inputs = batch_of("right")
-    real = inputs["attention_mask"].bool()
-    with torch.no_grad():
-        got = torch.compile(fast, fullgraph=True)(**inputs).last_hidden_state
-        assert_same(got[real], stock(**inputs).last_hidden_state[real])
 
 
 def test_export_with_dynamic_shapes():

@@ -140,14 +140,24 @@ def test_parity_padded(implementation, name, dtype, p):
 
 
 def test_parity_of_large_scores(implementation):
-    # exp underflows for most keys and the largest score is far from 0.
-    qkv, dout = torch.randn(40, 3, 2, 64) * 12, torch.randn(40, 2, 64)
-    out, _, dqkv = packed(implementation, qkv, dout, (40,))
-    assert_parity((out, dqkv), functools.partial(packed_oracle, lengths=(40,)), qkv, dout)
+    # exp underflows for most keys. Near ties make the worst element of one draw a matter of luck whatever the kernel, so
+    # many sequences are pooled and root mean squares compared.
+    lengths = (40,) * 64
+    qkv, dout = torch.randn(sum(lengths), 3, 2, 64) * 12, torch.randn(sum(lengths), 2, 64)
+    out, _, dqkv = packed(implementation, qkv, dout, lengths)
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        (leaf,) = leaves([qkv], dtype)
+        y = packed_oracle(leaf, lengths)
+        y.backward(dout.to(dtype))
+        results.append((y.detach(), leaf.grad))
+    for ours, eager, exact in zip((out, dqkv), *results, strict=True):
+        error, eager_error = ((x - exact).square().mean().sqrt() for x in (ours, eager))
+        assert error <= 2 * eager_error
 
 
 def test_parity_of_partial_sums():
-    # Products are summed in short runs: one running sum over D and keys has 1.6 times this error, which the budget lets pass.
+    # Products are summed in short runs; one running sum has 1.6 times this error, which the budget would let pass.
     ops, qkv, dout = torch.ops.bertfast, torch.randn(428, 3, 4, 64), torch.randn(428, 4, 64)
     if _ext.why_absent() is not None:
         pytest.skip(f"no C++ kernels: {_ext.why_absent()}")

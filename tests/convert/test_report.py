@@ -1,0 +1,52 @@
+"""report(): what is fast, what is not and why, as a table and as plain types."""
+
+import copy
+import json
+
+import torch
+from bert_cases import batch_of, outcome, pair
+from torch import nn
+
+import bertfast
+
+
+def test_report_of_stock_and_optimised_models():
+    stock, fast = pair()
+    assert bertfast.report(stock).to_dict()["fast"] == 0
+    assert "not optimised" in str(bertfast.report(stock))
+    fast.encoder.layer[1].output.dense = nn.Identity()
+    described = bertfast.report(fast).to_dict()
+    assert [row["state"] for row in described["modules"]] == ["fast", "fast", "fast", "fallback"]
+    assert "Identity" in str(bertfast.report(fast))
+
+
+def test_counts_are_not_shared_with_copies():
+    fast = pair()[1]
+    with torch.no_grad():
+        fast(**batch_of("right"))
+    assert outcome(fast, "BertEncoder") == {"fast, padding removed": 1}
+    assert outcome(copy.deepcopy(fast), "BertEncoder") == {}
+
+
+def test_to_dict_is_json_and_counts_prepacked_bytes():
+    fast = pair()[1]
+    with torch.no_grad():
+        fast(**batch_of("right"))
+    described = json.loads(json.dumps(bertfast.report(fast).to_dict()))
+    assert described["fast"] == 4
+    linears = sum(
+        p.numel()
+        for layer in fast.encoder.layer
+        for m in layer.modules()
+        if isinstance(m, nn.Linear)
+        for p in m.parameters()
+    )
+    assert described["prepacked_bytes"] in (0, 4 * linears)  # 0 where torch has no oneDNN
+    bertfast.optimize(fast, prepack=False)
+    assert bertfast.report(fast).to_dict()["prepacked_bytes"] == 0
+
+
+def test_a_module_without_bert():
+    report = bertfast.report(nn.Linear(2, 2))
+    assert report.rows == ()
+    assert "no BERT module" in str(report)

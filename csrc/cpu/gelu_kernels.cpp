@@ -10,20 +10,22 @@ namespace {
 constexpr float kInverseSqrt2 = 0.70710678f, kInverseSqrt2Pi = 0.39894228f;
 constexpr float kSqrt2OverPi = 0.79788456f, kCubic = 0.044715f;
 
-// tanh(u) = 1 - 2 / (exp(2u) + 1); exact to a few units in the last place of 1, which is what enters the result.
-BERTFAST_INLINE Vec vtanh(Vec u) { return 1.0f - 2.0f / (vexp(u + u) + 1.0f); }
+// (1 + tanh(u)) / 2 as a logistic function of 2u, which loses nothing where tanh(u) is near -1.
+BERTFAST_INLINE Vec half_one_plus_tanh(Vec v) {
+  return 1.0f / (1.0f + vexp(-2.0f * kSqrt2OverPi * (v + kCubic * v * v * v)));
+}
 
 template <bool kTanh>
 BERTFAST_INLINE Vec value(Vec v) {
-  if (kTanh) return 0.5f * v * (1.0f + vtanh(kSqrt2OverPi * (v + kCubic * v * v * v)));
+  if (kTanh) return v * half_one_plus_tanh(v);
   return 0.5f * v * (1.0f + verf(v * kInverseSqrt2));
 }
 
 template <bool kTanh>
 BERTFAST_INLINE Vec slope(Vec v) {
   if (kTanh) {
-    const Vec t = vtanh(kSqrt2OverPi * (v + kCubic * v * v * v));
-    return 0.5f * (1.0f + t) + 0.5f * v * (1.0f - t * t) * kSqrt2OverPi * (1.0f + 3.0f * kCubic * v * v);
+    const Vec half = half_one_plus_tanh(v);
+    return half + v * (2.0f * half * (1.0f - half)) * kSqrt2OverPi * (1.0f + 3.0f * kCubic * v * v);
   }
   return 0.5f * (1.0f + verf(v * kInverseSqrt2)) + v * vexp(-0.5f * v * v) * kInverseSqrt2Pi;
 }

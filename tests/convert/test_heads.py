@@ -40,7 +40,7 @@ def test_float32_step(head, padding):
         assert (value is None) == (got[name] is None), name
         if value is not None and name.startswith("gradient"):
             # The gradient of key.bias is zero in exact arithmetic, so its own scale is only noise.
-            assert float((got[name] - value).abs().max()) <= 2e-5 * max(float(value.abs().max()), 0.01 * whole), name
+            assert float((got[name] - value).abs().max()) <= 2e-5 * max(float(value.abs().max()), 0.05 * whole), name
         elif value is not None:
             assert_same(got[name], value, name)
 

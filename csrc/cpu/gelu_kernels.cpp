@@ -25,7 +25,8 @@ template <bool kTanh>
 BERTFAST_INLINE Vec slope(Vec v) {
   if (kTanh) {
     const Vec half = half_one_plus_tanh(v);
-    return half + v * (2.0f * half * (1.0f - half)) * kSqrt2OverPi * (1.0f + 3.0f * kCubic * v * v);
+    // The other half by its own exponential: 1 - half would cancel where half is near 1.
+    return half + v * (2.0f * half * half_one_plus_tanh(-v)) * kSqrt2OverPi * (1.0f + 3.0f * kCubic * v * v);
   }
   return 0.5f * (1.0f + verf(v * kInverseSqrt2)) + v * vexp(-0.5f * v * v) * kInverseSqrt2Pi;
 }

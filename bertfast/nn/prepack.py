@@ -1,9 +1,10 @@
 """Inference products from prepacked weights, and the cache that holds them.
 
-A cache entry belongs to a module by identity (a weak dictionary, never an attribute), so deepcopy, pickle and state_dict know
-nothing of it and it goes when the module goes. An entry is used only while every weight and bias it was made of is unchanged:
-same storage, same version counter, same few dozen elements. The last guards against writes through `.data`, which
-do not count as a version.
+A cache entry belongs to a module by identity (a weak dictionary, never an attribute), so deepcopy, pickle and
+state_dict know nothing of it and it goes when the module goes. An entry is used only while every weight and bias it was
+made of is unchanged: same storage and layout, same version counter, same few dozen elements. The last guards against
+writes through `.data`, which do not count as a version; one that touches none of the sampled elements (a single row,
+say) needs `clear`.
 """
 
 import threading
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from bertfast.ops import onednn
 
 _SAMPLES = 32
+_DTYPES = (torch.float32, torch.bfloat16)
 _cache: "WeakKeyDictionary[nn.Module, dict[Any, _Entry]]" = WeakKeyDictionary()
 _lock = threading.Lock()
 
@@ -23,17 +25,16 @@ _lock = threading.Lock()
 class _Entry:
     """Prepacked weights of one or several Linears, and what they were made from."""
 
-    __slots__ = ("bias", "packed", "samples", "stamp", "views", "weight")
+    __slots__ = ("bias", "packed", "samples", "stamp", "views")
 
     def __init__(self, linears: tuple[nn.Linear, ...], dtype: torch.dtype):
         tensors = _parameters(linears)
         self.stamp = _stamp(tensors)
         # A strided view of each parameter reads the parameter's own memory: one comparison notices an edit in place.
-        self.views = [t.detach().reshape(-1)[:: max(1, t.numel() // _SAMPLES)] for t in tensors]
-        self.samples = torch.cat(self.views).clone()
-        weight = torch.cat([linear.weight.detach() for linear in linears]).to(dtype)
-        biases = [linear.bias for linear in linears]
-        self.bias = None if biases[0] is None else torch.cat([b.detach() for b in biases]).to(dtype)
+        # They also keep its storage, so no new parameter can have an old one's address while the entry lives.
+        self.views = [_sample(t.detach()) for t in tensors]
+        self.samples = torch.cat(self.views)
+        weight, self.bias = _concatenated(linears, dtype)
         self.packed = onednn.prepack(weight)
 
     def is_current(self, tensors: list[Tensor]) -> bool:
@@ -44,17 +45,34 @@ class _Entry:
         return numel * self.packed.element_size()
 
 
+def _concatenated(linears: tuple[nn.Linear, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Weights and biases one after another. Always copies, so that a cached bias is nobody's parameter."""
+    biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
+    if len(biases) not in (0, len(linears)):
+        raise ValueError("fused_linear: either all of the Linears have a bias or none has one")
+    weight = torch.cat([linear.weight.detach() for linear in linears]).to(dtype)
+    return weight, torch.cat(biases).to(dtype) if biases else None
+
+
 def _parameters(linears: tuple[nn.Linear, ...]) -> list[Tensor]:
     return [t for linear in linears for t in (linear.weight, linear.bias) if t is not None]
 
 
-def _stamp(tensors: list[Tensor]) -> list[tuple[int, int]]:
+def _sample(t: Tensor) -> Tensor:
+    """A view of about 32 elements of t, however it is laid out."""
+    if t.is_contiguous():
+        # An odd step walks through the columns; an even one would stay in column 0 of most weights.
+        return t.view(-1)[:: max(1, t.numel() // _SAMPLES) | 1]
+    return t.diagonal()[:: max(1, min(t.shape) // _SAMPLES)] if t.dim() == 2 else t
+
+
+def _stamp(tensors: list[Tensor]) -> list[tuple[Any, ...]]:
     # Tensors made under inference mode have no version counter; the samples still watch them.
-    return [(t.data_ptr(), -1 if t.is_inference() else t._version) for t in tensors]
+    return [(t.data_ptr(), -1 if t.is_inference() else t._version, t.shape, t.stride()) for t in tensors]
 
 
 def can_fuse(linears: tuple[nn.Linear, ...]) -> bool:
-    """Whether `fused_linear` takes these Linears: oneDNN has the entry points and the weights are dense fp32 or bf16 on a CPU."""
+    """Whether `fused_linear` can prepack these: oneDNN has the entry points, weights are fp32 or bf16 on a CPU."""
     return all(onednn.can_prepack(linear.weight) for linear in linears)
 
 
@@ -62,30 +80,41 @@ def fused_linear(x: Tensor, linears: tuple[nn.Linear, ...], activation: str = "n
     """activation(x W^T + b) with the Linears' rows one after another, from weights reordered once. No gradient.
 
     Args:
-        x: [T, K] float32 or bfloat16; weights are converted to its dtype in the cached copy (autocast).
+        x: [T, K]; weights are converted to its dtype (autocast) in the cached copy.
         linears: Linears of K inputs, all with or all without a bias.
         activation: "none", "gelu" (exact erf) or "gelu_tanh".
 
     Returns:
-        [T, sum of N] in x's dtype. The copy takes as much memory as the weights; see `memory`.
+        [T, sum of N] in x's dtype. The copy takes as much memory as the weights; see `memory`. What oneDNN does not
+        take (no entry points, another device or dtype) is computed from the plain weights, and nothing is kept.
+
+    Raises:
+        ValueError: where only some of the Linears have a bias, or on another activation.
     """
-    entry = _entry(linears, x.dtype)
+    if activation not in onednn.ACTIVATIONS:
+        raise ValueError(f"fused_linear: activation must be one of {onednn.ACTIVATIONS}, got {activation!r}")
+    entry = _entry(linears, x.dtype) if x.dtype in _DTYPES else None
+    if entry is None:
+        return onednn.linear_activated(x, *_concatenated(linears, x.dtype), activation)
     return onednn.linear_packed(x, entry.packed, entry.bias, activation)
 
 
-def _entry(linears: tuple[nn.Linear, ...], dtype: torch.dtype) -> _Entry:
+def _entry(linears: tuple[nn.Linear, ...], dtype: torch.dtype) -> _Entry | None:
     owner = linears[0]
     key = (dtype, len(linears))
     entries = _cache.get(owner)
     entry = None if entries is None else entries.get(key)
-    if entry is not None and entry.is_current(_parameters(linears)):
+    tensors = _parameters(linears)
+    if entry is not None and entry.is_current(tensors):
         return entry
     with _lock:
         entries = _cache.setdefault(owner, {})
-        entry = entries.get(key)
-        if entry is None or not entry.is_current(_parameters(linears)):
-            entry = entries[key] = _Entry(linears, dtype)
-        return entry
+        # Entries of other dtypes go too when the parameters changed: they would keep the old storage alive for nothing.
+        for other in [k for k, e in entries.items() if k[1] == len(linears) and not e.is_current(tensors)]:
+            del entries[other]
+        if key not in entries and can_fuse(linears):
+            entries[key] = _Entry(linears, dtype)
+        return entries.get(key)
 
 
 def clear(module: nn.Module) -> None:
@@ -97,4 +126,5 @@ def clear(module: nn.Module) -> None:
 
 def memory(module: nn.Module) -> int:
     """Bytes that prepacked copies of weights inside `module` hold now."""
-    return sum(entry.nbytes() for child in module.modules() for entry in _cache.get(child, {}).values())
+    with _lock:
+        return sum(entry.nbytes() for child in module.modules() for entry in _cache.get(child, {}).values())

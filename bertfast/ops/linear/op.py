@@ -29,16 +29,15 @@ def _(dy, x, weight, has_bias, needs_dx, needs_dweight):
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    x, weight, bias = inputs
+    x, weight, _ = inputs
     ctx.save_for_backward(x, weight)
-    ctx.has_bias = bias is not None
 
 
 def _backward(ctx, dy):
     x, weight = ctx.saved_tensors
-    needs_dx, needs_dweight, _ = ctx.needs_input_grad
-    dx, dweight, dbias = _library.op("linear_bwd")(dy.contiguous(), x, weight, ctx.has_bias, needs_dx, needs_dweight)
-    return dx if needs_dx else None, dweight if needs_dweight else None, dbias if ctx.has_bias else None
+    needs_dx, needs_dweight, needs_dbias = ctx.needs_input_grad
+    dx, dweight, dbias = _library.op("linear_bwd")(dy.contiguous(), x, weight, needs_dbias, needs_dx, needs_dweight)
+    return dx if needs_dx else None, dweight if needs_dweight else None, dbias if needs_dbias else None
 
 
 _library.differentiate("linear_fwd", _backward, _setup_context)
@@ -47,8 +46,9 @@ _library.differentiate("linear_fwd", _backward, _setup_context)
 def check_shapes(name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """ValueError unless x [..., K], weight [N, K] and bias [N] belong together and share a dtype."""
     if weight.dim() != 2 or x.shape[-1] != weight.shape[1] or (bias is not None and bias.shape != weight.shape[:1]):
+        bias_shape = None if bias is None else tuple(bias.shape)
         raise ValueError(
-            f"{name}: x {tuple(x.shape)}, weight {tuple(weight.shape)} and bias {None if bias is None else tuple(bias.shape)} "
+            f"{name}: x {tuple(x.shape)}, weight {tuple(weight.shape)} and bias {bias_shape} "
             "do not fit x [..., K], weight [N, K], bias [N]"
         )
     if x.dtype != weight.dtype or (bias is not None and bias.dtype != weight.dtype):

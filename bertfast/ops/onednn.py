@@ -13,6 +13,11 @@ from torch import Tensor
 
 ACTIVATIONS = ("none", "gelu", "gelu_tanh")
 
+# oneDNN adds a fp32 product's K terms in one running sum, MKL in short ones: at K = 768 its root mean square error is
+# 1.5 times MKL's, at 3072 it is 2.2 times, and a weight gradient has as many terms as there are tokens. Pieces of 512
+# keep it at 1.6 times; at 4096 tokens they are the faster way too (120 against 155 ms), at 2048 they cost 10 %.
+_LONGEST_SUM, _PIECE = 1024, 512
+
 
 @cache
 def available() -> bool:
@@ -20,6 +25,7 @@ def available() -> bool:
     return (
         torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and hasattr(torch.ops.mkldnn._linear_pointwise, "binary")
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
     )
 
@@ -43,18 +49,25 @@ def _usable(*tensors: Tensor) -> bool:
     )
 
 
+def _unpacked(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x [M, K] times weight [N, K] transposed, a long sum in pieces."""
+    terms = x.shape[1]
+    step = terms if terms <= _LONGEST_SUM else _PIECE
+    y = torch.ops.mkldnn._linear_pointwise(x[:, :step], weight[:, :step], bias, "none", [], "none")
+    for at in range(step, terms, step):
+        part = slice(at, at + step)
+        y = torch.ops.mkldnn._linear_pointwise.binary(x[:, part], y, weight[:, part], None, "add")
+    return y
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x [..., K] times weight [N, K] transposed, plus bias [N]. No autograd of its own."""
-    if _usable(x, weight):
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "none")
-    return F.linear(x, weight, bias)
+    """x [M, K] times weight [N, K] transposed, plus bias [N]. No autograd of its own."""
+    return _unpacked(x, weight, bias) if _usable(x, weight) else F.linear(x, weight, bias)
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """a [M, K] times b [K, N], either of which may be a transposed view. No autograd of its own."""
-    if _usable(a, b):
-        return torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "none")
-    return a @ b
+    return _unpacked(a, b.t(), None) if _usable(a, b) else a @ b
 
 
 def can_prepack(weight: Tensor) -> bool:

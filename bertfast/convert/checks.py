@@ -10,7 +10,7 @@ from transformers.models.bert import modeling_bert as hf
 
 try:
     from transformers.utils.output_capturing import _active_collector
-except ImportError:  # transformers before the collector patched `forward` on instances, which `_plain` notices
+except ImportError:  # transformers 5.0 and 5.1 have no collector and set `forward` on instances instead
     _active_collector = None  # type: ignore[assignment]
 
 # Activation classes of transformers to the `approximate` argument of GELU; not every 5.x release has all of them.
@@ -21,14 +21,16 @@ _ACTIVATIONS = {
 }
 
 _NOTHING: frozenset[str] = frozenset()
+_ABSENT = nn.Module()
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16)
 
 
-def collected() -> frozenset[str]:
+def collected(config: Any, kwargs: dict[str, Any]) -> frozenset[str]:
     """What the caller asked transformers to record in this call: "hidden_states", "attentions" or nothing."""
     if _active_collector is None:
-        return frozenset()
+        names = ("hidden_states", "attentions")
+        return frozenset(n for n in names if kwargs.get(f"output_{n}", getattr(config, f"output_{n}", False)))
     # A context variable cannot be traced; transformers keeps a plain copy for that case.
     active = _active_collector.global_var if torch.compiler.is_compiling() else _active_collector.get()
     return frozenset(name for name in active if not name.startswith("_")) if active else _NOTHING
@@ -49,7 +51,7 @@ def hook_reason(module: nn.Module, name: str) -> str | None:
     ):
         return f"{name} has hooks"
     own = module.__dict__.get("forward")
-    # transformers 5.0 patches `forward` while it records, and leaves the class's own one on the instance afterwards.
+    # transformers 5.0 and 5.1 set `forward` while they record, and leave the class's own one on the instance afterwards.
     if own is not None and getattr(own, "__func__", None) is not type(module).forward:
         return f"the forward of {name} was replaced"
     return None
@@ -94,27 +96,30 @@ def approximate_of(activation: Any) -> str | None:
 
 
 def _parts(layer: Any) -> tuple[tuple[Any, type, str], ...]:
-    """Every module whose place the fused layer takes. Read through `_modules`: nn.Module's own lookup is ten times slower."""
-    attention = layer._modules["attention"]
-    projections, projected = attention._modules["self"], attention._modules["output"]
-    intermediate, output = layer._modules["intermediate"], layer._modules["output"]
+    """Every module whose place the fused layer takes. Read through `_modules`: nn.Module's own lookup is ten times slower.
+
+    A child that a replaced parent lacks is `_ABSENT`; the parent comes first in the list and gives the reason.
+    """
+    attention = layer._modules.get("attention", _ABSENT)
+    projections, projected = attention._modules.get("self", _ABSENT), attention._modules.get("output", _ABSENT)
+    intermediate, output = layer._modules.get("intermediate", _ABSENT), layer._modules.get("output", _ABSENT)
     return (
         (attention, hf.BertAttention, "attention"),
         (projections, hf.BertSelfAttention, "attention.self"),
-        (projections._modules["query"], nn.Linear, "attention.self.query"),
-        (projections._modules["key"], nn.Linear, "attention.self.key"),
-        (projections._modules["value"], nn.Linear, "attention.self.value"),
-        (projections._modules["dropout"], nn.Dropout, "attention.self.dropout"),
+        (projections._modules.get("query", _ABSENT), nn.Linear, "attention.self.query"),
+        (projections._modules.get("key", _ABSENT), nn.Linear, "attention.self.key"),
+        (projections._modules.get("value", _ABSENT), nn.Linear, "attention.self.value"),
+        (projections._modules.get("dropout", _ABSENT), nn.Dropout, "attention.self.dropout"),
         (projected, hf.BertSelfOutput, "attention.output"),
-        (projected._modules["dense"], nn.Linear, "attention.output.dense"),
-        (projected._modules["LayerNorm"], nn.LayerNorm, "attention.output.LayerNorm"),
-        (projected._modules["dropout"], nn.Dropout, "attention.output.dropout"),
+        (projected._modules.get("dense", _ABSENT), nn.Linear, "attention.output.dense"),
+        (projected._modules.get("LayerNorm", _ABSENT), nn.LayerNorm, "attention.output.LayerNorm"),
+        (projected._modules.get("dropout", _ABSENT), nn.Dropout, "attention.output.dropout"),
         (intermediate, hf.BertIntermediate, "intermediate"),
-        (intermediate._modules["dense"], nn.Linear, "intermediate.dense"),
+        (intermediate._modules.get("dense", _ABSENT), nn.Linear, "intermediate.dense"),
         (output, hf.BertOutput, "output"),
-        (output._modules["dense"], nn.Linear, "output.dense"),
-        (output._modules["LayerNorm"], nn.LayerNorm, "output.LayerNorm"),
-        (output._modules["dropout"], nn.Dropout, "output.dropout"),
+        (output._modules.get("dense", _ABSENT), nn.Linear, "output.dense"),
+        (output._modules.get("LayerNorm", _ABSENT), nn.LayerNorm, "output.LayerNorm"),
+        (output._modules.get("dropout", _ABSENT), nn.Dropout, "output.dropout"),
     )
 
 
@@ -153,7 +158,12 @@ def layer_reason(layer: Any, dtype: torch.dtype | None = None) -> str | None:
 
 def call_reason(config: Any, kwargs: dict[str, Any]) -> str | None:
     """Options of one call that reach the attention function and change what it computes."""
-    if kwargs.get("output_attentions") or getattr(config, "output_attentions", False) or "attentions" in collected():
+    # Arguments and config too: when backward repeats a checkpointed layer, transformers no longer records.
+    if (
+        kwargs.get("output_attentions")
+        or getattr(config, "output_attentions", False)
+        or "attentions" in collected(config, kwargs)
+    ):
         return "attentions were asked for"
     for name in ("is_causal", "position_bias", "softcap", "cache"):
         if kwargs.get(name) is not None:

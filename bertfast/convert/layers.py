@@ -113,11 +113,14 @@ class FastBertLayer(hf.BertLayer):
             return "a key-value cache is in use"
         if x.dim() != 3 or x.numel() == 0:
             return f"hidden states have shape {tuple(x.shape)}"
-        reason = checks.tensor_reason(x) or checks.layer_reason(self, x.dtype)
-        if reason is not None:
-            return reason
-        config = self.attention.self.config
-        return checks.call_reason(config, kwargs) or checks.mask_reason(mask, x, config._attn_implementation)
+        # An attention that someone put in BERT's place may have none; layer_reason then refuses it before the mask is read.
+        config = getattr(getattr(self.attention, "self", None), "config", None)
+        return (
+            checks.tensor_reason(x)
+            or checks.call_reason(config, kwargs)
+            or checks.layer_reason(self, x.dtype)
+            or checks.mask_reason(mask, x, config._attn_implementation)
+        )
 
     def _fast(self, x: Tensor, layout: Layout) -> Tensor:
         attention, intermediate, output = self.attention, self.intermediate, self.output
@@ -197,9 +200,9 @@ class FastBertEncoder(hf.BertEncoder):
             return "a compiled graph needs shapes that do not depend on data"
         if encoder_hidden_states is not None or past_key_values is not None:
             return "cross-attention or a key-value cache"
-        if checks.collected() or kwargs.get("output_hidden_states"):
-            asked = sorted(checks.collected()) or ["hidden_states"]
-            return f"{' and '.join(asked)} were asked for"
+        asked = checks.collected(self.config, kwargs)
+        if asked or kwargs.get("output_hidden_states"):
+            return f"{' and '.join(sorted(asked) or ['hidden_states'])} were asked for"
         if option(self, "loss_over_padding") and torch.is_grad_enabled():
             return "the loss of this head runs over padding too"
         if x.dim() != 3 or x.numel() == 0:

@@ -1,5 +1,6 @@
 """optimize() and restore(): swap classes in place, and swap them back."""
 
+from types import FunctionType
 from typing import TypeVar
 
 from torch import nn
@@ -39,11 +40,22 @@ def _check(model: nn.Module) -> None:
             )
 
 
-def _swap(module: nn.Module, target: type[nn.Module]) -> None:
-    """Change the class. A copy of the old class's forward on the instance, which transformers 5.0 leaves behind, goes."""
+def _drop_recorder(module: nn.Module) -> None:
+    """Drop the `forward` that transformers 5.0 and 5.1 leave on a module whose output they recorded.
+
+    It is the class's own one or, where the recorded call raised or several threads recorded at once, recorders around
+    it. Either would go on calling the old class's forward after a swap. A forward that a user has set stays.
+    """
     own = module.__dict__.get("forward")
+    while isinstance(own, FunctionType) and own.__globals__.get("__name__") == "transformers.utils.generic":
+        own = own.__wrapped__
     if own is not None and getattr(own, "__func__", None) is type(module).forward:
         del module.__dict__["forward"]
+
+
+def _swap(module: nn.Module, target: type[nn.Module]) -> None:
+    for part in module.modules():
+        _drop_recorder(part)
     module.__class__ = target
 
 

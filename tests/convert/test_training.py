@@ -88,11 +88,15 @@ def test_checkpointing_repeats_dropout(reentrant):
     assert_same_gradients(runs[0], runs[1], tolerance=1e-5)
 
 
-def test_checkpointing_while_attentions_are_recorded():
-    stock, fast = pair(train=True, attn_implementation="eager", output_attentions=True)
-    fast.gradient_checkpointing_enable({"use_reentrant": False})
-    inputs = batch_of("right")
+@pytest.mark.parametrize("how", ["argument", "config"])
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing_while_attentions_are_recorded(reentrant, how):
+    options = {"output_attentions": True} if how == "config" else {}
+    stock, fast = pair(train=True, attn_implementation="eager", **options)
+    fast.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    inputs = batch_of("right") | ({"output_attentions": True} if how == "argument" else {})
     assert_same_gradients(gradients(fast, inputs), gradients(stock, inputs))
+    assert outcome(fast, "BertLayer") == {"attentions were asked for": 2}, "backward repeats what forward did"
 
 
 @pytest.mark.parametrize("train", [True, False])

@@ -1,21 +1,23 @@
-// Chooses, once per process, which build of the kernels the processor gets. Every *_kernels.cpp is compiled three
-// times, with BERTFAST_ISA = avx512, avx2 or portable, and exports one function table per build; nothing outside these
-// tables is compiled for more than the baseline, so a processor without AVX-512 never meets such an instruction.
+// Chooses, once per process, which build of the kernels the processor gets. Every *_kernels.cpp is compiled four
+// times, with BERTFAST_ISA = avx512bf16, avx512, avx2 or portable, and exports one function table per build; nothing
+// outside these tables is compiled for more than the baseline, so a processor without AVX-512 never meets such an
+// instruction.
 #pragma once
 
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 
 namespace bertfast {
 
-enum class Isa { kPortable, kAvx2, kAvx512 };
+enum class Isa { kPortable, kAvx2, kAvx512, kAvx512Bf16 };
 
 inline Isa detect_isa() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl")) {
-    return Isa::kAvx512;
+    return __builtin_cpu_supports("avx512bf16") ? Isa::kAvx512Bf16 : Isa::kAvx512;
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     return Isa::kAvx2;
@@ -24,28 +26,32 @@ inline Isa detect_isa() {
   return Isa::kPortable;
 }
 
-// The detected level, lowered (never raised) by BERTFAST_CPU_ISA=avx2|portable, which tests use to reach every build.
+inline const char* isa_name(Isa isa) {
+  constexpr const char* kNames[] = {"portable", "avx2", "avx512", "avx512bf16"};
+  return kNames[static_cast<int>(isa)];
+}
+
+// The detected level, lowered (never raised) by BERTFAST_CPU_ISA=avx512|avx2|portable, which tests use to reach every
+// build.
 inline Isa chosen_isa() {
   static const Isa isa = [] {
     const Isa best = detect_isa();
     const char* wish = std::getenv("BERTFAST_CPU_ISA");
-    if (wish == nullptr) return best;
-    if (std::strcmp(wish, "portable") == 0) return Isa::kPortable;
-    if (std::strcmp(wish, "avx2") == 0 && best != Isa::kPortable) return Isa::kAvx2;
+    for (Isa lower : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512}) {
+      if (wish != nullptr && lower < best && std::strcmp(wish, isa_name(lower)) == 0) return lower;
+    }
     return best;
   }();
   return isa;
 }
 
-inline const char* isa_name(Isa isa) {
-  return isa == Isa::kAvx512 ? "avx512" : isa == Isa::kAvx2 ? "avx2" : "portable";
-}
-
 // One table of T for each build; `T` is an op's struct of function pointers. On processors that are not x86 only the
 // portable build exists.
 template <class T>
-const T& choose(const T& avx512, const T& avx2, const T& portable) {
+const T& choose(const T& avx512bf16, const T& avx512, const T& avx2, const T& portable) {
   switch (chosen_isa()) {
+    case Isa::kAvx512Bf16:
+      return avx512bf16;
     case Isa::kAvx512:
       return avx512;
     case Isa::kAvx2:
@@ -57,12 +63,12 @@ const T& choose(const T& avx512, const T& avx2, const T& portable) {
 
 }  // namespace bertfast
 
-// Declares the three tables of an op (in its *_kernels.h) and the chooser `NAME_kernels()`.
-#define BERTFAST_DECLARE_KERNELS(Table, name)                                        \
-  extern const Table name##_avx512, name##_avx2, name##_portable;                    \
-  inline const Table& name##_kernels() {                                             \
-    static const Table& table = choose(name##_avx512, name##_avx2, name##_portable); \
-    return table;                                                                    \
+// Declares the tables of an op (in its *_kernels.h) and the chooser `NAME_kernels()`.
+#define BERTFAST_DECLARE_KERNELS(Table, name)                                                           \
+  extern const Table name##_avx512bf16, name##_avx512, name##_avx2, name##_portable;                    \
+  inline const Table& name##_kernels() {                                                                \
+    static const Table& table = choose(name##_avx512bf16, name##_avx512, name##_avx2, name##_portable); \
+    return table;                                                                                       \
   }
 
 // Names the table that this build of a *_kernels.cpp defines: `const Table BERTFAST_TABLE(name) = {...};`

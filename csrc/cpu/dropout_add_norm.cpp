@@ -73,7 +73,8 @@ Gradients backward(const at::Tensor& dy_in, const at::Tensor& x_in, const Option
   check(x_in, bias, residual_in, weight);
   TORCH_CHECK_VALUE(dy_in.sizes() == x_in.sizes() && mean.numel() == x_in.size(0) && rstd.numel() == x_in.size(0),
                     "dropout_add_norm: dy, mean and rstd must come from the forward call on x");
-  const at::Tensor x = x_in.contiguous(), dy = dy_in.to(result_dtype(x_in, residual_in)).contiguous();
+  const at::Tensor x = x_in.contiguous(), dy = dy_in.to(result_dtype(x_in, residual_in)).contiguous(),
+                   mean_c = mean.contiguous(), rstd_c = rstd.contiguous();
   const OptionalTensor residual = residual_in ? OptionalTensor(residual_in->contiguous()) : residual_in;
   const at::Tensor bias_f = bias ? as_float(*bias) : at::Tensor(), weight_f = as_float(weight);
   at::Tensor dx = at::empty(x.sizes(), x.options());
@@ -84,8 +85,8 @@ Gradients backward(const at::Tensor& dy_in, const at::Tensor& x_in, const Option
                              bias ? bias_f.const_data_ptr<float>() : nullptr,
                              residual ? residual->const_data_ptr() : nullptr,
                              weight_f.const_data_ptr<float>(),
-                             mean.const_data_ptr<float>(),
-                             rstd.const_data_ptr<float>(),
+                             mean_c.const_data_ptr<float>(),
+                             rstd_c.const_data_ptr<float>(),
                              row_dropout(dropout_p, rng),
                              dx.mutable_data_ptr(),
                              residual ? dresidual.mutable_data_ptr() : nullptr};

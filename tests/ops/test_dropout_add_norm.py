@@ -161,6 +161,16 @@ def test_bad_shapes(change, message):
         dropout_add_norm(**{**good, **change})
 
 
+def test_backward_takes_statistics_of_any_stride(implementation):
+    x, _, _, weight, _ = make(300, 33, torch.float32, torch.float32)
+    dy, one = torch.randn_like(x), torch.ones(1)
+    for mean, rstd in ((one.expand(300), one.expand(300)), (torch.randn(600)[::2], torch.rand(600)[::2])):
+        args = (dy, x, None, None, weight)
+        found = implementation.dropout_add_norm_bwd(*args, mean, rstd, 0.0, None)
+        wanted = implementation.dropout_add_norm_bwd(*args, mean.contiguous(), rstd.contiguous(), 0.0, None)
+        assert all(torch.equal(f, w) for f, w in zip(found, wanted, strict=True))
+
+
 def test_float16_takes_the_reference():
     x = torch.randn(4, 16).half()
     y = dropout_add_norm(x, None, torch.ones(16).half(), torch.zeros(16).half())

@@ -40,11 +40,14 @@ def prefers_unpacked() -> bool:
         return False
 
 
-def _usable(*tensors: Tensor) -> bool:
+def _usable(x: Tensor, weight: Tensor) -> bool:
+    """Whether `_unpacked` takes these. Shapes that do not fit are left to stock, whose errors say so; oneDNN's do not."""
+    tensors = (x, weight)
     return (
         not torch.compiler.is_compiling()
         and all(type(t) in (Tensor, torch.nn.Parameter) and t.device.type == "cpu" and t.numel() > 0 for t in tensors)
-        and all(t.dtype == torch.float32 for t in tensors)
+        and all(t.dtype == torch.float32 and t.dim() == 2 for t in tensors)
+        and x.shape[1] == weight.shape[1]
         and prefers_unpacked()
     )
 
@@ -62,12 +65,15 @@ def _unpacked(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [M, K] times weight [N, K] transposed, plus bias [N]. No autograd of its own."""
-    return _unpacked(x, weight, bias) if _usable(x, weight) else F.linear(x, weight, bias)
+    if _usable(x, weight) and (bias is None or bias.shape == weight.shape[:1]):
+        # oneDNN's entry point reads a bias as if it were contiguous.
+        return _unpacked(x, weight, None if bias is None else bias.contiguous())
+    return F.linear(x, weight, bias)
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """a [M, K] times b [K, N], either of which may be a transposed view. No autograd of its own."""
-    return _unpacked(a, b.t(), None) if _usable(a, b) else a @ b
+    return _unpacked(a, b.t(), None) if _usable(a, b.t()) else a @ b
 
 
 def can_prepack(weight: Tensor) -> bool:

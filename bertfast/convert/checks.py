@@ -140,6 +140,9 @@ def layer_reason(layer: Any, dtype: torch.dtype | None = None) -> str | None:
     activation = intermediate.intermediate_act_fn
     if approximate_of(activation) is None:
         return f"its activation is {getattr(activation, '__name__', type(activation).__name__)}, not GELU"
+    reason = hook_reason(activation, "intermediate.intermediate_act_fn")
+    if reason is not None:
+        return reason
     for module, name in (
         (parts[2][0], "query"),
         (parts[3][0], "key"),

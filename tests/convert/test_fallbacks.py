@@ -95,6 +95,7 @@ CHILDREN = (
     "attention.self.query",
     "attention.output.LayerNorm",
     "intermediate",
+    "intermediate.intermediate_act_fn",
     "output.dense",
 )
 

@@ -48,7 +48,9 @@ def dropout_rate(module: nn.Dropout) -> float:
 
 def _prepacked(x: Tensor, linears: tuple[nn.Linear, ...], dtype: torch.dtype, wanted: bool) -> bool:
     """Whether this product may come from reordered copies: wanted, on a CPU, and nothing in it needs a gradient."""
-    if not wanted or x.device.type != "cpu" or dtype not in _PREPACKED_DTYPES or torch.compiler.is_compiling():
+    if not wanted or x.device.type != "cpu" or dtype not in _PREPACKED_DTYPES:
+        return False
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # a graph must hold the weights, not copies of them
         return False
     if torch.is_grad_enabled() and (
         x.requires_grad

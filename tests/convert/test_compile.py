@@ -70,12 +70,14 @@ def test_export_with_dynamic_shapes():
         assert_same(exported(**small).last_hidden_state[real], stock(**small).last_hidden_state[real])
 
 
-def test_a_trace_does_not_keep_the_padding_it_saw():
+@pytest.mark.parametrize("gradients", [True, False])
+def test_a_trace_does_not_keep_the_padding_it_saw(gradients):
     stock, fast = pair(return_dict=False)
     inputs = batch_of("right", types=False)
-    traced = torch.jit.trace(fast, (inputs["input_ids"], inputs["attention_mask"]), check_trace=False)
-    other = inputs["attention_mask"].flip(0)
-    want, got = (m(inputs["input_ids"], other)[0][other.bool()] for m in (stock, traced))
+    with torch.set_grad_enabled(gradients):
+        traced = torch.jit.trace(fast, (inputs["input_ids"], inputs["attention_mask"]), check_trace=False)
+        other = inputs["attention_mask"].flip(0)
+        want, got = (m(inputs["input_ids"], other)[0][other.bool()] for m in (stock, traced))
     assert_same(got, want)
 
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -42,6 +43,15 @@ def test_several_models_are_measured_in_one_run(checkpoint, tmp_path):
     assert len(results) == 2
     assert results[0]["coverage"] == {"fast": 3, "total": 3, "reasons": []}
     assert results[0]["prepacked"] >= 0
+
+
+@pytest.mark.parametrize("command", ["verify", "bench"])
+def test_a_checkpoint_that_optimize_refuses_is_one_line(checkpoint, command):
+    config = Path(checkpoint, "config.json")
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"position_embedding_type": "relative_key"}))
+    done = runner.invoke(app, [command, checkpoint])
+    assert done.exit_code == 2, done.output
+    assert 'position_embedding_type is "relative_key"' in said(done)
 
 
 def test_bench_exits_1_and_still_writes_where_parity_fails(checkpoint, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import bertfast
 from bertfast import _ext
-from bertfast.bench.cases import DTYPES, Batch, Case, load_model
+from bertfast.bench.cases import DTYPES, Batch, BenchError, Case, load_model
 from bertfast.bench.protocol import Comparison, interleave, peak_memory
 from bertfast.doctor import processor
 from bertfast.testing import max_error, rms_error, rounding_step
@@ -102,7 +102,10 @@ class Models:
 
     def fast(self, dtype: torch.dtype) -> nn.Module:
         if dtype not in self._fast:
-            self._fast[dtype] = bertfast.optimize(copy.deepcopy(self.stock(dtype)))
+            try:
+                self._fast[dtype] = bertfast.optimize(copy.deepcopy(self.stock(dtype)))
+            except bertfast.UnsupportedModelError as error:
+                raise BenchError(f"{self.name}: {error}") from error
         return self._fast[dtype]
 
     def exact(self, batch: Batch) -> list[Tensor]:

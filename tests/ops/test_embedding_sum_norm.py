@@ -129,5 +129,10 @@ def test_other_bad_input():
         embedding_sum_norm(ids[0], *parameters, segment_ids=torch.full((1, 7), 2))
     with pytest.raises(ValueError, match="the sequence has 65 tokens but the model has 64 positions"):
         embedding_sum_norm(torch.zeros(1, 65, dtype=torch.long), *parameters)
+    for options in ({"segment_ids": torch.zeros(1, 7)}, {"position_ids": torch.zeros(1, 7).bool()}):
+        with pytest.raises(ValueError, match=f"{next(iter(options))} must be int32 or int64"):
+            embedding_sum_norm(ids[0], *parameters, **options)
+    with pytest.raises(ValueError, match="input_ids must be int32 or int64"):
+        embedding_sum_norm(ids[0].float(), *parameters)
     with pytest.raises(ValueError, match="table position"):
         embedding_sum_norm(ids[0], parameters[0], parameters[1].double(), *parameters[2:])

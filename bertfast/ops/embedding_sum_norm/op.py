@@ -116,6 +116,9 @@ def embedding_sum_norm(
             )
         position_ids = torch.arange(shape[-1], device=input_ids.device)
     segment_ids = input_ids.new_zeros(()) if segment_ids is None else segment_ids
+    for name, ids in (("input_ids", input_ids), ("position_ids", position_ids), ("segment_ids", segment_ids)):
+        if ids.dtype not in (torch.int64, torch.int32):  # a float id would be truncated to another word
+            raise ValueError(f"embedding_sum_norm: {name} must be int32 or int64, got {ids.dtype}")
 
     def flat(ids: Tensor) -> Tensor:
         return ids.expand(shape).reshape(-1).to(torch.int64)

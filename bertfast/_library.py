@@ -61,6 +61,38 @@ def differentiate(name: str, backward: Callable[..., Any], setup_context: Callab
     torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
 
 
+class _NotTwice(torch.autograd.Function):
+    """Passes gradients through; differentiating what comes out is an error."""
+
+    @staticmethod
+    def forward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(gradient.view_as(gradient) for gradient in gradients)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        raise RuntimeError(
+            "bertfast's ops have no second derivative: bertfast.restore(model) first, or use torch's own functions"
+        )
+
+
+def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a second derivative through `backward` an error. Without it torch would warn and leave terms out.
+
+    torch's own decorator of this name lets the error pass where the incoming gradient is a constant, as after `sum()`.
+    """
+
+    def once(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        if not torch.is_grad_enabled():  # the usual case: no create_graph
+            return backward(ctx, *gradients)
+        with torch.no_grad():
+            found = backward(ctx, *gradients)
+        given = [gradient.requires_grad_() for gradient in found if gradient is not None]
+        marked = iter(_NotTwice.apply(*given) if given else ())
+        return tuple(None if gradient is None else next(marked) for gradient in found)
+
+    return once
+
+
 def op(name: str) -> torch._ops.OpOverload:
     """The `.default` overload of `bertfast::name`, resolved once: that saves a microsecond on every call."""
     return _OVERLOADS[name]

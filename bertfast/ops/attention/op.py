@@ -63,6 +63,7 @@ def _setup_context(ctx, inputs, output) -> None:
     ctx.save_for_backward(qkv, out, lse, cu_seqlens, rng)
 
 
+@_library.once_differentiable
 def _backward(ctx, dout, _dlse):
     if dout is None:
         return (None,) * 6
@@ -81,6 +82,7 @@ def _padded_setup_context(ctx, inputs, output) -> None:
     ctx.save_for_backward(qkv, out, lse, mask, rng)
 
 
+@_library.once_differentiable
 def _padded_backward(ctx, dout, _dlse):
     if dout is None:
         return (None,) * 5

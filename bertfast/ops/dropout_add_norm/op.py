@@ -47,6 +47,7 @@ def _setup_context(ctx, inputs, output) -> None:
     ctx.dropout_p = dropout_p
 
 
+@_library.once_differentiable
 def _backward(ctx, dy, _dmean, _drstd):
     if dy is None:
         return (None,) * 8

@@ -49,6 +49,7 @@ def _setup_context(ctx, inputs, output) -> None:
     ctx.padding_idx, ctx.dropout_p = padding_idx, dropout_p
 
 
+@_library.once_differentiable
 def _backward(ctx, dy, _dmean, _drstd):
     if dy is None:
         return (None,) * 12

@@ -33,6 +33,7 @@ def _setup_context(ctx, inputs, output) -> None:
     ctx.save_for_backward(x, weight)
 
 
+@_library.once_differentiable
 def _backward(ctx, dy):
     x, weight = ctx.saved_tensors
     needs_dx, needs_dweight, needs_dbias = ctx.needs_input_grad

@@ -52,6 +52,7 @@ def _setup_context(ctx, inputs, output) -> None:
     ctx.save_for_backward(x, weight, bias, pre)
 
 
+@_library.once_differentiable
 def _backward(ctx, dy, _dpre):
     if dy is None:
         return None, None, None, None

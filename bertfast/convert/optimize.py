@@ -73,7 +73,8 @@ def optimize(model: Model, *, unpad: bool = True, prepack: bool = True) -> Model
             attention; heads that would read them (a pooler under left padding; with gradients enabled the losses of
             BertForQuestionAnswering and BertLMHeadModel) stay padded.
         prepack: keep reordered copies of the weights for inference on a CPU. They take as much memory as the encoder's
-            Linear weights, follow every change of the weights, and go with `restore` or the model.
+            Linear weights, follow changes of the weights, and go with `restore` or the model. An edit of a few elements
+            through `.data`, which torch does not count as a change, can be missed: call `optimize` again after it.
 
     Returns:
         `model` itself.
@@ -104,8 +105,7 @@ def optimize(model: Model, *, unpad: bool = True, prepack: bool = True) -> Model
             {"unpad": unpad, **encoder_options.get(module, {})} if isinstance(module, layers.FastBertEncoder) else {}
         )
         module.__dict__["_bertfast"] = {"prepack": prepack, **options}
-    if not prepack:
-        prepack_cache.clear(model)
+    prepack_cache.clear(model)  # made anew when first needed, whatever happened to the weights
     return model
 
 

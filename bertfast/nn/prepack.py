@@ -4,7 +4,7 @@ A cache entry belongs to a module by identity (a weak dictionary, never an attri
 state_dict know nothing of it and it goes when the module goes. An entry is used only while every weight and bias it was
 made of is unchanged: same storage and layout, same version counter, same few dozen elements. The last guards against
 writes through `.data`, which do not count as a version; one that touches none of the sampled elements (a single row,
-say) needs `clear`.
+say) needs `clear`, or `bertfast.optimize` again.
 """
 
 import threading

@@ -48,7 +48,8 @@ def check_probability(p: float, rng: Tensor | None, name: str) -> None:
     """ValueError unless 0 <= p < 1 and a state is given exactly when p > 0."""
     if not 0.0 <= p < 1.0:
         raise ValueError(f"{name}: dropout_p must be in [0, 1), got {p}")
-    if (p > 0.0) != (rng is not None):
+    # Dynamic shapes make p symbolic in torch.compile, which can branch on `p > 0.0` but not compare it with a bool.
+    if (rng is None) if p > 0.0 else (rng is not None):
         raise ValueError(f"{name}: rng must be given when and only when dropout_p > 0, got dropout_p={p}, rng={rng}")
 
 

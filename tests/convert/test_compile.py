@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from bert_cases import assert_same, batch_of, loss_of, pair
+from bert_cases import HIDDEN, assert_same, batch_of, loss_of, pair
 
 import bertfast
 
@@ -21,10 +21,14 @@ def shorter(inputs, batch, seqlen):
     return {name: value[:batch, :seqlen] for name, value in inputs.items()}
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_full_graph_inference_with_dynamic_shapes(implementation):
+@pytest.mark.parametrize(
+    ("implementation", "backend"),
+    [("sdpa", "aot_eager"), ("eager", "aot_eager"), ("sdpa", "inductor")],
+    indirect=["backend"],
+)
+def test_full_graph_inference_with_dynamic_shapes(implementation, backend):
     stock, fast = pair(attn_implementation=implementation)
-    compiled = torch.compile(fast, fullgraph=True, dynamic=True, backend="aot_eager")
+    compiled = torch.compile(fast, fullgraph=True, dynamic=True, backend=backend)
     with torch.no_grad():
         for inputs in (batch_of("right"), shorter(batch_of("right"), 3, 9), batch_of("none")):
             real = inputs["attention_mask"].bool()
@@ -33,9 +37,19 @@ def test_full_graph_inference_with_dynamic_shapes(implementation):
     assert counts <= 2, f"{counts} graphs: shapes were specialised"
 
 
-def test_full_graph_training():
+def test_full_graph_inference_with_static_shapes(backend):
+    stock, fast = pair(num_hidden_layers=1)
+    inputs = batch_of("right")
+    real = inputs["attention_mask"].bool()
+    with torch.no_grad():
+        got = torch.compile(fast, fullgraph=True, dynamic=False, backend=backend)(**inputs)
+        assert_same(got.last_hidden_state[real], stock(**inputs).last_hidden_state[real])
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_full_graph_training(backend, dynamic):
     stock, fast = pair(train=True)
-    compiled = torch.compile(fast, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(fast, fullgraph=True, dynamic=dynamic, backend=backend)
     inputs = batch_of("right")
     for model in (stock, compiled):
         loss_of(model(**inputs), inputs["attention_mask"]).backward()
@@ -57,6 +71,34 @@ def test_full_graph_after_and_while_recording(recorded):
         want, got = (model(**inputs, **asked)[recorded] for model in (stock, compiled))
     for ours, theirs in zip(got, want, strict=True):
         assert_same(ours[real], theirs[real]) if recorded == "hidden_states" else assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize(("backend", "dynamic"), [("inductor", False), ("inductor", True)], indirect=["backend"])
+def test_full_graph_training_with_dropout(backend, dynamic):
+    """One seed gives one sequence of losses, another seed another one, and the loss falls."""
+    inputs = batch_of("right")
+
+    def losses(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        model.load_state_dict(start)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        steps = []
+        for _ in range(8):
+            loss = compiled(**inputs).last_hidden_state[inputs["attention_mask"].bool()].sub(target).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            steps.append(loss.detach())
+        return torch.stack(steps)
+
+    _, model = pair(train=True, dropout=0.1, num_hidden_layers=1)
+    start = copy.deepcopy(model.state_dict())
+    compiled = torch.compile(model, fullgraph=True, dynamic=dynamic, backend=backend)
+    target = torch.randn(int(inputs["attention_mask"].sum()), HIDDEN)
+    first = losses(7)
+    assert torch.equal(losses(7), first)
+    assert not torch.equal(losses(8), first)
+    assert first[-1] < first[0]
 
 
 def test_export_with_dynamic_shapes():

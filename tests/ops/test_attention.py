@@ -243,14 +243,14 @@ def test_opcheck():
             torch.library.opcheck(backward, (torch.randn_like(out), qkv.detach(), out, lse, *args))
 
 
-def test_compile():
+def test_compile(backend):
     cu, state = bounds((3, 5)), rng.new_rng("cpu")
     for function, shape in (
         (lambda x: attention(x, cu, 5, dropout_p=0.1, rng=state), (8,)),
         (lambda x: attention_padded(x, torch.tensor([True, True, True, False])), (2, 4)),
     ):
         plain, compiled = leaves([torch.randn(*shape, 3, 2, 8)] * 2)
-        y = torch.compile(function, fullgraph=True, backend="aot_eager")(compiled)
+        y = torch.compile(function, fullgraph=True, backend=backend)(compiled)
         y.square().sum().backward()
         function(plain).square().sum().backward()
         assert torch.equal(y, function(plain))

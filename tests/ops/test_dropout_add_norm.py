@@ -134,7 +134,7 @@ def test_opcheck():
         )
 
 
-def test_compile():
+def test_compile(backend):
     args = leaves(make(6, 32, torch.float32, torch.float32))
 
     def step(x, bias, residual, weight, norm_bias):
@@ -142,9 +142,9 @@ def test_compile():
         return torch.autograd.grad(y.square().sum(), (x, weight))
 
     state = rng.new_rng("cpu")
-    y = torch.compile(
-        lambda *t: dropout_add_norm(t[0], t[2], t[3], t[4], bias=t[1]), fullgraph=True, backend="aot_eager"
-    )(*args)
+    y = torch.compile(lambda *t: dropout_add_norm(t[0], t[2], t[3], t[4], bias=t[1]), fullgraph=True, backend=backend)(
+        *args
+    )
     y.square().sum().backward()
     torch.testing.assert_close(y, dropout_add_norm(args[0], args[2], args[3], args[4], bias=args[1]))
     assert all(t.grad is not None for t in args)

@@ -97,7 +97,7 @@ def test_repeats_and_threads():
         torch.set_num_threads(threads)
 
 
-def test_opcheck_and_compile():
+def test_opcheck():
     ids, parameters = make((2, 5), 24, torch.float32)
     flat = [i.reshape(-1) for i in ids]
     state = rng.new_rng("cpu")
@@ -108,10 +108,33 @@ def test_opcheck_and_compile():
     torch.library.opcheck(
         torch.ops.bertfast.embedding_sum_norm_bwd.default, (y, *flat, *parameters[:-1], mean, rstd, PAD, 0.1, state)
     )
-    compiled = torch.compile(lambda i, *t: embedding_sum_norm(i, *t), fullgraph=True, backend="aot_eager")
-    trainable = leaves(parameters)
-    compiled(ids[0], *trainable).square().sum().backward()
-    assert all(t.grad is not None for t in trainable)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compile_draws_dropout_once_for_both_ways(backend, dynamic):
+    ids, parameters = make((2, 5), 24, torch.float32)
+    mine, theirs = leaves(parameters), leaves(parameters)
+
+    def step(i, p, *t):
+        state = rng.new_rng("cpu")
+        return embedding_sum_norm(i, *t, dropout_p=p, rng=state), state
+
+    compiled = torch.compile(step, fullgraph=True, dynamic=dynamic, backend=backend)
+    for p in (0.3, 0.6):  # as a symbolic float under dynamic shapes
+        y, state = compiled(ids[0], p, *mine)
+        expected = embedding_sum_norm(ids[0], *theirs, dropout_p=p, rng=state)
+        torch.testing.assert_close(y, expected)
+        ours, eager = (torch.autograd.grad(out.square().sum(), t) for out, t in ((y, mine), (expected, theirs)))
+        torch.testing.assert_close(ours, eager)
+
+
+def test_compile_with_a_table_that_is_not_contiguous(backend):
+    ids, (word, *rest) = make((2, 5), 24, torch.float32)
+    word = word.t().contiguous().t()
+    mine, theirs = leaves((word, *rest)), leaves((word, *rest))
+    torch.compile(embedding_sum_norm, fullgraph=True, backend=backend)(ids[0], *mine).square().sum().backward()
+    embedding_sum_norm(ids[0], *theirs).square().sum().backward()
+    torch.testing.assert_close([t.grad for t in mine], [t.grad for t in theirs])
 
 
 @pytest.mark.parametrize(("bad", "where"), [(-1, 0), (VOCABULARY, 6), (2**40, 3)])

@@ -37,7 +37,7 @@ def _(input_ids, position_ids, segment_ids, word, position, segment, weight, bia
 def _(
     dy, input_ids, position_ids, segment_ids, word, position, segment, weight, mean, rstd, padding_idx, dropout_p, rng
 ):
-    return tuple(torch.empty_like(t) for t in (word, position, segment, weight, weight))
+    return tuple(t.new_empty(t.shape) for t in (word, position, segment, weight, weight))
 
 
 def _setup_context(ctx, inputs, output) -> None:

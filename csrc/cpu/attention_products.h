@@ -27,6 +27,7 @@ constexpr int kRows = 6, kVectors = 2;
 constexpr int kRows = 4, kVectors = 2;
 #endif
 constexpr int64_t kPanel = kVectors * kLanes;
+
 struct FloatProduct {
   // Steps of the inner dimension summed in registers before they join C. Short partial sums round less: at D = 64 the
   // error of float32 outputs is 0.62 of one running sum's, for 7 % of the time against 96 steps; 16 would cost 20 %.

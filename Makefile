@@ -36,6 +36,7 @@ $(VENV)/.requirements: requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' \
 		|| { echo "bertfast needs Python 3.11 or 3.12; $(PYTHON) is $$($(PYTHON) --version). Call make PYTHON=/path/to/python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing torch and the other packages (about 2.5 GB) ..."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
@@ -43,6 +44,7 @@ $(VENV)/.requirements: requirements-dev.txt
 # The extension is skipped, with a word, where there is no compiler; BERTFAST_BUILD=cpu makes that an error.
 $(VENV)/.built: $(VENV)/.requirements pyproject.toml $(NATIVE)
 	@command -v $${CXX:-c++} >/dev/null || echo "No C++ compiler (looked for $${CXX:-c++}): going on without the C++ kernels, slower. Install g++ 11 or newer, then run make again."
+	@echo "Building bertfast (the C++ kernels take a minute or two) ..."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
 	if command -v $${CXX:-c++} >/dev/null; then touch $@; fi
 

@@ -140,13 +140,19 @@ def verify(
 def bench(
     models: Annotated[
         list[str] | None,
-        typer.Argument(help="folders of BERT checkpoints, 'minilm', or presets; none runs the default suite"),
+        typer.Argument(
+            help="folders of BERT checkpoints, 'minilm', bert-base or bert-large; none runs the default suite"
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="only cpu for now")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
-    batch: Annotated[int, typer.Option(min=1, help="sequences in a batch")] = 16,
-    length: Annotated[int, typer.Option(min=1, help="tokens a sequence is padded to")] = 128,
-    padding: Annotated[float, typer.Option(help="mean share of padding, 0 to below 1")] = 0.5,
+    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; float32 where not given")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="sequences in a batch; 16 where not given")] = None,
+    length: Annotated[
+        int | None, typer.Option(min=1, help="tokens a sequence is padded to; 128 where not given")
+    ] = None,
+    padding: Annotated[
+        float | None, typer.Option(help="mean share of padding, 0 to below 1; 0.5 where not given")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="torch threads")] = None,
     runs: Annotated[int | None, typer.Option(min=1, help="counted rounds of each case")] = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="write results here")] = None,
@@ -160,6 +166,12 @@ def bench(
 
     if device != "cpu":
         raise _fail(f"--device {device}: only cpu can be measured, no GPU kernel has landed yet")
+    shape = {"--dtype": dtype, "--batch": batch, "--length": length, "--padding": padding}
+    given = [option for option, value in shape.items() if value is not None]
+    if given and not models:
+        raise _fail(f"{', '.join(given)}: the default suite has its own shapes; name a model, for example minilm")
+    dtype, batch, length = dtype or "float32", batch or 16, length or 128
+    padding = 0.5 if padding is None else padding
     if dtype not in case_list.DTYPES:
         raise _fail(f"--dtype {dtype}: choose one of {', '.join(case_list.DTYPES)}")
     _check_target("--json", json_path)
@@ -191,7 +203,8 @@ def bench(
     except case_list.BenchError as error:
         raise _fail(str(error)) from None
     environment = run.environment()
-    console.print(render.bench_table(results, environment))
+    for table in render.bench_tables(results, environment):
+        console.print(table)
     if json_path:
         _write_json(json_path, {"environment": environment, "results": [r.to_dict() for r in results]})
     if plot:

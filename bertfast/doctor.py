@@ -51,7 +51,11 @@ def _advice(extension: Any) -> list[dict[str, str]]:
     found = []
     if extension is None:
         found.append(
-            {"what": "CPU ops run as eager references", "why": "no C++ extension", "mend": _ext.why_absent() or ""}
+            {
+                "what": "CPU ops run as eager references",
+                "why": "there is no C++ extension",
+                "mend": (_ext.why_absent() or "").split(": ", 1)[-1],
+            }
         )
     else:
         info = extension.build_info()

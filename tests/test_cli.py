@@ -74,6 +74,12 @@ def test_a_model_that_stayed_stock_is_not_praised_silently(checkpoint, monkeypat
     assert "0 of 3 modules took the fast path" in said(done)
 
 
+def test_shapes_without_a_model_are_refused():
+    done = runner.invoke(app, ["bench", "--batch", "4", "--padding", "0"])
+    assert done.exit_code == 2
+    assert "--batch, --padding: the default suite has its own shapes" in said(done)
+
+
 @pytest.mark.parametrize("command", ["verify", "bench"])
 def test_target_that_is_a_folder_is_refused_first(command, tmp_path):
     # The model does not exist either: the target is looked at before it.

@@ -34,10 +34,16 @@ def load() -> ModuleType | None:
     return _module
 
 
-def why_absent() -> str | None:
-    """Why there is no extension, with the way to mend it; None where it is loaded."""
+def absence() -> tuple[str, str] | None:
+    """Why there is no extension, and the way to mend it; None where it is loaded."""
     if _module is not None:
         return None
     if os.environ.get("BERTFAST_DISABLE_EXT") == "1":
-        return "BERTFAST_DISABLE_EXT=1 is set: unset it to use the C++ kernels"
-    return "bertfast._C was not built: install g++ 11 or newer, then `pip install --no-build-isolation -e .`"
+        return "BERTFAST_DISABLE_EXT=1 is set", "unset it to use the C++ kernels"
+    return "bertfast._C was not built", "install g++ 11 or newer, then `pip install --no-build-isolation -e .`"
+
+
+def why_absent() -> str | None:
+    """`absence` in one line."""
+    found = absence()
+    return None if found is None else ": ".join(found)

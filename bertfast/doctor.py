@@ -49,14 +49,9 @@ def owner(name: str, key: str) -> str:
 def _advice(extension: Any) -> list[dict[str, str]]:
     """What is slow on this machine: what, why, and the way to mend it."""
     found = []
-    if extension is None:
-        found.append(
-            {
-                "what": "CPU ops run as eager references",
-                "why": "there is no C++ extension",
-                "mend": (_ext.why_absent() or "").split(": ", 1)[-1],
-            }
-        )
+    absent = _ext.absence()
+    if absent is not None:
+        found.append({"what": "CPU ops run as eager references", "why": absent[0], "mend": absent[1]})
     else:
         info = extension.build_info()
         if info["isa"] != info["isa_detected"]:

@@ -25,7 +25,7 @@ COSINE = 0.99999  # demanded in float32; in bfloat16 stock itself does not reach
 class Parity:
     """Errors against stock in float64 over real tokens and the pooled output: largest, root mean square, smallest cosine.
 
-    In float32 our error is larger than stock's, by about 1.3 times in the root mean square and more in the largest
+    In float32 our error is larger than stock's, by 1.3 to 1.7 times in the root mean square and more in the largest
     value: oneDNN adds products in longer chains than MKL does. The root mean square is held to twice stock's; the
     largest error is shown and, in float32, not judged.
     """

@@ -73,7 +73,10 @@ def test_nan_fails_and_is_shown(exact):
     assert parity.cosine == -1.0
     console = Console(width=200, record=True)
     console.print(render.verify_table([Row(2, 3, "none", "float32", parity)], "x"))
-    assert "FAILED" in console.export_text()
+    shown = console.export_text()
+    assert "FAILED" in shown
+    assert "1 - cosine" in shown
+    assert "2e+00" in shown  # of a cosine of -1
 
 
 @pytest.mark.parametrize("padding", [0.0, 0.25, 0.5, 0.75, 0.9])

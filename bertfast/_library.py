@@ -5,6 +5,7 @@ which is always the eager reference. The second is what C++ kernels fall back to
 tests compare against; it is no switch that user code turns.
 """
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ REFERENCE_NAMESPACE = "bertfast_reference"
 _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 _REFERENCE_LIBRARY = torch.library.Library(REFERENCE_NAMESPACE, "FRAGMENT")
 _OVERLOADS: dict[str, torch._ops.OpOverload] = {}
+_OWNERS: dict[tuple[str, str], str] = {}
 
 # Every op is a pure function of its tensors, so opcheck, functionalisation and CUDA graphs may treat it as one.
 _TAGS = (torch.Tag.pt2_compliant_tag,)
@@ -40,9 +42,32 @@ def reference(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return register
 
 
-def implement(name: str, key: str, function: Callable[..., Any]) -> None:
-    """Make `function` the owner of `bertfast::name` for one dispatch key, such as "CUDA"."""
-    _LIBRARY.impl(name, function, key)
+def implement(name: str, key: str, path: str) -> None:
+    """Make the function at `path`, "module:function", the owner of `bertfast::name` for one dispatch key, such as "CUDA".
+
+    The module is imported at the first call: kernels are compiled by Triton, which `import bertfast` does not load.
+    """
+    _OWNERS[name, key] = path
+    found: Callable[..., Any] | None = None
+
+    def call(*args: Any) -> Any:
+        nonlocal found
+        if found is None:
+            found = owner(name, key)
+        return found(*args)
+
+    _LIBRARY.impl(name, call, key)
+
+
+def owner(name: str, key: str) -> Callable[..., Any]:
+    """The function that `implement` made the owner of `name` for `key`, imported."""
+    module, function = _OWNERS[name, key].split(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def owners(key: str) -> dict[str, str]:
+    """Op to "module:function", for one dispatch key."""
+    return {name: path for (name, owner_key), path in _OWNERS.items() if owner_key == key}
 
 
 def fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -8,7 +8,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 
-from bertfast import _ext
+if not torch.cuda.is_available():
+    # Before triton is imported: its own library is compiled or interpreted by what this says then.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+from bertfast import _ext, _library
 
 
 def pytest_report_header() -> str:
@@ -22,9 +26,56 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         raise pytest.UsageError(f"BERTFAST_DEMAND_EXT=1 but {_ext.why_absent()}")
 
 
-@pytest.fixture(params=["reference", "cpu"])
+class TritonOps:
+    """The Triton launchers under the names of their ops, taking and giving CPU tensors.
+
+    Without a GPU they run in Triton's interpreter; with one, arguments travel there and results back, through the dispatcher.
+    """
+
+    def __getattr__(self, name: str):
+        if torch.cuda.is_available():
+            function = getattr(torch.ops.bertfast, name)
+        else:
+            function = _library.owner(name, "CUDA")
+
+        def call(*args):
+            if not torch.cuda.is_available():
+                return function(*args)
+            moved = [a.cuda() if isinstance(a, torch.Tensor) else a for a in args]
+            found = function(*moved)
+            torch.cuda.synchronize()
+            mailbox.check(torch.device("cuda", 0))
+            return found.cpu() if isinstance(found, torch.Tensor) else tuple(t.cpu() for t in found)
+
+        from bertfast.triton import mailbox
+
+        return call
+
+
+@pytest.fixture(scope="session")
+def triton_ops() -> TritonOps:
+    pytest.importorskip("triton", reason="Triton is not installed")
+    if not torch.cuda.is_available():
+        from bertfast.triton import interpreter
+
+        interpreter.mend()
+    return TritonOps()
+
+
+@pytest.fixture
+def poisoned():
+    """Uninitialised memory is NaN, so that what a kernel forgets to write shows."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=["reference", "cpu", "triton"])
 def implementation(request: pytest.FixtureRequest):
-    """The namespace of one implementation's ops: the eager reference, or whatever owns the CPU."""
+    """The namespace of one implementation's ops: the eager reference, whatever owns the CPU, or the Triton kernels."""
+    if request.param == "triton":
+        request.getfixturevalue("poisoned")
+        return request.getfixturevalue("triton_ops")
     if request.param == "cpu" and _ext.why_absent() is not None:
         pytest.skip(f"no C++ kernels: {_ext.why_absent()}")
     return torch.ops.bertfast_reference if request.param == "reference" else torch.ops.bertfast

@@ -1,0 +1,65 @@
+"""What one benchmark case of a GPU op is: its arguments, the bytes and FLOPs it must move, its peers, and what its code must show.
+
+The same cases are compiled ahead of time on meta tensors (`python -m benchmarks.gpu.kernels`), so a launch-table entry that no
+case reaches is neither compiled nor measured.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+Arguments = tuple[Any, ...]
+# On an H200 of this project's notes: device-to-device copy counting both ways, and an 8192 cubed bfloat16 product.
+COPY_BYTES_PER_SECOND = 4.3e12
+MATRIX_FLOPS_PER_SECOND = 790e12
+
+
+@dataclass(frozen=True)
+class Case:
+    """One op at one shape and dtype.
+
+    Attributes:
+        op: name in `bertfast::`; its CUDA owner is what runs.
+        shape: short text, such as "8x128x12x64 p0.1".
+        make: arguments of the op on a device ("meta" for compilation); random, never zeros.
+        bytes, flops: the least the op must move (each input read once, each output written once) and multiply-add, counted x2.
+        peers: name to a function that takes the arguments and gives a thunk doing the same work another way.
+        dot: whether tensor-core instructions must be in the code.
+        tma: whether bulk tensor copies must be, on architectures from 90.
+        wide: the least share of global accesses of 16 bytes.
+        spills: kernel name to the reason why it may spill.
+        run: what to time in place of the owner, for alternatives that own nothing yet.
+    """
+
+    op: str
+    shape: str
+    dtype: torch.dtype
+    make: Callable[[torch.device], Arguments]
+    bytes: int
+    flops: int = 0
+    peers: dict[str, Callable[[Arguments], Callable[[], Any]]] = field(default_factory=dict)
+    dot: bool = False
+    tma: bool = False
+    wide: float = 0.5
+    spills: dict[str, str] = field(default_factory=dict)
+    run: Callable[..., Any] | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.op} {self.shape} {str(self.dtype).removeprefix('torch.')}"
+
+    @property
+    def predicted_seconds(self) -> float:
+        """The floor on an H200: the larger of bytes over copy bandwidth and FLOPs over the matrix rate."""
+        return max(self.bytes / COPY_BYTES_PER_SECOND, self.flops / MATRIX_FLOPS_PER_SECOND)
+
+
+def randn(device: torch.device, dtype: torch.dtype, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, device=device, dtype=torch.float32).to(dtype)
+
+
+def state(device: torch.device) -> torch.Tensor:
+    """A dropout state, int64 [2]."""
+    return torch.tensor([1234, 5678], dtype=torch.int64, device=device)

@@ -1,0 +1,169 @@
+"""One way to launch a Triton kernel: on a GPU with the compiled kernel cached here, in the interpreter, or only recorded.
+
+Triton's own launcher binds and specialises every argument on every call, 10 to 20 us of Python. `launch` builds a short key
+of what Triton would specialise on and calls the compiled kernel itself; only the first call of a variant goes through Triton.
+Recording is how kernels are compiled ahead of time without a GPU: launchers run on meta tensors and what they would have
+launched, constants and warps included, is collected instead.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+H200_MULTIPROCESSORS = 132
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One recorded launch: everything that decides what Triton compiles, and the grid."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    signature: tuple[tuple[str, str], ...]  # run-time argument to Triton type, such as "*bf16", "i32", "fp32"
+    divisible_by_16: tuple[str, ...]
+    constants: tuple[tuple[str, Any], ...]
+    warps: int
+    stages: int
+
+
+@dataclass
+class Recorder:
+    arch: int
+    launches: list[Launch]
+
+
+_recorder: Recorder | None = None
+_compiled: dict[tuple, Any] = {}
+_architectures: dict[int, int] = {}
+_multiprocessors: dict[int, int] = {}
+_TYPES = {
+    torch.float32: "fp32",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.float64: "fp64",
+    torch.int64: "i64",
+    torch.int32: "i32",
+    torch.int16: "i16",
+    torch.int8: "i8",
+    torch.uint8: "u8",
+    torch.bool: "i1",
+}
+
+
+@contextmanager
+def recording(arch: int) -> Iterator[list[Launch]]:
+    """Collect launches instead of making them. Launchers are called with meta tensors and see `arch`, such as 90.
+
+    Not for several threads: it is what tests and the table of kernels use.
+    """
+    global _recorder
+    before, _recorder = _recorder, Recorder(arch, [])
+    try:
+        yield _recorder.launches
+    finally:
+        _recorder = before
+
+
+def architecture(device: torch.device) -> int:
+    """Compute capability as one number, such as 80, 90 or 100; 90 in the interpreter."""
+    if _recorder is not None:
+        return _recorder.arch
+    if INTERPRETED:
+        return 90
+    index = torch.cuda.current_device() if device.index is None else device.index
+    if index not in _architectures:
+        major, minor = torch.cuda.get_device_capability(index)
+        _architectures[index] = 10 * major + minor
+    return _architectures[index]
+
+
+def multiprocessors(device: torch.device) -> int:
+    """How many multiprocessors the device has; an H200's while recording, 4 in the interpreter."""
+    if _recorder is not None:
+        return H200_MULTIPROCESSORS
+    if INTERPRETED:
+        return 4
+    index = torch.cuda.current_device() if device.index is None else device.index
+    if index not in _multiprocessors:
+        _multiprocessors[index] = torch.cuda.get_device_properties(index).multi_processor_count
+    return _multiprocessors[index]
+
+
+def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:
+    # Device-made tensor descriptors live here; the caching allocator aligns to 512 bytes.
+    return torch.empty(size, dtype=torch.int8, device="cuda")
+
+
+def _trait(value: Any) -> Any:
+    """What Triton specialises on: dtype and alignment of pointers, width, divisibility and 1 of integers."""
+    if isinstance(value, Tensor):
+        return value.dtype, value.data_ptr() & 15 == 0
+    if isinstance(value, int):
+        return value == 1, value & 15 == 0, -(2**31) <= value < 2**31
+    return type(value)
+
+
+def launch(
+    kernel: Any, grid: tuple[int, ...], args: tuple, constants: dict[str, Any], *, warps: int = 4, stages: int = 2
+) -> None:
+    """Run `kernel` on the current stream of its first tensor's device.
+
+    Args:
+        kernel: a `@triton.jit` function whose parameters are `args` in order, then the constexprs named by `constants` in order.
+        grid: one to three numbers of programs; nothing is launched where one is 0.
+        args: tensors, ints, floats and None (taken as a constexpr, as Triton does).
+        constants: constexprs, in the order of the kernel's parameters.
+        warps, stages: num_warps and num_stages.
+    """
+    if 0 in grid:
+        return
+    if _recorder is not None:
+        _recorder.launches.append(_record(kernel, grid, args, constants, warps, stages))
+        return
+    if INTERPRETED:
+        kernel[grid](*args, **constants)
+        return
+    device = args[0].device.index
+    if device != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            launch(kernel, grid, args, constants, warps=warps, stages=stages)
+        return
+    values = tuple(constants.values())
+    key = (kernel, device, warps, stages, values, *[_trait(a) for a in args])
+    compiled = _compiled.get(key)
+    if compiled is None:
+        triton.set_allocator(_scratch)
+        _compiled[key] = kernel[grid](*args, **constants, num_warps=warps, num_stages=stages)
+        return
+    if compiled.metadata.global_scratch_size:
+        triton.set_allocator(_scratch)  # a context variable: backward runs on a thread that has not set it
+    x, y, z = (*grid, 1, 1)[:3]
+    stream = torch._C._cuda_getCurrentRawStream(device)
+    compiled.run(x, y, z, stream, compiled.function, compiled.packed_metadata, None, None, None, *args, *values)
+
+
+def _record(kernel: Any, grid: tuple, args: tuple, constants: dict, warps: int, stages: int) -> Launch:
+    names = kernel.arg_names
+    signature, divisible, values = [], [], []
+    for name, value in zip(names, args, strict=False):
+        if value is None:
+            values.append((name, None))
+        elif isinstance(value, Tensor):
+            signature.append((name, "*" + _TYPES[value.dtype]))
+        elif isinstance(value, int):
+            signature.append((name, "i32" if -(2**31) <= value < 2**31 else "i64"))
+            # What Triton would pass as divisible: not where the kernel asks it to look away.
+            parameter = kernel.params[names.index(name)]
+            if value % 16 == 0 and not (parameter.do_not_specialize or parameter.do_not_specialize_on_alignment):
+                divisible.append(name)
+        else:
+            signature.append((name, "fp32"))
+    values += constants.items()
+    return Launch(kernel, tuple(grid), tuple(signature), tuple(divisible), tuple(values), warps, stages)

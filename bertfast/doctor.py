@@ -11,6 +11,7 @@ import torch
 import bertfast
 from bertfast import _ext, _library
 from bertfast.ops import onednn
+from bertfast.triton import verified
 
 
 def _cores() -> int:
@@ -39,11 +40,14 @@ def processor() -> str:
 
 def owner(name: str, key: str) -> str:
     """What runs `bertfast::name` on a dispatch key, "CPU" or "CUDA", in plain words."""
+    if name in _library.owners(key):
+        composite = name.startswith("linear")
+        if key == "CUDA":
+            return "cuBLAS + Triton" if composite else "Triton"
+        return "chunked BLAS"
     if torch._C._dispatch_has_kernel_for_dispatch_key(f"bertfast::{name}", key):
-        return "C++" if key == "CPU" else "kernel"
-    if name.startswith("linear"):
-        return "oneDNN / BLAS + fused elementwise op" if key == "CPU" else "eager reference over cuBLAS"
-    return "eager reference"
+        return "C++"
+    return "oneDNN / BLAS + fused elementwise op" if name.startswith("linear") else "eager reference"
 
 
 def _advice(extension: Any) -> list[dict[str, str]]:
@@ -89,13 +93,19 @@ def _advice(extension: Any) -> list[dict[str, str]]:
         mend = "pip install 'bertfast[hf]'"
         found.append({"what": "Hugging Face models stay as they are", "why": "transformers is absent", "mend": mend})
     if torch.cuda.is_available():
-        found.append(
-            {
-                "what": "models on the GPU stay stock",
-                "why": "no GPU kernel has landed yet",
-                "mend": "run on the CPU, or wait for a release with GPU kernels",
-            }
-        )
+        major, minor = torch.cuda.get_device_capability()
+        missing = verified.missing(_library.owners("CUDA"), 10 * major + minor)
+        if importlib.util.find_spec("triton") is None:
+            mend = "pip install 'bertfast[gpu]'"
+            found.append({"what": "models on the GPU stay stock", "why": "Triton is absent", "mend": mend})
+        elif missing:
+            found.append(
+                {
+                    "what": "models on the GPU stay stock",
+                    "why": f"{len(missing)} GPU kernels have not been verified on sm_{major}{minor}",
+                    "mend": "run `make gpu` in bertfast's checkout, or bertfast.optimize(model, unverified_kernels=True)",
+                }
+            )
     return found
 
 

@@ -33,13 +33,11 @@ class TritonOps:
     """
 
     def __getattr__(self, name: str):
-        if torch.cuda.is_available():
-            function = getattr(torch.ops.bertfast, name)
-        else:
-            function = _library.owner(name, "CUDA")
+        gpu = torch.cuda.is_available()
+        function = getattr(torch.ops.bertfast, name) if gpu else _library.owner(name, "CUDA")
 
         def call(*args):
-            if not torch.cuda.is_available():
+            if not gpu:
                 return function(*args)
             moved = [a.cuda() if isinstance(a, torch.Tensor) else a for a in args]
             found = function(*moved)

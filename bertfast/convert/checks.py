@@ -1,5 +1,6 @@
 """Why a module, or one call of it, cannot take the fast path. Every function returns None or a reason in plain words."""
 
+import importlib.util
 from typing import Any
 
 import torch
@@ -7,6 +8,9 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from transformers import activations
 from transformers.models.bert import modeling_bert as hf
+
+from bertfast import _library
+from bertfast.triton import verified
 
 try:
     from transformers.utils.output_capturing import _active_collector
@@ -23,7 +27,10 @@ _ACTIVATIONS = {
 _NOTHING: frozenset[str] = frozenset()
 _ABSENT = nn.Module()
 
-KERNEL_DTYPES = (torch.float32, torch.bfloat16)
+KERNEL_DTYPES = {
+    "cpu": (torch.float32, torch.bfloat16),
+    "cuda": (torch.float32, torch.bfloat16, torch.float16),
+}
 
 
 def collected(config: Any, kwargs: dict[str, Any]) -> frozenset[str]:
@@ -66,8 +73,8 @@ def _global_hooks() -> bool:
     )
 
 
-def _plain(module: Any, kind: type, name: str, dtype: torch.dtype | None = None) -> str | None:
-    """`module` is exactly `kind`, unhooked, and its parameters are ordinary tensors on a CPU, of `dtype` where given."""
+def _plain(module: Any, kind: type, name: str, device: torch.device, dtype: torch.dtype | None = None) -> str | None:
+    """`module` is exactly `kind`, unhooked, and its parameters are ordinary tensors on `device`, of `dtype` where given."""
     if type(module) is not kind:
         return f"{name} is {type(module).__name__}, not a plain {kind.__name__}"
     reason = hook_reason(module, name)
@@ -76,8 +83,8 @@ def _plain(module: Any, kind: type, name: str, dtype: torch.dtype | None = None)
     for parameter in module._parameters.values():
         if parameter is None:
             continue
-        if type(parameter) not in (nn.Parameter, Tensor) or not parameter.is_cpu:
-            where = type(parameter).__name__ if parameter.is_cpu else f"on the {parameter.device.type} device"
+        if type(parameter) not in (nn.Parameter, Tensor) or parameter.device != device:
+            where = f"on the {parameter.device.type} device" if parameter.device != device else type(parameter).__name__
             return f"the weights of {name} are {where}"
         if dtype is not None and parameter.dtype != dtype:
             return f"the weights of {name} are {parameter.dtype} where hidden states are {dtype}"
@@ -123,8 +130,8 @@ def _parts(layer: Any) -> tuple[tuple[Any, type, str], ...]:
     )
 
 
-def layer_reason(layer: Any, dtype: torch.dtype | None = None) -> str | None:
-    """What about a BertLayer as it stands now keeps it from the fast path on hidden states of `dtype`."""
+def layer_reason(layer: Any, device: torch.device, dtype: torch.dtype | None = None) -> str | None:
+    """What about a BertLayer as it stands now keeps it from the fast path on hidden states of `device` and `dtype`."""
     if layer.is_decoder or layer.add_cross_attention:
         return "it is a decoder layer"
     if layer.chunk_size_feed_forward:
@@ -133,7 +140,7 @@ def layer_reason(layer: Any, dtype: torch.dtype | None = None) -> str | None:
         return "global module hooks are registered"
     parts = _parts(layer)
     for module, kind, name in parts:
-        reason = _plain(module, kind, name, dtype)
+        reason = _plain(module, kind, name, device, dtype)
         if reason is not None:
             return reason
     attention, intermediate = parts[1][0], parts[10][0]
@@ -174,14 +181,34 @@ def call_reason(config: Any, kwargs: dict[str, Any]) -> str | None:
     return None
 
 
-def tensor_reason(x: Tensor) -> str | None:
-    """Device and dtype that the kernels take; float16 and float64 are faster in stock PyTorch than in our references."""
-    if x.device.type != "cpu":
-        return f"no {x.device.type} kernel has landed yet"
-    if x.dtype not in KERNEL_DTYPES:
-        return f"hidden states are {x.dtype}; the kernels take float32 and bfloat16"
-    if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") not in KERNEL_DTYPES:
-        return f"autocast is to {torch.get_autocast_dtype('cpu')}"
+def _gpu_reason(device: torch.device, unverified_kernels: bool) -> str | None:
+    """Why the kernels of a GPU are not to be used: no Triton, or they never passed parity on such a GPU."""
+    if importlib.util.find_spec("triton") is None:
+        return "the GPU kernels need Triton: pip install 'bertfast[gpu]'"
+    if unverified_kernels:
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    if verified.missing(_library.owners("CUDA"), 10 * major + minor):
+        return (
+            f"the GPU kernels have not been verified on sm_{major}{minor}: run `make gpu` in bertfast's checkout, or call "
+            "bertfast.optimize(model, unverified_kernels=True)"
+        )
+    return None
+
+
+def tensor_reason(x: Tensor, unverified_kernels: bool = False) -> str | None:
+    """Device and dtype that the kernels take; other dtypes are faster in stock PyTorch than in our references."""
+    kind = x.device.type
+    if kind not in KERNEL_DTYPES:
+        return f"no kernels exist for the {kind} device"
+    if x.dtype not in KERNEL_DTYPES[kind]:
+        names = [str(dtype).removeprefix("torch.") for dtype in KERNEL_DTYPES[kind]]
+        return f"hidden states are {x.dtype}; the kernels take {', '.join(names[:-1])} and {names[-1]}"
+    if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) not in KERNEL_DTYPES[kind]:
+        return f"autocast is to {torch.get_autocast_dtype(kind)}"
+    reason = _gpu_reason(x.device, unverified_kernels) if kind == "cuda" else None
+    if reason is not None:
+        return reason
     if type(x) not in (Tensor, nn.Parameter) and not torch.compiler.is_compiling():
         return f"hidden states are {type(x).__name__}"
     if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
@@ -226,11 +253,12 @@ def key_padding(mask: Tensor | None, batch: int, seqlen: int) -> Tensor | None:
 
 def embeddings_reason(module: Any) -> str | None:
     """What about a BertEmbeddings as it stands now keeps it from the fast path."""
+    device = module.word_embeddings.weight.device
     if _global_hooks():
         return "global module hooks are registered"
     for name in ("word_embeddings", "position_embeddings", "token_type_embeddings"):
         table = getattr(module, name)
-        reason = _plain(table, nn.Embedding, name)
+        reason = _plain(table, nn.Embedding, name, device)
         if reason is not None:
             return reason
         if table.max_norm is not None or table.scale_grad_by_freq or table.sparse:
@@ -243,4 +271,5 @@ def embeddings_reason(module: Any) -> str | None:
         == module.token_type_embeddings.weight.dtype
     ):
         return "the tables have several dtypes"
-    return _plain(module.LayerNorm, nn.LayerNorm, "LayerNorm") or _plain(module.dropout, nn.Dropout, "dropout")
+    norm, dropout = module.LayerNorm, module.dropout
+    return _plain(norm, nn.LayerNorm, "LayerNorm", device) or _plain(dropout, nn.Dropout, "dropout", device)

@@ -72,7 +72,8 @@ class FastBertEmbeddings(hf.BertEmbeddings):
             return "a key-value cache is in use"
         if input_ids.dim() != 2 or input_ids.numel() == 0:
             return f"input_ids have shape {tuple(input_ids.shape)}"
-        return checks.tensor_reason(self.word_embeddings.weight) or checks.embeddings_reason(self)
+        allowed = bool(option(self, "unverified_kernels"))
+        return checks.tensor_reason(self.word_embeddings.weight, allowed) or checks.embeddings_reason(self)
 
 
 class FastBertLayer(hf.BertLayer):
@@ -116,9 +117,9 @@ class FastBertLayer(hf.BertLayer):
         # An attention that someone put in BERT's place may have none; layer_reason then refuses it before the mask is read.
         config = getattr(getattr(self.attention, "self", None), "config", None)
         return (
-            checks.tensor_reason(x)
+            checks.tensor_reason(x, bool(option(self, "unverified_kernels")))
             or checks.call_reason(config, kwargs)
-            or checks.layer_reason(self, x.dtype)
+            or checks.layer_reason(self, x.device, x.dtype)
             or checks.mask_reason(mask, x, config._attn_implementation)
         )
 
@@ -198,6 +199,8 @@ class FastBertEncoder(hf.BertEncoder):
             return "unpad=False"
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return "a compiled graph needs shapes that do not depend on data"
+        if x.is_cuda and torch.cuda.is_current_stream_capturing():
+            return "a CUDA graph needs shapes that do not depend on data"
         if encoder_hidden_states is not None or past_key_values is not None:
             return "cross-attention or a key-value cache"
         asked = checks.collected(self.config, kwargs)
@@ -208,7 +211,7 @@ class FastBertEncoder(hf.BertEncoder):
         if x.dim() != 3 or x.numel() == 0:
             return f"hidden states have shape {tuple(x.shape)}"
         reason = (
-            checks.tensor_reason(x)
+            checks.tensor_reason(x, bool(option(self, "unverified_kernels")))
             or checks.call_reason(self.config, kwargs)
             or checks.mask_reason(mask, x, self.config._attn_implementation)
         )
@@ -217,7 +220,7 @@ class FastBertEncoder(hf.BertEncoder):
         for i, layer in enumerate(self.layer):
             if type(layer) is not FastBertLayer:
                 return f"layer {i} is {type(layer).__name__}"
-            reason = checks.hook_reason(layer, "it") or checks.layer_reason(layer, x.dtype)
+            reason = checks.hook_reason(layer, "it") or checks.layer_reason(layer, x.device, x.dtype)
             if reason is not None:
                 return f"layer {i}: {reason}"
         return None

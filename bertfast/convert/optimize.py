@@ -59,7 +59,7 @@ def _swap(module: nn.Module, target: type[nn.Module]) -> None:
     module.__class__ = target
 
 
-def optimize(model: Model, *, unpad: bool = True, prepack: bool = True) -> Model:
+def optimize(model: Model, *, unpad: bool = True, prepack: bool = True, unverified_kernels: bool = False) -> Model:
     """Swap the BERT layers inside `model` for fused ones, in place.
 
     Works on every BERT head class of transformers 5.x and on modules that hold one (sentence-transformers, PEFT, your
@@ -68,13 +68,16 @@ def optimize(model: Model, *, unpad: bool = True, prepack: bool = True) -> Model
     once with the later options.
 
     Args:
-        model: any module with BERT inside. On a CPU the kernels take float32 and bfloat16.
+        model: any module with BERT inside. On a CPU the kernels take float32 and bfloat16, on a GPU float16 as well.
         unpad: compute real tokens only. Hidden states at padding positions are then zeros, as with transformers' flash
             attention; heads that would read them (a pooler under left padding; with gradients enabled the losses of
             BertForQuestionAnswering and BertLMHeadModel) stay padded.
         prepack: keep reordered copies of the weights for inference on a CPU. They take as much memory as the encoder's
             Linear weights, follow changes of the weights, and go with `restore` or the model. An edit of a few elements
             through `.data`, which torch does not count as a change, can be missed: call `optimize` again after it.
+
+        unverified_kernels: run the GPU kernels even where they never passed parity on this kind of GPU. Without it, a model
+            on such a GPU stays stock, and `report` says so. No effect on a CPU.
 
     Returns:
         `model` itself.
@@ -104,7 +107,7 @@ def optimize(model: Model, *, unpad: bool = True, prepack: bool = True) -> Model
         options = (
             {"unpad": unpad, **encoder_options.get(module, {})} if isinstance(module, layers.FastBertEncoder) else {}
         )
-        module.__dict__["_bertfast"] = {"prepack": prepack, **options}
+        module.__dict__["_bertfast"] = {"prepack": prepack, "unverified_kernels": unverified_kernels, **options}
     prepack_cache.clear(model)  # made anew when first needed, whatever happened to the weights
     return model
 

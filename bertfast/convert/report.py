@@ -62,9 +62,11 @@ def _static_reason(module: nn.Module) -> str:
         decoder = getattr(module, "is_decoder", False) or getattr(getattr(module, "config", None), "is_decoder", False)
         return "it is a decoder, left untouched" if decoder else "not optimised: call bertfast.optimize(model)"
     parameter = next(module.parameters(), None)
-    reason = None if parameter is None else checks.tensor_reason(parameter.detach())
-    if reason is None and isinstance(module, FastBertLayer):
-        reason = checks.layer_reason(module)
+    reason = None
+    if parameter is not None:
+        reason = checks.tensor_reason(parameter.detach(), bool(option(module, "unverified_kernels")))
+    if reason is None and isinstance(module, FastBertLayer) and parameter is not None:
+        reason = checks.layer_reason(module, parameter.device)
     if reason is None and isinstance(module, FastBertEmbeddings):
         reason = checks.embeddings_reason(module)
     return reason or ""

@@ -17,8 +17,8 @@ from triton.compiler import ASTSource
 from bertfast.triton.launch import Launch
 
 _BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-_SASS = frozenset("HGMMA HMMA UTCHMMA UTMALDG UTMASTG LDGSTS LDSM LDG STG RED REDG ATOMG LDL STL MUFU".split())
-_PTX = "wgmma.mma_async mma.sync tcgen05.mma cp.async.bulk.tensor cp.async.cg mbarrier setmaxnreg".split()
+_SASS = ("HGMMA", "HMMA", "UTCHMMA", "UTMALDG", "UTMASTG", "LDGSTS", "LDSM", "LDG", "STG", "LDL", "STL", "MUFU")
+_PTX = ("wgmma.mma_async", "mma.sync", "tcgen05.mma", "cp.async.bulk.tensor", "cp.async.cg", "mbarrier", "setmaxnreg")
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,6 @@ def resources(compiled: Any) -> Resources:
         shared=compiled.metadata.shared,
         warps=compiled.metadata.num_warps,
         wide=wide,
-        sass={name: n for name in sorted(_SASS) if (n := names.count(name))},
+        sass={name: n for name in _SASS if (n := names.count(name))},
         ptx={name: n for name in _PTX if (n := ptx.count(name))},
     )

@@ -26,4 +26,4 @@ def mend() -> None:
         return original(self, upcast(a), upcast(b), d, *rest)
 
     create_dot._upcasts_bf16 = True  # type: ignore[attr-defined]
-    builder.create_dot = create_dot  # type: ignore[method-assign]
+    builder.create_dot = create_dot

@@ -49,7 +49,7 @@ def check(device: torch.device) -> None:
         return
     view = found[1]
     if view is None:
-        view = memoryview(found[0].numpy())
+        view = memoryview(found[0].numpy())  # type: ignore[arg-type]  # numpy < 2.4 hides its buffer
         _boxes[device] = found[0], view
     slot = view[0]
     if slot == 0:

@@ -5,6 +5,7 @@ import torch
 
 import bertfast.ops  # noqa: F401  defines the ops
 from bertfast import _ext, _library
+from bertfast.triton import verified
 
 # Composites of GEMMs and owned ops: Python on every device, so no kernel of their own.
 COMPOSITES = {"linear_fwd", "linear_bwd", "linear_gelu_fwd", "linear_gelu_bwd"}
@@ -34,5 +35,15 @@ def test_forward_ops_are_differentiable_or_covered(name):
     assert owns(name, "Autograd") or name == "bias_gelu_fwd"
 
 
-def test_no_kernel_claims_a_gpu_it_never_ran_on():
-    assert not [name for name in _library.names() if owns(name, "CUDA")]
+@pytest.mark.parametrize("name", _library.names())
+def test_cuda_owner_is_triton(name):
+    # Without one the reference would run on a GPU and nobody would notice.
+    assert owns(name, "CUDA")
+    assert _library.owners("CUDA")[name].startswith("bertfast.ops.")
+
+
+def test_verified_kernels_exist():
+    for arch, ops in verified._table().items():
+        assert int(arch) >= 80
+        assert set(ops) <= set(_library.owners("CUDA"))
+        assert all({"date", "device", "commit"} <= set(entry) for entry in ops.values())

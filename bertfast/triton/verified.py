@@ -1,0 +1,26 @@
+"""Which Triton kernels have passed parity on real hardware, by architecture; written by `python -m benchmarks.gpu verified`.
+
+Imports no Triton: models ask here whether their GPU path may be the default.
+"""
+
+import functools
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+FILE = Path(__file__).with_name("verified.json")
+
+
+@functools.cache
+def _table() -> dict[str, dict[str, dict[str, str]]]:
+    return json.loads(FILE.read_text(encoding="utf-8"))
+
+
+def verified(op: str, arch: int) -> bool:
+    """Whether the CUDA owner of `bertfast::op` passed parity on a GPU of this architecture, such as 90."""
+    return op in _table().get(str(arch), {})
+
+
+def missing(ops: Iterable[str], arch: int) -> list[str]:
+    """Those of `ops` that never passed on this architecture."""
+    return [op for op in ops if not verified(op, arch)]

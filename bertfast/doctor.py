@@ -126,5 +126,6 @@ def examine() -> dict[str, Any]:
         "cores": _cores(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "owners": {name: {key: owner(name, key) for key in ("CPU", "CUDA")} for name in _library.names()},
+        "verified_architectures": verified.architectures(_library.owners("CUDA")),
         "slow": _advice(extension),
     }

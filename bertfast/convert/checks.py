@@ -1,5 +1,6 @@
 """Why a module, or one call of it, cannot take the fast path. Every function returns None or a reason in plain words."""
 
+import functools
 import importlib.util
 from typing import Any
 
@@ -181,19 +182,18 @@ def call_reason(config: Any, kwargs: dict[str, Any]) -> str | None:
     return None
 
 
-def _gpu_reason(device: torch.device, unverified_kernels: bool) -> str | None:
-    """Why the kernels of a GPU are not to be used: no Triton, or they never passed parity on such a GPU."""
+@functools.cache
+def _gpu_reason(index: int | None, unverified_kernels: bool) -> str | None:
+    """Why the kernels of a GPU are not to be used: no Triton, or they never passed parity on such a GPU. Asked per layer."""
     if importlib.util.find_spec("triton") is None:
         return "the GPU kernels need Triton: pip install 'bertfast[gpu]'"
-    if unverified_kernels:
+    major, minor = torch.cuda.get_device_capability(index)
+    if unverified_kernels or not verified.missing(_library.owners("CUDA"), 10 * major + minor):
         return None
-    major, minor = torch.cuda.get_device_capability(device)
-    if verified.missing(_library.owners("CUDA"), 10 * major + minor):
-        return (
-            f"the GPU kernels have not been verified on sm_{major}{minor}: run `make gpu` in bertfast's checkout, or call "
-            "bertfast.optimize(model, unverified_kernels=True)"
-        )
-    return None
+    return (
+        f"the GPU kernels have not been verified on sm_{major}{minor}: run `make gpu` in bertfast's checkout, or call "
+        "bertfast.optimize(model, unverified_kernels=True)"
+    )
 
 
 def tensor_reason(x: Tensor, unverified_kernels: bool = False) -> str | None:
@@ -206,7 +206,7 @@ def tensor_reason(x: Tensor, unverified_kernels: bool = False) -> str | None:
         return f"hidden states are {x.dtype}; the kernels take {', '.join(names[:-1])} and {names[-1]}"
     if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) not in KERNEL_DTYPES[kind]:
         return f"autocast is to {torch.get_autocast_dtype(kind)}"
-    reason = _gpu_reason(x.device, unverified_kernels) if kind == "cuda" else None
+    reason = _gpu_reason(x.device.index, unverified_kernels) if kind == "cuda" else None
     if reason is not None:
         return reason
     if type(x) not in (Tensor, nn.Parameter) and not torch.compiler.is_compiling():

@@ -151,6 +151,10 @@ def launch(
 
 def _record(kernel: Any, grid: tuple, args: tuple, constants: dict, warps: int, stages: int) -> Launch:
     names = kernel.arg_names
+    # Integers at which the kernel asks Triton not to look; the interpreter's kernels do not know.
+    unspecialised = {
+        p.name for p in getattr(kernel, "params", ()) if p.do_not_specialize or p.do_not_specialize_on_alignment
+    }
     signature, divisible, values = [], [], []
     for name, value in zip(names, args, strict=False):
         if value is None:
@@ -159,9 +163,7 @@ def _record(kernel: Any, grid: tuple, args: tuple, constants: dict, warps: int, 
             signature.append((name, "*" + _TYPES[value.dtype]))
         elif isinstance(value, int):
             signature.append((name, "i32" if -(2**31) <= value < 2**31 else "i64"))
-            # What Triton would pass as divisible: not where the kernel asks it to look away.
-            parameter = kernel.params[names.index(name)]
-            if value % 16 == 0 and not (parameter.do_not_specialize or parameter.do_not_specialize_on_alignment):
+            if value % 16 == 0 and name not in unspecialised:
                 divisible.append(name)
         else:
             signature.append((name, "fp32"))

@@ -24,3 +24,9 @@ def verified(op: str, arch: int) -> bool:
 def missing(ops: Iterable[str], arch: int) -> list[str]:
     """Those of `ops` that never passed on this architecture."""
     return [op for op in ops if not verified(op, arch)]
+
+
+def architectures(ops: Iterable[str]) -> list[int]:
+    """Architectures on which every one of `ops` passed."""
+    wanted = tuple(ops)
+    return sorted(int(arch) for arch in _table() if not missing(wanted, int(arch)))

@@ -1,0 +1,2 @@
+def linear_gelu_fused(*a):
+    raise NotImplementedError

@@ -1,5 +1,7 @@
 """Launch tables of linear_gelu, and which of its two forms owns a shape. Nothing here was measured on a GPU: all predicted."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -28,3 +30,43 @@ def fused_takes(*tensors: Tensor) -> bool:
         t.dtype == dtype and t.is_contiguous() and t.shape[-1] % 8 == 0 and t.data_ptr() % 16 == 0 and t.numel() > 0
         for t in tensors
     )
+
+
+class Tile(NamedTuple):
+    """One way to cut a product: tile m x n, k a step; slices of the epilogue; resident programs a multiprocessor."""
+
+    m: int
+    n: int
+    k: int
+    slices: int
+    warps: int
+    stages: int
+    resident: int = 1
+
+
+Table = dict[tuple[int, str], Tile]
+# Tile rows done together: 8 of 128 rows and all of W fit an H200's 50 MB of L2 at either model size.
+GROUP = 8
+
+FORWARD: Table = {
+    (80, "large"): Tile(128, 128, 32, 1, 8, 4),
+    (80, "small"): Tile(64, 128, 64, 1, 4, 3),
+    (90, "large"): Tile(128, 256, 64, 2, 8, 3),
+    (90, "small"): Tile(128, 128, 64, 2, 8, 3),
+    (100, "large"): Tile(128, 256, 64, 2, 8, 3),
+    (100, "small"): Tile(128, 128, 64, 2, 8, 3),
+}
+BACKWARD: Table = dict(FORWARD)
+
+
+def tile(table: Table, tokens: int, n: int, arch: int, multiprocessors: int) -> Tile:
+    """The large tile where it fills the multiprocessors at least twice, so that the last round costs at most a third."""
+    known = 100 if arch >= 100 else 90 if arch >= 90 else 80
+    large = table[known, "large"]
+    tiles = -(-tokens // large.m) * -(-n // large.n)
+    return large if tiles >= 2 * multiprocessors else table[known, "small"]
+
+
+def copies(arch: int) -> dict[str, bool]:
+    """How operands travel."""
+    return {"TMA": arch >= 90, "SPECIALIZE": False, "FLATTEN": True}

@@ -37,6 +37,21 @@ FUNCTIONS = {
 SIZES = [(0, 16, 8), (1, 768, 64), (7, 257, 33), (199, 64, 257), (40, 3072, 96), (2500, 48, 40)]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("size", SIZES)
+def test_parity_of_the_implementations(implementation, size, has_bias, dtype):
+    x, weight, bias = make(*size, dtype)
+    dy, inputs = torch.randn(size[0], size[2]).to(dtype), (x, weight, bias) if has_bias else (x, weight)
+    y = implementation.linear_fwd(x, weight, bias if has_bias else None)
+    grads = implementation.linear_bwd(dy, x, weight, has_bias, True, True)
+    eager, exact = run(F.linear, leaves(inputs), dy), run(F.linear, leaves(inputs, torch.float64), dy)
+    for name, o, e, e64 in zip(("y", "dx", "dweight", "dbias"), (y, *grads), eager, exact, strict=False):
+        assert_within_budget(o, e, e64, name, measure=rms_error)
+    absent = implementation.linear_bwd(dy, x, weight, False, False, False)
+    assert [tuple(t.shape) for t in absent] == [(0,)] * 3
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("kind", list(FUNCTIONS))
@@ -50,7 +65,7 @@ def test_parity(kind, size, dtype):
         assert_within_budget(o, e, x, name, measure=rms_error)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("tanh", [False, True])
 @pytest.mark.parametrize("cols", [64, 257, 3])
 def test_parity_bias_gelu(implementation, cols, tanh, dtype):

@@ -9,7 +9,7 @@ from bertfast.testing import assert_within_budget, leaves
 
 # rows, K, N. 768 is BERT-base, 257 has a tail in every vector width; rows: nothing, one, a few, several chunks.
 SIZES = [(0, 64, 32), (1, 768, 257), (7, 257, 768), (199, 768, 96)]
-DTYPES = [torch.float32, torch.bfloat16]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 FORMS = {"none": False, "tanh": True}
 
 

@@ -42,6 +42,8 @@ def _backward(ctx, dy):
 
 
 _library.differentiate("linear_fwd", _backward, _setup_context)
+for _name in ("linear_fwd", "linear_bwd"):
+    _library.implement(_name, "CUDA", f"bertfast.ops.linear.triton:{_name}")
 
 
 def check_shapes(name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:

@@ -7,7 +7,10 @@ import bertfast.ops  # noqa: F401  defines the ops
 from bertfast import _ext, _library
 
 # Composites of GEMMs and owned ops: Python on every device, so no kernel of their own.
-COMPOSITES = {"linear_fwd", "linear_bwd", "linear_gelu_fwd", "linear_gelu_bwd"}
+COMPOSITES = {
+    *("linear_fwd", "linear_bwd", "linear_gelu_fwd", "linear_gelu_bwd"),
+    *("linear_cross_entropy_fwd", "linear_cross_entropy_bwd"),
+}
 
 
 def owns(name: str, key: str) -> bool:

@@ -1,8 +1,8 @@
 """masked_lm_loss: BERT's masked-LM head and its cross-entropy (Devlin et al., 2018, section 3.1) on the masked tokens only.
 
-The head is gather, linear_gelu, norm, and linear_cross_entropy, which never holds the logits between forward and backward:
-saved are its inputs and each row's lse, and backward multiplies by the vocabulary again. That costs 2 M E V FLOPs more than
-keeping them, a third on top of the 6 M E V of the three products, and saves M V elements (600 MB at 10,000 masked tokens).
+The head is gather, linear_gelu, norm, and linear_cross_entropy. Of the logits, x W^T is kept in x's dtype for backward while it
+takes at most KEPT_BYTES: forward's peak holds it anyway and backward holds one more of that size. Larger ones never live
+whole: they are made by chunks of rows and made again in backward, which costs 2 M E V FLOPs on top of 6 M E V.
 
 Left alone: a tied decoder weight gets its gradient as one [V, E] tensor that autograd adds to the embedding's.
 """
@@ -17,12 +17,14 @@ from bertfast.ops.linear.op import check_shapes
 from bertfast.ops.linear_gelu import linear_gelu
 from bertfast.ops.masked_lm_loss import reference
 
+KEPT_BYTES = 1 << 30  # 17,500 masked tokens of BERT's vocabulary in bfloat16
+
 _library.define(
-    "linear_cross_entropy_fwd(Tensor x, Tensor weight, Tensor bias, Tensor labels) "
-    "-> (Tensor loss, Tensor lse, Tensor argmax)"
+    "linear_cross_entropy_fwd(Tensor x, Tensor weight, Tensor bias, Tensor labels, bool keep) "
+    "-> (Tensor loss, Tensor lse, Tensor argmax, Tensor kept)"
 )
 _library.define(
-    "linear_cross_entropy_bwd(Tensor dloss, Tensor x, Tensor weight, Tensor bias, Tensor labels, Tensor lse) "
+    "linear_cross_entropy_bwd(Tensor dloss, Tensor x, Tensor weight, Tensor bias, Tensor labels, Tensor lse, Tensor kept) "
     "-> (Tensor dx, Tensor dweight, Tensor dbias)"
 )
 _library.reference("linear_cross_entropy_fwd")(reference.forward)
@@ -30,29 +32,30 @@ _library.reference("linear_cross_entropy_bwd")(reference.backward)
 
 
 @_library.fake("linear_cross_entropy_fwd")
-def _(x, weight, bias, labels):
+def _(x, weight, bias, labels, keep):
     loss = x.new_empty(x.shape[0], dtype=compute_dtype(x))
-    return loss, torch.empty_like(loss), labels.new_empty(labels.shape)
+    kept = x.new_empty((x.shape[0], reference.padded(weight.shape[0])) if keep else (0,))
+    return loss, torch.empty_like(loss), labels.new_empty(labels.shape), kept
 
 
 @_library.fake("linear_cross_entropy_bwd")
-def _(dloss, x, weight, bias, labels, lse):
+def _(dloss, x, weight, bias, labels, lse, kept):
     return tuple(t.new_empty(t.shape) for t in (x, weight, bias))
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    _, lse, argmax = output
-    ctx.mark_non_differentiable(lse, argmax)
+    _, lse, argmax, kept = output
+    ctx.mark_non_differentiable(lse, argmax, kept)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs, lse)
+    ctx.save_for_backward(*inputs[:4], lse, kept)
 
 
 @_library.once_differentiable
-def _backward(ctx, dloss, _dlse, _dargmax):
+def _backward(ctx, dloss, _dlse, _dargmax, _dkept):
     if dloss is None:
-        return (None,) * 4
+        return (None,) * 5
     gradients = _library.op("linear_cross_entropy_bwd")(dloss.contiguous(), *ctx.saved_tensors)
-    return *(g if needed else None for g, needed in zip(gradients, ctx.needs_input_grad, strict=False)), None
+    return *(g if needed else None for g, needed in zip(gradients, ctx.needs_input_grad, strict=False)), None, None
 
 
 _library.differentiate("linear_cross_entropy_fwd", _backward, _setup_context)
@@ -134,6 +137,20 @@ def masked_lm_loss(
         reference.check_labels(chosen, decoder_weight.shape[0], places)
     transformed = linear_gelu(rows, dense_weight, dense_bias, approximate=approximate)
     transformed = dropout_add_norm(transformed, None, norm_weight, norm_bias, eps=eps)
-    loss, _, argmax = _library.op("linear_cross_entropy_fwd")(transformed, decoder_weight, decoder_bias, chosen)
+    inputs = (transformed, decoder_weight, decoder_bias)
+    keep = (
+        torch.is_grad_enabled()
+        and any(t.requires_grad for t in inputs)
+        and rows.shape[0] * decoder_weight.shape[0] * rows.element_size() <= KEPT_BYTES
+    )
+    loss, _, argmax, _ = _library.op("linear_cross_entropy_fwd")(*inputs, chosen, keep)
     count = (chosen != reference.IGNORED).sum()
     return loss.sum() / count.clamp(min=1), (argmax == chosen).sum(), count
+
+
+_library.implement("linear_cross_entropy_fwd", "CPU", "bertfast.ops.masked_lm_loss.chunked:forward")
+_library.implement("linear_cross_entropy_bwd", "CPU", "bertfast.ops.masked_lm_loss.chunked:backward")
+for _pass in ("fwd", "bwd"):
+    _library.implement(
+        f"linear_cross_entropy_{_pass}", "CUDA", f"bertfast.ops.masked_lm_loss.triton:linear_cross_entropy_{_pass}"
+    )

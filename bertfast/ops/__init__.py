@@ -6,6 +6,7 @@ from bertfast.ops.dropout_add_norm import dropout_add_norm
 from bertfast.ops.embedding_sum_norm import embedding_sum_norm
 from bertfast.ops.linear import linear
 from bertfast.ops.linear_gelu import linear_gelu
+from bertfast.ops.masked_lm_loss import masked_lm_loss
 from bertfast.ops.packing import Packing, pack, repad, unpad
 
 _ext.load()
@@ -18,6 +19,7 @@ __all__ = [
     "embedding_sum_norm",
     "linear",
     "linear_gelu",
+    "masked_lm_loss",
     "pack",
     "repad",
     "unpad",

@@ -6,11 +6,18 @@ import torch
 from bertfast import ops
 
 IDS = torch.tensor([1, 0, 2])
+HEAD = {
+    "dense_weight": torch.eye(4),
+    "dense_bias": torch.ones(4),
+    "norm_weight": torch.ones(4),
+    "norm_bias": torch.ones(4),
+}
 ROWS = {
     "dropout_add_norm": lambda w: ops.dropout_add_norm(torch.ones(3, 4) + w, None, w[0], w[1]),
     "embedding_sum_norm": lambda w: ops.embedding_sum_norm(IDS, w, w, w, w[0], w[1]),
     "linear": lambda w: ops.linear(w, w, w[:, 0]),
     "linear_gelu": lambda w: ops.linear_gelu(w, w, w[:, 0]),
+    "masked_lm_loss": lambda w: ops.masked_lm_loss(w, IDS, **HEAD, decoder_weight=w, decoder_bias=w[:, 0])[0],
     "attention": lambda w: ops.attention(w.view(1, 3, 2, 2), torch.tensor([0, 1], dtype=torch.int32), 1),
     "attention_padded": lambda w: ops.attention_padded(w.view(1, 1, 3, 2, 2)),
 }

@@ -7,6 +7,7 @@ import bertfast.ops  # noqa: F401  defines the ops
 from bertfast import _ext, _library
 from bertfast.triton import verified
 
+# On a CPU linear_cross_entropy is Python over torch's GEMM (masked_lm_loss/chunked.py): registered like a kernel.
 # Composites of GEMMs and owned ops: Python on every device, so no kernel of their own.
 COMPOSITES = {"linear_fwd", "linear_bwd", "linear_gelu_fwd", "linear_gelu_bwd"}
 
@@ -16,10 +17,14 @@ def owns(name: str, key: str) -> bool:
 
 
 @pytest.mark.parametrize("name", _library.names())
-def test_cpu_owner_is_cpp(name):
+def test_cpu_owner(name):
     if _ext.load() is None:
         pytest.skip(f"no C++ kernels: {_ext.why_absent()}")
     assert owns(name, "CPU") == (name not in COMPOSITES)
+
+
+def test_cpu_owners_in_python():
+    assert set(_library.owners("CPU")) == {"linear_cross_entropy_fwd", "linear_cross_entropy_bwd"}
 
 
 @pytest.mark.parametrize("name", _library.names())

@@ -1,0 +1,122 @@
+"""linear_cross_entropy on CUDA: the products are cuBLAS's, everything between them is two Triton kernels over the logits.
+
+    forward   one program a row reads x W^T once: running maximum and sum of each lane, then over lanes; loss, lse, argmax
+    backward  one program owns some columns and walks over rows: dlogits from lse alone, dbias added up on the way
+
+Saved are lse and, where asked for, x W^T itself; else backward multiplies again. Rows are padded to 64 columns, so that 30522
+of them still begin at multiples of 16 bytes. At most LOGITS_BYTES of logits are worked on at a time, as a rule all of them.
+"""
+
+import torch
+from torch import Tensor
+
+from bertfast.ops.masked_lm_loss import reference
+from bertfast.ops.masked_lm_loss.triton_kernels import cross_entropy_bwd_kernel, cross_entropy_fwd_kernel
+from bertfast.triton import launch, mailbox
+
+LOGITS_BYTES = 1 << 30
+TAKEN = (torch.float32, torch.float16, torch.bfloat16)
+BAD_LABEL = mailbox.meaning(
+    6,
+    IndexError,
+    "masked_lm_loss: the label of masked token {place} is outside the vocabulary (counted among the rows given)",
+)
+
+# Predicted, never measured. Forward: 16 logits a thread and step are two 16-byte loads of bfloat16 in flight beside six of
+# state; a row of 30522 is 8 steps. Backward: a program's 1024 columns are 8 a thread, one 16-byte access each way.
+FORWARD_COLS, FORWARD_WARPS = 4096, 8
+BACKWARD_COLS, BACKWARD_WARPS = 1024, 4
+# At most so many programs of backward along rows: times 30 blocks of columns they are 14 for each of an H200's 132
+# multiprocessors, nearly the 16 that fit; each leaves one float32 row of the bias gradient to be added up.
+BACKWARD_ROW_PROGRAMS = 64
+
+
+def _pieces(rows: int, columns: int, element_size: int) -> list[slice]:
+    """Even pieces of the rows, multiples of 128 where there are several: whole tiles of the product."""
+    count = -(-rows * columns * element_size // LOGITS_BYTES)
+    if count <= 1:
+        return [slice(0, rows)]
+    step = -(-rows // count)
+    step = -(-step // 128) * 128 if step >= 128 else step
+    return [slice(at, min(at + step, rows)) for at in range(0, rows, step)]
+
+
+def _taken(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
+    return x.dtype in TAKEN and x.dtype == weight.dtype == bias.dtype
+
+
+def linear_cross_entropy_fwd(
+    x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, keep: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if not _taken(x, weight, bias):
+        return reference.forward(x, weight, bias, labels, keep)
+    mailbox.check(x.device)
+    rows, vocabulary = x.shape[0], weight.shape[0]
+    if launch.INTERPRETED:
+        reference.check_labels(labels, vocabulary)
+    columns = reference.padded(vocabulary)
+    pieces = [slice(0, rows)] if keep else _pieces(rows, columns, x.element_size())
+    logits = x.new_empty((rows if keep else pieces[0].stop, columns))
+    loss = x.new_empty(rows, dtype=torch.float32)
+    lse, argmax = torch.empty_like(loss), labels.new_empty(rows)
+    bias, labels, box = bias.contiguous(), labels.contiguous(), mailbox.box(x.device)
+    for piece in pieces:
+        part = x[piece]
+        torch.mm(part, weight.t(), out=logits[: part.shape[0], :vocabulary])
+        launch.launch(
+            cross_entropy_fwd_kernel,
+            (part.shape[0],),
+            (logits, bias, labels, loss, lse, argmax, box, piece.start),
+            {"VOCABULARY": vocabulary, "STRIDE": columns, "COLS": FORWARD_COLS, "SLOT": BAD_LABEL},
+            warps=FORWARD_WARPS,
+        )
+    if keep:
+        logits[:, vocabulary:].zero_()
+    return loss, lse, argmax, logits if keep else x.new_empty(0)
+
+
+def linear_cross_entropy_bwd(
+    dloss: Tensor, x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, lse: Tensor, kept: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    if not _taken(x, weight, bias):
+        return reference.backward(dloss, x, weight, bias, labels, lse, kept)
+    rows, vocabulary = x.shape[0], weight.shape[0]
+    if rows == 0:
+        return tuple(torch.zeros_like(t, memory_format=torch.contiguous_format) for t in (x, weight, bias))
+    columns, has_kept = reference.padded(vocabulary), kept.dim() == 2
+    pieces = _pieces(rows, columns, x.element_size())
+    dlogits = x.new_empty((pieces[0].stop, columns))
+    dx = x.new_empty(x.shape)
+    programs = min(BACKWARD_ROW_PROGRAMS, rows)
+    dbias = x.new_empty((len(pieces), programs, columns), dtype=torch.float32)
+    dloss, bias, labels = dloss.contiguous(), bias.contiguous(), labels.contiguous()
+    dweight = None
+    for number, piece in enumerate(pieces):
+        part = x[piece]
+        count = part.shape[0]
+        here = dlogits[:count, :vocabulary]
+        if not has_kept:
+            torch.mm(part, weight.t(), out=here)
+        launch.launch(
+            cross_entropy_bwd_kernel,
+            (-(-columns // BACKWARD_COLS), programs),
+            (
+                kept[piece] if has_kept else dlogits,
+                dlogits,
+                bias,
+                labels,
+                lse,
+                dloss,
+                dbias[number],
+                piece.start,
+                count,
+            ),
+            {"VOCABULARY": vocabulary, "STRIDE": columns, "COLS": BACKWARD_COLS},
+            warps=BACKWARD_WARPS,
+        )
+        torch.mm(here, weight, out=dx[piece])
+        product = torch.mm(here.t(), part)
+        # A piece's product is rounded to x's dtype before it is added in float32: one rounding a piece of 17,000 tokens.
+        dweight = product if dweight is None else dweight.float().add_(product)
+    assert dweight is not None
+    return dx, dweight.to(weight.dtype), dbias.sum((0, 1))[:vocabulary].to(bias.dtype)

@@ -1,0 +1,105 @@
+"""The softmax of linear_cross_entropy and its gradient over rows of logits that lack their bias.
+
+Forward is bound by reading M V logits and has one exp an element: each lane keeps the maximum, the sum and the first place of
+the maximum of the columns it met. Backward needs no reduction over the row, since lse was saved: it reads and writes M V.
+"""
+
+import triton
+import triton.language as tl
+
+from bertfast.ops.masked_lm_loss.reference import IGNORED
+from bertfast.triton.mailbox import report
+
+_IGNORED = tl.constexpr(IGNORED)
+_LOWEST = tl.constexpr(-3.0e38)  # below every logit, yet its difference to -inf is no NaN
+
+
+@triton.jit(do_not_specialize=["first"])
+def cross_entropy_fwd_kernel(
+    logits_ptr,
+    bias_ptr,
+    labels_ptr,
+    loss_ptr,
+    lse_ptr,
+    argmax_ptr,
+    box_ptr,
+    first,
+    VOCABULARY: tl.constexpr,
+    STRIDE: tl.constexpr,
+    COLS: tl.constexpr,
+    SLOT: tl.constexpr,
+):
+    """One row. `first`: the row of labels that row 0 of the logits belongs to."""
+    row = tl.program_id(0)
+    place = row + first
+    label = tl.load(labels_ptr + place)
+    if label == _IGNORED:
+        tl.store(loss_ptr + place, 0.0)
+        tl.store(lse_ptr + place, 0.0)
+        tl.store(argmax_ptr + place, tl.full((), -1, tl.int64))
+    else:
+        row_ptr = logits_ptr + row.to(tl.int64) * STRIDE
+        top = tl.full((COLS,), _LOWEST, tl.float32)
+        total = tl.zeros((COLS,), tl.float32)
+        at = tl.zeros((COLS,), tl.int32)
+        for start in range(0, VOCABULARY, COLS):
+            column = start + tl.arange(0, COLS)
+            inside = column < VOCABULARY
+            # Columns up to STRIDE exist: a mask that ends at a multiple of 64 keeps whole 16-byte loads.
+            value = tl.load(row_ptr + column, mask=column < STRIDE, other=0.0).to(tl.float32)
+            value += tl.load(bias_ptr + column, mask=inside, other=0.0).to(tl.float32)
+            value = tl.where(inside, value, float("-inf"))
+            rise = value - top
+            scale = tl.exp(-tl.abs(rise))
+            total = tl.where(rise > 0, total * scale + 1.0, total + scale)
+            at = tl.where(rise > 0, column, at)
+            top = tl.maximum(top, value)
+        best = tl.max(top, 0)
+        total = tl.sum(total * tl.exp(top - best), 0)
+        winner = tl.min(tl.where(top == best, at, VOCABULARY - 1), 0)
+        bad = (label < 0) | (label >= VOCABULARY)
+        known = tl.where(bad, 0, label)
+        at_label = tl.load(row_ptr + known).to(tl.float32) + tl.load(bias_ptr + known).to(tl.float32)
+        log_total = tl.log(total)
+        nan = float("nan")
+        tl.store(loss_ptr + place, tl.where(bad, nan, (best - at_label) + log_total))
+        tl.store(lse_ptr + place, tl.where(bad, nan, best + log_total))  # poisons backward too
+        tl.store(argmax_ptr + place, winner.to(tl.int64))
+        report(box_ptr, SLOT, place, bad)
+
+
+@triton.jit(do_not_specialize=["first", "rows"])
+def cross_entropy_bwd_kernel(
+    logits_ptr,
+    dlogits_ptr,
+    bias_ptr,
+    labels_ptr,
+    lse_ptr,
+    dloss_ptr,
+    dbias_ptr,
+    first,
+    rows,
+    VOCABULARY: tl.constexpr,
+    STRIDE: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    """COLS columns of every so manyth row; dlogits may be the logits. dbias: a part [STRIDE] for each program along rows."""
+    program = tl.program_id(1)
+    column = tl.program_id(0) * COLS + tl.arange(0, COLS)
+    inside, exists = column < VOCABULARY, column < STRIDE
+    bias = tl.load(bias_ptr + column, mask=inside, other=0.0).to(tl.float32)
+    dbias = tl.zeros((COLS,), tl.float32)
+    start = program.to(tl.int64) * STRIDE
+    for row in range(program, rows, tl.num_programs(1)):
+        place = first + row
+        label = tl.load(labels_ptr + place)
+        lse = tl.load(lse_ptr + place)
+        dloss = tl.load(dloss_ptr + place).to(tl.float32)
+        value = tl.load(logits_ptr + start + column, mask=exists, other=0.0).to(tl.float32) + bias
+        gradient = (tl.exp(value - lse) - tl.where(column == label, 1.0, 0.0)) * dloss
+        # By choice and not by a factor of 0: a NaN in an ignored row or in the padding must not come out.
+        gradient = tl.where(inside & (label != _IGNORED), gradient, 0.0)
+        dbias += gradient
+        tl.store(dlogits_ptr + start + column, gradient.to(dlogits_ptr.dtype.element_ty), mask=exists)
+        start += tl.num_programs(1).to(tl.int64) * STRIDE
+    tl.store(dbias_ptr + program * STRIDE + column, dbias, mask=exists)

@@ -1,0 +1,316 @@
+"""masked_lm_loss and linear_cross_entropy against torch's own functions in float64."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from bertfast import _library
+from bertfast.ops import masked_lm_loss, onednn
+from bertfast.ops.masked_lm_loss import chunked, op, reference
+from bertfast.testing import assert_within_budget, leaves, rms_error, rounding_step
+
+# M, E, V: nothing, one row, a few; vocabularies that are a multiple of nothing, smaller and larger than a block of columns.
+SIZES = [(0, 16, 97), (1, 64, 97), (7, 48, 1031), (19, 32, 2050)]
+HEAD = ["dense_weight", "dense_bias", "norm_weight", "norm_bias", "decoder_weight", "decoder_bias"]
+
+
+def make(rows, size, vocabulary, dtype):
+    labels = torch.randint(0, vocabulary, (rows,))
+    labels[2::5] = -100
+    x, weight, bias = torch.randn(rows, size), 2 * torch.randn(vocabulary, size) / size**0.5, torch.randn(vocabulary)
+    return (x.to(dtype), weight.to(dtype), bias.to(dtype)), labels
+
+
+def stock(x, weight, bias, labels):
+    logits = F.linear(x, weight, bias)
+    return F.cross_entropy(logits if x.dtype == torch.float64 else logits.float(), labels, reduction="none")
+
+
+def stock_step(inputs, labels, dloss):
+    loss = stock(*inputs, labels)
+    loss.backward(dloss.to(loss.dtype))
+    return [loss.detach(), *[t.grad for t in inputs]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("keep", [True, False])
+def test_parity(implementation, size, dtype, keep, monkeypatch):
+    monkeypatch.setattr(onednn, "prefers_unpacked", lambda: False)  # eager's own product, as in test_linear_gelu.py
+    inputs, labels = make(*size, dtype)
+    dloss = torch.randn(size[0])
+    loss, lse, argmax, kept = implementation.linear_cross_entropy_fwd(*inputs, labels, keep)
+    before = kept.clone()
+    gradients = implementation.linear_cross_entropy_bwd(dloss, *inputs, labels, lse, kept)
+    assert torch.equal(kept, before)  # backward may run twice
+    assert kept.shape == ((size[0], reference.padded(size[2])) if keep else (0,))
+    exact = stock_step(leaves(inputs, torch.float64), labels, dloss)
+    theirs = stock_step(leaves(inputs), labels, dloss)
+    assert loss.dtype == lse.dtype == torch.float32
+    for name, mine, e, o in zip(["loss", "dx", "dweight", "dbias"], (loss, *gradients), theirs, exact, strict=True):
+        assert name == "loss" or mine.dtype == dtype
+        if name == "loss" and size[0] == 1 and dtype != torch.float32:
+            # One number, where eager may be right by luck: two logits, each rounded once.
+            assert (mine - o).abs() <= 2 * rounding_step(dtype) * F.linear(
+                *[t.double() for t in inputs[:2]]
+            ).abs().max()
+            continue
+        # Two libraries' products: root mean square, as bertfast.testing says.
+        assert_within_budget(mine, e, o, name, rms_error)
+    logits = F.linear(*[t.double() for t in inputs])
+    used = labels != -100
+    torch.testing.assert_close(lse[used].double(), logits.logsumexp(1)[used], rtol=1e-2, atol=1e-2)
+    chosen = logits[used].gather(1, argmax[used][:, None])[:, 0]  # among near ties, whichever rounding put first
+    torch.testing.assert_close(chosen, logits[used].amax(1), rtol=2e-2, atol=0.0)
+    assert (lse[~used] == 0).all()
+    assert (argmax[~used] == -1).all()
+
+
+def test_rows_that_count_for_nothing(implementation):
+    inputs, labels = make(6, 16, 97, torch.float32)
+    labels[:] = -100
+    inputs[0][1] = float("nan")
+    loss, lse, argmax, kept = implementation.linear_cross_entropy_fwd(*inputs, labels, True)
+    dx, dweight, dbias = implementation.linear_cross_entropy_bwd(torch.ones(6), *inputs, labels, lse, kept)
+    assert torch.equal(loss, torch.zeros(6))
+    assert torch.equal(argmax, torch.full((6,), -1))
+    assert not dx.any()
+    assert not dbias.any()
+    assert not dweight[:, 0].nan_to_num(0).any()  # 0 x NaN of the row itself is the product's
+
+
+def test_ties_and_extremes(implementation):
+    # Logits are the bias: huge ones must not overflow, the first of equal ones is the guess.
+    x, weight = torch.zeros(3, 16), torch.randn(1031, 16)
+    bias = torch.full((1031,), -3e4)
+    bias[[5, 700, 1030]] = 3e4
+    labels = torch.tensor([5, 1030, 0])
+    loss, lse, argmax, kept = implementation.linear_cross_entropy_fwd(x, weight, bias, labels, False)
+    assert torch.equal(argmax, torch.full((3,), 5))
+    torch.testing.assert_close(loss, torch.tensor([0.0, 0.0, 6e4]) + math.log(3), atol=4e-3, rtol=0)
+    _, _, dbias = implementation.linear_cross_entropy_bwd(torch.ones(3), x, weight, bias, labels, lse, kept)
+    torch.testing.assert_close(dbias[[0, 5, 700, 1030]], torch.tensor([-1.0, 0, 1, 0]), atol=4e-3, rtol=0)
+
+
+def test_views(implementation):
+    (x, weight, bias), labels = make(7, 12, 97, torch.float32)
+    plain = implementation.linear_cross_entropy_fwd(x, weight, bias, labels, True)
+    odd = (x.t().contiguous().t(), weight.t().contiguous().t(), bias.repeat_interleave(2)[::2])
+    strided = labels.repeat_interleave(2)[::2]
+    for mine, other in zip(implementation.linear_cross_entropy_fwd(*odd, strided, True), plain, strict=True):
+        torch.testing.assert_close(mine, other)
+    one = torch.ones(1)
+    expected = implementation.linear_cross_entropy_bwd(one.repeat(7), x, weight, bias, labels, plain[1], plain[3])
+    got = implementation.linear_cross_entropy_bwd(one.expand(7), *odd, strided, plain[1], plain[3])
+    for mine, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+@pytest.mark.parametrize("label", [97, -1, -101, 2**40])
+def test_bad_label(implementation, label):
+    inputs, labels = make(7, 16, 97, torch.float32)
+    labels[4] = label
+    with pytest.raises(IndexError, match=r"place 4"):
+        implementation.linear_cross_entropy_fwd(*inputs, labels, False)
+
+
+def test_gradcheck():
+    inputs, labels = make(7, 5, 11, torch.float64)
+    fwd = torch.ops.bertfast.linear_cross_entropy_fwd
+    for keep in (True, False):
+        assert torch.autograd.gradcheck(lambda *t, keep=keep: fwd(*t, labels, keep)[0], leaves(inputs))
+
+
+def test_opcheck():
+    inputs, labels = make(7, 16, 97, torch.float32)
+    ops = torch.ops.bertfast
+    for keep in (True, False):
+        _, lse, _, kept = ops.linear_cross_entropy_fwd(*inputs, labels, keep)
+        torch.library.opcheck(ops.linear_cross_entropy_fwd.default, (*leaves(inputs), labels, keep))
+        torch.library.opcheck(ops.linear_cross_entropy_bwd.default, (torch.randn(7), *inputs, labels, lse, kept))
+
+
+def test_subsets_of_gradients():
+    inputs, labels = make(7, 16, 97, torch.float32)
+    for wanted in range(3):
+        tensors = [t.detach().requires_grad_(i == wanted) for i, t in enumerate(inputs)]
+        torch.ops.bertfast.linear_cross_entropy_fwd(*tensors, labels, True)[0].sum().backward()
+        assert [t.grad is not None for t in tensors] == [i == wanted for i in range(3)]
+
+
+# The whole head.
+
+EPS = 1e-12
+
+
+def head(size, vocabulary, dtype, tokens=(3, 11)):
+    hidden = torch.randn(*tokens, size).to(dtype)
+    table = (2 * torch.randn(vocabulary, size) / size**0.5).to(dtype)
+    shapes = [(size, size), (size,), (size,), (size,)]
+    parameters = [(torch.randn(*s) / s[-1] ** 0.5).to(dtype) for s in shapes]
+    labels = torch.where(torch.rand(tokens) < 0.3, torch.randint(0, vocabulary, tokens), -100)
+    labels.view(-1)[4] = 7
+    return [hidden, *parameters, table, torch.randn(vocabulary).to(dtype)], labels
+
+
+def ours(tensors, labels, **options):
+    return masked_lm_loss(tensors[0], labels, **dict(zip(HEAD, tensors[1:], strict=True)), eps=EPS, **options)
+
+
+def eager(tensors, labels):
+    hidden, dense_weight, dense_bias, norm_weight, norm_bias, table, bias = tensors
+    y = F.gelu(F.linear(hidden, dense_weight, dense_bias))
+    y = F.layer_norm(y, y.shape[-1:], norm_weight, norm_bias, EPS)
+    logits = F.linear(y, table, bias).flatten(0, -2)
+    return F.cross_entropy(logits if hidden.dtype == torch.float64 else logits.float(), labels.flatten())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("given", ["looked up", "given", "with empty slots"])
+def test_head_parity(dtype, given):
+    tensors, labels = head(48, 1031, dtype)
+    places = (labels.flatten() != -100).nonzero()[:, 0]
+    empty = torch.full((3,), -1)
+    positions = {"looked up": None, "given": places, "with empty slots": torch.cat([empty, places, empty])}[given]
+    mine, theirs, exact = leaves(tensors), leaves(tensors), leaves(tensors, torch.float64)
+    loss, _, count = ours(mine, labels, positions=positions)
+    other, oracle = eager(theirs, labels), eager(exact, labels)
+    for result in (loss, other, oracle):
+        result.backward()
+    assert loss.dtype == torch.float32
+    assert loss.shape == ()
+    assert count == len(places)
+    # One number: its error is a draw, which the roundings of what it is a mean over bound.
+    torch.testing.assert_close(loss.double(), oracle, rtol=2 * torch.finfo(dtype).eps, atol=0.0)
+    for name, m, t, o in zip(["hidden", *HEAD], mine, theirs, exact, strict=True):
+        assert_within_budget(m.grad, t.grad, o.grad, name, rms_error)
+
+
+def test_head_gradcheck():
+    tensors, labels = head(6, 11, torch.float64, tokens=(7,))
+    assert torch.autograd.gradcheck(lambda *t: ours(t, labels)[0], leaves(tensors))
+    positions = torch.tensor([4, -1, 1, 0])
+    assert torch.autograd.gradcheck(
+        lambda *t: ours(t, labels, positions=positions, approximate="tanh")[0], leaves(tensors)
+    )
+
+
+@pytest.mark.parametrize("positions", [None, torch.tensor([-1, -1]), torch.tensor([], dtype=torch.int64)])
+def test_no_masked_token(positions):
+    tensors, labels = head(16, 97, torch.float32)
+    mine = leaves(tensors)
+    loss, correct, count = ours(mine, torch.full_like(labels, -100), positions=positions)
+    loss.backward()
+    assert (loss, correct, count) == (0, 0, 0)
+    assert all(torch.equal(t.grad, torch.zeros_like(t)) for t in mine)
+
+
+def test_accuracy_is_counted():
+    tensors, labels = head(16, 97, torch.float32)
+    hidden, dense_weight, dense_bias, norm_weight, norm_bias, table, bias = tensors
+    y = F.layer_norm(F.gelu(F.linear(hidden, dense_weight, dense_bias)), (16,), norm_weight, norm_bias, EPS)
+    guess = F.linear(y, table, bias).argmax(-1)
+    labels[0, :6] = guess[0, :6]
+    labels[1, :4] = (guess[1, :4] + 1) % 97
+    labels[1, 4:], labels[0, 6:], labels[2] = -100, -100, -100
+    _, correct, count = ours(tensors, labels)
+    assert (correct.dtype, count.dtype) == (torch.int64, torch.int64)
+    assert (int(correct), int(count)) == (6, 10)
+
+
+def test_tied_weight_sums_both_gradients():
+    tensors, labels = head(16, 97, torch.float64)
+    ids = torch.randint(0, 97, labels.shape)
+
+    def step(loss):
+        table = tensors[5].detach().requires_grad_()
+        tied = [F.embedding(ids, table), *tensors[1:5], table, tensors[6]]
+        loss(tied).backward()
+        return table.grad
+
+    torch.testing.assert_close(step(lambda t: ours(t, labels)[0]), step(lambda t: eager(t, labels)))
+
+
+def test_ignore_index():
+    tensors, labels = head(16, 97, torch.float32)
+    expected = ours(tensors, labels)
+    other = labels.masked_fill(labels == -100, -1)
+    for positions in (None, torch.arange(labels.numel())):
+        for a, b in zip(ours(tensors, other, ignore_index=-1, positions=positions), expected, strict=True):
+            torch.testing.assert_close(a, b)
+        with pytest.raises(IndexError, match="outside the vocabulary"):
+            ours(tensors, labels, ignore_index=-1, positions=positions)
+
+
+def test_compile(backend):
+    tensors, labels = head(16, 97, torch.float32)
+    positions = torch.cat([(labels.flatten() != -100).nonzero()[:, 0], torch.tensor([-1])])
+    mine, theirs = leaves(tensors), leaves(tensors)
+    compiled = torch.compile(lambda *t: ours(t, labels, positions=positions), fullgraph=True, backend=backend)
+    loss, correct, count = compiled(*mine)
+    expected = ours(theirs, labels, positions=positions)
+    for a, b in zip((loss, correct, count), expected, strict=True):
+        torch.testing.assert_close(a, b)
+    loss.backward()
+    expected[0].backward()
+    for a, b in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_logits_are_kept_only_for_backward_and_while_they_are_small(monkeypatch):
+    tensors, labels = head(16, 97, torch.float32)
+    kept = []
+    real = _library.op
+
+    def spying(name):
+        call = real(name)
+        return (lambda *t: (kept.append(t[-1]), call(*t))[1]) if name == "linear_cross_entropy_fwd" else call
+
+    monkeypatch.setattr(_library, "op", spying)
+    count = int((labels != -100).sum())
+    for limit in (4 * 97 * count, 4 * 97 * count - 1):
+        monkeypatch.setattr(op, "KEPT_BYTES", limit)
+        ours(leaves(tensors), labels)
+    monkeypatch.setattr(op, "KEPT_BYTES", 1 << 30)
+    ours(tensors, labels)
+    with torch.no_grad():
+        ours(leaves(tensors), labels)
+    assert kept == [True, False, False, False]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("keep", [True, False])
+def test_parity_of_chunks(implementation, dtype, keep, monkeypatch):
+    if implementation is torch.ops.bertfast_reference:
+        pytest.skip("the reference has no chunks")
+    for module in (chunked, pytest.importorskip("bertfast.ops.masked_lm_loss.triton")):
+        monkeypatch.setattr(module, "LOGITS_BYTES", 5 * 128 * 4)
+    test_parity(implementation, (19, 32, 97), dtype, keep, monkeypatch)
+
+
+def test_bad_inputs():
+    tensors, labels = head(16, 97, torch.float32)
+    labels[1, 2] = 97
+    with pytest.raises(IndexError, match=r"label 97 at place 13 is outside the vocabulary of 97"):
+        ours(tensors, labels)
+    with pytest.raises(ValueError, match="one label a token"):
+        ours(tensors, labels[:2])
+    with pytest.raises(ValueError, match="labels must be int64"):
+        ours(tensors, labels.int())
+    with pytest.raises(ValueError, match="positions must be int64"):
+        ours(tensors, labels, positions=torch.zeros(2))
+    with pytest.raises(ValueError, match=r"positions must be \[M\]"):
+        ours(tensors, labels, positions=torch.zeros(2, 1, dtype=torch.int64))
+    with pytest.raises(ValueError, match="do not fit"):
+        ours([*tensors[:6], tensors[6][1:]], labels)
+    with pytest.raises(ValueError, match="norm's parameters"):
+        ours([*tensors[:3], tensors[3][1:], *tensors[4:]], labels)
+    with pytest.raises(ValueError, match="approximate must be"):
+        ours(tensors, labels.clamp(max=96), approximate="erf")
+
+
+def test_reference_checks_only_where_looking_is_free():
+    labels = torch.tensor([5], device="meta")
+    reference.check_labels(labels, 3)

@@ -25,6 +25,38 @@ def test_parity_both_ways(implementation, kind):
     assert torch.equal(back, x * mask[..., None])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.bool])
+@pytest.mark.parametrize("cols", [1, 3, 8, 257, 768])
+def test_rows_of_any_size(implementation, dtype, cols):
+    # Odd numbers of bytes, one column, exact tiles of columns and a rest: bits must not change, NaN's included.
+    x = torch.randint(0, 256, (7, cols * dtype.itemsize), dtype=torch.uint8)
+    x = x.bool() if dtype == torch.bool else x.view(dtype)
+    indices = torch.tensor([6, 0, 2])
+    bits = torch.uint8
+    assert torch.equal(implementation.unpad(x, indices).view(bits), x[indices].view(bits))
+    back = x.new_zeros(9, cols)
+    back[indices] = x[:3]
+    assert torch.equal(implementation.repad(x[:3], indices, 9).view(bits), back.view(bits))
+
+
+def test_rows_that_begin_anywhere(implementation):
+    # A slice of a flat tensor is contiguous but not aligned, and a transposed one is neither.
+    flat = torch.randn(41).bfloat16()
+    indices = torch.tensor([3, 1])
+    for x in (flat[1:].view(4, 10), flat[:40].view(10, 4).T, flat[3:13].view(1, 10).expand(4, 10)):
+        assert torch.equal(implementation.unpad(x, indices), x[indices])
+        assert torch.equal(implementation.repad(x, torch.arange(4), 4), x)
+
+
+def test_many_sequences(implementation):
+    # More bounds than one program searches.
+    mask = torch.rand(300, 3) < 0.4
+    indices, bounds = implementation.pack_mask(mask)
+    assert torch.equal(indices, mask.flatten().nonzero().flatten())
+    assert bounds.tolist() == [0, *mask.sum(1).cumsum(0).tolist()]
+    assert bounds.dtype == torch.int32
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64])
 def test_public_functions(dtype):
     mask = MASKS["right"]

@@ -14,6 +14,9 @@ _library.define("repad(Tensor x, Tensor indices, SymInt rows) -> Tensor")
 _library.reference("pack_mask")(reference.pack_mask)
 _library.reference("unpad")(reference.unpad)
 _library.reference("repad")(reference.repad)
+_library.implement("pack_mask", "CUDA", "bertfast.ops.packing.triton:pack_mask")
+_library.implement("unpad", "CUDA", "bertfast.ops.packing.triton:unpad")
+_library.implement("repad", "CUDA", "bertfast.ops.packing.triton:repad")
 
 
 @_library.fake("pack_mask")

@@ -25,7 +25,9 @@ def test_parity_both_ways(implementation, kind):
     assert torch.equal(back, x * mask[..., None])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.bool])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.bool]
+)
 @pytest.mark.parametrize("cols", [1, 3, 8, 257, 768])
 def test_rows_of_any_size(implementation, dtype, cols):
     # Odd numbers of bytes, one column, exact tiles of columns and a rest: bits must not change, NaN's included.

@@ -1,0 +1,23 @@
+"""Every case of benchmarks/gpu/cases, and how one of them is called."""
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from typing import Any
+
+import bertfast.ops  # noqa: F401  defines the ops
+from benchmarks.gpu import cases
+from benchmarks.gpu.case import Case
+from bertfast import _library
+
+
+def all_cases(wanted: str = "") -> list[Case]:
+    """The cases of every module, in the order of their files, whose name contains `wanted`."""
+    modules = sorted(module.name for module in pkgutil.iter_modules(cases.__path__))
+    found = [case for name in modules for case in importlib.import_module(f"{cases.__name__}.{name}").CASES]
+    return [case for case in found if wanted in case.name]
+
+
+def function(case: Case) -> Callable[..., Any]:
+    """What a case runs: its own function, or the op's CUDA owner. The launcher itself, without the dispatcher."""
+    return case.run or _library.owner(case.op, "CUDA")

@@ -1,0 +1,179 @@
+"""python -m benchmarks.gpu.kernels: compiles what every case would launch, without a GPU, and checks what came out.
+
+Cases run on meta tensors, launches that compile to the same code are compiled once, and each case is judged by its own wishes:
+no spills without a reason, tensor-core instructions where there is a product, bulk copies, wide accesses, shared memory that fits.
+"""
+
+import json
+import multiprocessing
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.gpu import collect
+from benchmarks.gpu.case import Case
+
+ARCHITECTURES = (80, 90, 100)
+SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # what one block can ask for
+TENSOR_CORE = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
+WORKERS = 2
+
+
+@dataclass
+class Row:
+    """One compiled variant of a kernel for one architecture, and the cases that launch it."""
+
+    kernel: str
+    arch: int
+    signature: dict[str, str]
+    constants: dict[str, Any]
+    warps: int
+    stages: int
+    cases: list[str] = field(default_factory=list)
+    ops: list[str] = field(default_factory=list)
+    resources: dict[str, Any] | None = None
+    error: str = ""
+
+    @property
+    def spills(self) -> bool:
+        sass = (self.resources or {}).get("sass", {})
+        return sass.get("LDL", 0) + sass.get("STL", 0) > 0
+
+    def count(self, *names: str) -> int:
+        return sum((self.resources or {}).get("sass", {}).get(name, 0) for name in names)
+
+
+_launches: list[tuple[Any, int]] = []  # what workers inherit by fork: a kernel cannot be sent to another process
+
+
+def _compile(number: int) -> tuple[int, dict[str, Any] | None, str]:
+    from bertfast.triton import aot
+
+    launch, arch = _launches[number]
+    try:
+        return number, asdict(aot.resources(aot.compile_launch(launch, arch))), ""
+    except Exception as error:  # a row of the table, whatever it is
+        return number, None, f"{type(error).__name__}: {error}"[:2000]
+
+
+def record(cases: list[Case], archs: list[int]) -> tuple[list[Row], dict[tuple[str, int], list[str]]]:
+    """Rows still without resources, and what failed while recording, by case and architecture."""
+    from bertfast.triton import launch
+
+    rows: dict[tuple, Row] = {}
+    failures: dict[tuple[str, int], list[str]] = {}
+    _launches.clear()
+    for arch in archs:
+        for case in cases:
+            with launch.recording(arch) as got:
+                try:
+                    collect.function(case)(*case.make(torch.device("meta")))
+                except Exception as error:
+                    failures[case.name, arch] = [f"recording: {type(error).__name__}: {error}"]
+            for one in got:
+                key = (arch, one.kernel, one.signature, one.divisible_by_16, one.constants, one.warps, one.stages)
+                if key not in rows:
+                    name, constants = one.kernel.__name__, dict(one.constants)
+                    rows[key] = Row(name, arch, dict(one.signature), constants, one.warps, one.stages)
+                    _launches.append((one, arch))
+                row = rows[key]
+                row.cases += [case.name] if case.name not in row.cases else []
+                row.ops += [case.op] if case.op not in row.ops else []
+    return list(rows.values()), failures
+
+
+def compile_rows(rows: list[Row], console: Console) -> None:
+    """Fill in the resources of `rows`, which `record` made just now."""
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(WORKERS, mp_context=context) as pool:
+        for done, (number, resources, error) in enumerate(pool.map(_compile, range(len(rows))), 1):
+            rows[number].resources, rows[number].error = resources, error
+            if console.is_terminal:
+                console.print(f"{done} of {len(rows)}", end="\r")
+
+
+def judge(case: Case, arch: int, rows: list[Row]) -> list[str]:
+    """What is wrong with the code of one case for one architecture."""
+    mine = [row for row in rows if row.arch == arch and case.name in row.cases]
+    if not mine:
+        return ["launches nothing"]
+    wrong = [f"{row.kernel}: {row.error}" for row in mine if row.error]
+    mine = [row for row in mine if row.resources is not None]
+    for row in mine:
+        if row.spills and row.kernel not in case.spills:
+            wrong.append(f"{row.kernel} {row.constants}: spills (stack {row.resources['stack']} bytes)")
+        if row.resources["shared"] > SHARED_BYTES[arch]:
+            wrong.append(f"{row.kernel} {row.constants}: {row.resources['shared']} bytes of shared memory")
+    if case.dot and not any(row.count(TENSOR_CORE[arch]) for row in mine):
+        wrong.append(f"no {TENSOR_CORE[arch]} in its kernels")
+    if case.tma and arch >= 90 and not any(row.count("UTMALDG", "UTMASTG") for row in mine):
+        wrong.append("no bulk tensor copies in its kernels")
+    accesses = [(row.count("LDG", "STG", "LDGSTS"), row.resources["wide"]) for row in mine]
+    total = sum(n for n, _ in accesses)
+    share = sum(n * wide for n, wide in accesses) / total if total else 1.0
+    if share < case.wide - 1e-9:
+        wrong.append(f"{share:.2f} of its global accesses are of 16 bytes, {case.wide:.2f} wanted")
+    return wrong
+
+
+def table(rows: list[Row]) -> Table:
+    found = Table(title="Kernels compiled ahead of time; none of this says that they ran")
+    for name in ("kernel", "sm", "constants", "warps", "registers", "stack", "shared", "wide", "tensor", "bulk"):
+        found.add_column(name, overflow="fold")
+    for row in rows:
+        constants = " ".join(f"{k}={v}" for k, v in row.constants.items())
+        start = (row.kernel, str(row.arch), constants, str(row.warps))
+        if row.resources is None:
+            found.add_row(*start, "failed")
+            continue
+        got = row.resources
+        stack = f"{got['stack']}{' SPILLS' if row.spills else ''}"
+        counts = (str(row.count(*TENSOR_CORE.values())), str(row.count("UTMALDG", "UTMASTG")))
+        found.add_row(*start, str(got["registers"]), stack, str(got["shared"]), f"{got['wide']:.2f}", *counts)
+    return found
+
+
+def main(
+    arch: Annotated[list[int] | None, typer.Option(help="80, 90 or 100; all of them by default")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the rows here")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="write docs/kernels.md here")] = None,
+    case: Annotated[str, typer.Option(help="only cases whose name contains this")] = "",
+) -> None:
+    """Compile every case's kernels ahead of time and check them; exit status 1 where a check fails."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise SystemExit("TRITON_INTERPRET=1 makes Triton interpret: unset it to compile kernels")
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    cases, archs = collect.all_cases(case), sorted(arch or ARCHITECTURES)
+    rows, failures = record(cases, archs)
+    compile_rows(rows, console)
+    for one in cases:
+        for number in archs:
+            wrong = failures.get((one.name, number), []) or judge(one, number, rows)
+            failures[one.name, number] = wrong
+    console.print(table(rows))
+    if json_file:
+        json_file.write_text(json.dumps([asdict(row) for row in rows], indent=1, default=str) + "\n")
+    if markdown:
+        from benchmarks.gpu import docs
+
+        markdown.parent.mkdir(parents=True, exist_ok=True)
+        markdown.write_text(docs.render(cases, rows))
+    bad = {key: wrong for key, wrong in failures.items() if wrong}
+    for (name, number), wrong in bad.items():
+        for text in wrong:
+            console.print(f"[red]FAILED[/] sm_{number} {name}: ", end="")
+            console.print(text, markup=False)
+    console.print(f"{len(cases)} cases, {len(rows)} compiled variants, {len(bad)} failed checks")
+    raise SystemExit(1 if bad else 0)
+
+
+if __name__ == "__main__":
+    typer.run(main)

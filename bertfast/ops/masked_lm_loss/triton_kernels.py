@@ -1,7 +1,8 @@
 """The softmax of linear_cross_entropy and its gradient over rows of logits that lack their bias.
 
-Forward is bound by reading M V logits and has one exp an element: each lane keeps the maximum, the sum and the first place of
-the maximum of the columns it met. Backward needs no reduction over the row, since lse was saved: it reads and writes M V.
+Forward is bound by reading M V logits, if an element costs few instructions: lanes of as many columns as one 16-byte load have
+keep a maximum, a sum and the step where the maximum was; its column is found at the end by a second look at that step.
+Backward needs no reduction over the row, since lse was saved: it reads and writes M V.
 """
 
 import triton
@@ -12,6 +13,33 @@ from bertfast.triton.mailbox import report
 
 _IGNORED = tl.constexpr(IGNORED)
 _LOWEST = tl.constexpr(-3.0e38)  # below every logit, yet its difference to -inf is no NaN
+
+
+@triton.jit
+def biased_logits(
+    row_ptr, bias_ptr, start, VOCABULARY: tl.constexpr, STRIDE: tl.constexpr, COLS: tl.constexpr, TAIL: tl.constexpr
+):
+    """COLS logits from `start` on, bias added; -inf beyond the vocabulary."""
+    column = start + tl.arange(0, COLS)
+    if TAIL:
+        inside = column < VOCABULARY
+        # Columns up to STRIDE exist: a mask that ends at a multiple of 64 keeps whole 16-byte loads.
+        value = tl.load(row_ptr + column, mask=column < STRIDE, other=0.0).to(tl.float32)
+        value += tl.load(bias_ptr + column, mask=inside, other=0.0).to(tl.float32)
+        value = tl.where(inside, value, float("-inf"))
+    else:
+        value = tl.load(row_ptr + column).to(tl.float32) + tl.load(bias_ptr + column).to(tl.float32)
+    return value
+
+
+@triton.jit
+def add_columns(value, start, top, total, at, COLS: tl.constexpr, LANE: tl.constexpr):
+    """Takes COLS more logits into each lane's maximum, sum of exp(logit - maximum), and step where the maximum first was."""
+    lanes = tl.reshape(value, (COLS // LANE, LANE))
+    high = tl.max(lanes, 1)
+    raised = tl.maximum(top, high)
+    total = total * tl.exp(top - raised) + tl.sum(tl.exp(lanes - raised[:, None]), 1)
+    return raised, total, tl.where(high > top, start, at)
 
 
 @triton.jit(do_not_specialize=["first"])
@@ -27,6 +55,7 @@ def cross_entropy_fwd_kernel(
     VOCABULARY: tl.constexpr,
     STRIDE: tl.constexpr,
     COLS: tl.constexpr,
+    LANE: tl.constexpr,
     SLOT: tl.constexpr,
 ):
     """One row. `first`: the row of labels that row 0 of the logits belongs to."""
@@ -39,24 +68,21 @@ def cross_entropy_fwd_kernel(
         tl.store(argmax_ptr + place, tl.full((), -1, tl.int64))
     else:
         row_ptr = logits_ptr + row.to(tl.int64) * STRIDE
-        top = tl.full((COLS,), _LOWEST, tl.float32)
-        total = tl.zeros((COLS,), tl.float32)
-        at = tl.zeros((COLS,), tl.int32)
-        for start in range(0, VOCABULARY, COLS):
-            column = start + tl.arange(0, COLS)
-            inside = column < VOCABULARY
-            # Columns up to STRIDE exist: a mask that ends at a multiple of 64 keeps whole 16-byte loads.
-            value = tl.load(row_ptr + column, mask=column < STRIDE, other=0.0).to(tl.float32)
-            value += tl.load(bias_ptr + column, mask=inside, other=0.0).to(tl.float32)
-            value = tl.where(inside, value, float("-inf"))
-            rise = value - top
-            scale = tl.exp(-tl.abs(rise))
-            total = tl.where(rise > 0, total * scale + 1.0, total + scale)
-            at = tl.where(rise > 0, column, at)
-            top = tl.maximum(top, value)
+        top = tl.full((COLS // LANE,), _LOWEST, tl.float32)
+        total = tl.zeros((COLS // LANE,), tl.float32)
+        at = tl.zeros((COLS // LANE,), tl.int32)
+        WHOLE: tl.constexpr = VOCABULARY // COLS * COLS
+        for start in range(0, WHOLE, COLS):
+            value = biased_logits(row_ptr, bias_ptr, start, VOCABULARY, STRIDE, COLS, False)
+            top, total, at = add_columns(value, start, top, total, at, COLS, LANE)
+        if WHOLE < VOCABULARY:
+            value = biased_logits(row_ptr, bias_ptr, WHOLE, VOCABULARY, STRIDE, COLS, True)
+            top, total, at = add_columns(value, WHOLE, top, total, at, COLS, LANE)
         best = tl.max(top, 0)
         total = tl.sum(total * tl.exp(top - best), 0)
-        winner = tl.min(tl.where(top == best, at, VOCABULARY - 1), 0)
+        start = tl.min(tl.where(top == best, at, WHOLE), 0)
+        value = biased_logits(row_ptr, bias_ptr, start, VOCABULARY, STRIDE, COLS, True)
+        winner = tl.min(tl.where(value == best, start + tl.arange(0, COLS), VOCABULARY - 1), 0)
         bad = (label < 0) | (label >= VOCABULARY)
         known = tl.where(bad, 0, label)
         at_label = tl.load(row_ptr + known).to(tl.float32) + tl.load(bias_ptr + known).to(tl.float32)

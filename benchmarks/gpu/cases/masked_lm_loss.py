@@ -1,0 +1,89 @@
+"""linear_cross_entropy at 15 % masked tokens of 8192 and 65536, BERT's vocabulary of 30522; 20 of one short sequence.
+
+Bytes count inputs and outputs, the kept logits among them, not the logits between product and softmax. Products are
+cuBLAS's, so no tensor-core code is looked for in the kernels.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.gpu.case import Arguments, Case, randn
+from bertfast.ops.masked_lm_loss.reference import padded
+
+VOCABULARY = 30522
+
+
+def _inputs(device: torch.device, dtype: torch.dtype, rows: int, size: int) -> Arguments:
+    labels = torch.randint(0, VOCABULARY, (rows,), device=device)
+    weight = randn(device, dtype, VOCABULARY, size) / size**0.5
+    return randn(device, dtype, rows, size), weight, randn(device, dtype, VOCABULARY), labels
+
+
+def _eager_forward(args: Arguments) -> Callable[[], Any]:
+    x, weight, bias, labels, _ = args
+    return lambda: F.cross_entropy(F.linear(x, weight, bias), labels, reduction="none")
+
+
+def _eager_backward(args: Arguments) -> Callable[[], Any]:
+    dloss, x, weight, bias, labels, *_ = args
+    leaves = [t.detach().requires_grad_() for t in (x, weight, bias)]
+    loss = F.cross_entropy(F.linear(*leaves), labels, reduction="none")
+    return lambda: torch.autograd.grad(loss, leaves, dloss.to(loss.dtype), retain_graph=True)
+
+
+def _cases(rows: int, size: int, dtype: torch.dtype, keep: bool) -> list[Case]:
+    def forward(device: torch.device) -> Arguments:
+        return *_inputs(device, dtype, rows, size), keep
+
+    def backward(device: torch.device) -> Arguments:
+        inputs = _inputs(device, dtype, rows, size)
+        _, lse, _, kept = torch.ops.bertfast.linear_cross_entropy_fwd(*inputs, keep)
+        return torch.full((rows,), 1 / rows, device=device), *inputs, lse, kept
+
+    element = dtype.itemsize
+    inputs = element * (rows * size + VOCABULARY * size + VOCABULARY) + 8 * rows
+    kept = element * rows * padded(VOCABULARY) if keep else 0
+    product = 2 * rows * size * VOCABULARY
+    shape = f"{rows}x{size}x{VOCABULARY}{' keep' if keep else ''}"
+    return [
+        # The share of wide accesses counts instructions: scalars of the row, and narrow looks at the bias in the tail.
+        Case(
+            "linear_cross_entropy_fwd",
+            shape,
+            dtype,
+            forward,
+            bytes=inputs + kept + 16 * rows,
+            flops=product,
+            peers={"eager": _eager_forward},
+            wide=0.1,
+        ),
+        Case(
+            "linear_cross_entropy_bwd",
+            shape,
+            dtype,
+            backward,
+            bytes=2 * inputs + kept,
+            flops=(2 if keep else 3) * product,
+            peers={"eager": _eager_backward},
+            wide=0.35,
+        ),
+    ]
+
+
+CASES: list[Case] = [
+    case
+    for rows, size, dtype, keep in (
+        (20, 768, torch.bfloat16, True),
+        (1229, 768, torch.bfloat16, True),
+        (1229, 768, torch.float16, True),
+        (1229, 768, torch.float32, True),
+        (1229, 1024, torch.bfloat16, True),
+        (9830, 768, torch.bfloat16, True),
+        (9830, 768, torch.bfloat16, False),
+        (9830, 1024, torch.bfloat16, True),
+    )
+    for case in _cases(rows, size, dtype, keep)
+]

@@ -97,4 +97,5 @@ def fresh_inductor_cache(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(autouse=True)
 def seeded():
-    torch.manual_seed(0)
+    # `make gpu` draws a fresh seed and prints it; a failure is seen again with BERTFAST_SEED set to it.
+    torch.manual_seed(int(os.environ.get("BERTFAST_SEED", "0")))

@@ -1,4 +1,4 @@
-"""Every kernel that a benchmark case launches compiles for sm_80, sm_90 and sm_100, with the instructions that its case asks for."""
+"""Every kernel that a benchmark case launches compiles for sm_80, sm_90 and sm_100 and shows the instructions its case asks for."""
 
 import os
 import subprocess

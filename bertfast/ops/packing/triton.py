@@ -110,10 +110,8 @@ def _copies(x: Tensor, rows: int) -> bool:
 
 def pack_mask(mask: Tensor) -> tuple[Tensor, Tensor]:
     """torch's nonzero, which waits for the device because the number of tokens is a shape, and one kernel for the bounds."""
-    if mask.is_meta:  # recorded: as if every token were real
-        indices = mask.new_empty(mask.numel(), dtype=torch.int64)
-    else:
-        indices = mask.flatten().nonzero().flatten()
+    # Recorded on meta tensors: as if every token were real.
+    indices = mask.new_empty(mask.numel(), dtype=torch.int64) if mask.is_meta else mask.flatten().nonzero().flatten()
     batch, seqlen = mask.shape
     bounds = mask.new_empty(batch + 1, dtype=torch.int32)
     steps = mask.numel().bit_length() + 1

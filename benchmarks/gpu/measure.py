@@ -1,0 +1,91 @@
+"""Times functions on a GPU in turn, A B A B, with events, each run on cold caches; the clock is passed in, so that this is tested without one."""
+
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+
+from bertfast.bench.protocol import Spread
+
+Thunk = Callable[[], Any]
+FLUSH_BYTES = 512 << 20  # ten times an H200's L2; its 120 us also hide the Python of the launches that follow
+
+
+class Clock(Protocol):
+    def start(self, thunk: Thunk) -> Any:
+        """Run the thunk; a token to ask for its time with."""
+
+    def seconds(self, token: Any) -> float:
+        """How long it ran."""
+
+
+class CudaClock:
+    def __init__(self, flush: bool = True) -> None:
+        self.flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda") if flush else None
+
+    def start(self, thunk: Thunk) -> Any:
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        if self.flush is not None:
+            self.flush.zero_()
+        begin.record()
+        thunk()
+        end.record()
+        return begin, end
+
+    def seconds(self, token: Any) -> float:
+        begin, end = token
+        end.synchronize()
+        return begin.elapsed_time(end) / 1e3
+
+
+def explain(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:1000]
+
+
+def take_turns(
+    thunks: dict[str, Thunk], clock: Clock, budget: float = 0.5, fewest: int = 10, most: int = 100
+) -> dict[str, Spread | str]:
+    """Seconds of each thunk, or why it failed. They take turns for about `budget` seconds after two rounds of warm-up."""
+    found: dict[str, Spread | str] = {}
+    estimate = 0.0
+    for name, thunk in thunks.items():
+        try:
+            clock.seconds(clock.start(thunk))  # compiles
+            estimate += clock.seconds(clock.start(thunk))
+        except Exception as error:
+            found[name] = explain(error)
+    rounds = int(min(max(budget / max(estimate, 1e-6), fewest), most))
+    tokens: dict[str, list[Any]] = {name: [] for name in thunks if name not in found}
+    for _ in range(rounds):
+        for name, mine in tokens.items():
+            mine.append(clock.start(thunks[name]))
+    for name, mine in tokens.items():
+        found[name] = Spread.of([clock.seconds(token) for token in mine])
+    return found
+
+
+def host_seconds(
+    thunk: Thunk, synchronize: Thunk, calls: int = 50, now: Callable[[], float] = time.perf_counter
+) -> float:
+    """Seconds of the Python of one call: many calls without waiting. Few enough not to fill the queue of launches."""
+    thunk()
+    synchronize()
+    begin = now()
+    for _ in range(calls):
+        thunk()
+    found = (now() - begin) / calls
+    synchronize()
+    return found
+
+
+def ceilings(clock: Clock) -> tuple[float, float]:
+    """Bytes per second of a copy, counted both ways, and FLOPs per second of an 8192 cubed bfloat16 product, measured now."""
+    x = torch.empty(1 << 30, dtype=torch.int8, device="cuda")
+    y = torch.empty_like(x)
+    a, b = (torch.randn(8192, 8192, device="cuda").bfloat16() for _ in range(2))
+    found = take_turns({"copy": lambda: y.copy_(x), "matrix": lambda: a @ b}, clock)
+    copy, matrix = found["copy"], found["matrix"]
+    if isinstance(copy, str) or isinstance(matrix, str):
+        raise RuntimeError(f"the ceilings could not be measured: {found}")
+    return 2 * x.numel() / copy.p50, 2 * 8192**3 / matrix.p50

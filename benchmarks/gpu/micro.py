@@ -1,0 +1,84 @@
+"""The stage micro: every case against its peers, as shares of what this device was measured to copy and multiply."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from benchmarks.gpu import collect, measure, results
+from benchmarks.gpu.case import Arguments, Case
+from bertfast.bench.protocol import Spread
+
+ORACLE_BYTES = 64 << 20  # cases up to this size are compared with the reference in float64
+
+
+def _tensors(found: Any) -> list[torch.Tensor]:
+    return [t for t in (found if isinstance(found, (tuple, list)) else [found]) if isinstance(t, torch.Tensor)]
+
+
+def error(case: Case, arguments: Arguments) -> float | None:
+    """The largest difference of any floating-point output from the reference in float64; None for a large case."""
+    if case.bytes > ORACLE_BYTES or case.run is not None:
+        return None
+    wide = [a.double() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in arguments]
+    got = _tensors(collect.function(case)(*arguments))
+    wanted = _tensors(getattr(torch.ops.bertfast_reference, case.op)(*wide))
+    both = [(a, b) for a, b in zip(got, wanted, strict=True) if a.is_floating_point()]
+    return max((float((a.double() - b.double()).abs().max()) for a, b in both if a.numel()), default=0.0)
+
+
+def describe(case: Case, spread: Spread, ceilings: tuple[float, float]) -> results.Line:
+    """What a time means: rates, and the share of the floor that the measured ceilings set."""
+    floor = max(case.bytes / ceilings[0], case.flops / ceilings[1])
+    return {
+        "p20": spread.p20,
+        "p50": spread.p50,
+        "p80": spread.p80,
+        "gbps": case.bytes / spread.p50 / 1e9,
+        "tflops": case.flops / spread.p50 / 1e12,
+        "share_of_ceiling": floor / spread.p50,
+        "predicted": case.predicted_seconds,
+        "share_of_prediction": case.predicted_seconds / spread.p50,
+    }
+
+
+def run_case(
+    case: Case, device: torch.device, clock: measure.Clock, ceilings: tuple[float, float], synchronize: measure.Thunk
+) -> results.Line:
+    """One line; a case that fails is a line with ok=False."""
+    about = {"op": case.op, "shape": case.shape, "dtype": str(case.dtype).removeprefix("torch.")}
+    try:
+        arguments = case.make(device)
+        function = collect.function(case)
+        thunks: dict[str, measure.Thunk] = {"owner": lambda: function(*arguments)}
+        peers: dict[str, Any] = {}
+        for name, build in case.peers.items():
+            try:
+                thunks[name] = build(arguments)
+            except Exception as problem:  # a peer that this torch does not have
+                peers[name] = {"error": measure.explain(problem)}
+        found = measure.take_turns(thunks, clock)
+        own = found.pop("owner")
+        if isinstance(own, str):
+            return results.line("micro", case.name, ok=False, error=own, **about)
+        for name, spread in found.items():
+            if isinstance(spread, str):
+                peers[name] = {"error": spread}
+            else:
+                peers[name] = {"p20": spread.p20, "p50": spread.p50, "p80": spread.p80, "ratio": spread.p50 / own.p50}
+        more = describe(case, own, ceilings) | {"peers": peers, "clocks": results.clocks()}
+        more["host_us"] = 1e6 * measure.host_seconds(thunks["owner"], synchronize)
+        more["error"] = error(case, arguments)
+        return results.line("micro", case.name, ok=True, **about, **more)
+    except Exception as problem:
+        return results.line("micro", case.name, ok=False, error=measure.explain(problem), **about)
+
+
+def run(wanted: str = "") -> Iterator[results.Line]:
+    clock = measure.CudaClock()
+    ceilings = measure.ceilings(clock)
+    shown = {"gbps": ceilings[0] / 1e9, "tflops": ceilings[1] / 1e12}
+    yield results.line("micro", "ceilings", ok=True, clocks=results.clocks(), **shown)
+    for case in collect.all_cases(wanted):
+        yield run_case(case, torch.device("cuda", 0), clock, ceilings, torch.cuda.synchronize)
+        torch.cuda.empty_cache()

@@ -1,0 +1,81 @@
+"""Result lines: one JSON object a line in benchmarks/results/DEVICE.jsonl, each saying what ran, where, and at which commit.
+
+Lines are appended, never changed; where the same case ran twice, readers take the later one.
+"""
+
+import json
+import re
+import subprocess
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "benchmarks" / "results"
+Line = dict[str, Any]
+
+
+def _output(*command: str) -> str:
+    try:
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def slug(device: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+
+
+@cache
+def environment() -> Line:
+    """What every line of this process shares."""
+    try:
+        from triton import __version__ as triton_version
+    except ImportError:
+        triton_version = ""
+    found = {
+        "commit": _output("git", "rev-parse", "--short", "HEAD") or "unknown",
+        "dirty": _output("git", "status", "--porcelain", "--", "bertfast", "csrc") != "",
+        "torch": torch.__version__,
+        "triton": triton_version,
+        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        "device": "cpu",
+        "arch": 0,
+    }
+    if torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability()
+        found |= {"device": torch.cuda.get_device_name(), "arch": 10 * major + minor}
+    return found
+
+
+def clocks() -> str:
+    """Multiprocessor and memory clock now, and what throttles them."""
+    query = "--query-gpu=clocks.sm,clocks.mem,clocks_event_reasons.active"
+    return _output("nvidia-smi", query, "--format=csv,noheader")
+
+
+def line(stage: str, case: str, *, ok: bool | None, **more: Any) -> Line:
+    """One result. ok: False where it failed, None where it could not be judged."""
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"stage": stage, "case": case, "ok": ok, "date": date, **environment(), **more}
+
+
+def append(new: Line, folder: Path = FOLDER) -> Line:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{slug(new['device'])}.jsonl").open("a") as file:
+        file.write(json.dumps(new) + "\n")
+    return new
+
+
+def read(folder: Path = FOLDER) -> list[Line]:
+    """Every line of every device, oldest first."""
+    found = [json.loads(text) for path in sorted(folder.glob("*.jsonl")) for text in path.read_text().splitlines()]
+    return sorted(found, key=lambda one: one["date"])
+
+
+def latest(lines: list[Line]) -> list[Line]:
+    """The last line of each stage, case and device."""
+    return list({(one["stage"], one["case"], one["device"]): one for one in lines}.values())

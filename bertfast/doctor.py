@@ -94,7 +94,7 @@ def _advice(extension: Any) -> list[dict[str, str]]:
         found.append({"what": "Hugging Face models stay as they are", "why": "transformers is absent", "mend": mend})
     if torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability()
-        missing = verified.missing(_library.owners("CUDA"), 10 * major + minor)
+        missing = verified.missing(10 * major + minor)
         if importlib.util.find_spec("triton") is None:
             mend = "pip install 'bertfast[gpu]'"
             found.append({"what": "models on the GPU stay stock", "why": "Triton is absent", "mend": mend})
@@ -102,7 +102,7 @@ def _advice(extension: Any) -> list[dict[str, str]]:
             found.append(
                 {
                     "what": "models on the GPU stay stock",
-                    "why": f"{len(missing)} GPU kernels have not been verified on sm_{major}{minor}",
+                    "why": f"{len(missing)} GPU ops have kernels that were not verified on sm_{major}{minor}",
                     "mend": "run `make gpu` in bertfast's checkout, or bertfast.optimize(model, unverified_kernels=True)",
                 }
             )
@@ -126,6 +126,6 @@ def examine() -> dict[str, Any]:
         "cores": _cores(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "owners": {name: {key: owner(name, key) for key in ("CPU", "CUDA")} for name in _library.names()},
-        "verified_architectures": verified.architectures(_library.owners("CUDA")),
+        "verified_architectures": verified.architectures(),
         "slow": _advice(extension),
     }

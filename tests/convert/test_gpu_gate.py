@@ -5,7 +5,6 @@ import torch
 from transformers import BertConfig, BertModel
 
 import bertfast
-from bertfast import _library
 from bertfast.convert import checks
 from bertfast.triton import verified
 
@@ -25,18 +24,18 @@ def table(monkeypatch, ops):
 
 
 def test_all_verified_is_fast(hopper):
-    table(hopper, _library.owners("CUDA"))
+    table(hopper, verified.folders())
     assert checks._gpu_reason(0, False) is None
-    assert verified.architectures(_library.owners("CUDA")) == [90]
+    assert verified.architectures() == [90]
 
 
 def test_one_missing_stays_stock_unless_allowed(hopper):
-    table(hopper, list(_library.owners("CUDA"))[1:])
+    table(hopper, verified.folders()[1:])
     reason = checks._gpu_reason(0, False)
     assert "not been verified on sm_90" in reason
     assert "unverified_kernels=True" in reason
     assert checks._gpu_reason(0, True) is None
-    assert verified.architectures(_library.owners("CUDA")) == []
+    assert verified.architectures() == []
 
 
 def test_the_option_reaches_every_module():

@@ -52,13 +52,14 @@ def attention_bwd_single_kernel(
     head_ptr = qkv_ptr + begin * (3 * H * D) + head * D
     grad_ptr = dqkv_ptr + begin * (3 * H * D) + head * D
     row = tl.arange(0, BLOCK)
-    q = common.load_rows(head_ptr, common.bias_of(bias_ptr, 0, head, H, D), row, length, 3 * H * D, D, BLOCK_D)
-    k = common.load_rows(head_ptr + H * D, common.bias_of(bias_ptr, 1, head, H, D), row, length, 3 * H * D, D, BLOCK_D)
+    q = common.load_rows(head_ptr, bias_ptr, head * D, row, length, 3 * H * D, D, BLOCK_D)
+    k = common.load_rows(head_ptr + H * D, bias_ptr, (H + head) * D, row, length, 3 * H * D, D, BLOCK_D)
     s = tl.dot(k, tl.trans(q), input_precision="ieee") * scale_log2  # [keys, queries]
-    mask_base = common.mask_of(mask_ptr, sequence, head, mask_stride_sequence, mask_stride_head)
+    mask_start = sequence.to(tl.int64) * mask_stride_sequence + head.to(tl.int64) * mask_stride_head
     s = common.masked(
         s,
-        mask_base,
+        mask_ptr,
+        mask_start,
         row[None, :],
         row[:, None],
         length,
@@ -70,10 +71,8 @@ def attention_bwd_single_kernel(
     )
     lse_row = sequence_head.to(tl.int64) * longest if cu_ptr is None else head.to(tl.int64) * tokens + begin
     p = tl.exp2(s - common.load_lse(lse_ptr + lse_row, row, length)[None, :])
-    v = common.load_rows(
-        head_ptr + 2 * H * D, common.bias_of(bias_ptr, 2, head, H, D), row, length, 3 * H * D, D, BLOCK_D
-    )
-    dout = common.load_rows(dout_ptr + begin * (H * D) + head * D, None, row, length, H * D, D, BLOCK_D)
+    v = common.load_rows(head_ptr + 2 * H * D, bias_ptr, (2 * H + head) * D, row, length, 3 * H * D, D, BLOCK_D)
+    dout = common.load_rows(dout_ptr + begin * (H * D) + head * D, None, 0, row, length, H * D, D, BLOCK_D)
     dp = tl.dot(v, tl.trans(dout), input_precision="ieee")
     if rng_ptr is not None:
         keep = tl.trans(common.keep_bits(rng_ptr, sequence_head, row, 0, threshold, BLOCK, BLOCK))
@@ -91,21 +90,20 @@ def attention_bwd_single_kernel(
 
 @triton.jit
 def _dq_tile(
-    dq, q, dout, lse, delta, head_ptr, bias_ptr, mask_base, rng_ptr, sequence_head, head, row, start, length,
+    dq, q, dout, lse, delta, head_ptr, bias_ptr, mask_ptr, mask_start, rng_ptr, sequence_head, head, row, start, length,
     mask_stride_query, mask_stride_key, mask_bottom, scale_log2, inverse_rate, threshold,
     H: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     MASK_IS_BOOL: tl.constexpr, CHECK_KEYS: tl.constexpr,
 ):  # fmt: skip
     """Add one tile of keys to dq (before its scale)."""
     key = start + tl.arange(0, BLOCK_N)
-    k = common.load_rows(head_ptr + H * D, common.bias_of(bias_ptr, 1, head, H, D), key, length, 3 * H * D, D, BLOCK_D)
-    v = common.load_rows(
-        head_ptr + 2 * H * D, common.bias_of(bias_ptr, 2, head, H, D), key, length, 3 * H * D, D, BLOCK_D
-    )
+    k = common.load_rows(head_ptr + H * D, bias_ptr, (H + head) * D, key, length, 3 * H * D, D, BLOCK_D)
+    v = common.load_rows(head_ptr + 2 * H * D, bias_ptr, (2 * H + head) * D, key, length, 3 * H * D, D, BLOCK_D)
     s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
     s = common.masked(
         s,
-        mask_base,
+        mask_ptr,
+        mask_start,
         row[:, None],
         key[None, :],
         length,
@@ -165,25 +163,25 @@ def attention_bwd_dq_kernel(
         return
     head_ptr = qkv_ptr + begin * (3 * H * D) + head * D
     row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    q = common.load_rows(head_ptr, common.bias_of(bias_ptr, 0, head, H, D), row, length, 3 * H * D, D, BLOCK_D)
-    dout = common.load_rows(dout_ptr + begin * (H * D) + head * D, None, row, length, H * D, D, BLOCK_D)
-    out = common.load_rows(out_ptr + begin * (H * D) + head * D, None, row, length, H * D, D, BLOCK_D)
+    q = common.load_rows(head_ptr, bias_ptr, head * D, row, length, 3 * H * D, D, BLOCK_D)
+    dout = common.load_rows(dout_ptr + begin * (H * D) + head * D, None, 0, row, length, H * D, D, BLOCK_D)
+    out = common.load_rows(out_ptr + begin * (H * D) + head * D, None, 0, row, length, H * D, D, BLOCK_D)
     delta = tl.sum(out.to(tl.float32) * dout.to(tl.float32), 1)
     lse_row = sequence_head.to(tl.int64) * longest if cu_ptr is None else head.to(tl.int64) * tokens + begin
     tl.store(delta_ptr + lse_row + row, delta, mask=row < length)
     lse = common.load_lse(lse_ptr + lse_row, row, length)
-    mask_base = common.mask_of(mask_ptr, sequence, head, mask_stride_sequence, mask_stride_head)
+    mask_start = sequence.to(tl.int64) * mask_stride_sequence + head.to(tl.int64) * mask_stride_head
     dq = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     full = length // BLOCK_N * BLOCK_N
     for start in range(0, full, BLOCK_N):
         dq = _dq_tile(
-            dq, q, dout, lse, delta, head_ptr, bias_ptr, mask_base, rng_ptr, sequence_head, head, row, start, length,
+            dq, q, dout, lse, delta, head_ptr, bias_ptr, mask_ptr, mask_start, rng_ptr, sequence_head, head, row, start, length,
             mask_stride_query, mask_stride_key, mask_bottom, scale_log2, inverse_rate, threshold,
             H, D, BLOCK_D, BLOCK_M, BLOCK_N, MASK_IS_BOOL, False,
         )  # fmt: skip
     if full < length:
         dq = _dq_tile(
-            dq, q, dout, lse, delta, head_ptr, bias_ptr, mask_base, rng_ptr, sequence_head, head, row, full, length,
+            dq, q, dout, lse, delta, head_ptr, bias_ptr, mask_ptr, mask_start, rng_ptr, sequence_head, head, row, full, length,
             mask_stride_query, mask_stride_key, mask_bottom, scale_log2, inverse_rate, threshold,
             H, D, BLOCK_D, BLOCK_M, BLOCK_N, MASK_IS_BOOL, True,
         )  # fmt: skip
@@ -232,24 +230,22 @@ def attention_bwd_dkv_kernel(
     head_ptr = qkv_ptr + begin * (3 * H * D) + head * D
     head_dout_ptr = dout_ptr + begin * (H * D) + head * D
     key = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    k = common.load_rows(head_ptr + H * D, common.bias_of(bias_ptr, 1, head, H, D), key, length, 3 * H * D, D, BLOCK_D)
-    v = common.load_rows(
-        head_ptr + 2 * H * D, common.bias_of(bias_ptr, 2, head, H, D), key, length, 3 * H * D, D, BLOCK_D
-    )
+    k = common.load_rows(head_ptr + H * D, bias_ptr, (H + head) * D, key, length, 3 * H * D, D, BLOCK_D)
+    v = common.load_rows(head_ptr + 2 * H * D, bias_ptr, (2 * H + head) * D, key, length, 3 * H * D, D, BLOCK_D)
     lse_row = sequence_head.to(tl.int64) * longest if cu_ptr is None else head.to(tl.int64) * tokens + begin
-    mask_base = common.mask_of(mask_ptr, sequence, head, mask_stride_sequence, mask_stride_head)
-    query_bias_ptr = common.bias_of(bias_ptr, 0, head, H, D)
+    mask_start = sequence.to(tl.int64) * mask_stride_sequence + head.to(tl.int64) * mask_stride_head
     dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     dv = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     for start in range(0, length, BLOCK_M):
         row = start + tl.arange(0, BLOCK_M)
-        q = common.load_rows(head_ptr, query_bias_ptr, row, length, 3 * H * D, D, BLOCK_D)
-        dout = common.load_rows(head_dout_ptr, None, row, length, H * D, D, BLOCK_D)
+        q = common.load_rows(head_ptr, bias_ptr, head * D, row, length, 3 * H * D, D, BLOCK_D)
+        dout = common.load_rows(head_dout_ptr, None, 0, row, length, H * D, D, BLOCK_D)
         s = tl.dot(k, tl.trans(q), input_precision="ieee") * scale_log2  # [keys, queries]
         # Keys past the end need no mask: their rows of dk and dv are not stored.
         s = common.masked(
             s,
-            mask_base,
+            mask_ptr,
+            mask_start,
             row[None, :],
             key[:, None],
             length,

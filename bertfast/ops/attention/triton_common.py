@@ -46,15 +46,15 @@ def report_bounds(box_ptr, cu_ptr, sequence, falls, long, once):
 
 
 @triton.jit
-def load_rows(ptr, bias_ptr, row, length, STRIDE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """[rows, BLOCK_D] of one head, zero (or the bias) past `length` and past D; ptr is at row 0 of the head."""
+def load_rows(ptr, bias_ptr, bias_start, row, length, STRIDE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """[rows, BLOCK_D] of one head, zero (or the bias) past `length` and past D; ptr is at row 0 of the head, bias_start its bias."""
     col = tl.arange(0, BLOCK_D)
     inside = row[:, None] < length
     if BLOCK_D != D:
         inside = inside & (col[None, :] < D)
     x = tl.load(ptr + row[:, None] * STRIDE + col[None, :], mask=inside, other=0.0)
     if bias_ptr is not None:
-        bias = tl.load(bias_ptr + col, mask=col < D, other=0.0).to(tl.float32)
+        bias = tl.load(bias_ptr + bias_start + col, mask=col < D, other=0.0).to(tl.float32)
         x = (x.to(tl.float32) + bias[None, :]).to(x.dtype)
     return x
 
@@ -69,26 +69,10 @@ def store_rows(ptr, x, row, length, STRIDE: tl.constexpr, D: tl.constexpr, BLOCK
 
 
 @triton.jit
-def bias_of(bias_ptr, PART: tl.constexpr, head, H: tl.constexpr, D: tl.constexpr):
-    """Where the bias of queries (0), keys (1) or values (2) of one head begins; None where there is none."""
-    if bias_ptr is None:
-        return None
-    else:
-        return bias_ptr + (PART * H + head) * D
-
-
-@triton.jit
-def mask_of(mask_ptr, sequence, head, stride_sequence, stride_head):
-    if mask_ptr is None:
-        return None
-    else:
-        return mask_ptr + sequence.to(tl.int64) * stride_sequence + head.to(tl.int64) * stride_head
-
-
-@triton.jit
 def masked(
     s,
     mask_ptr,
+    mask_start,
     query,
     key,
     length,
@@ -98,13 +82,13 @@ def masked(
     MASK_IS_BOOL: tl.constexpr,
     CHECK_KEYS: tl.constexpr,
 ):
-    """Scores plus the mask, -inf where a query may not attend. query and key broadcast to the shape of s.
+    """Scores plus the mask, -inf where a query may not attend. query and key broadcast to the shape of s; mask_start: of the head.
 
     The mask is added, as the reference does, so that NaN stays NaN. CHECK_KEYS: whether the tile reaches past `length`.
     """
     if mask_ptr is not None:
         place = query.to(tl.int64) * stride_query + key.to(tl.int64) * stride_key
-        found = tl.load(mask_ptr + place, mask=(query < length) & (key < length), other=0)
+        found = tl.load(mask_ptr + mask_start + place, mask=(query < length) & (key < length), other=0)
         if MASK_IS_BOOL:
             s += tl.where(found != 0, 0.0, float("-inf"))
         else:

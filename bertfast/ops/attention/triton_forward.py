@@ -72,16 +72,15 @@ def attention_fwd_single_kernel(
     common.report_bounds(box_ptr, cu_ptr, sequence, falls, long, head == 0)
     head_ptr = qkv_ptr + begin * (3 * H * D) + head * D
     row = tl.arange(0, BLOCK)
-    q = common.load_rows(head_ptr, common.bias_of(bias_ptr, 0, head, H, D), row, length, 3 * H * D, D, BLOCK_D)
-    k = common.load_rows(head_ptr + H * D, common.bias_of(bias_ptr, 1, head, H, D), row, length, 3 * H * D, D, BLOCK_D)
-    v = common.load_rows(
-        head_ptr + 2 * H * D, common.bias_of(bias_ptr, 2, head, H, D), row, length, 3 * H * D, D, BLOCK_D
-    )
+    q = common.load_rows(head_ptr, bias_ptr, head * D, row, length, 3 * H * D, D, BLOCK_D)
+    k = common.load_rows(head_ptr + H * D, bias_ptr, (H + head) * D, row, length, 3 * H * D, D, BLOCK_D)
+    v = common.load_rows(head_ptr + 2 * H * D, bias_ptr, (2 * H + head) * D, row, length, 3 * H * D, D, BLOCK_D)
     s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
-    mask_base = common.mask_of(mask_ptr, sequence, head, mask_stride_sequence, mask_stride_head)
+    mask_start = sequence.to(tl.int64) * mask_stride_sequence + head.to(tl.int64) * mask_stride_head
     s = common.masked(
         s,
-        mask_base,
+        mask_ptr,
+        mask_start,
         row[:, None],
         row[None, :],
         length,
@@ -117,18 +116,19 @@ def attention_fwd_single_kernel(
 
 @triton.jit
 def _online_tile(
-    q, acc, m, total, head_ptr, bias_ptr, mask_base, rng_ptr, sequence_head, head, row, start, length,
+    q, acc, m, total, head_ptr, bias_ptr, mask_ptr, mask_start, rng_ptr, sequence_head, head, row, start, length,
     mask_stride_query, mask_stride_key, mask_bottom, scale_log2, threshold,
     H: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     MASK_IS_BOOL: tl.constexpr, CHECK_KEYS: tl.constexpr,
 ):  # fmt: skip
     """One tile of keys of the online softmax."""
     key = start + tl.arange(0, BLOCK_N)
-    k = common.load_rows(head_ptr + H * D, common.bias_of(bias_ptr, 1, head, H, D), key, length, 3 * H * D, D, BLOCK_D)
+    k = common.load_rows(head_ptr + H * D, bias_ptr, (H + head) * D, key, length, 3 * H * D, D, BLOCK_D)
     s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
     s = common.masked(
         s,
-        mask_base,
+        mask_ptr,
+        mask_start,
         row[:, None],
         key[None, :],
         length,
@@ -145,9 +145,7 @@ def _online_tile(
     total = total * rescale + tl.sum(p, 1)
     if rng_ptr is not None:
         p = tl.where(common.keep_bits(rng_ptr, sequence_head, row, start, threshold, BLOCK_M, BLOCK_N), p, 0.0)
-    v = common.load_rows(
-        head_ptr + 2 * H * D, common.bias_of(bias_ptr, 2, head, H, D), key, length, 3 * H * D, D, BLOCK_D
-    )
+    v = common.load_rows(head_ptr + 2 * H * D, bias_ptr, (2 * H + head) * D, key, length, 3 * H * D, D, BLOCK_D)
     acc = tl.dot(p.to(v.dtype), v, acc * rescale[:, None], input_precision="ieee")
     return acc, new_m, total
 
@@ -192,21 +190,21 @@ def attention_fwd_kernel(
         return
     head_ptr = qkv_ptr + begin * (3 * H * D) + head * D
     row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    q = common.load_rows(head_ptr, common.bias_of(bias_ptr, 0, head, H, D), row, length, 3 * H * D, D, BLOCK_D)
-    mask_base = common.mask_of(mask_ptr, sequence, head, mask_stride_sequence, mask_stride_head)
+    q = common.load_rows(head_ptr, bias_ptr, head * D, row, length, 3 * H * D, D, BLOCK_D)
+    mask_start = sequence.to(tl.int64) * mask_stride_sequence + head.to(tl.int64) * mask_stride_head
     acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     m = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     full = length // BLOCK_N * BLOCK_N
     for start in range(0, full, BLOCK_N):
         acc, m, total = _online_tile(
-            q, acc, m, total, head_ptr, bias_ptr, mask_base, rng_ptr, sequence_head, head, row, start, length,
+            q, acc, m, total, head_ptr, bias_ptr, mask_ptr, mask_start, rng_ptr, sequence_head, head, row, start, length,
             mask_stride_query, mask_stride_key, mask_bottom, scale_log2, threshold,
             H, D, BLOCK_D, BLOCK_M, BLOCK_N, MASK_IS_BOOL, False,
         )  # fmt: skip
     if full < length:
         acc, m, total = _online_tile(
-            q, acc, m, total, head_ptr, bias_ptr, mask_base, rng_ptr, sequence_head, head, row, full, length,
+            q, acc, m, total, head_ptr, bias_ptr, mask_ptr, mask_start, rng_ptr, sequence_head, head, row, full, length,
             mask_stride_query, mask_stride_key, mask_bottom, scale_log2, threshold,
             H, D, BLOCK_D, BLOCK_M, BLOCK_N, MASK_IS_BOOL, True,
         )  # fmt: skip

@@ -13,7 +13,7 @@ from bertfast.testing import assert_within_budget, leaves
 LENGTHS = (1, 7, 0, 33, 129, 199)
 # 32, 64 and 128 are what models have; 24 has a tail in every vector width, 256 is the largest head the kernels take.
 HEADS = {24: 3, 32: 3, 64: 2, 128: 2, 256: 1}
-DTYPES = [torch.float32, torch.bfloat16]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 def bounds(lengths=LENGTHS):

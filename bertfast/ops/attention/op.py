@@ -173,3 +173,12 @@ def attention_padded(
     scale = qkv.shape[-1] ** -0.5 if scale is None else scale
     out, _ = _library.op("attention_padded_fwd")(qkv, mask, scale, dropout_p, rng)
     return out
+
+
+for _name, _function in (
+    ("attention_fwd", "forward"),
+    ("attention_bwd", "backward"),
+    ("attention_padded_fwd", "padded_forward"),
+    ("attention_padded_bwd", "padded_backward"),
+):
+    _library.implement(_name, "CUDA", f"bertfast.ops.attention.triton:{_function}")

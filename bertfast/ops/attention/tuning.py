@@ -1,0 +1,47 @@
+"""Launch tables of the attention kernels: tiles, warps and stages by head size, dtype and architecture.
+
+Chosen by ahead-of-time compilation (registers, spills, shared memory), never measured on a GPU.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Tile:
+    """BLOCK_M queries by BLOCK_N keys."""
+
+    queries: int
+    keys: int
+    warps: int
+    stages: int
+
+
+def single_block(longest: int, block_d: int, itemsize: int) -> int:
+    """The tile that holds a whole sequence, 0 where none does."""
+    # float32 has no tensor cores here and twice the bytes: above 64 x 64 (128 x 128 would be 128 numbers a thread) it spills.
+    limit = 32 if itemsize == 4 and block_d > 64 else 64 if itemsize == 4 or block_d > 128 else 128
+    return next((block for block in (32, 64, 128) if longest <= block <= limit), 0)
+
+
+def single_warps(block: int, itemsize: int) -> int:
+    return 8 if block == 128 else 4
+
+
+def forward_tile(block_d: int, itemsize: int, arch: int) -> Tile:
+    if itemsize == 4:
+        return Tile(32, 32, 4, 1) if block_d > 64 else Tile(64, 32, 4, 2)
+    return Tile(128, 64 if block_d == 128 else 128, 8, 2)
+
+
+def backward_tile(block_d: int, itemsize: int, arch: int) -> Tile:
+    if itemsize == 4:
+        return Tile(32, 32, 4, 1)
+    return Tile(64, 64, 8 if block_d == 128 else 4, 2)
+
+
+def single_block_backward(longest: int, block_d: int, itemsize: int, arch: int) -> int:
+    return single_block(longest, block_d, itemsize)
+
+
+def single_backward_warps(block: int, itemsize: int) -> int:
+    return 8 if block == 128 else 4

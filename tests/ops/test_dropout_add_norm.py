@@ -10,7 +10,12 @@ from bertfast.testing import assert_within_budget, leaves
 EPS = 1e-12
 # 768 is BERT-base, 64 a head, 257 has a tail in every vector width; 0, 1, 7 and 199 rows: nothing, one, less than a grain, many.
 SIZES = [(0, 64), (1, 768), (7, 257), (199, 768), (33, 1)]
-DTYPES = [(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.float32)]
+DTYPES = [
+    (torch.float32, torch.float32),
+    (torch.float16, torch.float16),
+    (torch.bfloat16, torch.bfloat16),
+    (torch.bfloat16, torch.float32),
+]
 
 
 def make(rows, cols, dtype, residual_dtype, bias=True, residual=True):

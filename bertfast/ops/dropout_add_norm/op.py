@@ -120,3 +120,7 @@ def dropout_add_norm(
         rng,
     )
     return y.view(x.shape)
+
+
+_library.implement("dropout_add_norm_fwd", "CUDA", "bertfast.ops.dropout_add_norm.triton:forward")
+_library.implement("dropout_add_norm_bwd", "CUDA", "bertfast.ops.dropout_add_norm.triton:backward")

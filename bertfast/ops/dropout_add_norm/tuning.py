@@ -1,0 +1,57 @@
+"""Launch table of the row kernels (dropout_add_norm, embedding_sum_norm). Predicted from compiled code, never measured."""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+
+MAX_COLS = 4096  # a row lives in registers: 16 elements a thread at 8 warps
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class RowTile:
+    """A program's tile: ROWS rows of BLOCK columns at once, on `warps` warps."""
+
+    rows: int
+    block: int
+    warps: int
+
+
+# BLOCK columns to (forward rows, backward rows, warps). Warps lie along a row, 8 elements a thread (16 bytes of bfloat16): only so does a
+# thread keep the same columns in all rows, and parameters and their partial gradients cost 8 registers each. Several rows a tile
+# share the parameters' loads and the reductions' barriers. Backward holds three inputs and three sums, so fewer rows.
+_TILES = {
+    256: (8, 4, 1),
+    512: (4, 2, 2),
+    1024: (4, 2, 4),  # BERT-base (a quarter of the lanes idle at 768: issue slots, not bytes) and BERT-large
+    2048: (2, 1, 8),
+    4096: (1, 1, 8),
+}
+# Backward programs on a multiprocessor, as many as registers let in; each leaves a row of partial sums to be added.
+PROGRAMS_PER_MULTIPROCESSOR = 4
+# At least so many tiles a program: below, writing and adding partial sums takes over a tenth of the bytes.
+TILES_PER_PROGRAM = 16
+
+
+def block(cols: int) -> int:
+    """Columns of a tile: a power of two, at least one warp of 8 elements a thread."""
+    return max(256, triton.next_power_of_2(cols))
+
+
+def forward_tile(cols: int, rows: int, multiprocessors: int) -> RowTile:
+    """One row a program while that fills the multiprocessors less than four times: latency matters, not loads of parameters."""
+    most, _, warps = _TILES[block(cols)]
+    return RowTile(1 if rows <= 4 * multiprocessors else most, block(cols), warps)
+
+
+def backward_tile(cols: int) -> RowTile:
+    _, rows, warps = _TILES[block(cols)]
+    return RowTile(rows, block(cols), warps)
+
+
+def backward_programs(rows: int, tile_rows: int, multiprocessors: int) -> int:
+    """How many programs share the rows: at least one a multiprocessor, at most what is resident, never more than tiles."""
+    tiles = triton.cdiv(rows, tile_rows)
+    wanted = min(PROGRAMS_PER_MULTIPROCESSOR * multiprocessors, triton.cdiv(tiles, TILES_PER_PROGRAM))
+    return min(tiles, max(multiprocessors, wanted))

@@ -32,11 +32,7 @@ def tile_corner(
 @triton.jit
 def operand(ptr, rows, COLS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, TMA: tl.constexpr):
     """A matrix [rows, COLS] as `load_block` and `store_block` take it: a descriptor or the pointer itself."""
-    if TMA:
-        found = tl.make_tensor_descriptor(ptr, [rows, COLS], [COLS, 1], [BLOCK_ROWS, BLOCK_COLS])
-    else:
-        found = ptr
-    return found
+    return tl.make_tensor_descriptor(ptr, [rows, COLS], [COLS, 1], [BLOCK_ROWS, BLOCK_COLS]) if TMA else ptr
 
 
 @triton.jit
@@ -176,30 +172,39 @@ def linear_dgelu_kernel(
                 _dgelu_slice(a3, bias_ptr, pre, dpre, partial_ptr, row, col + 3 * S, tokens, N, BLOCK_M, S, TANH, TMA)
 
 
-def _plan(tokens: int, n: int, k: int, device: torch.device, table: tuning.Table) -> tuple[tuple[int], dict, dict]:
-    """(grid, constants up to SLICES, warps and stages) of one product."""
-    tile = tuning.tile(table, tokens, n, architecture(device), multiprocessors(device))
-    tiles = triton.cdiv(tokens, tile.m) * triton.cdiv(n, tile.n)
-    programs = multiprocessors(device) * tile.resident
+def _plan(
+    tokens: int, n: int, k: int, device: torch.device, table: tuning.Table, tile: tuning.Tile | None
+) -> tuple[tuple[int], dict, dict, dict]:
+    """(grid, constants up to SLICES, how operands travel, warps and stages) of one product."""
+    arch, processors = architecture(device), multiprocessors(device)
+    tile = tile or tuning.tile(table, tokens, n, arch, processors)
+    tiles, programs = triton.cdiv(tokens, tile.m) * triton.cdiv(n, tile.n), processors * tile.resident
     sizes = {"BLOCK_M": tile.m, "BLOCK_N": tile.n, "BLOCK_K": tile.k, "GROUP": tuning.GROUP, "SLICES": tile.slices}
+    # Specialised on sm_90 the loops must not be flattened into one, or it is ignored; on sm_100 they must be.
+    travel = {"TMA": arch >= 90, "SPECIALIZE": tile.specialize, "FLATTEN": arch >= 100 or not tile.specialize}
     constants = {"N": n, "K": k, "PROGRAMS": programs, **sizes}
-    return (min(tiles, programs),), constants, {"warps": tile.warps, "stages": tile.stages}
+    return (min(tiles, programs),), constants, travel, {"warps": tile.warps, "stages": tile.stages}
 
 
 def linear_gelu_fused(
-    x: Tensor, weight: Tensor, bias: Tensor, tanh: bool, store_pre: bool = True
+    x: Tensor, weight: Tensor, bias: Tensor, tanh: bool, store_pre: bool = True, tile: tuning.Tile | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """(y, pre) of x [T, K], weight [N, K], bias [N], all that `tuning.fused_takes`; pre is None unless stored."""
+    """(y, pre) of x [T, K], weight [N, K], bias [N], all that `tuning.fused_takes`; pre is None unless stored.
+
+    `tile`: in place of the table's.
+    """
     (tokens, k), n = x.shape, weight.shape[0]
     y = torch.empty(tokens, n, dtype=x.dtype, device=x.device)
     pre = torch.empty_like(y) if store_pre else None
-    grid, constants, options = _plan(tokens, n, k, x.device, tuning.FORWARD)
-    constants |= {"TANH": tanh, "STORE_PRE": store_pre, **tuning.copies(architecture(x.device))}
+    grid, constants, travel, options = _plan(tokens, n, k, x.device, tuning.FORWARD, tile)
+    constants |= {"TANH": tanh, "STORE_PRE": store_pre, **travel}
     launch(linear_gelu_fwd_kernel, grid, (x, weight, bias, y, pre, tokens), constants, **options)
     return y, pre
 
 
-def linear_dgelu_fused(dy2: Tensor, weight2: Tensor, pre: Tensor, bias: Tensor, tanh: bool) -> tuple[Tensor, Tensor]:
+def linear_dgelu_fused(
+    dy2: Tensor, weight2: Tensor, pre: Tensor, bias: Tensor, tanh: bool, tile: tuning.Tile | None = None
+) -> tuple[Tensor, Tensor]:
     """Through a second Linear and the GELU before it: (dpre [T, N], dbias [N]).
 
     Args:
@@ -208,6 +213,7 @@ def linear_dgelu_fused(dy2: Tensor, weight2: Tensor, pre: Tensor, bias: Tensor, 
         pre: [T, N], the first Linear's product before its bias.
         bias: [N], the first Linear's.
         tanh: the form of the GELU.
+        tile: in place of the table's.
 
     Raises:
         ValueError: where `tuning.fused_takes` does not hold; nothing owns this sum of two ops yet, so there is no other form.
@@ -215,10 +221,10 @@ def linear_dgelu_fused(dy2: Tensor, weight2: Tensor, pre: Tensor, bias: Tensor, 
     if not tuning.fused_takes(dy2, weight2, pre, bias):
         raise ValueError("linear_dgelu_fused: takes contiguous float16 or bfloat16 of sizes that are multiples of 8")
     (tokens, k), n = dy2.shape, weight2.shape[1]
-    grid, constants, options = _plan(tokens, n, k, dy2.device, tuning.BACKWARD)
+    grid, constants, travel, options = _plan(tokens, n, k, dy2.device, tuning.BACKWARD, tile)
     dpre = torch.empty_like(pre)
     rows = triton.cdiv(tokens, constants["BLOCK_M"])
     partial = torch.empty(rows, n, dtype=torch.float32, device=dy2.device)
-    constants |= {"TANH": tanh, **tuning.copies(architecture(dy2.device))}
+    constants |= {"TANH": tanh, **travel}
     launch(linear_dgelu_kernel, grid, (dy2, weight2, pre, bias, dpre, partial, tokens), constants, **options)
     return dpre, columns.sum_partials(partial, bias.dtype)

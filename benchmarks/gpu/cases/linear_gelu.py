@@ -1,0 +1,177 @@
+"""linear_gelu and its elementwise half at BERT-base's and -large's feed-forward; the split owner, and fused products by name.
+
+Nothing here has run on a GPU yet. What decides between split and fused is `linear_gelu_fwd` against `linear alone`: the fused
+product is to cost at most 5 % over cuBLAS's.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.gpu.case import Arguments, Case, randn
+from bertfast.ops.linear_gelu import triton as split
+from bertfast.ops.linear_gelu import tuning
+from bertfast.ops.linear_gelu.triton_gemm import linear_dgelu_fused, linear_gelu_fused
+from bertfast.triton.launch import architecture
+
+BASE, LARGE = (768, 3072), (1024, 4096)
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+TOKENS = (128, 8192, 65536)
+# Tokens, sizes, dtype: every entry of the launch tables is reached; 16-bit types share their code's shape.
+SHAPES = [(t, size, BF16) for size in (BASE, LARGE) for t in TOKENS] + [(8192, BASE, FP16)]
+Run = Callable[..., Any]
+
+
+def inputs(device: torch.device, dtype: torch.dtype, t: int, k: int, n: int) -> Arguments:
+    """x, weight, bias at the sizes that a layer's values have."""
+    return randn(device, dtype, t, k), randn(device, dtype, n, k) * k**-0.5, randn(device, dtype, n)
+
+
+def eager(args: Arguments) -> Run:
+    x, weight, bias, tanh = args
+    return lambda: F.gelu(F.linear(x, weight, bias), approximate="tanh" if tanh else "none")
+
+
+def compiled(args: Arguments) -> Run:
+    x, weight, bias, tanh = args
+    function = torch.compile(lambda a, w, b: F.gelu(F.linear(a, w, b), approximate="tanh" if tanh else "none"))
+    return lambda: function(x, weight, bias)
+
+
+def linear_alone(args: Arguments) -> Run:
+    x, weight, bias, _ = args
+    return lambda: F.linear(x, weight, bias)
+
+
+def eager_elementwise_bwd(args: Arguments) -> Run:
+    dy, pre, bias, tanh = args
+    approximate = "tanh" if tanh else "none"
+
+    def run() -> tuple[torch.Tensor, torch.Tensor]:
+        dpre = torch.ops.aten.gelu_backward(dy, pre + bias, approximate=approximate)
+        return dpre, dpre.sum(0)
+
+    return run
+
+
+def eager_bwd(args: Arguments) -> Run:
+    dy, x, weight, bias, pre, tanh, _, _ = args
+    elementwise = eager_elementwise_bwd((dy, pre, bias, tanh))
+
+    def run() -> tuple[torch.Tensor, ...]:
+        dpre, dbias = elementwise()
+        return dpre @ weight, dpre.t() @ x, dbias
+
+    return run
+
+
+def product_then_bwd(args: Arguments) -> Run:
+    dy2, weight2, pre, bias, tanh = args
+    return lambda: split.bias_gelu_bwd(dy2 @ weight2, pre, bias, tanh)
+
+
+def alternative(name: str) -> Run:
+    """The fused forward with a tile that is not the table's; the table's on architectures that it is not meant for."""
+    architectures, tile = tuning.ALTERNATIVES[name]
+
+    def run(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, tanh: bool) -> Any:
+        chosen = tile if architecture(x.device) in architectures else None
+        return linear_gelu_fused(x, weight, bias, tanh, tile=chosen)
+
+    return run
+
+
+def elementwise(t: int, n: int, dtype: torch.dtype, tanh: bool = False) -> list[Case]:
+    cell, shape = t * n * dtype.itemsize, f"{t}x{n}" + " tanh" * tanh
+
+    def forward(device: torch.device) -> Arguments:
+        return randn(device, dtype, t, n), randn(device, dtype, n), tanh
+
+    def backward(device: torch.device) -> Arguments:
+        return randn(device, dtype, t, n), *forward(device)
+
+    def eager_fwd(args: Arguments) -> Run:
+        return lambda: F.gelu(args[0] + args[1], approximate="tanh" if tanh else "none")
+
+    return [
+        Case("bias_gelu_fwd", shape, dtype, forward, bytes=2 * cell, peers={"eager": eager_fwd}),
+        Case("bias_gelu_bwd", shape, dtype, backward, bytes=3 * cell, peers={"eager": eager_elementwise_bwd}),
+    ]
+
+
+def whole(t: int, size: tuple[int, int], dtype: torch.dtype) -> list[Case]:
+    """The op, forward and backward, as its owner runs it."""
+    (k, n), shape = size, f"{t}x{size[0]}x{size[1]}"
+    ends, middle = (t * k + n * k) * dtype.itemsize, t * n * dtype.itemsize
+
+    def forward(device: torch.device) -> Arguments:
+        return *inputs(device, dtype, t, k, n), False
+
+    def backward(device: torch.device) -> Arguments:
+        dy, pre = randn(device, dtype, t, n), randn(device, dtype, t, n)
+        return dy, *inputs(device, dtype, t, k, n), pre, False, True, True
+
+    peers = {"eager": eager, "compiled": compiled, "linear alone": linear_alone}
+    flops = 2 * t * k * n
+    return [
+        Case("linear_gelu_fwd", shape, dtype, forward, bytes=ends + 2 * middle, flops=flops, peers=peers),
+        Case(
+            "linear_gelu_bwd",
+            shape,
+            dtype,
+            backward,
+            bytes=2 * ends + 2 * middle,
+            flops=2 * flops,
+            peers={"eager": eager_bwd},
+        ),
+    ]
+
+
+def fused(t: int, size: tuple[int, int], dtype: torch.dtype, tanh: bool = False) -> list[Case]:
+    """Both fused products, and the forward one for inference, which stores no product."""
+    (k, n), shape = size, f"{t}x{size[0]}x{size[1]}" + " tanh" * tanh
+    ends, middle = (t * k + n * k) * dtype.itemsize, t * n * dtype.itemsize
+
+    def forward(device: torch.device) -> Arguments:
+        return *inputs(device, dtype, t, k, n), tanh
+
+    def backward(device: torch.device) -> Arguments:
+        dy2, weight, bias = inputs(device, dtype, t, k, n)
+        return dy2, weight.t().contiguous(), randn(device, dtype, t, n), bias, tanh
+
+    # The few loads that are no bulk copies are the bias, two bytes each: nothing to be wide.
+    product = {"dtype": dtype, "flops": 2 * t * k * n, "dot": True, "tma": True, "wide": 0.0}
+    peers = {"eager": eager, "compiled": compiled, "linear alone": linear_alone}
+    training, inference = ends + 2 * middle, ends + middle
+
+    def op(suffix: str, moved: int, run: Run) -> Case:
+        return Case("linear_gelu_fwd", f"{shape} {suffix}", make=forward, bytes=moved, peers=peers, run=run, **product)
+
+    found = [
+        op("fused", training, split.linear_gelu_fwd_fused),
+        op("fused, no pre", inference, lambda *args: linear_gelu_fused(*args, store_pre=False)),
+        Case(
+            "linear_gelu_bwd",
+            f"{shape} fused dgelu",
+            make=backward,
+            bytes=training,
+            peers={"product, bias_gelu_bwd": product_then_bwd},
+            run=linear_dgelu_fused,
+            **product,
+        ),
+    ]
+    if t == 8192 and dtype == BF16 and not tanh:
+        found += [op(f"fused, {name}", training, alternative(name)) for name in tuning.ALTERNATIVES]
+    return found
+
+
+CASES: list[Case] = [
+    *[case for t, (_, n), dtype in SHAPES for case in elementwise(t, n, dtype)],
+    *elementwise(8192, 3072, BF16, tanh=True),
+    *elementwise(8192, 3072, FP32),
+    *[case for shape in [*SHAPES, (8192, BASE, FP32)] for case in whole(*shape)],
+    *[case for shape in SHAPES for case in fused(*shape)],
+    *fused(8192, BASE, BF16, tanh=True),
+]

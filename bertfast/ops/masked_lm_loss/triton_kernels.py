@@ -81,7 +81,7 @@ def cross_entropy_fwd_kernel(
         best = tl.max(top, 0)
         total = tl.sum(total * tl.exp(top - best), 0)
         lane = at + tl.arange(0, COLS // LANE) * LANE  # the first column of each lane in the step of its maximum
-        start = tl.min(tl.where(top == best, lane, WHOLE), 0)
+        start = tl.min(tl.where(top == best, lane, VOCABULARY - 1), 0)
         value = biased_logits(row_ptr, bias_ptr, start, VOCABULARY, STRIDE, LANE, True)
         winner = tl.min(tl.where(value == best, start + tl.arange(0, LANE), VOCABULARY - 1), 0)
         bad = (label < 0) | (label >= VOCABULARY)

@@ -58,7 +58,7 @@ def _cases(rows: int, size: int, dtype: torch.dtype, keep: bool) -> list[Case]:
             bytes=inputs + kept + 16 * rows,
             flops=product,
             peers={"eager": _eager_forward},
-            wide=0.1,
+            wide=0.2,
         ),
         Case(
             "linear_cross_entropy_bwd",

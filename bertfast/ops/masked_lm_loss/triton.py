@@ -20,10 +20,11 @@ BAD_LABEL = mailbox.meaning(
     6, IndexError, "masked_lm_loss: the label at place {place} of the masked tokens is outside the vocabulary"
 )
 
-# Predicted, never measured. Forward: 16 logits a thread and step are two 16-byte loads of bfloat16, and at 64 registers four
-# programs share a multiprocessor, 32 KB in flight; a row of 30522 is 7 whole steps and one tail. Backward: a program's 1024
-# columns are 8 a thread, one 16-byte access each way, at 40 to 56 registers 9 to 12 programs a multiprocessor.
-FORWARD_COLS, FORWARD_WARPS = 4096, 8
+# Predicted, never measured. Forward: a step of 8 KB is two 16-byte loads a thread, and at 32 to 48 registers 5 to 8 programs
+# share a multiprocessor, 40 KB or more in flight; twice as many columns of float32 spill on sm_100. A row of 30522 in
+# bfloat16 is 7 whole steps and one tail. Backward: a program's 1024 columns are 8 a thread, one 16-byte access of bfloat16
+# each way, at 40 to 56 registers 9 to 12 programs a multiprocessor.
+FORWARD_BYTES, FORWARD_WARPS = 8192, 8
 BACKWARD_COLS, BACKWARD_WARPS = 1024, 4
 # At most so many programs of backward along rows: times 30 blocks of columns they are 14 for each of an H200's 132
 # multiprocessors, about one wave; each leaves one float32 row of the bias gradient to be added up.
@@ -59,7 +60,7 @@ def linear_cross_entropy_fwd(
     loss = x.new_empty(rows, dtype=torch.float32)
     lse, argmax = torch.empty_like(loss), labels.new_empty(rows)
     bias, labels, box = bias.contiguous(), labels.contiguous(), mailbox.box(x.device)
-    lane = 16 // x.element_size()
+    lane, step = 16 // x.element_size(), FORWARD_BYTES // x.element_size()
     for piece in pieces:
         part = x[piece]
         torch.mm(part, weight.t(), out=logits[: part.shape[0], :vocabulary])
@@ -67,7 +68,7 @@ def linear_cross_entropy_fwd(
             cross_entropy_fwd_kernel,
             (part.shape[0],),
             (logits, bias, labels, loss, lse, argmax, box, piece.start),
-            {"VOCABULARY": vocabulary, "STRIDE": columns, "COLS": FORWARD_COLS, "LANE": lane, "SLOT": BAD_LABEL},
+            {"VOCABULARY": vocabulary, "STRIDE": columns, "COLS": step, "LANE": lane, "SLOT": BAD_LABEL},
             warps=FORWARD_WARPS,
         )
     if keep:

@@ -1,7 +1,7 @@
 """The softmax of linear_cross_entropy and its gradient over rows of logits that lack their bias.
 
 Forward is bound by reading M V logits, if an element costs few instructions: lanes of as many columns as one 16-byte load have
-keep a maximum, a sum and the step where the maximum was; its column is found at the end by a second look at that step.
+keep a maximum, a sum and the step where the maximum was; its column is found at the end by a second look at that lane.
 Backward needs no reduction over the row, since lse was saved: it reads and writes M V.
 """
 
@@ -80,9 +80,10 @@ def cross_entropy_fwd_kernel(
             top, total, at = add_columns(value, WHOLE, top, total, at, COLS, LANE)
         best = tl.max(top, 0)
         total = tl.sum(total * tl.exp(top - best), 0)
-        start = tl.min(tl.where(top == best, at, WHOLE), 0)
-        value = biased_logits(row_ptr, bias_ptr, start, VOCABULARY, STRIDE, COLS, True)
-        winner = tl.min(tl.where(value == best, start + tl.arange(0, COLS), VOCABULARY - 1), 0)
+        lane = at + tl.arange(0, COLS // LANE) * LANE  # the first column of each lane in the step of its maximum
+        start = tl.min(tl.where(top == best, lane, VOCABULARY - 1), 0)
+        value = biased_logits(row_ptr, bias_ptr, start, VOCABULARY, STRIDE, LANE, True)
+        winner = tl.min(tl.where(value == best, start + tl.arange(0, LANE), VOCABULARY - 1), 0)
         bad = (label < 0) | (label >= VOCABULARY)
         known = tl.where(bad, 0, label)
         at_label = tl.load(row_ptr + known).to(tl.float32) + tl.load(bias_ptr + known).to(tl.float32)

@@ -26,7 +26,7 @@ def oracle(ids, word, position, segment, weight, bias, keep=None, rate=1.0):
     return y if keep is None else y * keep.view(y.shape) / rate
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("shape", "size"), [((0, 4), 64), ((1, 1), 768), ((7, 11), 257), ((4, 50), 768)])
 @pytest.mark.parametrize("p", [0.0, 0.3])
 def test_parity(implementation, shape, size, dtype, p):

@@ -139,3 +139,7 @@ def embedding_sum_norm(
         rng,
     )
     return y.view(*shape, size)
+
+
+_library.implement("embedding_sum_norm_fwd", "CUDA", "bertfast.ops.embedding_sum_norm.triton:forward")
+_library.implement("embedding_sum_norm_bwd", "CUDA", "bertfast.ops.embedding_sum_norm.triton:backward")

@@ -5,10 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h) setup.py
 RESULTS := benchmarks/results
+GPU_PYTHON = $(if $(filter command environment,$(origin PYTHON)),$(PYTHON),python3)
+STAGES ?=
 
 export HF_HUB_OFFLINE := 1
 
-.PHONY: bench test lint format micro clean
+.PHONY: bench test lint format micro kernels gpu clean
 
 bench: $(VENV)/.built
 	$(BIN)/bertfast bench --json $(RESULTS)/cpu.json --plot $(RESULTS)/cpu.png
@@ -19,6 +21,14 @@ test: $(VENV)/.built
 # Each op forward and backward against eager PyTorch.
 micro: $(VENV)/.built
 	$(BIN)/python -m pytest benchmarks/ops -o python_files='bench_*.py' -o python_functions='bench_* test_*' -o addopts= --benchmark-only --benchmark-columns=median,iqr,rounds
+
+# Compiles every Triton kernel for sm_80, sm_90 and sm_100, needs no GPU, and writes the table of what came out.
+kernels: $(VENV)/.built
+	env -u TRITON_INTERPRET $(BIN)/python -m benchmarks.gpu.kernels --markdown docs/kernels.md
+
+# On a machine with a GPU, with its own Python and torch: nothing is installed. STAGES="parity micro" runs some of it.
+gpu:
+	env -u TRITON_INTERPRET $(GPU_PYTHON) -m benchmarks.gpu $(STAGES)
 
 lint: $(VENV)/.built
 	$(BIN)/ruff check .

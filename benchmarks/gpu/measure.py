@@ -1,4 +1,4 @@
-"""Times functions on a GPU in turn, A B A B, with events, each run on cold caches; the clock is passed in, so that this is tested without one."""
+"""Times functions on a GPU in turn, A B A B, with events and cold caches; the clock is passed in, so that tests need no GPU."""
 
 import time
 from collections.abc import Callable

@@ -1,0 +1,96 @@
+"""python -m benchmarks.gpu [STAGE ...]: the suite on a real GPU, result lines into benchmarks/results.
+
+Every stage fits into eight minutes, so that each can be a command of its own. The exit status is 1 if anything failed.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from benchmarks.gpu import results
+
+STAGES = ("build", "parity", "races", "micro", "encoder", "verified")
+
+
+def _build(wanted: str) -> Iterator[results.Line]:
+    """The C++ extension in place: the tests compare with it, and modules on a CPU use it."""
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    got = subprocess.run(
+        command, cwd=results.ROOT, env=os.environ | {"BERTFAST_BUILD": "cpu"}, capture_output=True, text=True
+    )
+    text = "" if got.returncode == 0 else (got.stdout + got.stderr)[-2000:]
+    yield results.line("build", "extension", ok=got.returncode == 0, error=text)
+
+
+def _verified(wanted: str) -> Iterator[results.Line]:
+    from benchmarks.gpu import verified
+
+    found = verified.write(results.read())
+    yield results.line("verified", "verified.json", ok=True, ops=found)
+
+
+def stage(name: str) -> Callable[[str], Iterator[results.Line]]:
+    if name == "build":
+        return _build
+    if name == "verified":
+        return _verified
+    from importlib import import_module
+
+    return import_module(f"benchmarks.gpu.{name}").run
+
+
+def summary(line: results.Line) -> str:
+    """One line for people."""
+    word = {True: "ok", False: "FAILED", None: "not judged"}[line["ok"]]
+    parts = [f"{line['stage']:8} {word:10} {line['case']}"]
+    if "p50" in line:
+        parts.append(f"{1e6 * line['p50']:.1f} us")
+    if "share_of_ceiling" in line:
+        parts.append(f"{100 * line['share_of_ceiling']:.0f} % of the ceiling, host {line['host_us']:.0f} us")
+    for name, peer in line.get("peers", {}).items():
+        parts.append(f"{name} x{peer['ratio']:.2f}" if "ratio" in peer else f"{name} {str(peer.get('error'))[:60]}")
+    if isinstance(line.get("error"), str) and line["error"]:
+        parts.append(line["error"][:300])
+    return "  ".join(parts)
+
+
+def main(
+    stages: Annotated[list[str] | None, typer.Argument(help=f"of {', '.join(STAGES)}; all by default")] = None,
+    only: Annotated[str, typer.Option(help="only cases whose name contains this")] = "",
+) -> None:
+    """Run the named stages one after another; each goes on past a failed case."""
+    names = stages or list(STAGES)
+    if unknown := [name for name in names if name not in STAGES]:
+        raise SystemExit(f"no stage {', '.join(unknown)}; there are {', '.join(STAGES)}")
+    import torch
+
+    if not torch.cuda.is_available() and set(names) - {"build", "verified"}:
+        raise SystemExit("no GPU is visible to torch: these stages measure and test on one")
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise SystemExit("TRITON_INTERPRET=1 makes Triton interpret: unset it")
+    console, failed = Console(soft_wrap=True), 0
+    for name in names:
+        begin = time.monotonic()
+        try:
+            for line in stage(name)(only):
+                if name != "verified" and line["arch"]:  # lines of a machine without a GPU say nothing here
+                    results.append(line)
+                failed += line["ok"] is False
+                console.print(summary(line), markup=False, highlight=False)
+        except Exception as problem:  # the stages that follow still have something to say
+            failed += 1
+            text = f"{type(problem).__name__}: {problem}"
+            results.append(results.line(name, name, ok=False, error=text[:2000]))
+            console.print(f"{name} FAILED {text}", markup=False)
+        console.print(f"{name}: {time.monotonic() - begin:.0f} s", markup=False)
+    raise SystemExit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,124 @@
+"""Renders docs/kernels.md: what each op must move, what its kernels compile to, and which have ever run on a GPU.
+
+The same cases, compiled rows and result lines give the same text.
+"""
+
+from typing import TYPE_CHECKING
+
+from benchmarks.gpu import results
+from benchmarks.gpu.case import Case
+
+if TYPE_CHECKING:
+    from benchmarks.gpu.kernels import Row
+
+HEAD = """# GPU kernels
+
+Written by `make kernels`; do not edit. Kernels are compiled ahead of time without a GPU and run in Triton's interpreter by the
+tests. Neither says that they run, or how fast: the first table says which have run on a GPU, from `benchmarks/results/*.jsonl`.
+"""
+ARCH_NAMES = {80: "sm_80", 90: "sm_90", 100: "sm_100"}
+
+
+def ops_of(cases: list[Case]) -> list[str]:
+    return list(dict.fromkeys(case.op for case in cases))
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
+
+
+def family(op: str) -> str:
+    """The folder of bertfast/ops that owns an op, which is also the name of its test file."""
+    from bertfast import _library
+
+    path = _library.owners("CUDA").get(op, "")
+    return path.split(".")[2] if path else op
+
+
+def status(ops: list[str], lines: list[results.Line], family_of=family) -> str:
+    """For each op and device: when its parity tests passed, and the shares of the measured ceiling that its cases reached."""
+    last = results.latest(lines)
+    rows = []
+    for op in ops:
+        ran = False
+        for device in sorted({one["device"] for one in last}):
+            parity = [one for one in last if one["stage"] == "parity" and one["device"] == device]
+            parity = [one for one in parity if one.get("op") == family_of(op)]
+            micro = [one for one in last if one["stage"] == "micro" and one["device"] == device and one.get("op") == op]
+            if not parity and not micro:
+                continue
+            ran = True
+            word = "never run"
+            if parity:
+                word = "verified" if parity[-1]["ok"] else "FAILED"
+                word += f" ({parity[-1]['date'][:10]}, {parity[-1]['commit']}{'+dirty' * parity[-1]['dirty']})"
+            shares = sorted(one["share_of_ceiling"] for one in micro if one["ok"])
+            text = f"{100 * shares[0]:.0f} to {100 * shares[-1]:.0f} %" if shares else "not measured"
+            failed = sum(one["ok"] is False for one in micro)
+            rows.append([op, device, word, text + (f", {failed} failed" if failed else "")])
+        if not ran:
+            rows.append([op, "", "never run", "not measured"])
+    return _table(["op", "device", "parity on a GPU", "share of the measured ceiling"], rows)
+
+
+def prediction(cases: list[Case]) -> str:
+    rows = []
+    for case in cases:
+        seconds = f"{1e6 * case.predicted_seconds:.1f}"
+        flops = f"{case.flops / 1e9:.2f}" if case.flops else ""
+        dtype = str(case.dtype).removeprefix("torch.")
+        rows.append([case.op, case.shape, dtype, f"{case.bytes / 1e6:.2f}", flops, seconds])
+    return _table(["op", "shape", "dtype", "MB", "GFLOP", "floor on an H200, us"], rows)
+
+
+def _span(values: list[int]) -> str:
+    return str(min(values)) if min(values) == max(values) else f"{min(values)}-{max(values)}"
+
+
+def compiled(rows: "list[Row]") -> str:
+    """One row for each kernel and architecture, over its variants."""
+    found: dict[tuple[str, int], list[Row]] = {}
+    for row in rows:
+        found.setdefault((row.kernel, row.arch), []).append(row)
+    lines = []
+    for (kernel, arch), variants in sorted(found.items()):
+        good = [row for row in variants if row.resources is not None]
+        name = [f"`{kernel}`", ", ".join(sorted({op for row in variants for op in row.ops})), ARCH_NAMES[arch]]
+        if not good:
+            lines.append([*name, str(len(variants)), "does not compile", "", "", "", "", ""])
+            continue
+        got = [row.resources or {} for row in good]
+        tensor = [row.count("HMMA", "HGMMA", "UTCHMMA") for row in good]
+        bulk = [row.count("UTMALDG", "UTMASTG") for row in good]
+        lines.append(
+            [
+                *name,
+                str(len(variants)),
+                _span([one["registers"] for one in got]),
+                _span([row.warps for row in good]),
+                _span([one["shared"] for one in got]),
+                str(sum(row.spills for row in good)),
+                _span(tensor),
+                _span(bulk),
+            ]
+        )
+    head = ["kernel", "op", "arch", "variants", "registers", "warps", "shared bytes", "spilling", "tensor core", "bulk"]
+    return _table(head, lines)
+
+
+def render(cases: list[Case], rows: "list[Row]", lines: list[results.Line] | None = None) -> str:
+    lines = results.read() if lines is None else lines
+    parts = [
+        HEAD,
+        "## Run on a GPU\n",
+        status(ops_of(cases), lines),
+        "## What comes out of the compiler\n",
+        "Spans are over the variants that the cases reach. Spilling counts variants with loads or stores of local memory; tensor\n"
+        "core and bulk count instructions (HMMA, HGMMA or UTCHMMA; UTMALDG and UTMASTG).\n",
+        compiled(rows),
+        "## What each case must move\n",
+        "The least bytes and operations, and the larger of their times at 4.3 TB/s and 790 TFLOP/s: floors, no forecasts.\n",
+        prediction(cases),
+    ]
+    return "\n".join(parts)

@@ -1,0 +1,97 @@
+"""The stage races: the same call again and again must give the same bits, and compute-sanitizer must find nothing.
+
+Of each op the smallest case and the median one run, the second because one program alone races with nobody.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from benchmarks.gpu import collect, measure, results
+from benchmarks.gpu.case import Case
+
+REPEATS = 250
+TOOLS = ("memcheck", "racecheck")
+TOOL_SECONDS = 150
+
+
+def chosen(cases: list[Case]) -> list[Case]:
+    """The smallest and the median case of each op, by bytes."""
+    found = []
+    for op in dict.fromkeys(case.op for case in cases):
+        mine = sorted((case for case in cases if case.op == op), key=lambda case: case.bytes)
+        found += [mine[0], mine[len(mine) // 2]] if len(mine) > 1 else mine
+    return found
+
+
+def _bits(outputs: Any) -> list[torch.Tensor]:
+    tensors = outputs if isinstance(outputs, (tuple, list)) else [outputs]
+    return [t.contiguous().flatten().view(torch.uint8) for t in tensors if isinstance(t, torch.Tensor) and t.numel()]
+
+
+def different(case: Case, device: torch.device, repeats: int = REPEATS) -> int:
+    """How many of `repeats` calls differ from the first in any bit. Uninitialised memory is NaN meanwhile."""
+    arguments, function = case.make(device), collect.function(case)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        first = _bits(function(*arguments))
+        count = torch.zeros((), dtype=torch.int64, device=device)
+        for _ in range(repeats):
+            again = _bits(function(*arguments))
+            count += torch.stack([(a != b).any() for a, b in zip(first, again, strict=True)]).any() if first else 0
+        return int(count)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def repeat_case(case: Case, device: torch.device, repeats: int = REPEATS) -> results.Line:
+    about = {"op": case.op, "shape": case.shape, "dtype": str(case.dtype).removeprefix("torch."), "repeats": repeats}
+    try:
+        count = different(case, device, repeats)
+    except Exception as problem:
+        return results.line("races", case.name, ok=False, error=measure.explain(problem), **about)
+    text = f"{count} of {repeats} calls differ" if count else ""
+    return results.line("races", case.name, ok=not count, error=text, **about)
+
+
+def sanitize(tool: str, wanted: str) -> results.Line:
+    """compute-sanitizer over one call of each op's smallest case; not judged where the tool is missing or too slow."""
+    program = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    name = f"compute-sanitizer {tool}"
+    if not os.path.exists(program):
+        return results.line("races", name, ok=None, error="compute-sanitizer is not here")
+    worker = [sys.executable, "-m", "benchmarks.gpu.races", wanted]
+    command = [program, "--tool", tool, "--error-exitcode", "9", *worker]
+    # Memory that torch keeps for later would hide what is out of bounds.
+    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    try:
+        got = subprocess.run(
+            command, cwd=results.ROOT, env=environment, capture_output=True, text=True, timeout=TOOL_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return results.line("races", name, ok=None, error=f"stopped after {TOOL_SECONDS} s")
+    text = "" if got.returncode == 0 else (got.stdout + got.stderr)[-2000:]
+    return results.line("races", name, ok=got.returncode == 0, error=text)
+
+
+def run(wanted: str = "") -> Iterator[results.Line]:
+    for case in chosen(collect.all_cases(wanted)):
+        yield repeat_case(case, torch.device("cuda", 0))
+    for tool in TOOLS:
+        yield sanitize(tool, wanted)
+
+
+def main(wanted: str = "") -> None:
+    """What runs under compute-sanitizer."""
+    for case in chosen(collect.all_cases(wanted))[::2]:
+        collect.function(case)(*case.make(torch.device("cuda", 0)))
+    torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,33 @@
+"""Writes bertfast/triton/verified.json: ops whose last parity run on an architecture passed, by committed result lines."""
+
+import json
+from pathlib import Path
+
+from benchmarks.gpu import results
+from bertfast.triton.verified import FILE
+
+
+def table(lines: list[results.Line], ops: list[str]) -> dict[str, dict[str, dict[str, str]]]:
+    """{arch: {op: {date, device, commit}}}; an op whose last run there failed is left out, and so is a run on no GPU."""
+    last = {(str(one["arch"]), one["op"]): one for one in lines if one["stage"] == "parity" and "op" in one}
+    found: dict[str, dict[str, dict[str, str]]] = {}
+    for (arch, op), one in sorted(last.items()):
+        if one["ok"] and arch != "0" and op in ops:
+            commit = one["commit"] + ("+dirty" if one["dirty"] else "")
+            found.setdefault(arch, {})[op] = {"date": one["date"], "device": one["device"], "commit": commit}
+    return found
+
+
+def folders() -> list[str]:
+    """The ops that have Triton kernels, by the names of their folders."""
+    from bertfast import _library
+
+    return sorted({path.split(".")[2] for path in _library.owners("CUDA").values()})
+
+
+def write(lines: list[results.Line], file: Path = FILE) -> dict[str, dict[str, dict[str, str]]]:
+    import bertfast.ops  # noqa: F401  defines the ops
+
+    found = table(lines, folders())
+    file.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+    return found

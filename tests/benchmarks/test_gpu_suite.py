@@ -1,0 +1,246 @@
+"""The GPU suite without a GPU: turns, medians, result lines, what is judged, and the status that is written from them."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+import bertfast
+from benchmarks.gpu import __main__ as suite
+from benchmarks.gpu import collect, docs, encoder, kernels, measure, micro, parity, races, results, verified
+from benchmarks.gpu.case import Case
+from bertfast.bench.protocol import Spread
+from bertfast.triton import verified as shipped
+
+
+class FakeClock:
+    """Each run takes the next of the seconds that a thunk gives."""
+
+    def __init__(self) -> None:
+        self.order: list[str] = []
+
+    def start(self, thunk):
+        name, seconds = thunk()
+        self.order.append(name)
+        return seconds
+
+    def seconds(self, token):
+        return token
+
+
+class Ticks:
+    """A clock for real thunks, one millisecond each."""
+
+    def start(self, thunk):
+        thunk()
+
+    def seconds(self, token):
+        return 1e-3
+
+
+def _case(op: str = "unpad", size: int = 4096, **more) -> Case:
+    def make(device):
+        return torch.randn(4, 3, device=device), torch.tensor([2, 0], device=device)
+
+    return replace(Case(op, f"4x3 {size}", torch.float32, make, bytes=size), **more)
+
+
+def _line(stage: str, case: str, ok: bool, date: str = "2026-01-01T00:00:00+00:00", **more) -> results.Line:
+    shared = {"device": "NVIDIA H200", "arch": 90, "commit": "abc", "dirty": False, "date": date}
+    return {"stage": stage, "case": case, "ok": ok, **shared, **more}
+
+
+def test_turns_alternate_and_the_median_is_taken():
+    clock = FakeClock()
+    seconds = iter([9.0, 9.0, 1.0, 5.0, 2.0])
+    found = measure.take_turns({"a": lambda: ("a", next(seconds)), "b": lambda: ("b", 4.0)}, clock, 0.0, 3, 3)
+    assert clock.order == ["a", "a", "b", "b", *"ababab"]  # warm-up, then turns
+    assert found["a"].p50 == 2.0
+    assert found["b"] == Spread(4.0, 4.0, 4.0)
+
+
+def test_a_failing_peer_does_not_stop_the_others():
+    def fail():
+        raise ValueError("no such backend")
+
+    found = measure.take_turns({"bad": fail, "good": lambda: ("good", 1.0)}, FakeClock())
+    assert found["bad"] == "ValueError: no such backend"
+    assert found["good"].p50 == 1.0
+
+
+def test_host_time_is_the_mean_of_the_calls_alone():
+    times = iter([10.0, 12.0])
+    calls: list[str] = []
+    got = measure.host_seconds(lambda: calls.append("f"), lambda: calls.append("sync"), 4, lambda: next(times))
+    assert got == 0.5
+    assert calls == ["f", "sync", "f", "f", "f", "f", "sync"]
+
+
+def test_a_case_becomes_a_line():
+    reference = torch.ops.bertfast_reference.unpad
+    peers = {"torch": lambda a: lambda: a[0].index_select(0, a[1]), "broken": lambda a: a.nothing}
+    case = _case(run=reference, peers=peers, size=2_000_000)
+    line = micro.run_case(case, torch.device("cpu"), Ticks(), (4e9, 1e12), lambda: None)
+    assert line["ok"] is True
+    assert (line["p50"], line["gbps"], line["share_of_ceiling"]) == (1e-3, 2.0, 0.5)
+    assert line["peers"]["torch"]["ratio"] == 1.0
+    assert "AttributeError" in line["peers"]["broken"]["error"]
+    assert "host" in suite.summary(line)
+    json.dumps(line)
+
+
+def test_a_failing_case_is_a_line_too():
+    def run(x, indices):
+        raise RuntimeError("misaligned address")
+
+    line = micro.run_case(_case(run=run), torch.device("cpu"), Ticks(), (1e9, 1e9), lambda: None)
+    assert line["ok"] is False
+    assert "misaligned address" in line["error"]
+
+
+def test_error_against_float64_sees_a_wrong_number(monkeypatch):
+    def wrong(x, indices):
+        return x.index_select(0, indices) + 0.25
+
+    case = _case()
+    monkeypatch.setattr(collect, "function", lambda case: wrong)
+    assert micro.error(case, case.make(torch.device("cpu"))) == pytest.approx(0.25, abs=1e-6)
+
+
+def test_races_count_calls_that_differ():
+    calls = iter(range(100))
+
+    def unsteady(x, indices):
+        return x + (1.0 if next(calls) == 3 else 0.0)
+
+    assert races.different(_case(run=unsteady), torch.device("cpu"), 5) == 1
+    assert races.different(_case(run=lambda x, i: x), torch.device("cpu"), 5) == 0
+    line = races.repeat_case(_case(run=lambda x, i: x / torch.rand(())), torch.device("cpu"), 5)
+    assert line["ok"] is False
+
+
+def test_races_choose_the_smallest_and_the_median():
+    sizes = [case.bytes for case in races.chosen([_case(size=s) for s in (9, 1, 5)] + [_case("repad", size=7)])]
+    assert sizes == [1, 5, 7]
+
+
+def test_lines_are_appended_and_the_last_counts(tmp_path):
+    results.append(_line("micro", "a", True), tmp_path)
+    results.append(_line("micro", "a", False, "2026-01-02T00:00:00+00:00"), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["nvidia-h200.jsonl"]
+    assert len(results.read(tmp_path)) == 2
+    assert [one["ok"] for one in results.latest(results.read(tmp_path))] == [False]
+
+
+def test_junit_becomes_one_line_an_op():
+    report = """<testsuites><testsuite>
+      <testcase classname="tests.ops.test_packing" name="a"/>
+      <testcase classname="tests.ops.test_packing" name="b"><skipped/></testcase>
+      <testcase classname="tests.ops.test_linear" name="c"><failure/></testcase>
+      <testcase classname="tests.ops.test_isa" name="d"><skipped/></testcase></testsuite></testsuites>"""
+    found = {line["op"]: line for line in parity.lines_of(report, 7)}
+    assert {op: line["ok"] for op, line in found.items()} == {"packing": True, "linear": False, "isa": False}
+    assert (found["packing"]["passed"], found["packing"]["skipped"], found["packing"]["seed"]) == (1, 1, 7)
+    assert found["linear"]["error"] == "c"
+
+
+def test_status_is_never_run_until_a_line_says_otherwise():
+    lines = [
+        _line("parity", "packing", True, op="packing"),
+        _line("micro", "unpad x", True, op="unpad", share_of_ceiling=0.5),
+        _line("micro", "unpad y", True, op="unpad", share_of_ceiling=0.9),
+    ]
+    text = docs.status(["unpad", "attention_fwd"], lines, {"unpad": "packing", "attention_fwd": "attention"}.get)
+    assert "| unpad | NVIDIA H200 | verified (2026-01-01, abc) | 50 to 90 % |" in text
+    assert "| attention_fwd |  | never run | not measured |" in text
+    failed = docs.status(["unpad"], [_line("parity", "packing", False, op="packing")], lambda op: "packing")
+    assert "FAILED" in failed
+
+
+def test_only_the_last_passing_run_on_a_gpu_verifies(tmp_path):
+    lines = [
+        _line("parity", "packing", True, op="packing"),
+        _line("parity", "attention", True, op="attention"),
+        _line("parity", "attention", False, "2026-01-02T00:00:00+00:00", op="attention"),
+        _line("parity", "linear", True, op="linear") | {"arch": 0},
+        _line("parity", "rng", True, op="rng"),
+    ]
+    found = verified.table(lines, ["packing", "attention", "linear"])
+    assert found == {"90": {"packing": {"date": "2026-01-01T00:00:00+00:00", "device": "NVIDIA H200", "commit": "abc"}}}
+    verified.write(lines, tmp_path / "verified.json")
+    assert "90" in json.loads((tmp_path / "verified.json").read_text())
+
+
+def test_shipped_table_comes_from_committed_lines():
+    assert json.loads(shipped.FILE.read_text()) == verified.table(results.read(), verified.folders())
+    assert not shipped.verified("no such op", 90)
+
+
+def _row(**more) -> kernels.Row:
+    good = {"registers": 32, "stack": 0, "shared": 0, "wide": 1.0, "sass": {"LDG": 4, "STG": 4}}
+    return kernels.Row("k", 90, {}, {}, 4, 2, cases=[_case().name], ops=["unpad"], resources=good | more)
+
+
+@pytest.mark.parametrize(
+    ("case", "row", "text"),
+    [
+        ({}, {"sass": {"LDL": 1}, "stack": 8}, "spills"),
+        ({}, {"shared": 300_000}, "shared memory"),
+        ({"dot": True}, {"sass": {"HMMA": 4}}, "no HGMMA"),
+        ({"tma": True}, {}, "no bulk"),
+        ({}, {"wide": 0.2}, "0.20 of its global accesses"),
+    ],
+)
+def test_what_a_case_asks_of_its_code(case, row, text):
+    assert kernels.judge(_case(), 90, [_row()]) == []
+    (wrong,) = kernels.judge(_case(**case), 90, [_row(**row)])
+    assert text in wrong
+
+
+def test_reasons_excuse_spills_and_nothing_launched_is_wrong():
+    assert kernels.judge(_case(spills={"k": "a reason"}), 90, [_row(sass={"STL": 1})]) == []
+    assert kernels.judge(_case(), 100, [_row()]) == ["launches nothing"]
+
+
+def test_docs_name_every_op_of_the_cases():
+    text = (results.ROOT / "docs" / "kernels.md").read_text()
+    status = text.split("## Run on a GPU")[1].split("##")[0]
+    named = dict.fromkeys(re.findall(r"^\| (\w+) \|", status, re.MULTILINE))
+    assert [op for op in named if op != "op"] == docs.ops_of(collect.all_cases()), "run: make kernels"
+
+
+def test_rendering_is_deterministic():
+    lines = [_line("parity", "packing", True, op="packing")]
+    first, again = (docs.render([_case()], [_row()], lines) for _ in range(2))
+    assert first == again
+
+
+def test_stages_need_a_gpu_and_a_known_name():
+    with pytest.raises(SystemExit, match="no stage fast"):
+        suite.main(["fast"])
+    if not torch.cuda.is_available():
+        with pytest.raises(SystemExit, match="no GPU"):
+            suite.main(["micro"])
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_encoder_settings_become_lines(monkeypatch, train):
+    pytest.importorskip("transformers")
+    optimize = bertfast.optimize
+    monkeypatch.setattr(bertfast, "optimize", lambda model, unverified_kernels: optimize(model), raising=False)
+    monkeypatch.setattr(encoder, "DEVICE", "cpu")
+    monkeypatch.setattr(encoder, "MODELS", {"base": (32, 1, 2)})
+    monkeypatch.setattr(encoder, "TOKENS", 32)
+    monkeypatch.setattr(encoder, "_peak", lambda thunk: 123)
+    stock = encoder.build("base")
+    line = encoder.run_setting(encoder.Setting("base", train, 16, True), stock, Ticks(), compiled=False)
+    assert line["ok"] is True, line
+    assert line["case"] == f"BERT-base {'training step' if train else 'inference'} 2x16 half padding"
+    assert (line["peak_bytes"], line["tokens_per_second"]) == (123, 17e3)  # lengths 1 and 16
+    assert line["max_error"] < 0.1
+    assert line["peers"]["stock"]["ratio"] == 1.0
+    assert "stock" in suite.summary(line)

@@ -136,7 +136,7 @@ def launch(
             launch(kernel, grid, args, constants, warps=warps, stages=stages)
         return
     values = tuple(constants.values())
-    key = (kernel, device, warps, stages, values, *[_trait(a) for a in args])
+    key = (id(kernel), device, warps, stages, values, *[_trait(a) for a in args])
     compiled = _compiled.get(key)
     if compiled is None:
         triton.set_allocator(_scratch)

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from bertfast.ops.attention.reference import additive
 from benchmarks.gpu.case import Arguments, Case, randn, state
+from bertfast.ops.attention.reference import additive
 
 BACKENDS = {
     "sdpa flash": SDPBackend.FLASH_ATTENTION,

@@ -222,8 +222,8 @@ def forward(
             *(tokens, eps, *dropout_numbers(dropout_p)),
         ),
         {
-            **{"E": cols, "WORDS": word.shape[0], "POSITIONS": position.shape[0], "SEGMENTS": segment.shape[0]},
-            **{"DROPOUT": dropout, "ROWS": tile.rows, "BLOCK": tile.block},
+            "E": cols, "WORDS": word.shape[0], "POSITIONS": position.shape[0], "SEGMENTS": segment.shape[0],
+            "DROPOUT": dropout, "ROWS": tile.rows, "BLOCK": tile.block,
         },
         warps=tile.warps,
     )
@@ -268,8 +268,8 @@ def backward(
             *(tokens, padding_idx, *dropout_numbers(dropout_p)),
         ),
         {
-            **{"E": cols, "WORDS": word.shape[0], "POSITIONS": position.shape[0], "SEGMENTS": segment.shape[0]},
-            **{"OUTS": outs, "DROPOUT": dropout, "ROWS": tile.rows, "BLOCK": tile.block},
+            "E": cols, "WORDS": word.shape[0], "POSITIONS": position.shape[0], "SEGMENTS": segment.shape[0],
+            "OUTS": outs, "DROPOUT": dropout, "ROWS": tile.rows, "BLOCK": tile.block,
         },
         warps=tile.warps,
     )

@@ -1,7 +1,7 @@
 """Adds rows by key into tables, deterministically and without waiting for the host: table[key] = sum of dz[token] over its tokens.
 
 Keys are sorted on the device (stable, so tokens keep their order). A program takes a chunk of sorted places, all loads in flight, and
-forms running sums within runs of equal keys by a segmented scan. A run inside one chunk is written to its table; one that crosses a
+adds runs of equal keys in order. A run inside one chunk is written to its table; one that crosses a
 border leaves a float32 sum at the head or the tail of its chunk. Those two entries a chunk are again rows sorted by key, so the same
 kernel takes them, level by level, until one chunk is left: long runs ([PAD], "the") make a tree, and the number of levels depends on
 the number of tokens alone. Each table row is written at most once, in the table's dtype.
@@ -14,14 +14,25 @@ from torch import Tensor
 
 from bertfast.triton.launch import launch
 
-# Element size of the rows to (chunk, columns a program). One warp, 16 bytes a thread and row, so the scan stays inside threads; 128
-# float32 sums a thread. Longer chunks would spill, shorter ones write more partial sums. Predicted, never measured.
+# Element size of the rows to (chunk, columns a program). One warp and 16 bytes a thread and row, all rows in registers:
+# longer chunks would spill, shorter ones leave more partial sums. Predicted, never measured.
 _TILES = {2: (16, 256), 4: (32, 128)}
 
 
 @triton.jit
-def _combine(start_a, sum_a, start_b, sum_b):
-    return start_a | start_b, tl.where(start_b != 0, sum_b, sum_a + sum_b)
+def store_sum(
+    word_ptr, position_ptr, segment_ptr, key, col, sums, E: tl.constexpr, WORDS: tl.constexpr, POSITIONS: tl.constexpr
+):
+    """Write one row of the table that key >= 0 belongs to."""
+    inside = col < E
+    row = key.to(tl.int64)
+    if key < WORDS:
+        tl.store(word_ptr + row * E + col, sums.to(word_ptr.dtype.element_ty), mask=inside)
+    elif key < WORDS + POSITIONS:
+        tl.store(position_ptr + (row - WORDS) * E + col, sums.to(position_ptr.dtype.element_ty), mask=inside)
+    elif segment_ptr is not None:
+        row -= WORDS + POSITIONS
+        tl.store(segment_ptr + row * E + col, sums.to(segment_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["count", "tokens"])
@@ -45,49 +56,46 @@ def segments_kernel(
     chunk = tl.program_id(0).to(tl.int64)
     base = chunk * CHUNK
     last = tl.minimum(base + CHUNK, count) - 1
-    lane = tl.arange(0, CHUNK)[:, None]
-    place = base + lane
-    col = tl.program_id(1) * COLS + tl.arange(0, COLS)[None, :]
-    # Keys past the end repeat the last one: their rows are 0, and the last run ends at the tile's last lane.
-    key = tl.load(keys_ptr + tl.minimum(place, last))
-    before = tl.load(keys_ptr + tl.minimum(tl.maximum(place - 1, 0), last))
-    after = tl.load(keys_ptr + tl.minimum(place + 1, last))
+    col = tl.program_id(1) * COLS + tl.arange(0, COLS)
     first_key = tl.load(keys_ptr + base)
     last_key = tl.load(keys_ptr + last)
     from_left = (base > 0) & (tl.load(keys_ptr + tl.maximum(base - 1, 0)) == first_key)
     to_right = (last + 1 < count) & (tl.load(keys_ptr + tl.minimum(last + 1, count - 1)) == last_key)
-    row = place
-    if order_ptr is not None:
-        row = tl.load(order_ptr + tl.minimum(place, last)) % tokens
-    mask = (place <= last) & (key >= 0) & (col < E)
-    rows = tl.load(rows_ptr + row * E + col, mask=mask, other=0.0).to(tl.float32)
-    start = tl.broadcast_to((key != before).to(tl.int32), (CHUNK, COLS))
-    _, sums = tl.associative_scan((start, rows), 0, _combine)
+    # All rows before any is stored: the compiler must not think that a store could change a later load.
+    rows = ()
+    for i in tl.static_range(CHUNK):
+        row = tl.minimum(base + i, last)
+        key = tl.load(keys_ptr + row)
+        if order_ptr is not None:
+            row = tl.load(order_ptr + row)  # below 3 * tokens; a remainder would cost a division
+            row = tl.where(row >= 2 * tokens, row - 2 * tokens, tl.where(row >= tokens, row - tokens, row))
+        mask = (base + i <= last) & (key >= 0) & (col < E)
+        rows = rows + (tl.load(rows_ptr + row * E + col, mask=mask, other=0.0),)
 
-    end = ((key != after) | (lane == CHUNK - 1)) & (key >= 0)
-    left = end & from_left & (key == first_key)
-    right = end & to_right & (key == last_key) & (left == 0)
-    whole = end & (left == 0) & (right == 0)
-    inside = col < E
-    wide = key.to(tl.int64)
-    tl.store(word_ptr + wide * E + col, sums.to(word_ptr.dtype.element_ty), mask=whole & (wide < WORDS) & inside)
-    wide -= WORDS
-    is_position = (wide >= 0) & (wide < POSITIONS)
-    tl.store(
-        position_ptr + wide * E + col, sums.to(position_ptr.dtype.element_ty), mask=whole & is_position & inside
-    )
-    if segment_ptr is not None:
-        wide -= POSITIONS
-        tl.store(
-            segment_ptr + wide * E + col, sums.to(segment_ptr.dtype.element_ty), mask=whole & (wide >= 0) & inside
-        )
+    sums = tl.zeros((COLS,), tl.float32)
+    for i in tl.static_range(CHUNK):
+        sums += rows[i].to(tl.float32)
+        # Past the end the last key repeats with rows of 0, so its run ends with the chunk.
+        key = tl.load(keys_ptr + tl.minimum(base + i, last))
+        if i == CHUNK - 1:
+            end = key >= 0
+        else:
+            end = (key >= 0) & (key != tl.load(keys_ptr + tl.minimum(base + i + 1, last)))
+        if end:
+            left = from_left & (key == first_key)
+            right = to_right & (key == last_key)
+            if left | right:
+                if next_rows_ptr is not None:
+                    entry = 2 * chunk + tl.where(left, 0, 1)
+                    tl.store(next_rows_ptr + entry * E + col, sums, mask=col < E)
+            else:
+                store_sum(word_ptr, position_ptr, segment_ptr, key, col, sums, E, WORDS, POSITIONS)
+            sums = tl.zeros((COLS,), tl.float32)
     if next_rows_ptr is not None:
-        entry = (2 * chunk + right.to(tl.int64)) * E + col
-        tl.store(next_rows_ptr + entry, sums, mask=(left | right) & inside)
         # A run that fills its chunk and goes on is all in the head; its tail keeps the key, which holds the run together, and is 0.
         fills = from_left & to_right & (first_key == last_key)
         tail = (2 * chunk + 1) * E + col
-        tl.store(next_rows_ptr + tail, tl.zeros((1, COLS), tl.float32), mask=inside & fills)
+        tl.store(next_rows_ptr + tail, tl.zeros((COLS,), tl.float32), mask=(col < E) & fills)
         if tl.program_id(1) == 0:
             tl.store(next_keys_ptr + 2 * chunk, tl.where(from_left, first_key, -1))
             tl.store(next_keys_ptr + 2 * chunk + 1, tl.where(to_right, last_key, -1))

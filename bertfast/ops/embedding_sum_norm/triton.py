@@ -25,7 +25,9 @@ from bertfast.ops.embedding_sum_norm import reference, segments
 from bertfast.triton import mailbox, partials
 from bertfast.triton.launch import INTERPRETED, launch, multiprocessors
 
-_ADVICE = "was the text tokenised for another model, or is it longer than the model's positions? Found in an earlier call"
+_ADVICE = (
+    "was the text tokenised for another model, or is it longer than the model's positions? Found in an earlier call"
+)
 WORD = tl.constexpr(3)
 POSITION = tl.constexpr(4)
 SEGMENT = tl.constexpr(5)

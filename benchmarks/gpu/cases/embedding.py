@@ -1,0 +1,92 @@
+"""Cases of embedding_sum_norm with BERT's vocabulary; words are drawn as unevenly as text, a third of them one padding word."""
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.gpu.case import Arguments, Case, randn, state
+
+EPS, WORDS, POSITIONS, PAD = 1e-12, 30522, 512, 0
+
+
+def _inputs(device: torch.device, tokens: int, cols: int, dtype: torch.dtype, segments: int) -> list[torch.Tensor]:
+    """input_ids, position_ids, segment_ids, word, position, segment, weight, bias."""
+    # Density falls with the id, about as word frequencies do: the common words make long runs.
+    words = (torch.rand(tokens, device=device) ** 4 * (WORDS - 1)).long() + 1
+    words = torch.where(torch.rand(tokens, device=device) < 0.33, PAD, words)
+    return [
+        words,
+        torch.arange(tokens, device=device) % POSITIONS,
+        torch.randint(0, segments, (tokens,), device=device),
+        *[randn(device, dtype, rows, cols) for rows in (WORDS, POSITIONS, segments)],
+        *[randn(device, dtype, cols) for _ in range(2)],
+    ]
+
+
+def _stock(ids, word, position, segment, weight, bias, p):
+    z = F.embedding(ids[0], word, padding_idx=PAD) + F.embedding(ids[2], segment) + F.embedding(ids[1], position)
+    return F.dropout(F.layer_norm(z, weight.shape, weight, bias, EPS), p, training=p > 0)
+
+
+def _forward_peer(arguments: Arguments):
+    *tensors, _, _, p, _ = arguments
+    return lambda: _stock(tensors[:3], *tensors[3:], p)
+
+
+def _backward_peer(arguments: Arguments):
+    dy, *tensors, _, _, _, p, _ = arguments
+    leaves = [t.detach().requires_grad_() for t in (*tensors[3:], torch.zeros_like(tensors[-1]))]
+    y = _stock(tensors[:3], *leaves, p)
+    return lambda: torch.autograd.grad(y, leaves, dy, retain_graph=True)
+
+
+def _cases(tokens: int, cols: int, dtype: torch.dtype, p: float, segments: int = 2) -> list[Case]:
+    def forward(device: torch.device) -> Arguments:
+        return (*_inputs(device, tokens, cols, dtype, segments), PAD, EPS, p, state(device) if p else None)
+
+    def backward(device: torch.device) -> Arguments:
+        tensors = _inputs(device, tokens, cols, dtype, segments)[:-1]
+        mean = randn(device, torch.float32, tokens)
+        rstd = randn(device, torch.float32, tokens).abs() + 0.5
+        dropout = state(device) if p else None
+        return randn(device, dtype, tokens, cols), *tensors, mean, rstd, PAD, p, dropout
+
+    shape = f"{tokens}x{cols} p{p}" + ("" if segments == 2 else f" {segments} segments")
+    rows = tokens * cols * dtype.itemsize
+    tables = (WORDS + POSITIONS + segments) * cols * dtype.itemsize
+    # A table's rows are read once however many tokens name them; the gradients' tables are written whole.
+    read = min(rows, tables) + 24 * tokens
+    return [
+        # Rows move in 16 bytes a thread; ids and keys, one number each, are most of the other accesses in the code.
+        Case(
+            "embedding_sum_norm_fwd",
+            shape,
+            dtype,
+            forward,
+            rows + read + 8 * tokens,
+            peers={"eager": _forward_peer},
+            wide=0.2,
+        ),
+        Case(
+            "embedding_sum_norm_bwd",
+            shape,
+            dtype,
+            backward,
+            rows + read + tables + 8 * tokens,
+            peers={"eager": _backward_peer},
+            wide=0.1,
+        ),
+    ]
+
+
+_B, _H, _F = torch.bfloat16, torch.float16, torch.float32
+CASES: list[Case] = [
+    *_cases(65536, 768, _B, 0.1),
+    *_cases(65536, 1024, _B, 0.1),
+    *_cases(8192, 768, _B, 0.1),
+    *_cases(8192, 768, _B, 0.0),
+    *_cases(8192, 768, _H, 0.1),
+    *_cases(8192, 768, _F, 0.1),
+    *_cases(8192, 768, _B, 0.1, segments=3),
+    *_cases(128, 768, _B, 0.0),
+    *_cases(8192, 128, _B, 0.1),
+]

@@ -33,6 +33,14 @@ def test_import_does_not_pull_in_optional_packages():
     assert python(code) == "[]"
 
 
+def test_asking_what_is_verified_does_not_load_triton():
+    code = (
+        "import sys; from bertfast.triton.verified import verified; verified('x', 90); print('triton' in sys.modules)"
+    )
+    assert python(without("triton") + code) == "True"
+    assert python(code) == "False"
+
+
 def test_ops_without_extension():
     code = (
         "import torch, bertfast; from bertfast import _ext; assert _ext.load() is None;"

@@ -1,5 +1,6 @@
 """The stage parity: the op tests on the real device, with a fresh seed; one line for each op's test file."""
 
+import importlib.util
 import os
 import secrets
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 from benchmarks.gpu import results
 
 LIMIT_SECONDS = 460
+WORKERS = 8  # most of the time goes into compiling, on one core a test
 
 
 def lines_of(junit: str, seed: int) -> Iterator[results.Line]:
@@ -39,6 +41,8 @@ def run(wanted: str = "") -> Iterator[results.Line]:
         # The options of pyproject.toml ask for a plugin that the machine may not have.
         command = [sys.executable, "-m", "pytest", "tests/ops", "-k", chosen, "-q", "-o", "addopts="]
         command += [f"--junitxml={report}", "-p", "no:cacheprovider", "--tb=short"]
+        if importlib.util.find_spec("xdist") is not None:
+            command += ["-n", str(min(WORKERS, os.cpu_count() or 1))]
         try:
             subprocess.run(
                 command, cwd=results.ROOT, env=environment | {"BERTFAST_SEED": str(seed)}, timeout=LIMIT_SECONDS

@@ -91,8 +91,8 @@ def _units(x: Tensor) -> tuple[Tensor, int]:
     row = x.shape[1] * x.element_size()
     begin = x.storage_offset() * x.element_size()
     size = next(size for size in UNITS if row % size == 0 and begin % size == 0)
-    if x.element_size() < size and x.shape[0] == 1:
-        x = x.as_strided(x.shape, (x.shape[1], 1))  # contiguous says nothing about the stride of a lone row
+    if x.stride() != (x.shape[1], 1):
+        x = x.as_strided(x.shape, (x.shape[1], 1))  # contiguous says nothing about the stride of a lone row or column
     return x.view(UNITS[size]), row // size
 
 

@@ -64,7 +64,24 @@ def _compile(number: int) -> tuple[int, dict[str, Any] | None, str]:
         return number, None, f"{type(error).__name__}: {error}"[:2000]
 
 
-def record(cases: list[Case], archs: list[int]) -> tuple[list[Row], dict[tuple[str, int], list[str]]]:
+# Widths of the model and the sizes that follow from them. They change counts of steps, not the code of one.
+WIDTHS = frozenset(
+    ("E", "F", "N", "K", "H", "WORDS", "POSITIONS", "VOCABULARY", "STRIDE", "UNITS_ROW", "PROGRAMS", "CHUNK")
+)
+
+
+def identity(one: Any, arch: int, brief: bool) -> tuple:
+    """What makes two launches one compiled variant. `brief`: variants that differ in widths or in which 16-bit type are one."""
+    signature, constants = one.signature, one.constants
+    if brief:
+        signature = tuple((name, kind.replace("fp16", "bf16")) for name, kind in signature)
+        constants = tuple((name, value) for name, value in constants if name not in WIDTHS)
+    return (arch, one.kernel, signature, one.divisible_by_16, constants, one.warps, one.stages)
+
+
+def record(
+    cases: list[Case], archs: list[int], brief: bool = False
+) -> tuple[list[Row], dict[tuple[str, int], list[str]]]:
     """Rows still without resources, and what failed while recording, by case and architecture."""
     from bertfast.triton import launch
 
@@ -79,7 +96,7 @@ def record(cases: list[Case], archs: list[int]) -> tuple[list[Row], dict[tuple[s
                 except Exception as error:
                     failures[case.name, arch] = [f"recording: {type(error).__name__}: {error}"]
             for one in got:
-                key = (arch, one.kernel, one.signature, one.divisible_by_16, one.constants, one.warps, one.stages)
+                key = identity(one, arch, brief)
                 if key not in rows:
                     name, constants = one.kernel.__name__, dict(one.constants)
                     rows[key] = Row(name, arch, dict(one.signature), constants, one.warps, one.stages)
@@ -146,13 +163,14 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="write the rows here")] = None,
     markdown: Annotated[Path | None, typer.Option(help="write docs/kernels.md here")] = None,
     case: Annotated[str, typer.Option(help="only cases whose name contains this")] = "",
+    brief: Annotated[bool, typer.Option(help="one of the variants that differ only in widths or in which 16-bit type")] = False,
 ) -> None:
     """Compile every case's kernels ahead of time and check them; exit status 1 where a check fails."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise SystemExit("TRITON_INTERPRET=1 makes Triton interpret: unset it to compile kernels")
     console = Console(width=None if sys.stdout.isatty() else 160)
     cases, archs = collect.all_cases(case), sorted(arch or ARCHITECTURES)
-    rows, failures = record(cases, archs)
+    rows, failures = record(cases, archs, brief)
     compile_rows(rows, console)
     for one in cases:
         for number in archs:

@@ -82,6 +82,18 @@ def test_parity_bias_gelu(implementation, cols, tanh, dtype):
         assert_within_budget(o, e, x, name)
 
 
+def test_column_sum_of_long_chunks(triton_ops, poisoned, monkeypatch):
+    # What many rows get, on few: chunks of 256, the last one short. Twice the same bits.
+    from bertfast.triton import columns
+
+    assert columns.chunk_rows(65536) == 256
+    monkeypatch.setattr(columns, "chunk_rows", lambda rows: 256)
+    x = torch.randn(600, 9).to("cuda" if torch.cuda.is_available() else "cpu")
+    found = columns.column_sum(x)
+    torch.testing.assert_close(found.double(), x.double().sum(0), rtol=1e-5, atol=1e-5)
+    assert torch.equal(found, columns.column_sum(x))
+
+
 def test_gelu_far_out(implementation):
     pre = torch.tensor([[-40.0, -9.0, -1e-8, 0.0, 9.0, 40.0, 0.5, float("nan")]])
     y = implementation.bias_gelu_fwd(pre, torch.zeros(8), False)

@@ -106,7 +106,9 @@ def linear_gelu_fwd_fused(x: Tensor, weight: Tensor, bias: Tensor, tanh: bool) -
     """One kernel; float32, float64 and sizes that it does not take go to the split form."""
     if not tuning.fused_takes(x, weight, bias):
         return linear_gelu_fwd_split(x, weight, bias, tanh)
-    return linear_gelu_fused(x, weight, bias, tanh)
+    y, pre = linear_gelu_fused(x, weight, bias, tanh)
+    assert pre is not None
+    return y, pre
 
 
 def linear_gelu_bwd(

@@ -163,7 +163,9 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="write the rows here")] = None,
     markdown: Annotated[Path | None, typer.Option(help="write docs/kernels.md here")] = None,
     case: Annotated[str, typer.Option(help="only cases whose name contains this")] = "",
-    brief: Annotated[bool, typer.Option(help="one of the variants that differ only in widths or in which 16-bit type")] = False,
+    brief: Annotated[
+        bool, typer.Option(help="one of the variants that differ only in widths or in which 16-bit type")
+    ] = False,
 ) -> None:
     """Compile every case's kernels ahead of time and check them; exit status 1 where a check fails."""
     if os.environ.get("TRITON_INTERPRET") == "1":

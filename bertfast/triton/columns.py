@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bertfast.triton.launch import launch
+from bertfast.triton.launch import cdiv, launch
 
 # 256 columns are 32 threads of 16 bytes in 16-bit types, so four warps read four rows at once. Predicted, never measured.
 COLS, ROWS = 256, 8
@@ -27,7 +27,7 @@ def chunk_rows(rows: int) -> int:
 
 
 def chunks(rows: int) -> int:
-    return triton.cdiv(rows, chunk_rows(rows))
+    return cdiv(rows, chunk_rows(rows))
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -62,7 +62,7 @@ def sum_partials(partial: Tensor, dtype: torch.dtype) -> Tensor:
     count, cols = partial.shape
     out = torch.empty(cols, dtype=dtype, device=partial.device)
     constants = {"F": cols, "ROWS": _SUM_ROWS, "COLS": _SUM_COLS}
-    launch(column_sum_kernel, (triton.cdiv(cols, _SUM_COLS),), (partial, out, count), constants)
+    launch(column_sum_kernel, (cdiv(cols, _SUM_COLS),), (partial, out, count), constants)
     return out
 
 
@@ -72,5 +72,5 @@ def column_sum(x: Tensor) -> Tensor:
     count = chunks(rows)
     partial = torch.empty(count, cols, dtype=torch.float32, device=x.device)
     constants = {"F": cols, "CHUNK": chunk_rows(rows), "ROWS": ROWS, "COLS": COLS}
-    launch(column_sum_chunks_kernel, (count, triton.cdiv(cols, COLS)), (x, partial, rows), constants)
+    launch(column_sum_chunks_kernel, (count, cdiv(cols, COLS)), (x, partial, rows), constants)
     return sum_partials(partial, x.dtype)

@@ -96,6 +96,16 @@ def multiprocessors(device: torch.device) -> int:
     return _multiprocessors[index]
 
 
+def cdiv(a: int, b: int) -> int:
+    """a / b, rounded up. Triton's own wraps its arguments for use in kernels: microseconds a call on the host."""
+    return -(-a // b)
+
+
+def next_power_of_2(n: int) -> int:
+    """The least power of two that is at least n."""
+    return 1 << (n - 1).bit_length()
+
+
 def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:
     # Device-made tensor descriptors live here; the caching allocator aligns to 512 bytes.
     return torch.empty(size, dtype=torch.int8, device="cuda")

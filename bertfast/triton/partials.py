@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bertfast.triton.launch import launch
+from bertfast.triton.launch import cdiv, launch
 
 # 128 partial rows of 128 bytes in flight in each program; the whole reduction is a few microseconds. Predicted, never measured.
 PARTS, COLS, WARPS = 128, 32, 4
@@ -48,7 +48,7 @@ def add_up(partial: Tensor, first: Tensor, second: Tensor, rest: Tensor | None) 
     programs, outs, size = partial.shape
     launch(
         partials_kernel,
-        (triton.cdiv(size, COLS), outs),
+        (cdiv(size, COLS), outs),
         (partial, first, second, rest, programs),
         {"E": size, "OUTS": outs, "PARTS": PARTS, "COLS": COLS},
         warps=WARPS,

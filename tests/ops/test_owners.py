@@ -1,5 +1,7 @@
 """Who owns each (op, device): one list, so that a second registration or a kernel that went missing is noticed."""
 
+import inspect
+
 import pytest
 import torch
 
@@ -52,3 +54,12 @@ def test_verified_kernels_exist():
         assert int(arch) >= 80
         assert set(ops) <= set(verified.folders())
         assert all({"date", "device", "commit"} <= set(entry) for entry in ops.values())
+
+
+@pytest.mark.parametrize(("name", "path"), _library.owners("CUDA").items())
+def test_cuda_owner_takes_what_the_schema_says(name, path):
+    pytest.importorskip("triton")
+    assert owns(name, "CUDA")
+    parameters = inspect.signature(_library.owner(name, "CUDA")).parameters.values()
+    taken = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]  # options of a launcher that no op has
+    assert taken == [argument.name for argument in _library.op(name)._schema.arguments], path

@@ -1,8 +1,11 @@
 """dropout_add_norm on GPUs: z = dropout(x + bias) + residual, y = (z - mean) * rstd * weight + norm_bias, a row in registers.
 
-Forward: a program takes a tile of whole rows. Backward: a program walks over tiles, rebuilds z from x and residual (saving z would cost
-the same bytes), writes both gradients and keeps the parameters' gradients in registers; `partials` adds those up. Saved: mean, rstd.
+Forward: a program takes a tile of whole rows. Backward: a program walks over tiles, rebuilds z from x and residual (saving z
+would cost the same bytes), writes both gradients and keeps the parameters' gradients in registers; `partials` adds those up.
+Saved: mean, rstd.
 """
+
+from typing import Any
 
 import torch
 import triton
@@ -12,7 +15,7 @@ from torch import Tensor
 from bertfast.ops import rng as dropout_bits
 from bertfast.ops.dropout_add_norm import reference, tuning
 from bertfast.triton import partials, random
-from bertfast.triton.launch import launch, multiprocessors
+from bertfast.triton.launch import cdiv, launch, multiprocessors
 
 
 @triton.jit
@@ -150,13 +153,14 @@ def dropout_add_norm_bwd_kernel(
         tl.store(partial_ptr + 2 * E + col, dbias, mask=col < E)
 
 
-def taken(*tensors: Tensor | None) -> bool:
+def taken(*tensors: Any) -> bool:
     """Whether the kernels take these dtypes and the first one's width; the reference takes the others."""
     return tensors[0].shape[-1] <= tuning.MAX_COLS and all(t is None or t.dtype in tuning.DTYPES for t in tensors)
 
 
-def contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
-    return [t if t is None or t.is_contiguous() else t.contiguous() for t in tensors]
+def contiguous(*tensors: Any) -> tuple[Any, ...]:
+    """Each tensor contiguous; None stays None."""
+    return tuple(t if t is None or t.is_contiguous() else t.contiguous() for t in tensors)
 
 
 def dropout_numbers(p: float) -> tuple[int, float]:
@@ -186,7 +190,7 @@ def forward(
     dropout = rng is not None and dropout_p > 0.0
     launch(
         dropout_add_norm_fwd_kernel,
-        (triton.cdiv(rows, tile.rows),),
+        (cdiv(rows, tile.rows),),
         (
             *(x, bias, residual, weight, norm_bias, rng if dropout else None, y, mean, rstd),
             *(rows, eps, *dropout_numbers(dropout_p)),

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 import torch
-import triton
+
+from bertfast.triton.launch import cdiv, next_power_of_2
 
 MAX_COLS = 4096  # a row lives in registers: 16 elements a thread at 8 warps
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -18,9 +19,9 @@ class RowTile:
     warps: int
 
 
-# BLOCK columns to (forward rows, backward rows, warps). Warps lie along a row, 8 elements a thread (16 bytes of bfloat16): only so does a
-# thread keep the same columns in all rows, and parameters and their partial gradients cost 8 registers each. Several rows a tile
-# share the parameters' loads and the reductions' barriers. Backward holds three inputs and three sums, so fewer rows.
+# BLOCK columns to (forward rows, backward rows, warps). Warps lie along a row, 8 elements a thread (16 bytes of bfloat16): only so
+# does a thread keep the same columns in all rows, and parameters and their partial gradients cost 8 registers each. Several rows
+# a tile share the parameters' loads and the reductions' barriers. Backward holds three inputs and three sums, so fewer rows.
 _TILES = {
     256: (8, 4, 1),
     512: (4, 2, 2),
@@ -36,7 +37,7 @@ TILES_PER_PROGRAM = 16
 
 def block(cols: int) -> int:
     """Columns of a tile: a power of two, at least one warp of 8 elements a thread."""
-    return max(256, triton.next_power_of_2(cols))
+    return max(256, next_power_of_2(cols))
 
 
 def forward_tile(cols: int, rows: int, multiprocessors: int) -> RowTile:
@@ -52,6 +53,6 @@ def backward_tile(cols: int) -> RowTile:
 
 def backward_programs(rows: int, tile_rows: int, multiprocessors: int) -> int:
     """How many programs share the rows: at least one a multiprocessor, at most what is resident, never more than tiles."""
-    tiles = triton.cdiv(rows, tile_rows)
-    wanted = min(PROGRAMS_PER_MULTIPROCESSOR * multiprocessors, triton.cdiv(tiles, TILES_PER_PROGRAM))
+    tiles = cdiv(rows, tile_rows)
+    wanted = min(PROGRAMS_PER_MULTIPROCESSOR * multiprocessors, cdiv(tiles, TILES_PER_PROGRAM))
     return min(tiles, max(multiprocessors, wanted))

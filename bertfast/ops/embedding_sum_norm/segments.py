@@ -1,18 +1,20 @@
-"""Adds rows by key into tables, deterministically and without waiting for the host: table[key] = sum of dz[token] over its tokens.
+"""Adds rows by key into tables, deterministically and without waiting for the host: table[key] = sum of its tokens' dz.
 
-Keys are sorted on the device (stable, so tokens keep their order). A program takes a chunk of sorted places, all loads in flight, and
-adds runs of equal keys in order. A run inside one chunk is written to its table; one that crosses a
-border leaves a float32 sum at the head or the tail of its chunk. Those two entries a chunk are again rows sorted by key, so the same
-kernel takes them, level by level, until one chunk is left: long runs ([PAD], "the") make a tree, and the number of levels depends on
+Keys are sorted on the device (stable, so tokens keep their order). A program takes a chunk of sorted places, all loads in
+flight, and adds runs of equal keys in order. A run inside one chunk is written to its table; one that crosses a border leaves a
+float32 sum at the head or the tail of its chunk. Those two entries a chunk are again rows sorted by key, so the same kernel
+takes them, level by level, until one chunk is left: long runs ([PAD], "the") make a tree, and the number of levels depends on
 the number of tokens alone. Each table row is written at most once, in the table's dtype.
 """
+
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from bertfast.triton.launch import launch
+from bertfast.triton.launch import cdiv, launch
 
 # Element size of the rows to (chunk, columns a program). One warp and 16 bytes a thread and row, all rows in registers:
 # longer chunks would spill, shorter ones leave more partial sums. Predicted, never measured.
@@ -70,14 +72,14 @@ def segments_kernel(
             row = tl.load(order_ptr + row)  # below 3 * tokens; a remainder would cost a division
             row = tl.where(row >= 2 * tokens, row - 2 * tokens, tl.where(row >= tokens, row - tokens, row))
         mask = (base + i <= last) & (key >= 0) & (col < E)
-        rows = rows + (tl.load(rows_ptr + row * E + col, mask=mask, other=0.0),)
+        rows = rows + (tl.load(rows_ptr + row * E + col, mask=mask, other=0.0),)  # type: ignore[assignment]  # noqa: RUF005  Triton has no star here
 
     sums = tl.zeros((COLS,), tl.float32)
     for i in tl.static_range(CHUNK):
         sums += rows[i].to(tl.float32)
         # Past the end the last key repeats with rows of 0, so its run ends with the chunk.
         key = tl.load(keys_ptr + tl.minimum(base + i, last))
-        if i == CHUNK - 1:
+        if i == CHUNK - 1:  # noqa: SIM108  a constexpr branch
             end = key >= 0
         else:
             end = (key >= 0) & (key != tl.load(keys_ptr + tl.minimum(base + i + 1, last)))
@@ -106,7 +108,7 @@ def fits(tokens: int, tables: tuple[Tensor, ...]) -> bool:
     return 3 * tokens < 2**31 and sum(t.shape[0] for t in tables) < 2**31
 
 
-def add_rows(dz: Tensor, keys: Tensor, word: Tensor, position: Tensor, segment: Tensor | None) -> None:
+def add_rows(dz: Tensor, keys: Any, word: Tensor, position: Tensor, segment: Tensor | None) -> None:
     """Write sums of rows into tables that hold zeros.
 
     Args:
@@ -116,18 +118,19 @@ def add_rows(dz: Tensor, keys: Tensor, word: Tensor, position: Tensor, segment: 
         word, position, segment: [rows, E] in dz's dtype.
     """
     tokens, size = dz.shape
+    order: Tensor | None
     keys, order = torch.sort(keys, stable=True)
-    rows: Tensor = dz
+    rows: Any = dz
     while True:
         chunk, cols = _TILES[rows.element_size()]
         count = keys.shape[0]
-        chunks = triton.cdiv(count, chunk)
+        chunks = cdiv(count, chunk)
         more = chunks > 1
         next_rows = torch.empty((2 * chunks, size), dtype=torch.float32, device=dz.device) if more else None
         next_keys = torch.empty(2 * chunks, dtype=torch.int32, device=dz.device) if more else None
         launch(
             segments_kernel,
-            (chunks, triton.cdiv(size, cols)),
+            (chunks, cdiv(size, cols)),
             (rows, keys, order, word, position, segment, next_rows, next_keys, count, tokens),
             {"E": size, "WORDS": word.shape[0], "POSITIONS": position.shape[0], "CHUNK": chunk, "COLS": cols},
             warps=1,

@@ -1,8 +1,9 @@
 """embedding_sum_norm on GPUs: y = dropout(norm(word[id] + segment[id] + position[id])), a token's row in registers.
 
-Forward: a program gathers a tile of tokens. Backward: programs walk over tiles, gather the sum again, write its gradient dz [T, E] and
-keep what all tokens add to (norm parameters, a segment table of two rows) in registers; `segments` then adds dz by sorted ids.
-dz is in the tables' dtype: half the bytes of float32 for bfloat16, and one rounding, which torch's own backward makes at the same place.
+Forward: a program gathers a tile of tokens. Backward: programs walk over tiles, gather the sum again, write its gradient dz
+[T, E] and keep what all tokens add to (norm parameters, a segment table of two rows) in registers; `segments` then adds dz by
+sorted ids. dz is in the tables' dtype: half the bytes of float32 for bfloat16, and one rounding, which torch's own backward
+makes at the same place.
 Saved: ids, mean, rstd.
 """
 
@@ -23,7 +24,7 @@ from bertfast.ops.dropout_add_norm.triton import (
 )
 from bertfast.ops.embedding_sum_norm import reference, segments
 from bertfast.triton import mailbox, partials
-from bertfast.triton.launch import INTERPRETED, launch, multiprocessors
+from bertfast.triton.launch import INTERPRETED, cdiv, launch, multiprocessors
 
 _ADVICE = (
     "was the text tokenised for another model, or is it longer than the model's positions? Found in an earlier call"
@@ -218,14 +219,19 @@ def forward(
     dropout = rng is not None and dropout_p > 0.0
     launch(
         embedding_sum_norm_fwd_kernel,
-        (triton.cdiv(tokens, tile.rows),),
+        (cdiv(tokens, tile.rows),),
         (
             *(*tensors, rng if dropout else None, y, mean, rstd, mailbox.box(word.device)),
             *(tokens, eps, *dropout_numbers(dropout_p)),
         ),
         {
-            "E": cols, "WORDS": word.shape[0], "POSITIONS": position.shape[0], "SEGMENTS": segment.shape[0],
-            "DROPOUT": dropout, "ROWS": tile.rows, "BLOCK": tile.block,
+            "E": cols,
+            "WORDS": word.shape[0],
+            "POSITIONS": position.shape[0],
+            "SEGMENTS": segment.shape[0],
+            "DROPOUT": dropout,
+            "ROWS": tile.rows,
+            "BLOCK": tile.block,
         },
         warps=tile.warps,
     )
@@ -270,8 +276,14 @@ def backward(
             *(tokens, padding_idx, *dropout_numbers(dropout_p)),
         ),
         {
-            "E": cols, "WORDS": word.shape[0], "POSITIONS": position.shape[0], "SEGMENTS": segment.shape[0],
-            "OUTS": outs, "DROPOUT": dropout, "ROWS": tile.rows, "BLOCK": tile.block,
+            "E": cols,
+            "WORDS": word.shape[0],
+            "POSITIONS": position.shape[0],
+            "SEGMENTS": segment.shape[0],
+            "OUTS": outs,
+            "DROPOUT": dropout,
+            "ROWS": tile.rows,
+            "BLOCK": tile.block,
         },
         warps=tile.warps,
     )

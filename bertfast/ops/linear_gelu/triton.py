@@ -16,7 +16,7 @@ from bertfast.ops.linear_gelu import reference, tuning
 from bertfast.ops.linear_gelu.triton_gemm import linear_gelu_fused
 from bertfast.triton import columns
 from bertfast.triton.gelu import gelu, gelu_gradient
-from bertfast.triton.launch import launch
+from bertfast.triton.launch import cdiv, launch
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -72,7 +72,7 @@ def bias_gelu_fwd(pre: Tensor, bias: Tensor, tanh: bool) -> Tensor:
     pre, bias = pre.contiguous(), bias.contiguous()
     (rows, cols), tile = pre.shape, tuning.BIAS_GELU_FORWARD
     y = torch.empty_like(pre)
-    grid = triton.cdiv(rows, tile["ROWS"]), triton.cdiv(cols, tile["COLS"])
+    grid = cdiv(rows, tile["ROWS"]), cdiv(cols, tile["COLS"])
     launch(bias_gelu_fwd_kernel, grid, (pre, bias, y, rows), {"F": cols, **tile, "TANH": tanh})
     return y
 
@@ -85,7 +85,7 @@ def bias_gelu_bwd(dy: Tensor, pre: Tensor, bias: Tensor, tanh: bool) -> tuple[Te
     dpre, count = torch.empty_like(pre), columns.chunks(rows)
     partial = torch.empty(count, cols, dtype=torch.float32, device=pre.device)
     constants = {"F": cols, "CHUNK": columns.chunk_rows(rows), **tile, "TANH": tanh}
-    grid = count, triton.cdiv(cols, tile["COLS"])
+    grid = count, cdiv(cols, tile["COLS"])
     launch(bias_gelu_bwd_kernel, grid, (dy, pre, bias, dpre, partial, rows), constants)
     return dpre, columns.sum_partials(partial, bias.dtype)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from bertfast.ops.linear_gelu import tuning
 from bertfast.triton import columns
 from bertfast.triton.gelu import gelu, gelu_gradient
-from bertfast.triton.launch import architecture, launch, multiprocessors
+from bertfast.triton.launch import architecture, cdiv, launch, multiprocessors
 
 
 @triton.jit
@@ -178,7 +178,7 @@ def _plan(
     """(grid, constants up to SLICES, how operands travel, warps and stages) of one product."""
     arch, processors = architecture(device), multiprocessors(device)
     tile = tile or tuning.tile(table, tokens, n, arch, processors)
-    tiles, programs = triton.cdiv(tokens, tile.m) * triton.cdiv(n, tile.n), processors * tile.resident
+    tiles, programs = cdiv(tokens, tile.m) * cdiv(n, tile.n), processors * tile.resident
     sizes = {"BLOCK_M": tile.m, "BLOCK_N": tile.n, "BLOCK_K": tile.k, "GROUP": tuning.GROUP, "SLICES": tile.slices}
     # Specialised on sm_90 the loops must not be flattened into one, or it is ignored; on sm_100 they must be.
     travel = {"TMA": arch >= 90, "SPECIALIZE": tile.specialize, "FLATTEN": arch >= 100 or not tile.specialize}
@@ -223,7 +223,7 @@ def linear_dgelu_fused(
     (tokens, k), n = dy2.shape, weight2.shape[1]
     grid, constants, travel, options = _plan(tokens, n, k, dy2.device, tuning.BACKWARD, tile)
     dpre = torch.empty_like(pre)
-    rows = triton.cdiv(tokens, constants["BLOCK_M"])
+    rows = cdiv(tokens, constants["BLOCK_M"])
     partial = torch.empty(rows, n, dtype=torch.float32, device=dy2.device)
     constants |= {"TANH": tanh, **travel}
     launch(linear_dgelu_kernel, grid, (dy2, weight2, pre, bias, dpre, partial, tokens), constants, **options)

@@ -83,7 +83,7 @@ def linear_cross_entropy_bwd(
         return reference.backward(dloss, x, weight, bias, labels, lse, kept)
     rows, vocabulary = x.shape[0], weight.shape[0]
     if rows == 0:
-        return tuple(torch.zeros_like(t, memory_format=torch.contiguous_format) for t in (x, weight, bias))
+        return torch.empty_like(x), weight.new_zeros(weight.shape), bias.new_zeros(bias.shape)
     columns, has_kept = reference.padded(vocabulary), kept.dim() == 2
     pieces = _pieces(rows, columns, x.element_size())
     dlogits = x.new_empty((pieces[0].stop, columns))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bertfast.ops.packing import reference
 from bertfast.triton import launch, mailbox
+from bertfast.triton.launch import cdiv, next_power_of_2
 
 BAD_INDEX = tl.constexpr(
     mailbox.meaning(7, IndexError, "packing: the index at position {place} is outside the rows of the padded batch")
@@ -99,7 +100,7 @@ def _units(x: Tensor) -> tuple[Tensor, int]:
 def _tile(units: int, size: int) -> tuple[int, int]:
     """(ROWS, COLS): columns that divide a row where some power of two of 128 to 512 does, 16 KB in all."""
     exact = next((cols for cols in (512, 256, 128) if units % cols == 0), None)
-    cols = exact or min(triton.next_power_of_2(units), 512)
+    cols = exact or min(next_power_of_2(units), 512)
     return max(1, min(TILE_BYTES // (cols * size), 64)), cols
 
 
@@ -115,7 +116,7 @@ def pack_mask(mask: Tensor) -> tuple[Tensor, Tensor]:
     batch, seqlen = mask.shape
     bounds = mask.new_empty(batch + 1, dtype=torch.int32)
     steps = mask.numel().bit_length() + 1
-    grid = (triton.cdiv(batch + 1, BOUNDS),)
+    grid = (cdiv(batch + 1, BOUNDS),)
     launch.launch(
         bounds_kernel, grid, (indices, bounds, indices.shape[0], batch, seqlen, steps), {"BOUNDS": BOUNDS}, warps=4
     )
@@ -139,7 +140,7 @@ def unpad(x: Tensor, indices: Tensor) -> Tensor:
     target = y.view(source.dtype)
     rows, cols = _tile(units, source.element_size())
     args = (source, indices.contiguous(), target, mailbox.box(x.device), tokens, x.shape[0])
-    grid = (triton.cdiv(tokens, rows), triton.cdiv(units, cols))
+    grid = (cdiv(tokens, rows), cdiv(units, cols))
     launch.launch(unpad_kernel, grid, args, {"UNITS_ROW": units, "ROWS": rows, "COLS": cols}, warps=4)
     return y
 
@@ -159,9 +160,9 @@ def repad(x: Tensor, indices: Tensor, rows: int) -> Tensor:
     target = y.view(source.dtype)
     inverse = torch.full((rows,), NOBODY.value, dtype=torch.int32, device=x.device)
     args = (inverse, indices.contiguous(), mailbox.box(x.device), tokens, rows)
-    launch.launch(invert_kernel, (triton.cdiv(tokens, PLACES),), args, {"PLACES": PLACES}, warps=4)
+    launch.launch(invert_kernel, (cdiv(tokens, PLACES),), args, {"PLACES": PLACES}, warps=4)
     tile_rows, cols = _tile(units, source.element_size())
-    grid = (triton.cdiv(rows, tile_rows), triton.cdiv(units, cols))
+    grid = (cdiv(rows, tile_rows), cdiv(units, cols))
     constants = {"UNITS_ROW": units, "ROWS": tile_rows, "COLS": cols}
     launch.launch(repad_kernel, grid, (source, inverse, target, rows), constants, warps=4)
     return y

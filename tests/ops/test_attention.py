@@ -13,6 +13,9 @@ from bertfast.testing import assert_within_budget, leaves
 LENGTHS = (1, 7, 0, 33, 129, 199)
 # 32, 64 and 128 are what models have; 24 has a tail in every vector width, 256 is the largest head the kernels take.
 HEADS = {24: 3, 32: 3, 64: 2, 128: 2, 256: 1}
+# Sequences of one tile, which the Triton kernels take another way; and what is quick enough in Triton's interpreter.
+SHORT = (1, 7, 0, 31)
+INTERPRETED = (7, 0, 129)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -86,15 +89,42 @@ def assert_parity(ours, oracle, qkv, dout):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", HEADS)
 @pytest.mark.parametrize("p", [0.0, 0.2])
-def test_parity_packed(implementation, size, dtype, p):
-    qkv, dout = (torch.randn(sum(LENGTHS), *shape, HEADS[size], size).to(dtype) for shape in ((3,), ()))
+@pytest.mark.parametrize("lengths", [LENGTHS, SHORT], ids=["long", "short"])
+def test_parity_packed(implementation, size, dtype, p, lengths):
+    heads = HEADS[size]
+    if type(implementation).__name__ == "TritonOps" and not torch.cuda.is_available() and lengths is LENGTHS:
+        lengths, heads = INTERPRETED, min(heads, 2)
+    qkv, dout = (torch.randn(sum(lengths), *shape, heads, size).to(dtype) for shape in ((3,), ()))
     state = rng.new_rng("cpu") if p else None
-    keep = rng.keep_attention(state, len(LENGTHS), HEADS[size], max(LENGTHS), max(LENGTHS), p) if p else None
-    out, lse, dqkv = packed(implementation, qkv, dout, p=p, state=state)
+    keep = rng.keep_attention(state, len(lengths), heads, max(lengths), max(lengths), p) if p else None
+    out, lse, dqkv = packed(implementation, qkv, dout, lengths, p=p, state=state)
     assert lse.dtype == torch.float32
-    assert lse.shape == (HEADS[size], sum(LENGTHS))
-    oracle = functools.partial(packed_oracle, lengths=LENGTHS, keep=keep, rate=rng.keep_rate_attention(p) if p else 1.0)
+    assert lse.shape == (heads, sum(lengths))
+    exact = [torch.logsumexp(q @ k.mT * size**-0.5, -1) for q, k, _ in qkv_of(qkv.double(), lengths)]
+    torch.testing.assert_close(lse.double(), torch.cat(exact, -1), rtol=1e-5, atol=1e-5)
+    oracle = functools.partial(packed_oracle, lengths=lengths, keep=keep, rate=rng.keep_rate_attention(p) if p else 1.0)
     assert_parity((out, dqkv), oracle, qkv, dout)
+
+
+def qkv_of(qkv, lengths):
+    """(q, k, v), each [H, S, D], of every sequence."""
+    return [x.permute(1, 2, 0, 3) for x in qkv.split(list(lengths))]
+
+
+@pytest.mark.parametrize("seqlen", [17, 40])
+def test_bias_in_the_load(triton_ops, seqlen):
+    # One tile and several; the launchers' option, in no op's schema.
+    from bertfast.ops.attention import triton as launchers
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    qkv, bias = torch.randn(seqlen, 3, 2, 24, device=device), torch.randn(3, 2, 24, device=device)
+    dout, cu = torch.randn(seqlen, 2, 24, device=device), bounds((seqlen,)).to(device)
+    results = []
+    for given, option in ((qkv, bias), (qkv + bias, None)):
+        out, lse = launchers.forward(given, cu, seqlen, 0.2, 0.0, None, bias=option)
+        results.append((out, lse, launchers.backward(dout, given, out, lse, cu, seqlen, 0.2, 0.0, None, bias=option)))
+    for folded, apart in zip(*results, strict=True):
+        torch.testing.assert_close(folded, apart)
 
 
 def masks(batch, heads, seqlen):

@@ -69,14 +69,29 @@ def _forward(qkv, out, lse, cu_seqlens, longest, mask, scale, dropout_p, rng, bi
     tiles = 1 if block else -(-longest // tile.queries)
     args = (
         *(qkv.contiguous(), out, lse, cu_seqlens, mask, rng, bias, mailbox.box(qkv.device)),
-        *(tokens, sequences, longest, tiles, *strides, bottom, scale * _LOG2E, inverse_rate, threshold),
+        *(
+            tokens,
+            sequences,
+            longest,
+            tiles,
+            *strides,
+            bottom,
+            scale * (1.0 if qkv.dtype == torch.float32 else _LOG2E),
+            inverse_rate,
+            threshold,
+        ),
     )
     if block:
         kernel, warps, stages = triton_forward.attention_fwd_single_kernel, tuning.single_warps(block, itemsize), 1
-        constants |= {"BLOCK": block, "MASK_IS_BOOL": boolean}
+        constants |= {"BLOCK": block, "MASK_IS_BOOL": boolean, "MASK_PER_KEY": strides[2] == 0}
     else:
         kernel, warps, stages = triton_forward.attention_fwd_kernel, tile.warps, tile.stages
-        constants |= {"BLOCK_M": tile.queries, "BLOCK_N": tile.keys, "MASK_IS_BOOL": boolean}
+        constants |= {
+            "BLOCK_M": tile.queries,
+            "BLOCK_N": tile.keys,
+            "MASK_IS_BOOL": boolean,
+            "MASK_PER_KEY": strides[2] == 0,
+        }
     launch.launch(kernel, (tiles * heads * sequences,), args, constants, warps=warps, stages=stages)
 
 
@@ -136,11 +151,22 @@ def _backward(dout, qkv, out, lse, cu_seqlens, longest, mask, scale, dropout_p, 
     qkv = qkv.contiguous()
     dqkv = torch.empty_like(qkv)
     delta = None if block else torch.empty_like(lse, memory_format=torch.contiguous_format)
-    numbers = (tokens, sequences, longest, tiles, *strides, bottom, scale * _LOG2E, scale, inverse_rate, threshold)
+    numbers = (
+        tokens,
+        sequences,
+        longest,
+        tiles,
+        *strides,
+        bottom,
+        scale * (1.0 if qkv.dtype == torch.float32 else _LOG2E),
+        scale,
+        inverse_rate,
+        threshold,
+    )
     pointers = (cu_seqlens, mask, rng, bias)
     constants = {"H": heads, "D": size, "BLOCK_D": block_d}
     inputs = (qkv, dout.contiguous(), out.contiguous(), lse.contiguous(), delta, dqkv)
-    args, last = (*inputs, *pointers, *numbers), {"MASK_IS_BOOL": boolean}
+    args, last = (*inputs, *pointers, *numbers), {"MASK_IS_BOOL": boolean, "MASK_PER_KEY": strides[2] == 0}
     if block:
         kernel, warps = triton_backward.attention_bwd_single_kernel, tuning.single_backward_warps(block, itemsize)
         launch.launch(kernel, (heads * sequences,), args, constants | {"BLOCK": block} | last, warps=warps, stages=1)

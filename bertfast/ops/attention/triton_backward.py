@@ -35,7 +35,7 @@ def attention_bwd_single_kernel(
     mask_stride_query,
     mask_stride_key,
     mask_bottom,
-    scale_log2,
+    score_scale,
     scale,
     inverse_rate,
     threshold,
@@ -44,6 +44,7 @@ def attention_bwd_single_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK: tl.constexpr,
     MASK_IS_BOOL: tl.constexpr,
+    MASK_PER_KEY: tl.constexpr,
 ):
     sequence_head = tl.program_id(0)
     sequence = sequence_head // H
@@ -54,10 +55,11 @@ def attention_bwd_single_kernel(
     row = tl.arange(0, BLOCK)
     q = common.load_rows(head_ptr, bias_ptr, head * D, row, length, 3 * H * D, D, BLOCK_D)
     k = common.load_rows(head_ptr + H * D, bias_ptr, (H + head) * D, row, length, 3 * H * D, D, BLOCK_D)
-    s = tl.dot(k, tl.trans(q), input_precision="ieee") * scale_log2  # [keys, queries]
+    s = tl.dot(k, tl.trans(q), input_precision="ieee") * score_scale  # [keys, queries]
     mask_start = sequence.to(tl.int64) * mask_stride_sequence + head.to(tl.int64) * mask_stride_head
     s = common.masked(
         s,
+        qkv_ptr,
         mask_ptr,
         mask_start,
         row[None, :],
@@ -67,10 +69,11 @@ def attention_bwd_single_kernel(
         mask_stride_key,
         mask_bottom,
         MASK_IS_BOOL,
+        MASK_PER_KEY,
         True,
     )
     lse_row = sequence_head.to(tl.int64) * longest if cu_ptr is None else head.to(tl.int64) * tokens + begin
-    p = tl.exp2(s - common.load_lse(lse_ptr + lse_row, row, length)[None, :])
+    p = common.power(s - common.load_lse(lse_ptr + lse_row, row, length, qkv_ptr)[None, :], qkv_ptr)
     v = common.load_rows(head_ptr + 2 * H * D, bias_ptr, (2 * H + head) * D, row, length, 3 * H * D, D, BLOCK_D)
     dout = common.load_rows(dout_ptr + begin * (H * D) + head * D, None, 0, row, length, H * D, D, BLOCK_D)
     dp = tl.dot(v, tl.trans(dout), input_precision="ieee")
@@ -91,17 +94,18 @@ def attention_bwd_single_kernel(
 @triton.jit
 def _dq_tile(
     dq, q, dout, lse, delta, head_ptr, bias_ptr, mask_ptr, mask_start, rng_ptr, sequence_head, head, row, start, length,
-    mask_stride_query, mask_stride_key, mask_bottom, scale_log2, inverse_rate, threshold,
+    mask_stride_query, mask_stride_key, mask_bottom, score_scale, inverse_rate, threshold,
     H: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    MASK_IS_BOOL: tl.constexpr, CHECK_KEYS: tl.constexpr,
+    MASK_IS_BOOL: tl.constexpr, MASK_PER_KEY: tl.constexpr, CHECK_KEYS: tl.constexpr,
 ):  # fmt: skip
     """Add one tile of keys to dq (before its scale)."""
     key = start + tl.arange(0, BLOCK_N)
     k = common.load_rows(head_ptr + H * D, bias_ptr, (H + head) * D, key, length, 3 * H * D, D, BLOCK_D)
     v = common.load_rows(head_ptr + 2 * H * D, bias_ptr, (2 * H + head) * D, key, length, 3 * H * D, D, BLOCK_D)
-    s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
+    s = tl.dot(q, tl.trans(k), input_precision="ieee") * score_scale
     s = common.masked(
         s,
+        head_ptr,
         mask_ptr,
         mask_start,
         row[:, None],
@@ -111,9 +115,10 @@ def _dq_tile(
         mask_stride_key,
         mask_bottom,
         MASK_IS_BOOL,
+        MASK_PER_KEY,
         CHECK_KEYS,
     )
-    p = tl.exp2(s - lse[:, None])
+    p = common.power(s - lse[:, None], head_ptr)
     dp = tl.dot(dout, tl.trans(v), input_precision="ieee")
     if rng_ptr is not None:
         keep = common.keep_bits(rng_ptr, sequence_head, row, start, threshold, BLOCK_M, BLOCK_N)
@@ -143,7 +148,7 @@ def attention_bwd_dq_kernel(
     mask_stride_query,
     mask_stride_key,
     mask_bottom,
-    scale_log2,
+    score_scale,
     scale,
     inverse_rate,
     threshold,
@@ -153,6 +158,7 @@ def attention_bwd_dq_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     MASK_IS_BOOL: tl.constexpr,
+    MASK_PER_KEY: tl.constexpr,
 ):
     tile = tl.program_id(0) % tiles
     sequence_head = tl.program_id(0) // tiles
@@ -169,21 +175,21 @@ def attention_bwd_dq_kernel(
     delta = tl.sum(out.to(tl.float32) * dout.to(tl.float32), 1)
     lse_row = sequence_head.to(tl.int64) * longest if cu_ptr is None else head.to(tl.int64) * tokens + begin
     tl.store(delta_ptr + lse_row + row, delta, mask=row < length)
-    lse = common.load_lse(lse_ptr + lse_row, row, length)
+    lse = common.load_lse(lse_ptr + lse_row, row, length, qkv_ptr)
     mask_start = sequence.to(tl.int64) * mask_stride_sequence + head.to(tl.int64) * mask_stride_head
     dq = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     full = length // BLOCK_N * BLOCK_N
     for start in range(0, full, BLOCK_N):
         dq = _dq_tile(
             dq, q, dout, lse, delta, head_ptr, bias_ptr, mask_ptr, mask_start, rng_ptr, sequence_head, head, row, start, length,
-            mask_stride_query, mask_stride_key, mask_bottom, scale_log2, inverse_rate, threshold,
-            H, D, BLOCK_D, BLOCK_M, BLOCK_N, MASK_IS_BOOL, False,
+            mask_stride_query, mask_stride_key, mask_bottom, score_scale, inverse_rate, threshold,
+            H, D, BLOCK_D, BLOCK_M, BLOCK_N, MASK_IS_BOOL, MASK_PER_KEY, False,
         )  # fmt: skip
     if full < length:
         dq = _dq_tile(
             dq, q, dout, lse, delta, head_ptr, bias_ptr, mask_ptr, mask_start, rng_ptr, sequence_head, head, row, full, length,
-            mask_stride_query, mask_stride_key, mask_bottom, scale_log2, inverse_rate, threshold,
-            H, D, BLOCK_D, BLOCK_M, BLOCK_N, MASK_IS_BOOL, True,
+            mask_stride_query, mask_stride_key, mask_bottom, score_scale, inverse_rate, threshold,
+            H, D, BLOCK_D, BLOCK_M, BLOCK_N, MASK_IS_BOOL, MASK_PER_KEY, True,
         )  # fmt: skip
     common.store_rows(dqkv_ptr + begin * (3 * H * D) + head * D, dq * scale, row, length, 3 * H * D, D, BLOCK_D)
 
@@ -209,7 +215,7 @@ def attention_bwd_dkv_kernel(
     mask_stride_query,
     mask_stride_key,
     mask_bottom,
-    scale_log2,
+    score_scale,
     scale,
     inverse_rate,
     threshold,
@@ -219,6 +225,7 @@ def attention_bwd_dkv_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     MASK_IS_BOOL: tl.constexpr,
+    MASK_PER_KEY: tl.constexpr,
 ):
     tile = tl.program_id(0) % tiles
     sequence_head = tl.program_id(0) // tiles
@@ -240,10 +247,11 @@ def attention_bwd_dkv_kernel(
         row = start + tl.arange(0, BLOCK_M)
         q = common.load_rows(head_ptr, bias_ptr, head * D, row, length, 3 * H * D, D, BLOCK_D)
         dout = common.load_rows(head_dout_ptr, None, 0, row, length, H * D, D, BLOCK_D)
-        s = tl.dot(k, tl.trans(q), input_precision="ieee") * scale_log2  # [keys, queries]
+        s = tl.dot(k, tl.trans(q), input_precision="ieee") * score_scale  # [keys, queries]
         # Keys past the end need no mask: their rows of dk and dv are not stored.
         s = common.masked(
             s,
+            qkv_ptr,
             mask_ptr,
             mask_start,
             row[None, :],
@@ -253,9 +261,10 @@ def attention_bwd_dkv_kernel(
             mask_stride_key,
             mask_bottom,
             MASK_IS_BOOL,
+            MASK_PER_KEY,
             False,
         )
-        p = tl.exp2(s - common.load_lse(lse_ptr + lse_row, row, length)[None, :])
+        p = common.power(s - common.load_lse(lse_ptr + lse_row, row, length, qkv_ptr)[None, :], qkv_ptr)
         dp = tl.dot(v, tl.trans(dout), input_precision="ieee")
         if rng_ptr is not None:
             keep = tl.trans(common.keep_bits(rng_ptr, sequence_head, row, tile * BLOCK_N, threshold, BLOCK_M, BLOCK_N))

@@ -2,7 +2,8 @@
 
 A padded batch is packed tokens whose sequences all have S tokens, so one kernel serves both: `cu_ptr` is None where padded.
 Pointers that are None (mask, rng, bias) are constants to Triton: what they would need is not compiled.
-Scores are in units of log 2 (log2(e) is folded into the scale), so that a probability is one exp2.
+Scores are in units of log 2 (log2(e) is folded into the scale), so that a probability is one exp2. Those of float32 are
+natural: each change of units of a large log-sum-exp rounds it, and gradients showed that.
 """
 
 import triton
@@ -11,9 +12,26 @@ import triton.language as tl
 from bertfast.triton import mailbox, random
 
 LOG2E = tl.constexpr(1.4426950408889634)
-LN2 = tl.constexpr(0.6931471805599453)
 SLOT_BOUNDS = tl.constexpr(1)
 SLOT_LONGEST = tl.constexpr(2)
+
+
+@triton.jit
+def unit(like_ptr):
+    """A natural logarithm in the units of scores: those of what like_ptr points at."""
+    if like_ptr.dtype.element_ty == tl.float32:
+        return 1.0
+    else:
+        return LOG2E
+
+
+@triton.jit
+def power(x, like_ptr):
+    """exp of a difference of scores."""
+    if like_ptr.dtype.element_ty == tl.float32:
+        return tl.exp(x)
+    else:
+        return tl.exp2(x)
 
 
 @triton.jit
@@ -47,7 +65,7 @@ def report_bounds(box_ptr, cu_ptr, sequence, falls, long, once):
 
 @triton.jit
 def load_rows(ptr, bias_ptr, bias_start, row, length, STRIDE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """[rows, BLOCK_D] of one head, zero (or the bias) past `length` and past D; ptr is at row 0 of the head, bias_start its bias."""
+    """[rows, BLOCK_D] of one head, zero (or the bias) past `length` and past D; ptr: row 0 of the head."""
     col = tl.arange(0, BLOCK_D)
     inside = row[:, None] < length
     if BLOCK_D != D:
@@ -71,6 +89,7 @@ def store_rows(ptr, x, row, length, STRIDE: tl.constexpr, D: tl.constexpr, BLOCK
 @triton.jit
 def masked(
     s,
+    like_ptr,
     mask_ptr,
     mask_start,
     query,
@@ -80,20 +99,25 @@ def masked(
     stride_key,
     bottom,
     MASK_IS_BOOL: tl.constexpr,
+    MASK_PER_KEY: tl.constexpr,
     CHECK_KEYS: tl.constexpr,
 ):
-    """Scores plus the mask, -inf where a query may not attend. query and key broadcast to the shape of s; mask_start: of the head.
+    """Scores plus the mask, -inf where a query may not attend; query and key broadcast to the shape of s.
 
     The mask is added, as the reference does, so that NaN stays NaN. CHECK_KEYS: whether the tile reaches past `length`.
     """
     if mask_ptr is not None:
-        place = query.to(tl.int64) * stride_query + key.to(tl.int64) * stride_key
-        found = tl.load(mask_ptr + mask_start + place, mask=(query < length) & (key < length), other=0)
+        mask_ptr += mask_start
+        if MASK_PER_KEY:
+            found = tl.load(mask_ptr + key.to(tl.int64) * stride_key, mask=key < length, other=0)
+        else:
+            place = query.to(tl.int64) * stride_query + key.to(tl.int64) * stride_key
+            found = tl.load(mask_ptr + place, mask=(query < length) & (key < length), other=0)
         if MASK_IS_BOOL:
             s += tl.where(found != 0, 0.0, float("-inf"))
         else:
             added = found.to(tl.float32)
-            s += tl.where(added <= bottom, float("-inf"), added * LOG2E)
+            s += tl.where(added <= bottom, float("-inf"), added * unit(like_ptr))
     if CHECK_KEYS:
         s = tl.where(key < length, s, float("-inf"))
     return s
@@ -108,7 +132,7 @@ def keep_bits(rng_ptr, sequence_head, query, start_key, threshold, QUERIES: tl.c
 
 
 @triton.jit
-def load_lse(lse_ptr, query, length):
-    """Log-sum-exp in units of log 2: +inf past `length` and 0 for a row without a key, so that probabilities are 0 there."""
-    lse = tl.load(lse_ptr + query, mask=query < length, other=float("inf")) * LOG2E
+def load_lse(lse_ptr, query, length, like_ptr):
+    """Log-sum-exp in the units of scores: +inf past `length` and 0 for a row without a key, so that probabilities are 0 there."""
+    lse = tl.load(lse_ptr + query, mask=query < length, other=float("inf")) * unit(like_ptr)
     return tl.where(lse == float("-inf"), 0.0, lse)

@@ -32,7 +32,7 @@ def _finish(
     out = acc * (inverse_rate / tl.where(total == 0.0, 1.0, total))[:, None]
     out = tl.where(bad, float("nan"), out)
     common.store_rows(out_ptr, out, row, length, H * D, D, BLOCK_D)
-    lse = (m + tl.log2(tl.where(total == 0.0, 1.0, total))) * common.LN2
+    lse = m / common.unit(out_ptr) + tl.log(tl.where(total == 0.0, 1.0, total))
     lse = tl.where(total == 0.0, float("-inf"), lse)
     tl.store(lse_ptr + row, tl.where(bad, float("nan"), lse), mask=row < length)
 
@@ -56,7 +56,7 @@ def attention_fwd_single_kernel(
     mask_stride_query,
     mask_stride_key,
     mask_bottom,
-    scale_log2,
+    score_scale,
     inverse_rate,
     threshold,
     H: tl.constexpr,
@@ -64,6 +64,7 @@ def attention_fwd_single_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK: tl.constexpr,
     MASK_IS_BOOL: tl.constexpr,
+    MASK_PER_KEY: tl.constexpr,
 ):
     sequence_head = tl.program_id(0)
     sequence = sequence_head // H
@@ -75,10 +76,11 @@ def attention_fwd_single_kernel(
     q = common.load_rows(head_ptr, bias_ptr, head * D, row, length, 3 * H * D, D, BLOCK_D)
     k = common.load_rows(head_ptr + H * D, bias_ptr, (H + head) * D, row, length, 3 * H * D, D, BLOCK_D)
     v = common.load_rows(head_ptr + 2 * H * D, bias_ptr, (2 * H + head) * D, row, length, 3 * H * D, D, BLOCK_D)
-    s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
+    s = tl.dot(q, tl.trans(k), input_precision="ieee") * score_scale
     mask_start = sequence.to(tl.int64) * mask_stride_sequence + head.to(tl.int64) * mask_stride_head
     s = common.masked(
         s,
+        qkv_ptr,
         mask_ptr,
         mask_start,
         row[:, None],
@@ -88,11 +90,12 @@ def attention_fwd_single_kernel(
         mask_stride_key,
         mask_bottom,
         MASK_IS_BOOL,
+        MASK_PER_KEY,
         True,
     )
     m = tl.max(s, 1)
     m = tl.where(m == float("-inf"), 0.0, m)
-    p = tl.exp2(s - m[:, None])
+    p = common.power(s - m[:, None], qkv_ptr)
     total = tl.sum(p, 1)
     if rng_ptr is not None:
         p = tl.where(common.keep_bits(rng_ptr, sequence_head, row, 0, threshold, BLOCK, BLOCK), p, 0.0)
@@ -117,16 +120,17 @@ def attention_fwd_single_kernel(
 @triton.jit
 def _online_tile(
     q, acc, m, total, head_ptr, bias_ptr, mask_ptr, mask_start, rng_ptr, sequence_head, head, row, start, length,
-    mask_stride_query, mask_stride_key, mask_bottom, scale_log2, threshold,
+    mask_stride_query, mask_stride_key, mask_bottom, score_scale, threshold,
     H: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    MASK_IS_BOOL: tl.constexpr, CHECK_KEYS: tl.constexpr,
+    MASK_IS_BOOL: tl.constexpr, MASK_PER_KEY: tl.constexpr, CHECK_KEYS: tl.constexpr,
 ):  # fmt: skip
     """One tile of keys of the online softmax."""
     key = start + tl.arange(0, BLOCK_N)
     k = common.load_rows(head_ptr + H * D, bias_ptr, (H + head) * D, key, length, 3 * H * D, D, BLOCK_D)
-    s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
+    s = tl.dot(q, tl.trans(k), input_precision="ieee") * score_scale
     s = common.masked(
         s,
+        head_ptr,
         mask_ptr,
         mask_start,
         row[:, None],
@@ -136,12 +140,13 @@ def _online_tile(
         mask_stride_key,
         mask_bottom,
         MASK_IS_BOOL,
+        MASK_PER_KEY,
         CHECK_KEYS,
     )
     new_m = tl.maximum(m, tl.max(s, 1))
     safe_m = tl.where(new_m == float("-inf"), 0.0, new_m)
-    p = tl.exp2(s - safe_m[:, None])
-    rescale = tl.exp2(m - safe_m)
+    p = common.power(s - safe_m[:, None], head_ptr)
+    rescale = common.power(m - safe_m, head_ptr)
     total = total * rescale + tl.sum(p, 1)
     if rng_ptr is not None:
         p = tl.where(common.keep_bits(rng_ptr, sequence_head, row, start, threshold, BLOCK_M, BLOCK_N), p, 0.0)
@@ -169,7 +174,7 @@ def attention_fwd_kernel(
     mask_stride_query,
     mask_stride_key,
     mask_bottom,
-    scale_log2,
+    score_scale,
     inverse_rate,
     threshold,
     H: tl.constexpr,
@@ -178,6 +183,7 @@ def attention_fwd_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     MASK_IS_BOOL: tl.constexpr,
+    MASK_PER_KEY: tl.constexpr,
 ):
     # Tiles of one head are neighbours: they read the same keys out of L2.
     tile = tl.program_id(0) % tiles
@@ -199,14 +205,14 @@ def attention_fwd_kernel(
     for start in range(0, full, BLOCK_N):
         acc, m, total = _online_tile(
             q, acc, m, total, head_ptr, bias_ptr, mask_ptr, mask_start, rng_ptr, sequence_head, head, row, start, length,
-            mask_stride_query, mask_stride_key, mask_bottom, scale_log2, threshold,
-            H, D, BLOCK_D, BLOCK_M, BLOCK_N, MASK_IS_BOOL, False,
+            mask_stride_query, mask_stride_key, mask_bottom, score_scale, threshold,
+            H, D, BLOCK_D, BLOCK_M, BLOCK_N, MASK_IS_BOOL, MASK_PER_KEY, False,
         )  # fmt: skip
     if full < length:
         acc, m, total = _online_tile(
             q, acc, m, total, head_ptr, bias_ptr, mask_ptr, mask_start, rng_ptr, sequence_head, head, row, full, length,
-            mask_stride_query, mask_stride_key, mask_bottom, scale_log2, threshold,
-            H, D, BLOCK_D, BLOCK_M, BLOCK_N, MASK_IS_BOOL, True,
+            mask_stride_query, mask_stride_key, mask_bottom, score_scale, threshold,
+            H, D, BLOCK_D, BLOCK_M, BLOCK_N, MASK_IS_BOOL, MASK_PER_KEY, True,
         )  # fmt: skip
     lse_row = sequence_head.to(tl.int64) * longest if cu_ptr is None else head.to(tl.int64) * tokens + begin
     _finish(

@@ -18,8 +18,8 @@ class Tile:
 
 def single_block(longest: int, block_d: int, itemsize: int) -> int:
     """The tile that holds a whole sequence, 0 where none does."""
-    # float32 has no tensor cores here and twice the bytes: above 64 x 64 (128 x 128 would be 128 numbers a thread) it spills.
-    limit = 32 if itemsize == 4 and block_d > 64 else 64 if itemsize == 4 or block_d > 128 else 128
+    # float32 has no tensor cores here: 64 x 64 keeps its operands in registers and spills.
+    limit = 32 if itemsize == 4 else 128
     return next((block for block in (32, 64, 128) if longest <= block <= limit), 0)
 
 
@@ -29,13 +29,13 @@ def single_warps(block: int, itemsize: int) -> int:
 
 def forward_tile(block_d: int, itemsize: int, arch: int) -> Tile:
     if itemsize == 4:
-        return Tile(32, 32, 4, 1) if block_d > 64 else Tile(64, 32, 4, 2)
+        return Tile(32, 32, 8 if block_d > 64 else 4, 1)
     return Tile(128, 64 if block_d == 128 else 128, 8, 2)
 
 
 def backward_tile(block_d: int, itemsize: int, arch: int) -> Tile:
     if itemsize == 4:
-        return Tile(32, 32, 4, 1)
+        return Tile(32, 32, 8, 1)
     return Tile(64, 64, 8 if block_d == 128 else 4, 2)
 
 

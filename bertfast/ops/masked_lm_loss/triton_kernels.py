@@ -110,7 +110,7 @@ def cross_entropy_bwd_kernel(
     STRIDE: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    """COLS columns of every so manyth row; dlogits may be the logits. dbias: a part [STRIDE] for each program along rows."""
+    """COLS columns of every num_programs(1)-th row; dlogits may be the logits. dbias: a part [STRIDE] a program."""
     program = tl.program_id(1)
     column = tl.program_id(0) * COLS + tl.arange(0, COLS)
     inside, exists = column < VOCABULARY, column < STRIDE

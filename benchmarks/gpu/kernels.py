@@ -113,8 +113,8 @@ def compile_rows(rows: list[Row], console: Console) -> None:
     with ProcessPoolExecutor(WORKERS, mp_context=context) as pool:
         for done, (number, resources, error) in enumerate(pool.map(_compile, range(len(rows))), 1):
             rows[number].resources, rows[number].error = resources, error
-            if console.is_terminal:
-                console.print(f"{done} of {len(rows)}", end="\r")
+            if done % 50 == 0:
+                console.print(f"{done} of {len(rows)} compiled")
 
 
 def judge(case: Case, arch: int, rows: list[Row]) -> list[str]:

@@ -24,7 +24,7 @@ micro: $(VENV)/.built
 
 # Compiles every Triton kernel for sm_80, sm_90 and sm_100, needs no GPU, and writes the table of what came out.
 kernels: $(VENV)/.built
-	env -u TRITON_INTERPRET $(BIN)/python -m benchmarks.gpu.kernels --markdown docs/kernels.md
+	env -u TRITON_INTERPRET $(BIN)/python -m benchmarks.gpu.kernels --brief --markdown docs/kernels.md
 
 # On a machine with a GPU, with its own Python and torch: nothing is installed. STAGES="parity micro" runs some of it.
 gpu:

@@ -14,7 +14,7 @@ def test_kernels_compile_and_pass_their_checks():
     pytest.importorskip("triton", reason="Triton is not installed")
     # Another process: in this one Triton may interpret. -m finds benchmarks and bertfast from the root of the repository.
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "benchmarks.gpu.kernels"]
+    command = [sys.executable, "-m", "benchmarks.gpu.kernels", "--brief"]
     got = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1800)
     assert got.returncode == 0, f"{got.stdout}\n{got.stderr[-4000:]}"
     assert "0 failed checks" in got.stdout
@@ -22,7 +22,7 @@ def test_kernels_compile_and_pass_their_checks():
 
 def test_interpreting_is_refused():
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-m", "benchmarks.gpu.kernels"]
+    command = [sys.executable, "-m", "benchmarks.gpu.kernels", "--brief"]
     got = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert got.returncode == 1
     assert "unset it" in got.stderr

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from benchmarks.gpu import results
-from bertfast.triton.verified import FILE
+from bertfast.triton.verified import FILE, folders
 
 
 def table(lines: list[results.Line], ops: list[str]) -> dict[str, dict[str, dict[str, str]]]:
@@ -16,13 +16,6 @@ def table(lines: list[results.Line], ops: list[str]) -> dict[str, dict[str, dict
             commit = one["commit"] + ("+dirty" if one["dirty"] else "")
             found.setdefault(arch, {})[op] = {"date": one["date"], "device": one["device"], "commit": commit}
     return found
-
-
-def folders() -> list[str]:
-    """The ops that have Triton kernels, by the names of their folders."""
-    from bertfast import _library
-
-    return sorted({path.split(".")[2] for path in _library.owners("CUDA").values()})
 
 
 def write(lines: list[results.Line], file: Path = FILE) -> dict[str, dict[str, dict[str, str]]]:

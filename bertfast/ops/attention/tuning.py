@@ -29,13 +29,14 @@ def single_warps(block: int, itemsize: int) -> int:
 
 def forward_tile(block_d: int, itemsize: int, arch: int) -> Tile:
     if itemsize == 4:
-        return Tile(32, 32, 8 if block_d > 64 else 4, 1)
+        # Long loops of float32 still spill a little (36 to 212 accesses on sm_90 at D = 64): every wider tile spilled more.
+        return Tile(16, 32, 8, 1)
     return Tile(128, 64 if block_d == 128 else 128, 8, 2)
 
 
 def backward_tile(block_d: int, itemsize: int, arch: int) -> Tile:
     if itemsize == 4:
-        return Tile(32, 32, 8, 1)
+        return Tile(16, 32, 8, 1)
     return Tile(64, 64, 8 if block_d == 128 else 4, 2)
 
 

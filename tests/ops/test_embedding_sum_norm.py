@@ -167,7 +167,7 @@ def test_runs_longer_than_a_chunk(implementation, dtype, segments):
 
 
 def test_kernel_reports_bad_ids_at_the_next_call(triton_ops, monkeypatch):
-    """As on a GPU, where nobody looks at ids before the launch: nothing is read out of bounds, the row is NaN, the next call raises."""
+    """As on a GPU, where nobody looks at ids before the launch: the row is NaN, the next call raises."""
     from bertfast.ops.embedding_sum_norm import triton as launchers
     from bertfast.triton import mailbox
 

@@ -217,7 +217,7 @@ def backward(
     dbias = x.new_empty(0) if bias is None else torch.empty_like(bias)
     dweight, dnorm_bias = torch.empty_like(weight), torch.empty_like(weight)
     tile = tuning.backward_tile(cols)
-    programs = tuning.backward_programs(rows, tile.rows, multiprocessors(x.device))
+    programs = tuning.backward_programs(rows, tile, multiprocessors(x.device))
     outs = 2 if bias is None else 3
     partial = torch.empty((programs, outs, cols), dtype=torch.float32, device=x.device)
     dropout = rng is not None and dropout_p > 0.0

@@ -224,8 +224,13 @@ def forward(
             *(tokens, eps, *dropout_numbers(dropout_p)),
         ),
         {
-            **{"E": cols, "WORDS": word.shape[0], "POSITIONS": position.shape[0], "SEGMENTS": segment.shape[0]},
-            **{"DROPOUT": dropout, "ROWS": tile.rows, "BLOCK": tile.block},
+            "E": cols,
+            "WORDS": word.shape[0],
+            "POSITIONS": position.shape[0],
+            "SEGMENTS": segment.shape[0],
+            "DROPOUT": dropout,
+            "ROWS": tile.rows,
+            "BLOCK": tile.block,
         },
         warps=tile.warps,
     )
@@ -258,7 +263,7 @@ def backward(
     dz = torch.empty((tokens, cols), dtype=word.dtype, device=word.device)
     keys = torch.empty((2 if two else 3) * tokens, dtype=torch.int32, device=word.device)
     tile = tuning.backward_tile(cols)
-    programs = tuning.backward_programs(tokens, tile.rows, multiprocessors(word.device))
+    programs = tuning.backward_programs(tokens, tile, multiprocessors(word.device))
     outs = 4 if two else 2
     partial = torch.empty((programs, outs, cols), dtype=torch.float32, device=word.device)
     dropout = rng is not None and dropout_p > 0.0
@@ -270,8 +275,14 @@ def backward(
             *(tokens, padding_idx, *dropout_numbers(dropout_p)),
         ),
         {
-            **{"E": cols, "WORDS": word.shape[0], "POSITIONS": position.shape[0], "SEGMENTS": segment.shape[0]},
-            **{"OUTS": outs, "DROPOUT": dropout, "ROWS": tile.rows, "BLOCK": tile.block},
+            "E": cols,
+            "WORDS": word.shape[0],
+            "POSITIONS": position.shape[0],
+            "SEGMENTS": segment.shape[0],
+            "OUTS": outs,
+            "DROPOUT": dropout,
+            "ROWS": tile.rows,
+            "BLOCK": tile.block,
         },
         warps=tile.warps,
     )

@@ -1,7 +1,8 @@
 """dropout_add_norm on GPUs: z = dropout(x + bias) + residual, y = (z - mean) * rstd * weight + norm_bias, a row in registers.
 
-Forward: a program takes a tile of whole rows. Backward: a program walks over tiles, rebuilds z from x and residual (saving z would cost
-the same bytes), writes both gradients and keeps the parameters' gradients in registers; `partials` adds those up. Saved: mean, rstd.
+Forward: a program takes a tile of whole rows. Backward: a program walks over tiles, rebuilds z from x and residual (saving z would
+cost the same bytes), writes both gradients and keeps the parameters' gradients in registers; `partials` adds those up.
+Saved: mean, rstd.
 """
 
 import torch

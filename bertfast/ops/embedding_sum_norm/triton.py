@@ -1,8 +1,8 @@
 """embedding_sum_norm on GPUs: y = dropout(norm(word[id] + segment[id] + position[id])), a token's row in registers.
 
-Forward: a program gathers a tile of tokens. Backward: programs walk over tiles, gather the sum again, write its gradient dz [T, E] and
-keep what all tokens add to (norm parameters, a segment table of two rows) in registers; `segments` then adds dz by sorted ids.
-dz is in the tables' dtype: half the bytes of float32 for bfloat16, and one rounding, which torch's own backward makes at the same place.
+Forward: a program gathers a tile of tokens. Backward: programs walk over tiles, gather the sum again, write its gradient dz [T, E]
+and keep what all tokens add to (norm parameters, a segment table of two rows) in registers; `segments` then adds dz by sorted ids.
+dz is in the tables' dtype: half of float32's bytes for bfloat16, and one rounding, which torch's own backward makes there too.
 Saved: ids, mean, rstd.
 """
 

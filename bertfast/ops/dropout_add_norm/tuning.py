@@ -19,8 +19,9 @@ class RowTile:
 
 
 # BLOCK columns to (forward rows, backward rows, warps). Warps lie along a row, 8 elements a thread (16 bytes of bfloat16): only so
-# does a thread keep the same columns in all rows, and parameters and their partial gradients cost 8 registers each. Several rows a tile
-# share the parameters' loads and the reductions' barriers. Backward holds three inputs and three sums, so fewer rows.
+# does a thread keep the same columns in all rows, and parameters and their partial gradients cost
+# 8 registers each. Several rows a tile share the parameters' loads and the reductions' barriers.
+# Backward holds three inputs and three sums, so fewer rows.
 _TILES = {
     256: (4, 2, 1),  # twice the rows take 218 registers in embedding_sum_norm: too few warps would be resident
     512: (4, 2, 2),

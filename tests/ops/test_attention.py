@@ -298,7 +298,7 @@ def test_nothing_to_do(implementation):
         ([0, 4], 4, "rise from 0"),
         ([1, 6], 6, "rise"),
         ([0, 5, 3, 6], 6, "rise"),
-        ([0, 2, 6], 3, "max_seqlen is 3"),
+        ([0, 2, 6], 3, "max_seqlen is (3|less)"),
         ([0, 9], 9, "rise"),
     ],
 )

@@ -1,7 +1,7 @@
 """dropout_add_norm on GPUs: z = dropout(x + bias) + residual, y = (z - mean) * rstd * weight + norm_bias, a row in registers.
 
-Forward: a program takes a tile of whole rows. Backward: a program walks over tiles, rebuilds z from x and residual (saving z
-would cost the same bytes), writes both gradients and keeps the parameters' gradients in registers; `partials` adds those up.
+Forward: a program takes a tile of whole rows. Backward: a program walks over tiles, rebuilds z from x and residual (saving z would
+cost the same bytes), writes both gradients and keeps the parameters' gradients in registers; `partials` adds those up.
 Saved: mean, rstd.
 """
 
@@ -221,7 +221,7 @@ def backward(
     dbias = x.new_empty(0) if bias is None else torch.empty_like(bias)
     dweight, dnorm_bias = torch.empty_like(weight), torch.empty_like(weight)
     tile = tuning.backward_tile(cols)
-    programs = tuning.backward_programs(rows, tile.rows, multiprocessors(x.device))
+    programs = tuning.backward_programs(rows, tile, multiprocessors(x.device))
     outs = 2 if bias is None else 3
     partial = torch.empty((programs, outs, cols), dtype=torch.float32, device=x.device)
     dropout = rng is not None and dropout_p > 0.0

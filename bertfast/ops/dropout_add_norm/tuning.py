@@ -20,17 +20,18 @@ class RowTile:
 
 
 # BLOCK columns to (forward rows, backward rows, warps). Warps lie along a row, 8 elements a thread (16 bytes of bfloat16): only so
-# does a thread keep the same columns in all rows, and parameters and their partial gradients cost 8 registers each. Several rows
-# a tile share the parameters' loads and the reductions' barriers. Backward holds three inputs and three sums, so fewer rows.
+# does a thread keep the same columns in all rows, and parameters and their partial gradients cost
+# 8 registers each. Several rows a tile share the parameters' loads and the reductions' barriers.
+# Backward holds three inputs and three sums, so fewer rows.
 _TILES = {
-    256: (8, 4, 1),
+    256: (4, 2, 1),  # twice the rows take 218 registers in embedding_sum_norm: too few warps would be resident
     512: (4, 2, 2),
     1024: (4, 2, 4),  # BERT-base (a quarter of the lanes idle at 768: issue slots, not bytes) and BERT-large
     2048: (2, 1, 8),
     4096: (1, 1, 8),
 }
-# Backward programs on a multiprocessor, as many as registers let in; each leaves a row of partial sums to be added.
-PROGRAMS_PER_MULTIPROCESSOR = 4
+# Backward warps on a multiprocessor: 128 registers a thread let in 16. Each program leaves a row of partial sums to be added.
+RESIDENT_WARPS = 16
 # At least so many tiles a program: below, writing and adding partial sums takes over a tenth of the bytes.
 TILES_PER_PROGRAM = 16
 
@@ -51,8 +52,8 @@ def backward_tile(cols: int) -> RowTile:
     return RowTile(rows, block(cols), warps)
 
 
-def backward_programs(rows: int, tile_rows: int, multiprocessors: int) -> int:
+def backward_programs(rows: int, tile: RowTile, multiprocessors: int) -> int:
     """How many programs share the rows: at least one a multiprocessor, at most what is resident, never more than tiles."""
-    tiles = cdiv(rows, tile_rows)
-    wanted = min(PROGRAMS_PER_MULTIPROCESSOR * multiprocessors, cdiv(tiles, TILES_PER_PROGRAM))
+    tiles = cdiv(rows, tile.rows)
+    wanted = min(RESIDENT_WARPS // tile.warps * multiprocessors, cdiv(tiles, TILES_PER_PROGRAM))
     return min(tiles, max(multiprocessors, wanted))

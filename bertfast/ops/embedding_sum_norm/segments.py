@@ -1,10 +1,10 @@
-"""Adds rows by key into tables, deterministically and without waiting for the host: table[key] = sum of its tokens' dz.
+"""Adds rows by key into tables, deterministically and without waiting for the host: table[key] = sum of dz[token] over its tokens.
 
 Keys are sorted on the device (stable, so tokens keep their order). A program takes a chunk of sorted places, all loads in
 flight, and adds runs of equal keys in order. A run inside one chunk is written to its table; one that crosses a border leaves a
-float32 sum at the head or the tail of its chunk. Those two entries a chunk are again rows sorted by key, so the same kernel
-takes them, level by level, until one chunk is left: long runs ([PAD], "the") make a tree, and the number of levels depends on
-the number of tokens alone. Each table row is written at most once, in the table's dtype.
+float32 sum at the head or the tail of its chunk. Those two entries a chunk are again rows sorted by key, so the same kernel takes
+them, level by level, until one chunk is left: long runs ([PAD], "the") make a tree, and the number of levels depends on the number
+of tokens alone. Each table row is written at most once, in the table's dtype.
 """
 
 from typing import Any
@@ -72,14 +72,14 @@ def segments_kernel(
             row = tl.load(order_ptr + row)  # below 3 * tokens; a remainder would cost a division
             row = tl.where(row >= 2 * tokens, row - 2 * tokens, tl.where(row >= tokens, row - tokens, row))
         mask = (base + i <= last) & (key >= 0) & (col < E)
-        rows = rows + (tl.load(rows_ptr + row * E + col, mask=mask, other=0.0),)  # type: ignore[assignment]  # noqa: RUF005  Triton has no star here
+        rows = rows + (tl.load(rows_ptr + row * E + col, mask=mask, other=0.0),)  # type: ignore[assignment]  # noqa: RUF005  Triton has no star
 
     sums = tl.zeros((COLS,), tl.float32)
     for i in tl.static_range(CHUNK):
         sums += rows[i].to(tl.float32)
         # Past the end the last key repeats with rows of 0, so its run ends with the chunk.
         key = tl.load(keys_ptr + tl.minimum(base + i, last))
-        if i == CHUNK - 1:  # noqa: SIM108  a constexpr branch
+        if i == CHUNK - 1:  # noqa: SIM108 decided at compile time
             end = key >= 0
         else:
             end = (key >= 0) & (key != tl.load(keys_ptr + tl.minimum(base + i + 1, last)))

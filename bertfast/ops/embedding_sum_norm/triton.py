@@ -1,9 +1,8 @@
 """embedding_sum_norm on GPUs: y = dropout(norm(word[id] + segment[id] + position[id])), a token's row in registers.
 
-Forward: a program gathers a tile of tokens. Backward: programs walk over tiles, gather the sum again, write its gradient dz
-[T, E] and keep what all tokens add to (norm parameters, a segment table of two rows) in registers; `segments` then adds dz by
-sorted ids. dz is in the tables' dtype: half the bytes of float32 for bfloat16, and one rounding, which torch's own backward
-makes at the same place.
+Forward: a program gathers a tile of tokens. Backward: programs walk over tiles, gather the sum again, write its gradient dz [T, E]
+and keep what all tokens add to (norm parameters, a segment table of two rows) in registers; `segments` then adds dz by sorted ids.
+dz is in the tables' dtype: half of float32's bytes for bfloat16, and one rounding, which torch's own backward makes there too.
 Saved: ids, mean, rstd.
 """
 
@@ -264,7 +263,7 @@ def backward(
     dz = torch.empty((tokens, cols), dtype=word.dtype, device=word.device)
     keys = torch.empty((2 if two else 3) * tokens, dtype=torch.int32, device=word.device)
     tile = tuning.backward_tile(cols)
-    programs = tuning.backward_programs(tokens, tile.rows, multiprocessors(word.device))
+    programs = tuning.backward_programs(tokens, tile, multiprocessors(word.device))
     outs = 4 if two else 2
     partial = torch.empty((programs, outs, cols), dtype=torch.float32, device=word.device)
     dropout = rng is not None and dropout_p > 0.0

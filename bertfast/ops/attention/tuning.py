@@ -38,7 +38,9 @@ def forward_tile(block_d: int, itemsize: int, arch: int) -> Tile:
 def backward_tile(block_d: int, itemsize: int, arch: int) -> Tile:
     if itemsize == 4:
         return Tile(16, 32, 8, 1)
-    return Tile(64, 64, 8 if block_d == 128 or arch < 90 else 4, 2)
+    if arch < 90:
+        return Tile(32, 64, 4, 2)
+    return Tile(64, 64, 8 if block_d == 128 else 4, 2)
 
 
 def single_block_backward(longest: int, block_d: int, itemsize: int, arch: int) -> int:

@@ -31,12 +31,15 @@ def forward_tile(block_d: int, itemsize: int, arch: int) -> Tile:
     if itemsize == 4:
         # Long loops of float32 still spill a little (36 to 212 accesses on sm_90 at D = 64): every wider tile spilled more.
         return Tile(16, 32, 8, 1)
-    return Tile(128, 64 if block_d == 128 else 128, 8, 2)
+    # On sm_80 128 x 128 spills: scores share the registers with operands that wgmma would read from shared memory.
+    return Tile(128, 64 if block_d == 128 or arch < 90 else 128, 8, 2)
 
 
 def backward_tile(block_d: int, itemsize: int, arch: int) -> Tile:
     if itemsize == 4:
         return Tile(16, 32, 8, 1)
+    if arch < 90:
+        return Tile(32, 64, 4, 2)
     return Tile(64, 64, 8 if block_d == 128 else 4, 2)
 
 

@@ -26,7 +26,9 @@ class Case:
         make: arguments of the op on a device ("meta" for compilation); random, never zeros.
         bytes, flops: the least the op must move (each input read once, each output written once) and multiply-add, counted x2.
         peers: name to a function that takes the arguments and gives a thunk doing the same work another way.
-        dot: whether tensor-core instructions must be in the code.
+        dot: whether the architecture's own tensor-core instructions must be in the code; "any": those of older ones will do,
+            as for tiles of fewer than 64 rows.
+        kernels: whether anything of ours is launched; False where cuBLAS does it all.
         tma: whether bulk tensor copies must be, on architectures from 90.
         wide: the least share of global accesses of 16 bytes.
         spills: kernel name to the reason why it may spill.
@@ -40,7 +42,8 @@ class Case:
     bytes: int
     flops: int = 0
     peers: dict[str, Callable[[Arguments], Callable[[], Any]]] = field(default_factory=dict)
-    dot: bool = False
+    dot: bool | str = False
+    kernels: bool = True
     tma: bool = False
     wide: float = 0.5
     spills: dict[str, str] = field(default_factory=dict)

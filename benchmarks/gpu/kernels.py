@@ -121,7 +121,7 @@ def judge(case: Case, arch: int, rows: list[Row]) -> list[str]:
     """What is wrong with the code of one case for one architecture."""
     mine = [row for row in rows if row.arch == arch and case.name in row.cases]
     if not mine:
-        return ["launches nothing"]
+        return ["launches nothing"] if case.kernels else []
     wrong = [f"{row.kernel}: {row.error}" for row in mine if row.error]
     mine = [row for row in mine if row.resources is not None]
     for row in mine:
@@ -129,7 +129,8 @@ def judge(case: Case, arch: int, rows: list[Row]) -> list[str]:
             wrong.append(f"{row.kernel} {row.constants}: spills (stack {row.resources['stack']} bytes)")
         if row.resources["shared"] > SHARED_BYTES[arch]:
             wrong.append(f"{row.kernel} {row.constants}: {row.resources['shared']} bytes of shared memory")
-    if case.dot and not any(row.count(TENSOR_CORE[arch]) for row in mine):
+    wanted = TENSOR_CORE.values() if case.dot == "any" else (TENSOR_CORE[arch],)
+    if case.dot and not any(row.count(*wanted) for row in mine):
         wrong.append(f"no {TENSOR_CORE[arch]} in its kernels")
     if case.tma and arch >= 90 and not any(row.count("UTMALDG", "UTMASTG") for row in mine):
         wrong.append("no bulk tensor copies in its kernels")

@@ -40,6 +40,19 @@ def _sdpa(backend: SDPBackend, batch: int, mask: bool, backward: bool) -> Callab
     return prepare
 
 
+# Kernel to the reason why it may spill.
+FP32_SPILLS = dict.fromkeys(
+    ("attention_fwd_kernel", "attention_bwd_dq_kernel", "attention_bwd_dkv_kernel"),
+    "float32 has no tensor cores at full precision: its products hold their operands in registers; wider tiles spill more",
+)
+SPILLS = {
+    "attention_bwd_single_kernel": "sm_80 alone, 18 accesses a program: five products of 128 x 128 beside dropout bits",
+    "attention_fwd_kernel": "sm_100 alone, padded: 48 to 88 bytes for the mask; sm_80 at D = 128: 8 bytes",
+    "attention_bwd_dq_kernel": "sm_80 at D = 128 alone: 32 bytes",
+    "attention_bwd_dkv_kernel": "sm_80 at D = 128 alone: 128 bytes",
+}
+
+
 def _case(
     lengths: list[int],
     heads: int,
@@ -87,7 +100,11 @@ def _case(
         bytes=rows * (row_bytes * (8 if backward else 4) + heads * 4),
         flops=(10 if backward else 4) * work * heads * size,
         peers=peers,
-        dot=dtype != torch.float32,
+        dot=dtype != torch.float32 and (True if longest > 32 else "any"),
+        # Scalars count as accesses: bounds, log-sum-exp, delta and, where padded, one byte of mask a key. Below the least share
+        # that the three architectures gave; which row accesses are narrower than 16 bytes has not been looked into.
+        wide=0.18 if padded else 0.28 if backward else 0.45,
+        spills=FP32_SPILLS if dtype == torch.float32 else SPILLS,
     )
 
 

@@ -64,8 +64,9 @@ def _forward(qkv, out, lse, cu_seqlens, longest, mask, scale, dropout_p, rng, bi
     rng, inverse_rate, threshold = _dropout(dropout_p, rng)
     block_d, itemsize = _block_d(size), qkv.element_size()
     constants = {"H": heads, "D": size, "BLOCK_D": block_d}
-    block = tuning.single_block(longest, block_d, itemsize)
-    tile = tuning.forward_tile(block_d, itemsize, launch.architecture(qkv.device))
+    arch = launch.architecture(qkv.device)
+    block = tuning.single_block(longest, block_d, itemsize, arch)
+    tile = tuning.forward_tile(block_d, itemsize, arch)
     tiles = 1 if block else -(-longest // tile.queries)
     args = (
         *(qkv.contiguous(), out, lse, cu_seqlens, mask, rng, bias, mailbox.box(qkv.device)),

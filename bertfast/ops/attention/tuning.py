@@ -16,10 +16,10 @@ class Tile:
     stages: int
 
 
-def single_block(longest: int, block_d: int, itemsize: int) -> int:
+def single_block(longest: int, block_d: int, itemsize: int, arch: int) -> int:
     """The tile that holds a whole sequence, 0 where none does."""
-    # float32 has no tensor cores here: 64 x 64 keeps its operands in registers and spills.
-    limit = 32 if itemsize == 4 else 128
+    # float32 has no tensor cores here: 64 x 64 keeps its operands in registers and spills. So does, on sm_80, 128 x 128 at D = 128.
+    limit = 32 if itemsize == 4 else 64 if arch < 90 and block_d >= 128 else 128
     return next((block for block in (32, 64, 128) if longest <= block <= limit), 0)
 
 
@@ -44,7 +44,7 @@ def backward_tile(block_d: int, itemsize: int, arch: int) -> Tile:
 
 
 def single_block_backward(longest: int, block_d: int, itemsize: int, arch: int) -> int:
-    return single_block(longest, block_d, itemsize)
+    return single_block(longest, block_d, itemsize, arch)
 
 
 def single_backward_warps(block: int, itemsize: int) -> int:

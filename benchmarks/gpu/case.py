@@ -31,7 +31,7 @@ class Case:
         kernels: whether anything of ours is launched; False where cuBLAS does it all.
         tma: whether bulk tensor copies must be, on architectures from 90.
         wide: the least share of global accesses of 16 bytes.
-        spills: kernel name to the reason why it may spill.
+        spills: (kernel, architecture) to the reason why it may spill there.
         run: what to time in place of the owner, for alternatives that own nothing yet.
     """
 
@@ -46,7 +46,7 @@ class Case:
     kernels: bool = True
     tma: bool = False
     wide: float = 0.5
-    spills: dict[str, str] = field(default_factory=dict)
+    spills: dict[tuple[str, int], str] = field(default_factory=dict)
     run: Callable[..., Any] | None = None
 
     @property

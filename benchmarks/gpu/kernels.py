@@ -125,7 +125,7 @@ def judge(case: Case, arch: int, rows: list[Row]) -> list[str]:
     wrong = [f"{row.kernel}: {row.error}" for row in mine if row.error]
     mine = [row for row in mine if row.resources is not None]
     for row in mine:
-        if row.spills and row.kernel not in case.spills:
+        if row.spills and (row.kernel, arch) not in case.spills:
             wrong.append(f"{row.kernel} {row.constants}: spills (stack {row.resources['stack']} bytes)")
         if row.resources["shared"] > SHARED_BYTES[arch]:
             wrong.append(f"{row.kernel} {row.constants}: {row.resources['shared']} bytes of shared memory")

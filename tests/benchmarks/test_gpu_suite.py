@@ -202,7 +202,8 @@ def test_what_a_case_asks_of_its_code(case, row, text):
 
 
 def test_reasons_excuse_spills_and_nothing_launched_is_wrong():
-    assert kernels.judge(_case(spills={"k": "a reason"}), 90, [_row(sass={"STL": 1})]) == []
+    assert kernels.judge(_case(spills={("k", 90): "a reason"}), 90, [_row(sass={"STL": 1})]) == []
+    assert kernels.judge(_case(spills={("k", 80): "a reason"}), 90, [_row(sass={"STL": 1})]) != []
     assert kernels.judge(_case(), 100, [_row()]) == ["launches nothing"]
 
 

@@ -40,16 +40,19 @@ def _sdpa(backend: SDPBackend, batch: int, mask: bool, backward: bool) -> Callab
     return prepare
 
 
-# Kernel to the reason why it may spill.
-FP32_SPILLS = dict.fromkeys(
-    ("attention_fwd_kernel", "attention_bwd_dq_kernel", "attention_bwd_dkv_kernel"),
-    "float32 has no tensor cores at full precision: its products hold their operands in registers; wider tiles spill more",
-)
+# (kernel, architecture) to the reason why it may spill there. In 16-bit types nothing spills on sm_90.
+_EXACT = "float32 products run without tensor cores and hold their operands in registers; wider tiles spill more"
+FP32_SPILLS = {
+    (f"attention_{name}_kernel", arch): _EXACT
+    for name, archs in (("fwd", (80, 90, 100)), ("bwd_dq", (80, 90, 100)), ("bwd_dkv", (80,)))
+    for arch in archs
+}
 SPILLS = {
-    "attention_bwd_single_kernel": "sm_80 alone, 18 accesses a program: five products of 128 x 128 beside dropout bits",
-    "attention_fwd_kernel": "sm_100 alone, padded: 48 to 88 bytes for the mask; sm_80 at D = 128: 8 bytes",
-    "attention_bwd_dq_kernel": "sm_80 at D = 128 alone: 32 bytes",
-    "attention_bwd_dkv_kernel": "sm_80 at D = 128 alone: 128 bytes",
+    ("attention_bwd_single_kernel", 80): "8 to 88 bytes: five products of 128 x 128 beside dropout bits",
+    ("attention_fwd_kernel", 80): "8 bytes, at D = 128",
+    ("attention_fwd_kernel", 100): "48 to 88 bytes, for the mask of a padded batch",
+    ("attention_bwd_dq_kernel", 80): "32 bytes, at D = 128",
+    ("attention_bwd_dkv_kernel", 80): "128 bytes, at D = 128",
 }
 
 
@@ -101,8 +104,8 @@ def _case(
         flops=(10 if backward else 4) * work * heads * size,
         peers=peers,
         dot=dtype != torch.float32 and (True if longest > 32 else "any"),
-        # Scalars count as accesses: bounds, log-sum-exp, delta and, where padded, one byte of mask a key. Below the least share
-        # that the three architectures gave; which row accesses are narrower than 16 bytes has not been looked into.
+        # Scalars count as accesses: bounds, log-sum-exp, delta and, where padded, one byte of mask a key. Just below the least
+        # share that the three architectures gave; which row accesses are narrower than 16 bytes has not been looked into.
         wide=0.15 if padded or (backward and size == 32) else 0.28 if backward else 0.45,
         spills=FP32_SPILLS if dtype == torch.float32 else SPILLS,
     )

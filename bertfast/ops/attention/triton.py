@@ -83,7 +83,7 @@ def _forward(qkv, out, lse, cu_seqlens, longest, mask, scale, dropout_p, rng, bi
         ),
     )
     if block:
-        kernel, warps, stages = triton_forward.attention_fwd_single_kernel, tuning.single_warps(block, itemsize), 1
+        kernel, warps, stages = triton_forward.attention_fwd_single_kernel, tuning.single_warps(block), 1
         constants |= {"BLOCK": block, "MASK_IS_BOOL": boolean, "MASK_PER_KEY": strides[2] == 0}
     else:
         kernel, warps, stages = triton_forward.attention_fwd_kernel, tile.warps, tile.stages
@@ -146,7 +146,7 @@ def _backward(dout, qkv, out, lse, cu_seqlens, longest, mask, scale, dropout_p, 
     rng, inverse_rate, threshold = _dropout(dropout_p, rng)
     block_d, itemsize = _block_d(size), qkv.element_size()
     arch = launch.architecture(qkv.device)
-    block = tuning.single_block_backward(longest, block_d, itemsize, arch)
+    block = tuning.single_block(longest, block_d, itemsize, arch)
     tile = tuning.backward_tile(block_d, itemsize, arch)
     tiles = 1 if block else -(-longest // tile.queries)
     qkv = qkv.contiguous()
@@ -169,7 +169,7 @@ def _backward(dout, qkv, out, lse, cu_seqlens, longest, mask, scale, dropout_p, 
     inputs = (qkv, dout.contiguous(), out.contiguous(), lse.contiguous(), delta, dqkv)
     args, last = (*inputs, *pointers, *numbers), {"MASK_IS_BOOL": boolean, "MASK_PER_KEY": strides[2] == 0}
     if block:
-        kernel, warps = triton_backward.attention_bwd_single_kernel, tuning.single_backward_warps(block, itemsize)
+        kernel, warps = triton_backward.attention_bwd_single_kernel, tuning.single_warps(block)
         launch.launch(kernel, (heads * sequences,), args, constants | {"BLOCK": block} | last, warps=warps, stages=1)
         return dqkv
     # dq first: it also writes delta, which dk and dv read.

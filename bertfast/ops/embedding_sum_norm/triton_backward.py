@@ -57,7 +57,7 @@ class Plan(NamedTuple):
 def _plan(
     words: int,
     positions: int,
-    segments_: int,
+    segment_rows: int,
     cols: int,
     padding_idx: int,
     dropout_p: float,
@@ -66,9 +66,9 @@ def _plan(
     sms: int,
 ) -> Plan | None:
     """None for sizes that the kernels do not take; keys, rows of all tables in one numbering, are 32-bit numbers."""
-    if not takes_sizes(words, positions, segments_, cols):
+    if not takes_sizes(words, positions, segment_rows, cols):
         return None
-    outs = 2 + segments_ if segments_ <= 2 else 2
+    outs = 2 + segment_rows if segment_rows <= 2 else 2
     tile = backward_tile(cols)
     place_rows = RANK_ROWS if rank else KEY_ROWS
     step = CLEAR_STEP * tile.warps
@@ -76,7 +76,7 @@ def _plan(
     shared = {"E": cols, "WORDS": words, "POSITIONS": positions}
     first = {
         **shared,
-        "SEGMENTS": segments_,
+        "SEGMENTS": segment_rows,
         "PADDING": padding_idx,
         "OUTS": outs,
         "DROPOUT": dropout_p > 0.0,

@@ -141,9 +141,9 @@ def test_compile_with_a_table_that_is_not_contiguous(backend):
 
 def check_long_runs(implementation, dtype, segments):
     """One word in two thirds of the places, one position in half; twice the same bits."""
-    tokens, size = 100, 16
+    tokens, size = 130, 16
     ids = torch.randint(0, VOCABULARY, (tokens,))
-    ids[torch.randperm(tokens)[:66]] = 5
+    ids[torch.randperm(tokens)[:85]] = 5
     positions = torch.randint(0, POSITIONS, (tokens,))
     positions[::2] = 7
     all_ids = (ids, positions, torch.randint(0, segments, (tokens,)))

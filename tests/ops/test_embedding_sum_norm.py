@@ -159,7 +159,7 @@ def check_long_runs(implementation, dtype, segments):
         return [q.grad for q in t]
 
     eager, exact = run(leaves(parameters)), run(leaves(parameters, torch.float64))
-    # Root mean squares: one row has nearly all of the error, and over 60 seeds its largest one is 0.5 to 4 times eager's in float32.
+    # Root mean squares: nearly all of the error is one row's; its largest is 0.5 to 4 times eager's over 60 seeds (float32).
     for name, ours, e, o in zip(["dword", "dposition", "dsegment", "dw", "db"], gradients, eager, exact, strict=True):
         assert_within_budget(ours, e, o, name, rms_error)
     assert all(torch.equal(a, b) for a, b in zip(gradients, implementation.embedding_sum_norm_bwd(*args), strict=True))

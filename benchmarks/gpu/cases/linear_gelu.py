@@ -12,9 +12,7 @@ import torch.nn.functional as F
 
 from benchmarks.gpu.case import Arguments, Case, randn
 from bertfast.ops.linear_gelu import triton as split
-from bertfast.ops.linear_gelu import tuning
 from bertfast.ops.linear_gelu.triton_gemm import linear_dgelu_fused, linear_gelu_fused
-from bertfast.triton.launch import architecture
 
 BASE, LARGE = (768, 3072), (1024, 4096)
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -70,17 +68,6 @@ def eager_bwd(args: Arguments) -> Run:
 def product_then_bwd(args: Arguments) -> Run:
     dy2, weight2, pre, bias, tanh = args
     return lambda: split.bias_gelu_bwd(dy2 @ weight2, pre, bias, tanh)
-
-
-def alternative(name: str) -> Run:
-    """The fused forward with a tile that is not the table's; the table's on architectures that it is not meant for."""
-    architectures, tile = tuning.ALTERNATIVES[name]
-
-    def run(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, tanh: bool) -> Any:
-        chosen = tile if architecture(x.device) in architectures else None
-        return linear_gelu_fused(x, weight, bias, tanh, tile=chosen)
-
-    return run
 
 
 def elementwise(t: int, n: int, dtype: torch.dtype, tanh: bool = False) -> list[Case]:
@@ -149,7 +136,7 @@ def fused(t: int, size: tuple[int, int], dtype: torch.dtype, tanh: bool = False)
     def op(suffix: str, moved: int, run: Run) -> Case:
         return Case("linear_gelu_fwd", f"{shape} {suffix}", make=forward, bytes=moved, peers=peers, run=run, **product)
 
-    found = [
+    return [
         op("fused", training, split.linear_gelu_fwd_fused),
         op("fused, no pre", inference, lambda *args: linear_gelu_fused(*args, store_pre=False)),
         Case(
@@ -162,9 +149,6 @@ def fused(t: int, size: tuple[int, int], dtype: torch.dtype, tanh: bool = False)
             **product,
         ),
     ]
-    if t == 8192 and dtype == BF16 and not tanh:
-        found += [op(f"fused, {name}", training, alternative(name)) for name in tuning.ALTERNATIVES]
-    return found
 
 
 CASES: list[Case] = [

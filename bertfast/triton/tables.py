@@ -38,6 +38,10 @@ class Entry:
         return f"{self.table} sm_{self.arch} {key}".rstrip()
 
 
+def _key(line: Mapping[str, Any]) -> frozenset[tuple[str, int | str]]:
+    return frozenset((name, value) for name, value in line.items() if name not in _NOT_KEYS)
+
+
 _loaded: dict[str, "Tables"] = {}
 _override: dict[Entry, Tile] = {}
 _reached: set[Entry] | None = None
@@ -55,7 +59,7 @@ class Tables:
             Entry(
                 table,
                 one["arch"],
-                frozenset((name, value) for name, value in one.items() if name not in _NOT_KEYS),
+                _key(one),
                 one["tile"],
                 one["reason"],
                 one.get("measured"),
@@ -93,11 +97,16 @@ class Tables:
             raise KeyError(f"{self.file}: no entry of {table!r} for sm_{arch} and {key}")
         return tile
 
-    def with_tile(self, entry: Entry, tile: Tile, reason: str, measured: Mapping[str, Any]) -> None:
-        """Write the file anew with another tile in one entry."""
+    def record(self, entry: Entry, arch: int, tile: Tile, reason: str, measured: Mapping[str, Any]) -> None:
+        """Write what was measured on `arch` into the file: in place of `entry` where it is that architecture's, else beside it."""
         data = json.loads(self.file.read_text(encoding="utf-8"))
-        place = [e for e in self.entries if e.table == entry.table].index(entry)
-        data[entry.table]["entries"][place] |= {"tile": dict(tile), "reason": reason, "measured": dict(measured)}
+        lines = data[entry.table]["entries"]
+        same = [n for n, one in enumerate(lines) if _key(one) == entry.key]
+        place = next((n for n in same if lines[n]["arch"] == arch), None)
+        if place is None:
+            place = same[-1] + 1
+            lines.insert(place, {"arch": arch, **dict(sorted(entry.key))})
+        lines[place] |= {"tile": dict(tile), "reason": reason, "measured": dict(measured)}
         self.file.write_text(dump(data), encoding="utf-8")
 
 

@@ -1,7 +1,6 @@
 """The tuner without a GPU: which tiles are tried, which wins, and how it is written down."""
 
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.gpu.case import Arguments, Case, randn
+from benchmarks.gpu.case import Arguments, Case, compiled, randn
 from bertfast.ops.linear_gelu import triton as split
 from bertfast.ops.linear_gelu.triton_gemm import linear_dgelu_fused, linear_gelu_fused
 
@@ -32,10 +32,9 @@ def eager(args: Arguments) -> Run:
     return lambda: F.gelu(F.linear(x, weight, bias), approximate="tanh" if tanh else "none")
 
 
-def compiled(args: Arguments) -> Run:
-    x, weight, bias, tanh = args
-    function = torch.compile(lambda a, w, b: F.gelu(F.linear(a, w, b), approximate="tanh" if tanh else "none"))
-    return lambda: function(x, weight, bias)
+def inductor(peer: Callable[[Arguments], Run]) -> Callable[[Arguments], Run]:
+    """The same work by torch.compile."""
+    return lambda args: compiled(peer(args))
 
 
 def linear_alone(args: Arguments) -> Run:
@@ -83,8 +82,22 @@ def elementwise(t: int, n: int, dtype: torch.dtype, tanh: bool = False) -> list[
         return lambda: F.gelu(args[0] + args[1], approximate="tanh" if tanh else "none")
 
     return [
-        Case("bias_gelu_fwd", shape, dtype, forward, bytes=2 * cell, peers={"eager": eager_fwd}),
-        Case("bias_gelu_bwd", shape, dtype, backward, bytes=3 * cell, peers={"eager": eager_elementwise_bwd}),
+        Case(
+            "bias_gelu_fwd",
+            shape,
+            dtype,
+            forward,
+            bytes=2 * cell,
+            peers={"eager": eager_fwd, "compile": inductor(eager_fwd)},
+        ),
+        Case(
+            "bias_gelu_bwd",
+            shape,
+            dtype,
+            backward,
+            bytes=3 * cell,
+            peers={"eager": eager_elementwise_bwd, "compile": inductor(eager_elementwise_bwd)},
+        ),
     ]
 
 
@@ -100,7 +113,7 @@ def whole(t: int, size: tuple[int, int], dtype: torch.dtype) -> list[Case]:
         dy, pre = randn(device, dtype, t, n), randn(device, dtype, t, n)
         return dy, *inputs(device, dtype, t, k, n), pre, False, True, True
 
-    peers = {"eager": eager, "compiled": compiled, "linear alone": linear_alone}
+    peers = {"eager": eager, "compile": inductor(eager), "linear alone": linear_alone}
     flops = 2 * t * k * n
     return [
         Case("linear_gelu_fwd", shape, dtype, forward, bytes=ends + 2 * middle, flops=flops, peers=peers),
@@ -111,7 +124,7 @@ def whole(t: int, size: tuple[int, int], dtype: torch.dtype) -> list[Case]:
             backward,
             bytes=2 * ends + 2 * middle,
             flops=2 * flops,
-            peers={"eager": eager_bwd},
+            peers={"eager": eager_bwd, "compile": inductor(eager_bwd)},
         ),
     ]
 
@@ -130,7 +143,7 @@ def fused(t: int, size: tuple[int, int], dtype: torch.dtype, tanh: bool = False)
 
     # The few loads that are no bulk copies are the bias, two bytes each: nothing to be wide.
     product = {"dtype": dtype, "flops": 2 * t * k * n, "dot": True, "tma": True, "wide": 0.0}
-    peers = {"eager": eager, "compiled": compiled, "linear alone": linear_alone}
+    peers = {"eager": eager, "compile": inductor(eager), "linear alone": linear_alone}
     training, inference = ends + 2 * middle, ends + middle
 
     def op(suffix: str, moved: int, run: Run) -> Case:

@@ -16,7 +16,7 @@ def smallest() -> dict[str, Case]:
     """Of each op the case of the fewest bytes without dropout."""
     found: dict[str, Case] = {}
     for case in collect.all_cases():
-        plain = case.run is None and ("attention" not in case.op and "norm" not in case.op or "p0.0" in case.shape)
+        plain = case.run is None and (("attention" not in case.op and "norm" not in case.op) or "p0.0" in case.shape)
         if plain and (case.op not in found or case.bytes < found[case.op].bytes):
             found[case.op] = case
     return found

@@ -164,7 +164,7 @@ def _backward(dout, qkv, out, lse, cu_seqlens, longest, mask, scale, dropout_p, 
         inverse_rate,
         threshold,
     )
-    pointers = (cu_seqlens, mask, rng, bias)
+    pointers = (cu_seqlens, mask, rng, bias, mailbox.box(qkv.device))
     constants = {"H": heads, "D": size, "BLOCK_D": block_d}
     inputs = (qkv, dout.contiguous(), out.contiguous(), lse.contiguous(), delta, dqkv)
     args, last = (*inputs, *pointers, *numbers), {"MASK_IS_BOOL": boolean, "MASK_PER_KEY": strides[2] == 0}

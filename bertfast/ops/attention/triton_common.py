@@ -51,7 +51,7 @@ def sequence_bounds(cu_ptr, tokens, sequences, longest, sequence):
         last = tl.load(cu_ptr + sequence + 1)
         falls = (first < 0) | (last < first) | (last > tokens)
         falls = falls | ((sequence == 0) & (first != 0)) | ((sequence == sequences - 1) & (last != tokens))
-        long = last.to(tl.int64) - first > longest
+        long = (last.to(tl.int64) - first > longest) & (falls == 0)
         first = tl.minimum(tl.maximum(first, 0), tokens)
         last = tl.minimum(tl.maximum(last, first), tokens)
         begin = first.to(tl.int64)
@@ -93,10 +93,11 @@ def poison(ptr, sequence, begin, length, stop, STRIDE: tl.constexpr, D: tl.const
 
     ptr: row 0 of the tensor at one head.
     """
+    ROWS: tl.constexpr = 2048 // BLOCK_D if BLOCK_D >= 16 else 128
     col = tl.arange(0, BLOCK_D)
-    nan = tl.full((16, BLOCK_D), float("nan"), tl.float32).to(ptr.dtype.element_ty)
-    for start in range(tl.where(sequence == 0, 0, begin + length), stop, 16):
-        row = start + tl.arange(0, 16)
+    nan = tl.full((ROWS, BLOCK_D), float("nan"), tl.float32).to(ptr.dtype.element_ty)
+    for start in range(tl.where(sequence == 0, 0, begin + length), stop, ROWS):
+        row = start + tl.arange(0, ROWS)
         nobodys = (row < stop) & ((row < begin) | (row >= begin + length))
         tl.store(ptr + row[:, None] * STRIDE + col[None, :], nan, mask=nobodys[:, None] & (col[None, :] < D))
 

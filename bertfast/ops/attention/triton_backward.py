@@ -228,6 +228,8 @@ def attention_bwd_dkv_kernel(
     )
     if tile * BLOCK_N >= length:
         return
+    # Without a way past the loop: accumulators that are zeroed on it make ptxas wait after every single wgmma.
+    tl.assume(length > 0)
     head_ptr = qkv_ptr + begin * (3 * H * D) + head * D
     head_dout_ptr = dout_ptr + begin * (H * D) + head * D
     key = tile * BLOCK_N + tl.arange(0, BLOCK_N)

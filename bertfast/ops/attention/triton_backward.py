@@ -56,9 +56,7 @@ def attention_bwd_single_kernel(
     MASK_IS_BOOL: tl.constexpr,
     MASK_PER_KEY: tl.constexpr,
 ):
-    sequence, head, _, begin, length, stop, bad = common.assignment(
-        box_ptr, cu_ptr, tokens, sequences, longest, 1, H
-    )
+    sequence, head, _, begin, length, stop, bad = common.assignment(box_ptr, cu_ptr, tokens, sequences, longest, 1, H)
     if cu_ptr is not None:
         if bad:
             _poison(dqkv_ptr, sequence, head, begin, length, stop, H, D, BLOCK_D)
@@ -106,6 +104,8 @@ def _dq_tile(
     key = start + tl.arange(0, BLOCK_N)
     k = common.load_part(head_ptr, bias_ptr, 1, head, key, length, H, D, BLOCK_D)
     v = common.load_part(head_ptr, bias_ptr, 2, head, key, length, H, D, BLOCK_D)
+    if rng_ptr is not None:  # first: while ds k of the tile before is still being multiplied
+        words = common.random_words(rng_ptr, sequence_head, row, start, BLOCK_M, BLOCK_N)
     raw = tl.dot(q, tl.trans(k), input_precision="ieee")
     dp = tl.dot(dout, tl.trans(v), input_precision="ieee")
     s, factor = common.masked(
@@ -113,7 +113,6 @@ def _dq_tile(
     )
     p = common.power(s * factor - lse[:, None], head_ptr)
     if rng_ptr is not None:
-        words = common.random_words(rng_ptr, sequence_head, row, start, BLOCK_M, BLOCK_N)
         dp = common.kept(random.attention_keep(words, threshold, BLOCK_M, BLOCK_N), dp, score_scale)
     ds = p * (dp - delta[:, None])
     return tl.dot(ds.to(k.dtype), k, dq, input_precision="ieee")
@@ -156,9 +155,8 @@ def attention_bwd_dq_kernel(
     sequence, head, tile, begin, length, stop, bad = common.assignment(
         box_ptr, cu_ptr, tokens, sequences, longest, tiles, H
     )
-    if cu_ptr is not None:
-        if bad & (tile == 0):
-            _poison(dqkv_ptr, sequence, head, begin, length, stop, H, D, BLOCK_D)
+    if cu_ptr is not None and bad & (tile == 0):
+        _poison(dqkv_ptr, sequence, head, begin, length, stop, H, D, BLOCK_D)
     if tile * BLOCK_M >= length:
         return
     head_ptr = qkv_ptr + begin * (3 * H * D) + head * D
@@ -223,9 +221,7 @@ def attention_bwd_dkv_kernel(
     MASK_IS_BOOL: tl.constexpr,
     MASK_PER_KEY: tl.constexpr,
 ):
-    sequence, head, tile, begin, length, _, bad = common.assignment(
-        None, cu_ptr, tokens, sequences, longest, tiles, H
-    )
+    sequence, head, tile, begin, length, _, bad = common.assignment(None, cu_ptr, tokens, sequences, longest, tiles, H)
     if tile * BLOCK_N >= length:
         return
     # Without a way past the loop: accumulators that are zeroed on it make ptxas wait after every single wgmma.
@@ -245,16 +241,15 @@ def attention_bwd_dkv_kernel(
         row = start + tl.arange(0, BLOCK_M)
         q = common.load_part(head_ptr, bias_ptr, 0, head, row, length, H, D, BLOCK_D)
         dout = common.load_rows(head_dout_ptr, row, length, H * D, D, BLOCK_D)
+        if rng_ptr is not None:
+            words = common.random_words(rng_ptr, sequence_head, row, tile * BLOCK_N, BLOCK_M, BLOCK_N)
         raw = tl.dot(q, tl.trans(k), input_precision="ieee")
         dp = tl.dot(dout, tl.trans(v), input_precision="ieee")
         # Keys past the end need no mask: their rows of dk and dv are not stored.
-        s, factor = common.masked(
-            raw, score_scale, mask, row, key, length, False, qkv_ptr, MASK_IS_BOOL, MASK_PER_KEY
-        )
+        s, factor = common.masked(raw, score_scale, mask, row, key, length, False, qkv_ptr, MASK_IS_BOOL, MASK_PER_KEY)
         p = common.power(s * factor - common.load_lse(lse_ptr + lse_row, row, length, qkv_ptr)[:, None], qkv_ptr)
         pd = p
         if rng_ptr is not None:
-            words = common.random_words(rng_ptr, sequence_head, row, tile * BLOCK_N, BLOCK_M, BLOCK_N)
             keep = random.attention_keep(words, threshold, BLOCK_M, BLOCK_N)
             pd = common.kept(keep, p, score_scale)
             dp = common.kept(keep, dp, score_scale)

@@ -66,18 +66,15 @@ def attention_fwd_single_kernel(
     MASK_IS_BOOL: tl.constexpr,
     MASK_PER_KEY: tl.constexpr,
 ):
-    sequence, head, _, begin, length, stop, bad = common.assignment(
-        box_ptr, cu_ptr, tokens, sequences, longest, 1, H
-    )
-    if cu_ptr is not None:
-        if bad:
-            _poison(out_ptr, lse_ptr, tokens, sequence, head, begin, length, stop, H, D, BLOCK_D)
+    sequence, head, _, begin, length, stop, bad = common.assignment(box_ptr, cu_ptr, tokens, sequences, longest, 1, H)
     head_ptr = qkv_ptr + begin * (3 * H * D) + head * D
     row = tl.arange(0, BLOCK)
     q = common.load_part(head_ptr, bias_ptr, 0, head, row, length, H, D, BLOCK_D)
     k = common.load_part(head_ptr, bias_ptr, 1, head, row, length, H, D, BLOCK_D)
     v = common.load_part(head_ptr, bias_ptr, 2, head, row, length, H, D, BLOCK_D)
-    if rng_ptr is not None:  # while the rows are on their way
+    # Drawn while the rows are on their way where registers allow: on sm_90 two programs of 128 x 128 fit a multiprocessor up
+    # to 128 of them. Compiled: with a mask 127 drawn here and 132 drawn late, without one 150 and 119.
+    if rng_ptr is not None and mask_ptr is not None:
         words = common.random_words(rng_ptr, tl.program_id(0), row, 0, BLOCK, BLOCK)
     raw = tl.dot(q, tl.trans(k), input_precision="ieee")
     mask_start = sequence.to(tl.int64) * mask_stride_sequence + head.to(tl.int64) * mask_stride_head
@@ -90,13 +87,16 @@ def attention_fwd_single_kernel(
     p = common.power(s * factor - m[:, None], qkv_ptr)
     total = tl.sum(p, 1)
     if rng_ptr is not None:
+        if mask_ptr is None:
+            words = common.random_words(rng_ptr, tl.program_id(0), row, 0, BLOCK, BLOCK)
         keep = random.attention_keep(words, threshold, BLOCK, BLOCK)
         p = common.kept(keep, p, score_scale)
     acc = tl.dot(p.to(v.dtype), v, input_precision="ieee")
     lse_row = common.statistics_row(cu_ptr, tokens, longest, sequence, head, begin, H)
-    _finish(
-        out_ptr, lse_ptr, lse_row, acc, m, total, head, begin, row, length, bad, inverse_rate, H, D, BLOCK_D
-    )
+    _finish(out_ptr, lse_ptr, lse_row, acc, m, total, head, begin, row, length, bad, inverse_rate, H, D, BLOCK_D)
+    if cu_ptr is not None:  # last: in front of the loads it costs registers
+        if bad:
+            _poison(out_ptr, lse_ptr, tokens, sequence, head, begin, length, stop, H, D, BLOCK_D)
 
 
 @triton.jit
@@ -108,6 +108,8 @@ def _online_tile(
     """One tile of keys of the online softmax."""
     key = start + tl.arange(0, BLOCK_N)
     k = common.load_part(head_ptr, bias_ptr, 1, head, key, length, H, D, BLOCK_D)
+    if rng_ptr is not None:  # first: while p v of the tile before is still being multiplied
+        words = common.random_words(rng_ptr, sequence_head, row, start, BLOCK_M, BLOCK_N)
     raw = tl.dot(q, tl.trans(k), input_precision="ieee")
     s, factor = common.masked(
         raw, score_scale, mask, row, key, length, CHECK_KEYS, head_ptr, MASK_IS_BOOL, MASK_PER_KEY
@@ -118,7 +120,6 @@ def _online_tile(
     rescale = common.power(m - safe_m, head_ptr)
     total = total * rescale + tl.sum(p, 1)
     if rng_ptr is not None:
-        words = common.random_words(rng_ptr, sequence_head, row, start, BLOCK_M, BLOCK_N)
         keep = random.attention_keep(words, threshold, BLOCK_M, BLOCK_N)
         p = common.kept(keep, p, score_scale)
     v = common.load_part(head_ptr, bias_ptr, 2, head, key, length, H, D, BLOCK_D)
@@ -159,9 +160,8 @@ def attention_fwd_kernel(
     sequence, head, tile, begin, length, stop, bad = common.assignment(
         box_ptr, cu_ptr, tokens, sequences, longest, tiles, H
     )
-    if cu_ptr is not None:
-        if bad & (tile == 0):
-            _poison(out_ptr, lse_ptr, tokens, sequence, head, begin, length, stop, H, D, BLOCK_D)
+    if cu_ptr is not None and bad & (tile == 0):
+        _poison(out_ptr, lse_ptr, tokens, sequence, head, begin, length, stop, H, D, BLOCK_D)
     if tile * BLOCK_M >= length:
         return
     head_ptr = qkv_ptr + begin * (3 * H * D) + head * D
@@ -185,6 +185,4 @@ def attention_fwd_kernel(
             threshold, H, D, BLOCK_D, BLOCK_M, BLOCK_N, MASK_IS_BOOL, MASK_PER_KEY, True,
         )  # fmt: skip
     lse_row = common.statistics_row(cu_ptr, tokens, longest, sequence, head, begin, H)
-    _finish(
-        out_ptr, lse_ptr, lse_row, acc, m, total, head, begin, row, length, bad, inverse_rate, H, D, BLOCK_D
-    )
+    _finish(out_ptr, lse_ptr, lse_row, acc, m, total, head, begin, row, length, bad, inverse_rate, H, D, BLOCK_D)

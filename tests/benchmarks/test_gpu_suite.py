@@ -237,7 +237,7 @@ def test_shipped_table_comes_from_committed_lines():
 
 
 def _row(**more) -> kernels.Row:
-    good = {"registers": 32, "stack": 0, "shared": 0, "wide": 1.0, "sass": {"LDG": 4, "STG": 4}}
+    good = {"registers": 32, "stack": 0, "shared": 0, "moved": 128, "wide": 1.0, "sass": {}}
     return kernels.Row("k", 90, {}, {}, 4, 2, cases=[_case().name], ops=["unpad"], resources=good | more)
 
 
@@ -248,7 +248,7 @@ def _row(**more) -> kernels.Row:
         ({}, {"shared": 300_000}, "shared memory"),
         ({"dot": True}, {"sass": {"HMMA": 4}}, "no HGMMA"),
         ({"tma": True}, {}, "no bulk"),
-        ({}, {"wide": 0.2}, "0.20 of its global accesses"),
+        ({}, {"wide": 0.2}, "0.20 of its bytes"),
     ],
 )
 def test_what_a_case_asks_of_its_code(case, row, text):
@@ -261,6 +261,14 @@ def test_reasons_excuse_spills_and_nothing_launched_is_wrong():
     assert kernels.judge(_case(spills={("k", 90): "a reason"}), 90, [_row(sass={"STL": 1})]) == []
     assert kernels.judge(_case(spills={("k", 80): "a reason"}), 90, [_row(sass={"STL": 1})]) != []
     assert kernels.judge(_case(), 100, [_row()]) == ["launches nothing"]
+
+
+def test_excuses_for_spills_are_needed():
+    case = _case(spills={("k", 90): "a reason"})
+    assert kernels.stale([case], [_row(sass={"LDL": 1})]) == []
+    assert kernels.stale([case], []) == []  # not compiled for this architecture
+    (text,) = kernels.stale([case], [_row()])
+    assert "a reason" in text
 
 
 def test_docs_name_every_op_of_the_cases():

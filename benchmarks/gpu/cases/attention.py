@@ -104,9 +104,6 @@ def _case(
         flops=(10 if backward else 4) * work * heads * size,
         peers=peers,
         dot=dtype != torch.float32 and (True if longest > 32 else "any"),
-        # Scalars count as accesses: bounds, log-sum-exp, delta and, where padded, one byte of mask a key. Just below the least
-        # share that the three architectures gave; which row accesses are narrower than 16 bytes has not been looked into.
-        wide=0.15 if padded or (backward and size == 32) else 0.28 if backward else 0.45,
         spills=FP32_SPILLS if dtype == torch.float32 else SPILLS,
     )
 

@@ -1,7 +1,7 @@
 """Launchers of the Triton attention kernels; see triton_forward.py and triton_backward.py for how work is split.
 
 Results repeat bit for bit, gradients included, for the same shapes, dtype, architecture and launch table: there are no
-atomics, and every sum runs in a fixed order. What the kernels do not take (float64, heads above 128) goes to the reference.
+atomics, and every sum runs in a fixed order. What the kernels do not take (float64, heads above 128, scales that are not positive) goes to the reference.
 """
 
 import torch
@@ -18,10 +18,10 @@ mailbox.meaning(2, ValueError, f"attention: max_seqlen is less than the length o
 _LOG2E = 1.4426950408889634
 
 
-def _taken(qkv: Tensor, longest: int) -> bool:
-    """Whether the kernels take it. Offsets inside one sequence are 32 bits."""
+def _taken(qkv: Tensor, longest: int, scale: float) -> bool:
+    """Whether the kernels take it. Offsets inside one sequence are 32 bits; maxima are taken before scores are scaled."""
     heads, size = qkv.shape[-2:]
-    return qkv.dtype != torch.float64 and 0 < size <= 128 and longest * 3 * heads * size < 2**31
+    return qkv.dtype != torch.float64 and 0 < size <= 128 and longest * 3 * heads * size < 2**31 and scale > 0
 
 
 def _block_d(size: int) -> int:
@@ -50,6 +50,8 @@ def _dropout(p: float, rng: Tensor | None) -> tuple[Tensor | None, float, int]:
 
 
 def _check(cu_seqlens: Tensor, qkv: Tensor, longest: int) -> None:
+    if cu_seqlens.shape[0] < 2 and qkv.shape[0]:
+        raise ValueError(f"attention: cu_seqlens must rise from 0 to the {qkv.shape[0]} tokens of qkv, got no sequence")
     if launch.INTERPRETED and qkv.device.type != "meta":
         reference.check_cu_seqlens(cu_seqlens, qkv.shape[0], longest)
     else:
@@ -107,7 +109,7 @@ def forward(
     bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """attention_fwd. bias: [3, H, D] contiguous, added to qkv where it is read; rounded to qkv's dtype as a GEMM's would be."""
-    if not _taken(qkv, max_seqlen):
+    if not _taken(qkv, max_seqlen, scale):
         return reference.forward(qkv if bias is None else qkv + bias, cu_seqlens, max_seqlen, scale, dropout_p, rng)
     _check(cu_seqlens, qkv, max_seqlen)
     tokens, _, heads, size = qkv.shape
@@ -129,7 +131,7 @@ def padded_forward(
 ) -> tuple[Tensor, Tensor]:
     """attention_padded_fwd; bias as in `forward`."""
     batch, seqlen, _, heads, size = qkv.shape
-    if not _taken(qkv, seqlen):
+    if not _taken(qkv, seqlen, scale):
         return reference.padded_forward(qkv if bias is None else qkv + bias, mask, scale, dropout_p, rng)
     out = qkv.new_empty(batch, seqlen, heads, size)
     lse = qkv.new_empty(batch, heads, seqlen, dtype=compute_dtype(qkv))
@@ -164,7 +166,7 @@ def _backward(dout, qkv, out, lse, cu_seqlens, longest, mask, scale, dropout_p, 
         inverse_rate,
         threshold,
     )
-    pointers = (cu_seqlens, mask, rng, bias)
+    pointers = (cu_seqlens, mask, rng, bias, mailbox.box(qkv.device))
     constants = {"H": heads, "D": size, "BLOCK_D": block_d}
     inputs = (qkv, dout.contiguous(), out.contiguous(), lse.contiguous(), delta, dqkv)
     args, last = (*inputs, *pointers, *numbers), {"MASK_IS_BOOL": boolean, "MASK_PER_KEY": strides[2] == 0}
@@ -196,7 +198,7 @@ def backward(
     bias: Tensor | None = None,
 ) -> Tensor:
     """attention_bwd. With a bias, the gradient of qkv + bias, which is that of both."""
-    if not _taken(qkv, max_seqlen):
+    if not _taken(qkv, max_seqlen, scale):
         given = qkv if bias is None else qkv + bias
         return reference.backward(dout, given, out, lse, cu_seqlens, max_seqlen, scale, dropout_p, rng)
     _check(cu_seqlens, qkv, max_seqlen)
@@ -220,7 +222,7 @@ def padded_backward(
 ) -> Tensor:
     """attention_padded_bwd; bias as in `backward`."""
     seqlen = qkv.shape[1]
-    if not _taken(qkv, seqlen):
+    if not _taken(qkv, seqlen, scale):
         return reference.padded_backward(
             dout, qkv if bias is None else qkv + bias, out, lse, mask, scale, dropout_p, rng
         )

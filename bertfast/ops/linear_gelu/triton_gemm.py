@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from bertfast.ops.linear_gelu import tuning
-from bertfast.triton import columns
+from bertfast.triton import sums
 from bertfast.triton.gelu import gelu, gelu_gradient
 from bertfast.triton.launch import architecture, cdiv, launch, multiprocessors
 
@@ -220,4 +220,4 @@ def linear_dgelu_fused(dy2: Tensor, weight2: Tensor, pre: Tensor, bias: Tensor, 
     partial = torch.empty(rows, n, dtype=torch.float32, device=dy2.device)
     constants |= {"TANH": tanh, **travel}
     launch(linear_dgelu_kernel, grid, (dy2, weight2, pre, bias, dpre, partial, tokens), constants, **options)
-    return dpre, columns.sum_partials(partial, bias.dtype)
+    return dpre, sums.sum_partials(partial, bias.dtype)

@@ -12,7 +12,7 @@ import triton.language as tl
 
 from bertfast.ops import rng as dropout_bits
 from bertfast.triton import random
-from bertfast.triton.launch import cdiv, next_power_of_2
+from bertfast.triton.launch import next_power_of_2
 
 MAX_COLS = 4096  # a row lives in registers: 16 elements a thread at 8 warps
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -62,8 +62,8 @@ def backward_tile(cols: int) -> RowTile:
 
 def backward_programs(rows: int, tile: RowTile, multiprocessors: int) -> int:
     """How many programs share the rows: at least one a multiprocessor, at most what is resident, never more than tiles."""
-    tiles = cdiv(rows, tile.rows)
-    wanted = min(RESIDENT_WARPS // tile.warps * multiprocessors, cdiv(tiles, TILES_PER_PROGRAM))
+    tiles = -(-rows // tile.rows)
+    wanted = min(RESIDENT_WARPS // tile.warps * multiprocessors, -(-tiles // TILES_PER_PROGRAM))
     return min(tiles, max(multiprocessors, wanted))
 
 

@@ -72,6 +72,7 @@ def _plan(
     tile = backward_tile(cols)
     place_rows = RANK_ROWS if rank else KEY_ROWS
     step = CLEAR_STEP * tile.warps
+    clearing = min(CLEARING * sms, cdiv(max(0 if add else words, positions) * cols, step))
     shared = {"E": cols, "WORDS": words, "POSITIONS": positions}
     first = {
         **shared,
@@ -85,6 +86,7 @@ def _plan(
         "BLOCK": tile.block,
         "PLACE_ROWS": place_rows,
         "PLACE_COLS": RANK_COLS * tile.warps,
+        "CLEARING": clearing,
         "STEP": step,
     }
     last = {
@@ -96,7 +98,6 @@ def _plan(
         "PARTS": 32 * tile.warps,
         "COLS": sums.COLS,
     }
-    clearing = min(CLEARING * sms, cdiv(max(0 if add else words, positions) * cols, step))
     return Plan(
         tile,
         outs,
@@ -166,9 +167,11 @@ def tied_backward(
 
 
 def _plan_for(tensors: tuple, padding_idx: int, dropout_p: float, add: bool) -> Plan | None:
-    dy, _, _, _, word, position, segment, weight, _, _ = tensors
+    dy, _, _, _, word, position, segment, weight, mean, _ = tensors
     dtype = word.dtype
-    if dtype not in DTYPES or weight.dtype not in DTYPES or not dy.dtype == dtype == position.dtype == segment.dtype:
+    if dtype not in DTYPES or weight.dtype not in DTYPES or mean.dtype != torch.float32:
+        return None
+    if not dy.dtype == dtype == position.dtype == segment.dtype:
         return None
     tokens, cols = dy.shape
     if tokens > MOST_TOKENS:
@@ -187,7 +190,7 @@ def _launch(plan: Plan, gradients: tuple, tensors: tuple, rng: Tensor | None) ->
     # Partial sums, then places: one allocation and one argument for both.
     partial = (programs * outs * cols + 1) // 2 * 2
     dz = empty_like(dy)
-    workspace = torch.empty(partial + 2 * count, dtype=torch.float32, device=dy.device)
+    workspace = tensors[8].new_empty(partial + 2 * count)  # float32, as mean is
     if outs == 2:
         dsegment.zero_()
     launch(
@@ -195,7 +198,7 @@ def _launch(plan: Plan, gradients: tuple, tensors: tuple, rng: Tensor | None) ->
         (programs + plan.tables * cdiv(tokens, plan.place_rows) + plan.clearing,),
         (
             *(*tensors, rng if first["DROPOUT"] else None, dz, workspace, dword, dposition),
-            *(tokens, programs, *plan.numbers),
+            *(tokens, *plan.numbers),
         ),
         first,
         warps=tile.warps,

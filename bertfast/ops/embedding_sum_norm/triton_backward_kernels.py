@@ -16,9 +16,9 @@ def places_of(workspace_ptr, programs, E: tl.constexpr, OUTS: tl.constexpr):
 
 
 @triton.jit
-def clear(table_ptr, program, programs, SIZE: tl.constexpr, STEP: tl.constexpr):
+def clear(table_ptr, program, PROGRAMS: tl.constexpr, SIZE: tl.constexpr, STEP: tl.constexpr):
     """Zeros in the pieces of a table that are this program's."""
-    for start in range(program.to(tl.int64) * STEP, SIZE, programs.to(tl.int64) * STEP):
+    for start in range(program.to(tl.int64) * STEP, SIZE, PROGRAMS * STEP):
         place = start + tl.arange(0, STEP)
         tl.store(table_ptr + place, tl.zeros((STEP,), table_ptr.dtype.element_ty), mask=place < SIZE)
 
@@ -115,7 +115,7 @@ def token_gradients(
         tl.store(partial_ptr + 3 * E + col, dsecond, mask=col < E)
 
 
-@triton.jit(do_not_specialize=["tokens", "programs", "threshold"])
+@triton.jit(do_not_specialize=["tokens", "threshold"])
 def embedding_sum_norm_bwd_kernel(
     dy_ptr,
     input_ids_ptr,
@@ -133,7 +133,6 @@ def embedding_sum_norm_bwd_kernel(
     dword_ptr,
     dposition_ptr,
     tokens,
-    programs,
     threshold,
     scale,
     E: tl.constexpr,
@@ -149,11 +148,13 @@ def embedding_sum_norm_bwd_kernel(
     BLOCK: tl.constexpr,
     PLACE_ROWS: tl.constexpr,
     PLACE_COLS: tl.constexpr,
+    CLEARING: tl.constexpr,
     STEP: tl.constexpr,
 ):
     program = tl.program_id(0)
     tiles = (tokens + PLACE_ROWS - 1) // PLACE_ROWS
     tables: tl.constexpr = 2 if OUTS > 2 else 3
+    programs = tl.num_programs(0) - CLEARING - tables * tiles
     if program < programs:
         token_gradients(
             dy_ptr, input_ids_ptr, position_ids_ptr, segment_ids_ptr, word_ptr, position_ptr, segment_ptr, weight_ptr,
@@ -178,10 +179,9 @@ def embedding_sum_norm_bwd_kernel(
             )  # fmt: skip
     else:
         number = program - programs - tables * tiles
-        clearing = tl.num_programs(0) - programs - tables * tiles
         if not ADD:
-            clear(dword_ptr, number, clearing, WORDS * E, STEP)
-        clear(dposition_ptr, number, clearing, POSITIONS * E, STEP)
+            clear(dword_ptr, number, CLEARING, WORDS * E, STEP)
+        clear(dposition_ptr, number, CLEARING, POSITIONS * E, STEP)
 
 
 @triton.jit(do_not_specialize=["count", "programs"])

@@ -27,9 +27,7 @@ def _poison(dqkv_ptr, sequence, head, begin, length, stop, H: tl.constexpr, D: t
 def attention_bwd_single_kernel(
     qkv_ptr,
     dout_ptr,
-    out_ptr,
     lse_ptr,
-    delta_ptr,
     dqkv_ptr,
     cu_ptr,
     mask_ptr,
@@ -57,9 +55,8 @@ def attention_bwd_single_kernel(
     MASK_PER_KEY: tl.constexpr,
 ):
     sequence, head, _, begin, length, stop, bad = common.assignment(box_ptr, cu_ptr, tokens, sequences, longest, 1, H)
-    if cu_ptr is not None:
-        if bad:
-            _poison(dqkv_ptr, sequence, head, begin, length, stop, H, D, BLOCK_D)
+    if cu_ptr is not None and bad:
+        _poison(dqkv_ptr, sequence, head, begin, length, stop, H, D, BLOCK_D)
     head_ptr = qkv_ptr + begin * (3 * H * D) + head * D
     row = tl.arange(0, BLOCK)
     q = common.load_part(head_ptr, bias_ptr, 0, head, row, length, H, D, BLOCK_D)
@@ -106,8 +103,8 @@ def _dq_tile(
     v = common.load_part(head_ptr, bias_ptr, 2, head, key, length, H, D, BLOCK_D)
     if rng_ptr is not None:  # first: while ds k of the tile before is still being multiplied
         words = common.random_words(rng_ptr, sequence_head, row, start, BLOCK_M, BLOCK_N)
-    raw = tl.dot(q, tl.trans(k), input_precision="ieee")
-    dp = tl.dot(dout, tl.trans(v), input_precision="ieee")
+    raw = common.times_transposed(q, k)
+    dp = common.times_transposed(dout, v)
     s, factor = common.masked(
         raw, score_scale, mask, row, key, length, CHECK_KEYS, head_ptr, MASK_IS_BOOL, MASK_PER_KEY
     )
@@ -161,10 +158,11 @@ def attention_bwd_dq_kernel(
         return
     head_ptr = qkv_ptr + begin * (3 * H * D) + head * D
     row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    q = common.load_part(head_ptr, bias_ptr, 0, head, row, length, H, D, BLOCK_D)
-    dout = common.load_rows(dout_ptr + begin * (H * D) + head * D, row, length, H * D, D, BLOCK_D)
-    out = common.load_rows(out_ptr + begin * (H * D) + head * D, row, length, H * D, D, BLOCK_D)
-    delta = tl.sum(out.to(tl.float32) * dout.to(tl.float32), 1) / inverse_rate
+    q = common.load_queries(head_ptr, bias_ptr, head, row, length, H, D, BLOCK_D)
+    dout = common.load_fixed(dout_ptr + begin * (H * D) + head * D, row, length, H * D, D, BLOCK_D)
+    out = common.load_fixed(out_ptr + begin * (H * D) + head * D, row, length, H * D, D, BLOCK_D)
+    delta = tl.sum(out.to(tl.float32) * dout.to(tl.float32), 0 if qkv_ptr.dtype.element_ty == tl.float32 else 1)
+    delta /= inverse_rate
     lse_row = common.statistics_row(cu_ptr, tokens, longest, sequence, head, begin, H)
     tl.store(delta_ptr + lse_row + row, delta, mask=row < length)
     lse = common.load_lse(lse_ptr + lse_row, row, length, qkv_ptr)
@@ -191,7 +189,6 @@ def attention_bwd_dq_kernel(
 def attention_bwd_dkv_kernel(
     qkv_ptr,
     dout_ptr,
-    out_ptr,
     lse_ptr,
     delta_ptr,
     dqkv_ptr,

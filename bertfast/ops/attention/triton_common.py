@@ -113,6 +113,30 @@ def load_rows(ptr, row, length, STRIDE: tl.constexpr, D: tl.constexpr, BLOCK_D: 
 
 
 @triton.jit
+def load_fixed(ptr, row, length, STRIDE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """`load_rows` for the rows a program keeps through its loop: [BLOCK_D, rows] in float32.
+
+    Products of float32 take operands from registers, and what is fixed would stay there: all of D for each row, more than a
+    thread has. Turned back where it is multiplied, it is read from shared memory there.
+    """
+    if ptr.dtype.element_ty == tl.float32:
+        col = tl.arange(0, BLOCK_D)
+        inside = (row[None, :] < length) & (col[:, None] < D)
+        return tl.load(ptr + row[None, :] * STRIDE + col[:, None], mask=inside, other=0.0)
+    else:  # noqa: RET505 - one branch is compiled
+        return load_rows(ptr, row, length, STRIDE, D, BLOCK_D)
+
+
+@triton.jit
+def times_transposed(fixed, x):
+    """fixed x^T, of what `load_fixed` gave and of [rows, BLOCK_D]."""
+    if x.dtype == tl.float32:
+        return tl.dot(tl.trans(fixed), tl.trans(x), input_precision="ieee")
+    else:  # noqa: RET505 - one branch is compiled
+        return tl.dot(fixed, tl.trans(x))
+
+
+@triton.jit
 def load_part(
     head_ptr, bias_ptr, PART: tl.constexpr, head, row, length, H: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr
 ):
@@ -122,6 +146,20 @@ def load_part(
         col = tl.arange(0, BLOCK_D)
         bias = tl.load(bias_ptr + (PART * H + head) * D + col, mask=col < D, other=0.0).to(tl.float32)
         x = (x.to(tl.float32) + bias[None, :]).to(x.dtype)
+    return x
+
+
+@triton.jit
+def load_queries(head_ptr, bias_ptr, head, row, length, H: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """q as `load_fixed` gives it, with the bias of the projection."""
+    x = load_fixed(head_ptr, row, length, 3 * H * D, D, BLOCK_D)
+    if bias_ptr is not None:
+        col = tl.arange(0, BLOCK_D)
+        bias = tl.load(bias_ptr + head * D + col, mask=col < D, other=0.0).to(tl.float32)
+        if head_ptr.dtype.element_ty == tl.float32:
+            x += bias[:, None]
+        else:
+            x = (x.to(tl.float32) + bias[None, :]).to(x.dtype)
     return x
 
 

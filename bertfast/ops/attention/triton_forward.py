@@ -57,6 +57,7 @@ def attention_fwd_single_kernel(
     mask_stride_key,
     mask_bottom,
     score_scale,
+    scale,
     inverse_rate,
     threshold,
     H: tl.constexpr,
@@ -94,9 +95,8 @@ def attention_fwd_single_kernel(
     acc = tl.dot(p.to(v.dtype), v, input_precision="ieee")
     lse_row = common.statistics_row(cu_ptr, tokens, longest, sequence, head, begin, H)
     _finish(out_ptr, lse_ptr, lse_row, acc, m, total, head, begin, row, length, bad, inverse_rate, H, D, BLOCK_D)
-    if cu_ptr is not None:  # last: in front of the loads it costs registers
-        if bad:
-            _poison(out_ptr, lse_ptr, tokens, sequence, head, begin, length, stop, H, D, BLOCK_D)
+    if cu_ptr is not None and bad:  # last: in front of the loads it costs registers
+        _poison(out_ptr, lse_ptr, tokens, sequence, head, begin, length, stop, H, D, BLOCK_D)
 
 
 @triton.jit
@@ -110,7 +110,7 @@ def _online_tile(
     k = common.load_part(head_ptr, bias_ptr, 1, head, key, length, H, D, BLOCK_D)
     if rng_ptr is not None:  # first: while p v of the tile before is still being multiplied
         words = common.random_words(rng_ptr, sequence_head, row, start, BLOCK_M, BLOCK_N)
-    raw = tl.dot(q, tl.trans(k), input_precision="ieee")
+    raw = common.times_transposed(q, k)
     s, factor = common.masked(
         raw, score_scale, mask, row, key, length, CHECK_KEYS, head_ptr, MASK_IS_BOOL, MASK_PER_KEY
     )
@@ -147,6 +147,7 @@ def attention_fwd_kernel(
     mask_stride_key,
     mask_bottom,
     score_scale,
+    scale,
     inverse_rate,
     threshold,
     H: tl.constexpr,
@@ -166,7 +167,7 @@ def attention_fwd_kernel(
         return
     head_ptr = qkv_ptr + begin * (3 * H * D) + head * D
     row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    q = common.load_part(head_ptr, bias_ptr, 0, head, row, length, H, D, BLOCK_D)
+    q = common.load_queries(head_ptr, bias_ptr, head, row, length, H, D, BLOCK_D)
     mask_start = sequence.to(tl.int64) * mask_stride_sequence + head.to(tl.int64) * mask_stride_head
     mask = (mask_ptr, mask_start, mask_stride_query, mask_stride_key, mask_bottom)
     acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)

@@ -16,7 +16,7 @@ from bertfast.ops.linear_gelu import reference, tuning
 from bertfast.ops.linear_gelu.triton_gemm import linear_gelu_fused
 from bertfast.triton import sums
 from bertfast.triton.gelu import gelu, gelu_gradient
-from bertfast.triton.launch import cdiv, launch
+from bertfast.triton.launch import architecture, cdiv, launch
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -70,10 +70,12 @@ def bias_gelu_fwd(pre: Tensor, bias: Tensor, tanh: bool) -> Tensor:
     if pre.dtype not in DTYPES:
         return reference.bias_gelu_forward(pre, bias, tanh)
     pre, bias = pre.contiguous(), bias.contiguous()
-    (rows, cols), tile = pre.shape, tuning.BIAS_GELU_FORWARD
+    rows, cols = pre.shape
+    tile = tuning.TABLES.find("bias_gelu_forward", architecture(pre.device))
     y = torch.empty_like(pre)
-    grid = cdiv(rows, tile["ROWS"]), cdiv(cols, tile["COLS"])
-    launch(bias_gelu_fwd_kernel, grid, (pre, bias, y, rows), {"F": cols, **tile, "TANH": tanh})
+    grid = cdiv(rows, tile["rows"]), cdiv(cols, tile["cols"])
+    constants = {"F": cols, "ROWS": tile["rows"], "COLS": tile["cols"], "TANH": tanh}
+    launch(bias_gelu_fwd_kernel, grid, (pre, bias, y, rows), constants, warps=tile["warps"])
     return y
 
 
@@ -81,12 +83,14 @@ def bias_gelu_bwd(dy: Tensor, pre: Tensor, bias: Tensor, tanh: bool) -> tuple[Te
     if pre.dtype not in DTYPES:
         return reference.bias_gelu_backward(dy, pre, bias, tanh)
     dy, pre, bias = dy.contiguous(), pre.contiguous(), bias.contiguous()
-    (rows, cols), tile = pre.shape, tuning.BIAS_GELU_BACKWARD
+    rows, cols = pre.shape
+    tile = tuning.TABLES.find("bias_gelu_backward", architecture(pre.device))
     dpre, count = torch.empty_like(pre), sums.chunks(rows)
     partial = torch.empty(count, cols, dtype=torch.float32, device=pre.device)
-    constants = {"F": cols, "CHUNK": sums.chunk_rows(rows), **tile, "TANH": tanh}
-    grid = count, cdiv(cols, tile["COLS"])
-    launch(bias_gelu_bwd_kernel, grid, (dy, pre, bias, dpre, partial, rows), constants)
+    sizes = {"ROWS": tile["rows"], "COLS": tile["cols"]}
+    constants = {"F": cols, "CHUNK": sums.chunk_rows(rows), **sizes, "TANH": tanh}
+    grid = count, cdiv(cols, tile["cols"])
+    launch(bias_gelu_bwd_kernel, grid, (dy, pre, bias, dpre, partial, rows), constants, warps=tile["warps"])
     return dpre, sums.sum_partials(partial, bias.dtype)
 
 

@@ -196,10 +196,7 @@ def _launch(plan: Plan, gradients: tuple, tensors: tuple, rng: Tensor | None) ->
     launch(
         embedding_sum_norm_bwd_kernel,
         (programs + plan.tables * cdiv(tokens, plan.place_rows) + plan.clearing,),
-        (
-            *(*tensors, rng if first["DROPOUT"] else None, dz, workspace, dword, dposition),
-            *(tokens, *plan.numbers),
-        ),
+        (*tensors, rng if first["DROPOUT"] else None, dz, workspace, dword, dposition, tokens, *plan.numbers),
         first,
         warps=tile.warps,
     )

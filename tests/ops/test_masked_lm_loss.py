@@ -1,10 +1,12 @@
 """masked_lm_loss and linear_cross_entropy against torch's own functions in float64."""
 
+import itertools
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.profiler import profile
 
 from bertfast import _library
 from bertfast.ops import masked_lm_loss, onednn
@@ -14,6 +16,7 @@ from bertfast.testing import assert_within_budget, leaves, rms_error, rounding_s
 # M, E, V: nothing, one row, a few; vocabularies that are a multiple of nothing, of less than one step of the kernel, of a few, of
 # whole ones only.
 SIZES = [(0, 16, 97), (1, 64, 97), (7, 48, 1031), (19, 32, 4801), (19, 16, 8192)]
+ALL = (True, True, True)  # gradients that are needed
 HEAD = ["dense_weight", "dense_bias", "norm_weight", "norm_bias", "decoder_weight", "decoder_bias"]
 
 
@@ -44,7 +47,7 @@ def test_parity(implementation, size, dtype, keep, monkeypatch):
     dloss = torch.randn(size[0])
     loss, lse, argmax, kept = implementation.linear_cross_entropy_fwd(*inputs, labels, keep)
     before = kept.clone()
-    gradients = implementation.linear_cross_entropy_bwd(dloss, *inputs, labels, lse, kept)
+    gradients = implementation.linear_cross_entropy_bwd(dloss, *inputs, labels, lse, kept, *ALL)
     assert torch.equal(kept, before)  # backward may run twice
     assert kept.shape == ((size[0], reference.padded(size[2])) if keep else (0,))
     exact = stock_step(leaves(inputs, torch.float64), labels, dloss)
@@ -74,7 +77,7 @@ def test_rows_that_count_for_nothing(implementation):
     labels[:] = -100
     inputs[0][1] = float("nan")
     loss, lse, argmax, kept = implementation.linear_cross_entropy_fwd(*inputs, labels, True)
-    dx, dweight, dbias = implementation.linear_cross_entropy_bwd(torch.ones(6), *inputs, labels, lse, kept)
+    dx, dweight, dbias = implementation.linear_cross_entropy_bwd(torch.ones(6), *inputs, labels, lse, kept, *ALL)
     assert torch.equal(loss, torch.zeros(6))
     assert torch.equal(argmax, torch.full((6,), -1))
     assert not dx.any()
@@ -91,7 +94,7 @@ def test_ties_and_extremes(implementation):
     loss, lse, argmax, kept = implementation.linear_cross_entropy_fwd(x, weight, bias, labels, False)
     assert torch.equal(argmax, torch.full((3,), 4103))
     torch.testing.assert_close(loss, torch.tensor([0.0, 0.0, 6e4]) + math.log(3), atol=4e-3, rtol=0)
-    _, _, dbias = implementation.linear_cross_entropy_bwd(torch.ones(3), x, weight, bias, labels, lse, kept)
+    _, _, dbias = implementation.linear_cross_entropy_bwd(torch.ones(3), x, weight, bias, labels, lse, kept, *ALL)
     torch.testing.assert_close(dbias[[0, 4103, 4500, 9000]], torch.tensor([-1.0, 0, 1, 0]), atol=4e-3, rtol=0)
 
 
@@ -103,8 +106,8 @@ def test_views(implementation):
     for mine, other in zip(implementation.linear_cross_entropy_fwd(*odd, strided, True), plain, strict=True):
         torch.testing.assert_close(mine, other)
     one = torch.ones(1)
-    expected = implementation.linear_cross_entropy_bwd(one.repeat(7), x, weight, bias, labels, plain[1], plain[3])
-    got = implementation.linear_cross_entropy_bwd(one.expand(7), *odd, strided, plain[1], plain[3])
+    expected = implementation.linear_cross_entropy_bwd(one.repeat(7), x, weight, bias, labels, plain[1], plain[3], *ALL)
+    got = implementation.linear_cross_entropy_bwd(one.expand(7), *odd, strided, plain[1], plain[3], *ALL)
     for mine, other in zip(got, expected, strict=True):
         torch.testing.assert_close(mine, other)
 
@@ -130,7 +133,9 @@ def test_opcheck():
     for keep in (True, False):
         _, lse, _, kept = ops.linear_cross_entropy_fwd(*inputs, labels, keep)
         torch.library.opcheck(ops.linear_cross_entropy_fwd.default, (*leaves(inputs), labels, keep))
-        torch.library.opcheck(ops.linear_cross_entropy_bwd.default, (torch.randn(7), *inputs, labels, lse, kept))
+        for needs in (ALL, (True, False, False), (False, True, False)):
+            saved = (*inputs, labels, lse, kept)
+            torch.library.opcheck(ops.linear_cross_entropy_bwd.default, (torch.randn(7), *saved, *needs))
 
 
 def test_subsets_of_gradients():
@@ -139,6 +144,22 @@ def test_subsets_of_gradients():
         tensors = [t.detach().requires_grad_(i == wanted) for i, t in enumerate(inputs)]
         torch.ops.bertfast.linear_cross_entropy_fwd(*tensors, labels, True)[0].sum().backward()
         assert [t.grad is not None for t in tensors] == [i == wanted for i in range(3)]
+
+
+@pytest.mark.parametrize("needs", list(itertools.product([False, True], repeat=3))[1:])
+@pytest.mark.parametrize("keep", [True, False])
+def test_only_needed_gradients_are_computed(implementation, needs, keep):
+    inputs, labels = make(7, 16, 97, torch.float32)
+    _, lse, _, kept = implementation.linear_cross_entropy_fwd(*inputs, labels, keep)
+    saved = (torch.randn(7), *inputs, labels, lse, kept)
+    every = implementation.linear_cross_entropy_bwd(*saved, *ALL)
+    with profile() as events:
+        found = implementation.linear_cross_entropy_bwd(*saved, *needs)
+    for mine, expected, needed in zip(found, every, needs, strict=True):
+        assert mine.dtype == expected.dtype
+        assert torch.equal(mine, expected) if needed else mine.shape == (0,)
+    products = [e for e in events.events() if e.name in ("aten::mm", "mkldnn::_linear_pointwise")]
+    assert len(products) == needs[0] + needs[1] + (not keep)
 
 
 # The whole head.

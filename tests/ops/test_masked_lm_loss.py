@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.profiler import profile
 
-from bertfast import _library
+from bertfast import _ext, _library
 from bertfast.ops import masked_lm_loss, onednn
 from bertfast.ops.masked_lm_loss import chunked, op, reference
 from bertfast.testing import assert_within_budget, leaves, rms_error, rounding_step
@@ -302,7 +302,7 @@ def test_logits_are_kept_only_for_backward_and_while_they_are_small(monkeypatch)
     assert kept == [True, False, False, False]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("keep", [True, False])
 def test_parity_of_chunks(implementation, dtype, keep, monkeypatch):
     if implementation is torch.ops.bertfast_reference:
@@ -310,6 +310,53 @@ def test_parity_of_chunks(implementation, dtype, keep, monkeypatch):
     for module in (chunked, pytest.importorskip("bertfast.ops.masked_lm_loss.triton")):
         monkeypatch.setattr(module, "LOGITS_BYTES", 5 * 128 * 4)
     test_parity(implementation, (19, 32, 97), dtype, keep, monkeypatch)
+
+
+def test_parity_without_extension(monkeypatch):
+    monkeypatch.setattr(chunked._ext, "load", lambda: None)
+    for dtype in (torch.float32, torch.bfloat16):
+        test_parity_of_chunks(torch.ops.bertfast, dtype, True, monkeypatch)
+
+
+def test_passes_refuse_what_they_would_misread():
+    if _ext.load() is None:
+        pytest.skip(f"no C++ kernels: {_ext.why_absent()}")
+    (_, _, bias), labels = make(7, 16, 97, torch.float32)
+    logits, row = torch.randn(7, 97), torch.empty(7)
+    statistics, gradient = (
+        torch.ops.bertfast_cpu.cross_entropy_statistics,
+        torch.ops.bertfast_cpu.cross_entropy_gradient,
+    )
+    statistics(logits, bias, labels, row, row.clone(), labels.clone())
+    for bad in (logits.double(), logits[:, :96], logits[:6], logits.t().contiguous().t()):
+        with pytest.raises(ValueError, match="cross_entropy"):
+            statistics(bad, bias, labels, row, row.clone(), labels.clone())
+    with pytest.raises(ValueError, match="cross_entropy"):
+        statistics(logits, bias, labels, row[:6], row.clone(), labels.clone())
+    for dlogits, dbias in ((logits[:6].clone(), bias), (logits.bfloat16(), bias), (logits.clone(), bias[:96])):
+        with pytest.raises(ValueError, match="cross_entropy"):
+            gradient(logits, bias, labels, row, row, 0, dlogits, dbias.clone())
+
+
+def test_label_outside_is_no_number_in_the_pass_itself():
+    if _ext.load() is None:
+        pytest.skip(f"no C++ kernels: {_ext.why_absent()}")
+    labels = torch.tensor([3, 97, -1, 2**40])
+    loss, lse, argmax = torch.empty(4), torch.empty(4), torch.empty(4, dtype=torch.int64)
+    torch.ops.bertfast_cpu.cross_entropy_statistics(torch.randn(4, 97), torch.randn(97), labels, loss, lse, argmax)
+    for found in (loss, lse):
+        assert found.isnan().tolist() == [False, True, True, True]
+    assert ((argmax >= 0) & (argmax < 97)).all()
+
+
+@pytest.mark.parametrize("elements", [0, 5, 3 << 19])
+def test_asking_for_huge_pages_changes_nothing(elements):
+    if _ext.load() is None:
+        pytest.skip(f"no C++ kernels: {_ext.why_absent()}")
+    whole = torch.arange(elements, dtype=torch.float32)
+    part = whole[1:]
+    torch.ops.bertfast_cpu.expect_whole_use(part)
+    assert torch.equal(whole, torch.arange(elements, dtype=torch.float32))
 
 
 def test_bad_inputs():

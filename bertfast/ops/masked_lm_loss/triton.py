@@ -94,9 +94,13 @@ def linear_cross_entropy_bwd(
     if not _taken(x, weight, bias):
         return reference.backward(dloss, x, weight, bias, labels, lse, kept, needs_dx, needs_dweight, needs_dbias)
     rows, vocabulary = x.shape[0], weight.shape[0]
-    wanted = ((x, needs_dx), (weight, needs_dweight), (bias, needs_dbias))
     if rows == 0:
-        return tuple(t.new_zeros(t.shape if needed else (0,)) for t, needed in wanted)
+        wanted = (
+            x.shape if needs_dx else (0,),
+            weight.shape if needs_dweight else (0,),
+            bias.shape if needs_dbias else (0,),
+        )
+        return x.new_zeros(wanted[0]), weight.new_zeros(wanted[1]), bias.new_zeros(wanted[2])
     columns, has_kept = reference.padded(vocabulary), kept.dim() == 2
     pieces = _pieces(rows, columns, x.element_size())
     dlogits = x.new_empty((pieces[0].stop, columns))

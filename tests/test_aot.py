@@ -20,6 +20,14 @@ def test_kernels_compile_and_pass_their_checks():
     assert "0 failed checks" in got.stdout
 
 
+def test_launch_tables_have_no_fault():
+    pytest.importorskip("triton", reason="Triton is not installed")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "benchmarks.tune", "--check"]
+    got = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert got.returncode == 0, f"{got.stdout}\n{got.stderr[-4000:]}"
+
+
 def test_interpreting_is_refused():
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     command = [sys.executable, "-m", "benchmarks.gpu.kernels", "--brief"]

@@ -1,6 +1,7 @@
 """python -m benchmarks.gpu [STAGE ...]: the suite on a real GPU, result lines into benchmarks/results.
 
-Every stage fits into eight minutes, so that each can be a command of its own. The exit status is 1 if anything failed.
+Every stage fits into eight minutes, so that each can be a command of its own; one that ran out of time goes on where it stopped
+when it is run again. The exit status is 1 if anything failed.
 """
 
 import os
@@ -16,9 +17,11 @@ from rich.console import Console
 from benchmarks.gpu import results
 
 STAGES = ("build", "parity", "races", "micro", "encoder", "verified")
+OPTIONAL = ("tune",)  # changes launch tables, so only where it is named
+Stage = Callable[[str, frozenset[str]], Iterator[results.Line]]
 
 
-def _build(wanted: str) -> Iterator[results.Line]:
+def _build(wanted: str, done: frozenset[str]) -> Iterator[results.Line]:
     """The C++ extension in place: the tests compare with it, and modules on a CPU use it."""
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
     got = subprocess.run(
@@ -28,21 +31,21 @@ def _build(wanted: str) -> Iterator[results.Line]:
     yield results.line("build", "extension", ok=got.returncode == 0, error=text)
 
 
-def _verified(wanted: str) -> Iterator[results.Line]:
+def _verified(wanted: str, done: frozenset[str]) -> Iterator[results.Line]:
     from benchmarks.gpu import verified
 
     found = verified.write(results.read())
     yield results.line("verified", "verified.json", ok=True, ops=found)
 
 
-def stage(name: str) -> Callable[[str], Iterator[results.Line]]:
+def stage(name: str) -> Stage:
     if name == "build":
         return _build
     if name == "verified":
         return _verified
     from importlib import import_module
 
-    return import_module(f"benchmarks.gpu.{name}").run
+    return import_module("benchmarks.tune" if name == "tune" else f"benchmarks.gpu.{name}").run
 
 
 def summary(line: results.Line) -> str:
@@ -61,13 +64,16 @@ def summary(line: results.Line) -> str:
 
 
 def main(
-    stages: Annotated[list[str] | None, typer.Argument(help=f"of {', '.join(STAGES)}; all by default")] = None,
+    stages: Annotated[
+        list[str] | None, typer.Argument(help=f"of {', '.join(STAGES)} (all by default) and {', '.join(OPTIONAL)}")
+    ] = None,
     only: Annotated[str, typer.Option(help="only cases whose name contains this")] = "",
+    again: Annotated[bool, typer.Option(help="also cases that went well on this device with this code")] = False,
 ) -> None:
     """Run the named stages one after another; each goes on past a failed case."""
     names = stages or list(STAGES)
-    if unknown := [name for name in names if name not in STAGES]:
-        raise SystemExit(f"no stage {', '.join(unknown)}; there are {', '.join(STAGES)}")
+    if unknown := [name for name in names if name not in STAGES + OPTIONAL]:
+        raise SystemExit(f"no stage {', '.join(unknown)}; there are {', '.join(STAGES + OPTIONAL)}")
     import torch
 
     if not torch.cuda.is_available() and set(names) - {"build", "verified"}:
@@ -78,7 +84,10 @@ def main(
     for name in names:
         begin = time.monotonic()
         try:
-            for line in stage(name)(only):
+            done = frozenset() if again else results.done(name, results.read())
+            if done:
+                console.print(f"{name}: {len(done)} cases went well with this code before; --again repeats them")
+            for line in stage(name)(only, done):
                 if name != "verified" and line["arch"]:  # lines of a machine without a GPU say nothing here
                     results.append(line)
                 failed += line["ok"] is False

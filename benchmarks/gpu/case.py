@@ -66,3 +66,12 @@ def randn(device: torch.device, dtype: torch.dtype, *shape: int) -> torch.Tensor
 def state(device: torch.device) -> torch.Tensor:
     """A dropout state, int64 [2]."""
     return torch.tensor([1234, 5678], dtype=torch.int64, device=device)
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """torch.compile for this case's shapes alone.
+
+    Without the reset, shapes of earlier cases would turn sizes dynamic, and after a few of them functions run eagerly, unsaid.
+    """
+    torch._dynamo.reset()
+    return torch.compile(function, dynamic=False)

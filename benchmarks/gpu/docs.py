@@ -107,6 +107,19 @@ def compiled(rows: "list[Row]") -> str:
     return _table(head, lines)
 
 
+def launch_tables() -> str:
+    """Every entry of the launch tables of the kernels that are imported."""
+    from bertfast.triton import tables
+
+    rows = []
+    for name, found in sorted(tables.known().items()):
+        for entry in found.entries:
+            key = " ".join(f"{field} {value}" for field, value in sorted(entry.key))
+            tile = ", ".join(f"{field} {value}" for field, value in entry.tile.items())
+            rows.append([name, entry.table, f"sm_{entry.arch}", key, tile, entry.reason])
+    return _table(["tables", "table", "from", "for", "tile", "reason"], rows)
+
+
 def render(cases: list[Case], rows: "list[Row]", lines: list[results.Line] | None = None) -> str:
     lines = results.read() if lines is None else lines
     parts = [
@@ -117,6 +130,10 @@ def render(cases: list[Case], rows: "list[Row]", lines: list[results.Line] | Non
         "Spans are over the variants that the cases reach. Spilling counts variants with loads or stores of local memory; tensor\n"
         "core and bulk count instructions (HMMA, HGMMA or UTCHMMA; UTMALDG and UTMASTG).\n",
         compiled(rows),
+        "## Launch tables\n",
+        "From `launch.json` beside each op. An entry serves its architecture and newer ones that have none of their own; on a GPU\n"
+        "`python -m benchmarks.tune` replaces what was predicted by what it measured.\n",
+        launch_tables(),
         "## What each case must move\n",
         "The least bytes and operations, and the larger of their times at 4.3 TB/s and 790 TFLOP/s: floors, no forecasts.\n",
         prediction(cases),

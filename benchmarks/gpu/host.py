@@ -73,6 +73,9 @@ def arguments() -> dict[str, tuple[Any, ...]]:
         "dropout_add_norm_bwd": (x, x, b, residual, w, mean, rstd, 0.1, rng),
         "embedding_sum_norm_fwd": (ids, ids, zeros, word, position, segment, w, b, 0, 1e-12, 0.1, rng),
         "embedding_sum_norm_bwd": (x, ids, ids, zeros, word, position, segment, w, mean, rstd, 0, 0.1, rng),
+        "embedding_sum_norm_tied_bwd": (
+            word.clone(), x, ids, ids, zeros, word, position, segment, w, mean, rstd, 0, 0.1, rng,
+        ),
         "attention_fwd": (qkv, bounds, T // 2, 0.1, 0.1, rng),
         "attention_bwd": (out, qkv, out, lse, bounds, T // 2, 0.1, 0.1, rng),
         "attention_padded_fwd": (padded, mask, 0.1, 0.1, rng),

@@ -12,6 +12,26 @@ Thunk = Callable[[], Any]
 FLUSH_BYTES = 512 << 20  # ten times an H200's L2; its 120 us also hide the Python of the launches that follow
 
 
+class Deadline:
+    """What ends a stage before the eight minutes that one command may take: nothing is begun once it has passed."""
+
+    def __init__(self, seconds: float, now: Callable[[], float] = time.monotonic) -> None:
+        self.seconds, self.now = seconds, now
+        self.end = now() + seconds
+
+    @property
+    def left(self) -> float:
+        return self.end - self.now()
+
+    @property
+    def passed(self) -> bool:
+        return self.left <= 0
+
+    @property
+    def text(self) -> str:
+        return f"not begun: the stage had lasted {self.seconds:.0f} s; run it again, it goes on where it stopped"
+
+
 class Clock(Protocol):
     def start(self, thunk: Thunk) -> Any:
         """Run the thunk; a token to ask for its time with."""
@@ -37,6 +57,11 @@ class CudaClock:
         begin, end = token
         end.synchronize()
         return begin.elapsed_time(end) / 1e3
+
+
+def tensors(found: Any) -> list[torch.Tensor]:
+    """The tensors that an op gave, be it one or several."""
+    return [t for t in (found if isinstance(found, (tuple, list)) else [found]) if isinstance(t, torch.Tensor)]
 
 
 def explain(error: BaseException) -> str:

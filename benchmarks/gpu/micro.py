@@ -1,6 +1,5 @@
 """The stage micro: every case against its peers, as shares of what this device was measured to copy and multiply."""
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,17 +13,13 @@ STAGE_SECONDS = 420  # no case is begun after this
 ORACLE_BYTES = 64 << 20  # cases up to this size are compared with the reference in float64
 
 
-def _tensors(found: Any) -> list[torch.Tensor]:
-    return [t for t in (found if isinstance(found, (tuple, list)) else [found]) if isinstance(t, torch.Tensor)]
-
-
 def error(case: Case, arguments: Arguments) -> float | None:
     """The largest difference of any floating-point output from the reference in float64; None for a large case."""
     if case.bytes > ORACLE_BYTES or case.run is not None:
         return None
     wide = [a.double() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in arguments]
-    got = _tensors(collect.function(case)(*arguments))
-    wanted = _tensors(getattr(torch.ops.bertfast_reference, case.op)(*wide))
+    got = measure.tensors(collect.function(case)(*arguments))
+    wanted = measure.tensors(getattr(torch.ops.bertfast_reference, case.op)(*wide))
     both = [(a, b) for a, b in zip(got, wanted, strict=True) if a.is_floating_point()]
     return max((float((a.double() - b.double()).abs().max()) for a, b in both if a.numel()), default=0.0)
 
@@ -76,15 +71,16 @@ def run_case(
         return results.line("micro", case.name, ok=False, error=measure.explain(problem), **about)
 
 
-def run(wanted: str = "") -> Iterator[results.Line]:
-    begin, clock = time.monotonic(), measure.CudaClock()
+def run(wanted: str = "", done: frozenset[str] = frozenset()) -> Iterator[results.Line]:
+    deadline, clock = measure.Deadline(STAGE_SECONDS), measure.CudaClock()
     ceilings = measure.ceilings(clock)
     shown = {"gbps": ceilings[0] / 1e9, "tflops": ceilings[1] / 1e12}
     yield results.line("micro", "ceilings", ok=True, clocks=results.clocks(), **shown)
     for case in collect.all_cases(wanted):
-        if time.monotonic() - begin > STAGE_SECONDS:
-            text = f"not begun: the stage had lasted {STAGE_SECONDS} s; name some with --only"
-            yield results.line("micro", case.name, ok=None, error=text)
+        if case.name in done:
+            continue
+        if deadline.passed:
+            yield results.line("micro", case.name, ok=None, error=deadline.text)
             continue
         yield run_case(case, torch.device("cuda", 0), clock, ceilings, torch.cuda.synchronize)
         torch.cuda.empty_cache()

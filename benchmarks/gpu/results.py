@@ -3,6 +3,7 @@
 Lines are appended, never changed; where the same case ran twice, readers take the later one.
 """
 
+import hashlib
 import json
 import re
 import subprocess
@@ -29,6 +30,15 @@ def slug(device: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
+def code(root: Path = ROOT) -> str:
+    """Twelve digits that stand for the kernels' source, in a checkout with or without git. What was verified changes no kernel."""
+    digest = hashlib.sha256()
+    for file in sorted([*root.glob("bertfast/**/*.py"), *root.glob("bertfast/**/*.json"), *root.glob("csrc/**/*.*")]):
+        if file.name not in ("verified.json", "_build_info.py"):
+            digest.update(str(file.relative_to(root)).encode() + file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 @cache
 def environment() -> Line:
     """What every line of this process shares."""
@@ -39,6 +49,7 @@ def environment() -> Line:
     found = {
         "commit": _output("git", "rev-parse", "--short", "HEAD") or "unknown",
         "dirty": _output("git", "status", "--porcelain", "--", "bertfast", "csrc") != "",
+        "code": code(),
         "torch": torch.__version__,
         "triton": triton_version,
         "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
@@ -79,3 +90,10 @@ def read(folder: Path = FOLDER) -> list[Line]:
 def latest(lines: list[Line]) -> list[Line]:
     """The last line of each stage, case and device."""
     return list({(one["stage"], one["case"], one["device"]): one for one in lines}.values())
+
+
+def done(stage: str, lines: list[Line]) -> frozenset[str]:
+    """Cases of a stage that went well on this device with this code: what a stage that ran out of time need not do again."""
+    here = environment()
+    same = [one for one in latest(lines) if (one["stage"], one["device"]) == (stage, here["device"])]
+    return frozenset(one["case"] for one in same if one["ok"] and one.get("code") == here["code"])

@@ -8,8 +8,16 @@ from bertfast.triton.verified import FILE, folders
 
 
 def table(lines: list[results.Line], ops: list[str]) -> dict[str, dict[str, dict[str, str]]]:
-    """{arch: {op: {date, device, commit}}}; an op whose last run there failed is left out, and so is a run on no GPU."""
-    last = {(str(one["arch"]), one["op"]): one for one in lines if one["stage"] == "parity" and "op" in one}
+    """{arch: {op: {date, device, commit}}} of ops whose last run of all tests there passed.
+
+    A run that was cut short, chose among the tests or had no GPU neither gives nor takes.
+    """
+    whole = [
+        one
+        for one in lines
+        if one["stage"] == "parity" and "op" in one and one["ok"] is not None and not one.get("only")
+    ]
+    last = {(str(one["arch"]), one["op"]): one for one in whole}
     found: dict[str, dict[str, dict[str, str]]] = {}
     for (arch, op), one in sorted(last.items()):
         if one["ok"] and arch != "0" and op in ops:

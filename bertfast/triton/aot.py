@@ -18,6 +18,7 @@ from bertfast.triton.launch import Launch
 
 _BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _SASS = ("HGMMA", "HMMA", "UTCHMMA", "UTMALDG", "UTMASTG", "LDGSTS", "LDSM", "LDG", "STG", "LDL", "STL", "MUFU")
+_BYTES = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
 _PTX = ("wgmma.mma_async", "mma.sync", "tcgen05.mma", "cp.async.bulk.tensor", "cp.async.cg", "mbarrier", "setmaxnreg")
 
 
@@ -25,13 +26,15 @@ _PTX = ("wgmma.mma_async", "mma.sync", "tcgen05.mma", "cp.async.bulk.tensor", "c
 class Resources:
     """What one compiled kernel takes: registers a thread, stack and shared bytes, warps; instruction counts.
 
-    wide: the share of global loads and stores in the SASS that move 16 bytes a thread.
+    moved: bytes a thread of the global loads and stores in the SASS, each counted once whether or not it is in a loop;
+    wide: the share of them in accesses of 16 bytes. Scalars and masks of a byte so weigh what they are.
     """
 
     registers: int
     stack: int
     shared: int
     warps: int
+    moved: int
     wide: float
     sass: dict[str, int] = field(default_factory=dict)
     ptx: dict[str, int] = field(default_factory=dict)
@@ -56,6 +59,12 @@ def compile_launch(launch: Launch, arch: int) -> Any:
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
+def width(instruction: str) -> int:
+    """Bytes a thread of one load or store, such as 16 of LDG.E.128.CONSTANT; 4 where the name does not say."""
+    parts = instruction.split(".")
+    return next((n for word, n in _BYTES.items() if word in parts), 4)
+
+
 def resources(compiled: Any) -> Resources:
     """Read a compiled kernel's resources out of its cubin."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
@@ -72,15 +81,16 @@ def resources(compiled: Any) -> Resources:
             r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9.]*)", tool("nvdisasm", "-c"), re.MULTILINE
         )
     names = [name.split(".")[0] for name in sass]
-    accesses = [name for name in sass if name.split(".")[0] in ("LDG", "STG", "LDGSTS")]
-    wide = sum("128" in name for name in accesses) / len(accesses) if accesses else 1.0
+    accesses = [width(name) for name in sass if name.split(".")[0] in ("LDG", "STG", "LDGSTS")]
+    moved = sum(accesses)
     ptx = compiled.asm["ptx"]
     return Resources(
         registers=int(usage["REG"]),
         stack=int(usage["STACK"]),
         shared=compiled.metadata.shared,
         warps=compiled.metadata.num_warps,
-        wide=wide,
+        moved=moved,
+        wide=16 * accesses.count(16) / moved if moved else 1.0,
         sass={name: n for name in _SASS if (n := names.count(name))},
         ptx={name: n for name in _PTX if (n := ptx.count(name))},
     )

@@ -14,6 +14,7 @@ namespace {
 using OptionalTensor = std::optional<at::Tensor>;
 using Triple = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+using OtherGradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;  // all but the word table's
 
 void check_ids(const at::Tensor& ids, int64_t tokens, int64_t rows, const char* name) {
   TORCH_CHECK_VALUE(ids.scalar_type() == at::kLong && ids.dim() == 1 && ids.numel() == tokens,
@@ -95,11 +96,11 @@ Triple forward(const at::Tensor& input_ids, const at::Tensor& position_ids, cons
 }
 
 // Sum of dz over the tokens of each row that occurs. Sums are float, in slots by order of first appearance, so that a
-// bfloat16 table of 30,000 rows needs no float copy of itself.
-at::Tensor table_gradient(const at::Tensor& ids, const at::Tensor& dz, const at::Tensor& table, int64_t skip) {
+// bfloat16 table of 30,000 rows needs no float copy of itself. Only these rows of `gradient` are written, or added to.
+void add_rows(const at::Tensor& ids, const at::Tensor& dz, int64_t skip, bool add, at::Tensor& gradient) {
   const int64_t tokens = ids.numel(), cols = dz.size(1);
   const int64_t* id = ids.const_data_ptr<int64_t>();
-  std::vector<int32_t> slot_of(table.size(0), -1);
+  std::vector<int32_t> slot_of(gradient.size(0), -1);
   std::vector<int64_t> rows;
   for (int64_t t = 0; t < tokens; ++t) {
     if (id[t] != skip && slot_of[id[t]] < 0) {
@@ -118,9 +119,38 @@ at::Tensor table_gradient(const at::Tensor& ids, const at::Tensor& dz, const at:
       norm_kernels().add_row(sum + slot_of[id[t]] * cols + begin, source + t * cols + begin, width);
     }
   });
+  const at::Tensor places = at::tensor(rows, at::kLong);
+  if (add) sums.add_(gradient.index_select(0, places));
+  gradient.index_copy_(0, places, sums.to(gradient.scalar_type()));
+}
+
+at::Tensor table_gradient(const at::Tensor& ids, const at::Tensor& dz, const at::Tensor& table, int64_t skip) {
   at::Tensor gradient = at::zeros_like(table);
-  gradient.index_copy_(0, at::tensor(rows, at::kLong), sums.to(table.scalar_type()));
+  add_rows(ids, dz, skip, false, gradient);
   return gradient;
+}
+
+struct TokenGradients {
+  at::Tensor dz, sums;
+};
+
+// The pass over tokens: dz [T, E] and the norm's gradients.
+TokenGradients token_gradients(const Inputs& in, const at::Tensor& dy_in, const at::Tensor& mean,
+                               const at::Tensor& rstd, double dropout_p, const OptionalTensor& rng) {
+  const at::ScalarType storage = in.tables[0].scalar_type();
+  TORCH_CHECK_VALUE(dy_in.dim() == 2 && dy_in.size(0) == in.tokens && dy_in.size(1) == in.cols &&
+                        mean.numel() == in.tokens && rstd.numel() == in.tokens,
+                    "embedding_sum_norm: dy, mean and rstd must come from the forward call on these ids");
+  const at::Tensor dy = dy_in.to(storage).contiguous(), mean_c = mean.contiguous(), rstd_c = rstd.contiguous();
+  at::Tensor dz = at::empty({in.tokens, in.cols}, in.tables[0].options().dtype(at::kFloat));
+  EmbeddingNormGradient work{describe(in, dropout_p, rng), dy.const_data_ptr(), dz.mutable_data_ptr<float>()};
+  // The kernel only reads the statistics; the struct is shared with forward, which writes them.
+  work.forward.mean = const_cast<float*>(mean_c.const_data_ptr<float>());
+  work.forward.rstd = const_cast<float*>(rstd_c.const_data_ptr<float>());
+  at::Tensor sums = reduce_rows(3, in.tokens, in.cols, [&](float* partial, int64_t begin, int64_t end) {
+    norm_kernels().embedding_norm_gradient(storage_of(in.tables[0]), work, partial, begin, end);
+  });
+  return {dz, sums};
 }
 
 Gradients backward(const at::Tensor& dy_in, const at::Tensor& input_ids, const at::Tensor& position_ids,
@@ -135,22 +165,33 @@ Gradients backward(const at::Tensor& dy_in, const at::Tensor& input_ids, const a
         segment, weight, mean, rstd, padding_idx, dropout_p, rng);
   }
   const Inputs in = checked(input_ids, position_ids, segment_ids, word, position, segment, weight);
-  TORCH_CHECK_VALUE(dy_in.dim() == 2 && dy_in.size(0) == in.tokens && dy_in.size(1) == in.cols &&
-                        mean.numel() == in.tokens && rstd.numel() == in.tokens,
-                    "embedding_sum_norm: dy, mean and rstd must come from the forward call on these ids");
-  const at::Tensor dy = dy_in.to(word.scalar_type()).contiguous(), mean_c = mean.contiguous(),
-                   rstd_c = rstd.contiguous();
-  at::Tensor dz = at::empty({in.tokens, in.cols}, word.options().dtype(at::kFloat));
-  EmbeddingNormGradient work{describe(in, dropout_p, rng), dy.const_data_ptr(), dz.mutable_data_ptr<float>()};
-  // The kernel only reads the statistics; the struct is shared with forward, which writes them.
-  work.forward.mean = const_cast<float*>(mean_c.const_data_ptr<float>());
-  work.forward.rstd = const_cast<float*>(rstd_c.const_data_ptr<float>());
-  const at::Tensor sums = reduce_rows(3, in.tokens, in.cols, [&](float* partial, int64_t begin, int64_t end) {
-    norm_kernels().embedding_norm_gradient(storage_of(word), work, partial, begin, end);
-  });
+  const auto [dz, sums] = token_gradients(in, dy_in, mean, rstd, dropout_p, rng);
   return {table_gradient(in.ids[0], dz, in.tables[0], padding_idx), table_gradient(in.ids[1], dz, in.tables[1], -1),
           table_gradient(in.ids[2], dz, in.tables[2], -1), sums[0].to(weight.scalar_type()).clone(),
           sums[1].to(weight.scalar_type()).clone()};
+}
+
+OtherGradients tied_backward(at::Tensor dword, const at::Tensor& dy, const at::Tensor& input_ids,
+                             const at::Tensor& position_ids, const at::Tensor& segment_ids, const at::Tensor& word,
+                             const at::Tensor& position, const at::Tensor& segment, const at::Tensor& weight,
+                             const at::Tensor& mean, const at::Tensor& rstd, int64_t padding_idx, double dropout_p,
+                             const OptionalTensor& rng) {
+  TORCH_CHECK_VALUE(dword.sizes() == word.sizes() && dword.scalar_type() == word.scalar_type(),
+                    "embedding_sum_norm: dword must have the shape and dtype of word");
+  if (!is_kernel_dtype(word)) {
+    return call_reference<OtherGradients(at::Tensor, const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                                         const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                                         const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t, double,
+                                         const OptionalTensor&)>("bertfast_reference::embedding_sum_norm_tied_bwd",
+                                                                 dword, dy, input_ids, position_ids, segment_ids, word,
+                                                                 position, segment, weight, mean, rstd, padding_idx,
+                                                                 dropout_p, rng);
+  }
+  const Inputs in = checked(input_ids, position_ids, segment_ids, word, position, segment, weight);
+  const auto [dz, sums] = token_gradients(in, dy, mean, rstd, dropout_p, rng);
+  add_rows(in.ids[0], dz, padding_idx, true, dword);
+  return {table_gradient(in.ids[1], dz, in.tables[1], -1), table_gradient(in.ids[2], dz, in.tables[2], -1),
+          sums[0].to(weight.scalar_type()).clone(), sums[1].to(weight.scalar_type()).clone()};
 }
 
 }  // namespace
@@ -158,6 +199,7 @@ Gradients backward(const at::Tensor& dy_in, const at::Tensor& input_ids, const a
 TORCH_LIBRARY_IMPL(bertfast, CPU, m) {
   m.impl("embedding_sum_norm_fwd", &forward);
   m.impl("embedding_sum_norm_bwd", &backward);
+  m.impl("embedding_sum_norm_tied_bwd", &tied_backward);
 }
 
 }  // namespace bertfast

@@ -2,6 +2,9 @@
 
 import json
 import re
+import subprocess
+import sys
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -49,7 +52,7 @@ def _case(op: str = "unpad", size: int = 4096, **more) -> Case:
     return replace(Case(op, f"4x3 {size}", torch.float32, make, bytes=size), **more)
 
 
-def _line(stage: str, case: str, ok: bool, date: str = "2026-01-01T00:00:00+00:00", **more) -> results.Line:
+def _line(stage: str, case: str, ok: bool | None, date: str = "2026-01-01T00:00:00+00:00", **more) -> results.Line:
     shared = {"device": "NVIDIA H200", "arch": 90, "commit": "abc", "dirty": False, "date": date}
     return {"stage": stage, "case": case, "ok": ok, **shared, **more}
 
@@ -136,16 +139,67 @@ def test_lines_are_appended_and_the_last_counts(tmp_path):
     assert [one["ok"] for one in results.latest(results.read(tmp_path))] == [False]
 
 
+def test_what_went_well_with_this_code_is_done():
+    here = results.environment()
+    lines = [
+        _line("micro", "a", True, device=here["device"], code=here["code"]),
+        _line("micro", "b", True, device=here["device"], code="other"),
+        _line("micro", "c", False, device=here["device"], code=here["code"]),
+        _line("races", "d", True, device=here["device"], code=here["code"]),
+        _line("micro", "e", True, device="another", code=here["code"]),
+    ]
+    assert results.done("micro", lines) == {"a"}
+
+
+def test_the_code_of_a_result_is_that_of_the_kernels(tmp_path):
+    (tmp_path / "bertfast").mkdir()
+    source = tmp_path / "bertfast" / "kernel.py"
+    source.write_text("a")
+    before = results.code(tmp_path)
+    (tmp_path / "bertfast" / "verified.json").write_text("{}")
+    assert results.code(tmp_path) == before
+    source.write_text("b")
+    assert results.code(tmp_path) != before
+
+
+def test_deadlines_pass():
+    now = iter([0.0, 3.0, 11.0, 12.0])
+    deadline = measure.Deadline(10, lambda: next(now))
+    assert deadline.left == 7
+    assert deadline.passed
+    assert deadline.left == -2
+
+
 def test_junit_becomes_one_line_an_op():
     report = """<testsuites><testsuite>
       <testcase classname="tests.ops.test_packing" name="a"/>
       <testcase classname="tests.ops.test_packing" name="b"><skipped/></testcase>
       <testcase classname="tests.ops.test_linear" name="c"><failure/></testcase>
       <testcase classname="tests.ops.test_isa" name="d"><skipped/></testcase></testsuite></testsuites>"""
-    found = {line["op"]: line for line in parity.lines_of(report, 7)}
-    assert {op: line["ok"] for op, line in found.items()} == {"packing": True, "linear": False, "isa": False}
+    listing = (
+        "tests/ops/test_packing.py::a\ntests/ops/test_packing.py::b[x-1]\ntests/ops/test_rng.py::e\n\n2 tests collected"
+    )
+    wanted = parity.expected(listing)
+    assert wanted == Counter(packing=2, rng=1)
+    found = {line["op"]: line for line in parity.lines_of(report, 7, wanted)}
+    judged = {"packing": True, "linear": False, "isa": False, "rng": None}
+    assert {op: line["ok"] for op, line in found.items()} == judged
     assert (found["packing"]["passed"], found["packing"]["skipped"], found["packing"]["seed"]) == (1, 1, 7)
     assert found["linear"]["error"] == "c"
+    cut = {line["op"]: line for line in parity.lines_of(report, 7, Counter(packing=3, linear=3))}
+    assert (cut["packing"]["ok"], cut["linear"]["ok"]) == (None, False)
+    assert cut["packing"]["error"] == "2 of 3 tests ran before the time was up"
+
+
+def test_an_interrupted_pytest_still_reports(tmp_path):
+    body = "import time\ndef test_a():\n    pass\ndef test_b():\n    open('began', 'w').close()\n    time.sleep(60)\n"
+    (tmp_path / "test_slow.py").write_text(body)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--junitxml=r.xml", "test_slow.py"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    while not (tmp_path / "began").exists():
+        assert process.poll() is None
+    parity._interrupt(process)
+    assert 'name="test_a"' in (tmp_path / "r.xml").read_text()
 
 
 def test_status_is_never_run_until_a_line_says_otherwise():
@@ -168,6 +222,8 @@ def test_only_the_last_passing_run_on_a_gpu_verifies(tmp_path):
         _line("parity", "attention", False, "2026-01-02T00:00:00+00:00", op="attention"),
         _line("parity", "linear", True, op="linear") | {"arch": 0},
         _line("parity", "rng", True, op="rng"),
+        _line("parity", "packing", None, "2026-01-03T00:00:00+00:00", op="packing"),
+        _line("parity", "attention", True, "2026-01-04T00:00:00+00:00", op="attention", only="bfloat16"),
     ]
     found = verified.table(lines, ["packing", "attention", "linear"])
     assert found == {"90": {"packing": {"date": "2026-01-01T00:00:00+00:00", "device": "NVIDIA H200", "commit": "abc"}}}
@@ -181,7 +237,7 @@ def test_shipped_table_comes_from_committed_lines():
 
 
 def _row(**more) -> kernels.Row:
-    good = {"registers": 32, "stack": 0, "shared": 0, "wide": 1.0, "sass": {"LDG": 4, "STG": 4}}
+    good = {"registers": 32, "stack": 0, "shared": 0, "moved": 128, "wide": 1.0, "sass": {}}
     return kernels.Row("k", 90, {}, {}, 4, 2, cases=[_case().name], ops=["unpad"], resources=good | more)
 
 
@@ -192,7 +248,7 @@ def _row(**more) -> kernels.Row:
         ({}, {"shared": 300_000}, "shared memory"),
         ({"dot": True}, {"sass": {"HMMA": 4}}, "no HGMMA"),
         ({"tma": True}, {}, "no bulk"),
-        ({}, {"wide": 0.2}, "0.20 of its global accesses"),
+        ({}, {"wide": 0.2}, "0.20 of its bytes"),
     ],
 )
 def test_what_a_case_asks_of_its_code(case, row, text):
@@ -205,6 +261,14 @@ def test_reasons_excuse_spills_and_nothing_launched_is_wrong():
     assert kernels.judge(_case(spills={("k", 90): "a reason"}), 90, [_row(sass={"STL": 1})]) == []
     assert kernels.judge(_case(spills={("k", 80): "a reason"}), 90, [_row(sass={"STL": 1})]) != []
     assert kernels.judge(_case(), 100, [_row()]) == ["launches nothing"]
+
+
+def test_excuses_for_spills_are_needed():
+    case = _case(spills={("k", 90): "a reason"})
+    assert kernels.stale([case], [_row(sass={"LDL": 1})]) == []
+    assert kernels.stale([case], []) == []  # not compiled for this architecture
+    (text,) = kernels.stale([case], [_row()])
+    assert "a reason" in text
 
 
 def test_docs_name_every_op_of_the_cases():

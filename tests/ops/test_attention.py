@@ -300,6 +300,7 @@ def test_nothing_to_do(implementation):
         ([0, 5, 3, 6], 6, "rise"),
         ([0, 2, 6], 3, "max_seqlen is (3|less)"),
         ([0, 9], 9, "rise"),
+        ([0], 6, "rise"),
     ],
 )
 def test_bad_bounds(implementation, cu, longest, message):
@@ -307,6 +308,63 @@ def test_bad_bounds(implementation, cu, longest, message):
         implementation.attention_fwd(
             torch.ones(6, 3, 1, 8), torch.tensor(cu, dtype=torch.int32), longest, 1.0, 0.0, None
         )
+
+
+@pytest.mark.parametrize("times", [1, 12], ids=["one tile", "tiles"])
+@pytest.mark.parametrize(
+    ("cu", "longest", "good", "message"),
+    [
+        ([0, 4], 4, [], "rise from 0"),
+        ([0, 2, 4], 2, [0, 1], "rise from 0"),
+        ([1, 6], 6, [], "rise from 0"),
+        ([3, 5, 6], 2, [5], "rise from 0"),
+        ([0, 9], 9, [], "rise from 0"),
+        ([0, -3, 6], 6, [], "rise from 0"),
+        ([0, 2, 6], 3, [0, 1], "max_seqlen is less"),
+        ([0, 2, 6], 0, [], "max_seqlen is less"),
+    ],
+)
+def test_bad_bounds_leave_nan(triton_ops, monkeypatch, cu, longest, good, message, times):
+    # What the kernels do where nobody looks first, as on a GPU: every row but those of good sequences is NaN, the memory of
+    # no other is touched, and the mailbox says why. Rows of the six tokens stand for `times` rows each.
+    from bertfast.ops.attention import triton as launchers
+    from bertfast.triton import mailbox
+
+    monkeypatch.setattr(launchers, "_check", lambda *_: None)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    qkv, dout = (torch.randn(6 * times, *shape, 2, 8, device=device) for shape in ((3,), ()))
+    args = (torch.tensor(cu, dtype=torch.int32, device=device) * times, longest * times, 0.3, 0.0, None)
+    wanted = torch.ones(6, dtype=torch.bool)
+    wanted[good] = False
+    wanted = wanted.repeat_interleave(times)
+    out, lse = launchers.forward(qkv, *args)
+    with pytest.raises(ValueError, match=message):
+        _synchronised_check(mailbox, device)
+    dqkv = launchers.backward(dout, qkv, out, lse, *args)
+    with pytest.raises(ValueError, match=message):
+        _synchronised_check(mailbox, device)
+    for name, rows in (("out", out), ("lse", lse.T), ("dqkv", dqkv)):
+        nan = rows.isnan().flatten(1)
+        assert torch.equal(nan.all(1).cpu(), wanted), name
+        assert torch.equal(nan.any(1).cpu(), wanted), name
+
+
+def _synchronised_check(mailbox, device):
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    mailbox.check(device)
+
+
+def test_scale_that_is_not_positive(implementation):
+    qkv, dout, cu = torch.randn(9, 3, 2, 16), torch.randn(9, 2, 16), bounds((9,))
+    for scale in (-0.5, 0.0):
+        out, lse = implementation.attention_fwd(qkv, cu, 9, scale, 0.0, None)
+        dqkv = implementation.attention_bwd(dout, qkv, out, lse, cu, 9, scale, 0.0, None)
+        (leaf,) = leaves([qkv])
+        expected = softmax_attention(leaf, scale)
+        expected.backward(dout)
+        torch.testing.assert_close(out, expected.detach())
+        torch.testing.assert_close(dqkv, leaf.grad, rtol=1e-4, atol=1e-5)
 
 
 def test_bad_arguments():

@@ -139,13 +139,11 @@ def test_compile_with_a_table_that_is_not_contiguous(backend):
     torch.testing.assert_close([t.grad for t in mine], [t.grad for t in theirs])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("segments", [2, 3])
-def test_runs_longer_than_a_chunk(implementation, dtype, segments):
-    """One word in two thirds of the places, one position in half: their sums pass through several levels of partial sums."""
-    tokens, size = 130, 16
+def check_long_runs(implementation, dtype, segments):
+    """One word in two thirds of the places, one position in half; twice the same bits."""
+    tokens, size = 100, 16
     ids = torch.randint(0, VOCABULARY, (tokens,))
-    ids[torch.randperm(tokens)[:85]] = 5
+    ids[torch.randperm(tokens)[:66]] = 5
     positions = torch.randint(0, POSITIONS, (tokens,))
     positions[::2] = 7
     all_ids = (ids, positions, torch.randint(0, segments, (tokens,)))
@@ -166,9 +164,35 @@ def test_runs_longer_than_a_chunk(implementation, dtype, segments):
     assert all(torch.equal(a, b) for a, b in zip(gradients, implementation.embedding_sum_norm_bwd(*args), strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("segments", [1, 2, 3])
+def test_long_runs(implementation, dtype, segments):
+    check_long_runs(implementation, dtype, segments)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("segments", "limits"),
+    [
+        (2, {"DIRECT_TOKENS": 0, "_TILES": {2: (4, 256), 4: (4, 128)}}),  # chunks, then long runs of what they leave
+        (2, {"DIRECT_TOKENS": 0, "WALKED_CHUNKS": 1}),  # chunks of chunks
+        (2, {"DIRECT_TOKENS": 0, "RANKED_TOKENS": 0}),  # torch.sort
+        (3, {"DIRECT_TOKENS": 0, "RANKED_TOKENS": 0}),
+        (3, {"DIRECT_TOKENS": 0}),
+    ],
+)
+def test_ways_of_many_tokens(triton_ops, poisoned, monkeypatch, dtype, segments, limits):
+    from bertfast.ops.embedding_sum_norm import segments as module
+
+    for name, value in limits.items():
+        monkeypatch.setattr(module, name, value)
+    check_long_runs(triton_ops, dtype, segments)
+
+
 def test_kernel_reports_bad_ids_at_the_next_call(triton_ops, monkeypatch):
     """As on a GPU, where nobody looks at ids before the launch: the row is NaN, the next call raises."""
     from bertfast.ops.embedding_sum_norm import triton as launchers
+    from bertfast.ops.embedding_sum_norm import triton_backward
     from bertfast.triton import mailbox
 
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
@@ -189,7 +213,7 @@ def test_kernel_reports_bad_ids_at_the_next_call(triton_ops, monkeypatch):
         with pytest.raises(IndexError, match=f"{name} is outside its table at flattened position 4"):
             launchers.forward(*good, *parameters, PAD, EPS, 0.0, None)
         # Reported once: backward runs, and what a bad id would have added is left out of its own table.
-        gradients = launchers.backward(y, *bad, *parameters[:-1], mean, rstd, PAD, 0.0, None)
+        gradients = triton_backward.backward(y, *bad, *parameters[:-1], mean, rstd, PAD, 0.0, None)
         assert gradients[which].shape == parameters[which].shape
     mailbox.check(device)
 

@@ -84,14 +84,14 @@ def test_parity_bias_gelu(implementation, cols, tanh, dtype):
 
 def test_column_sum_of_long_chunks(triton_ops, poisoned, monkeypatch):
     # What many rows get, on few: chunks of 256, the last one short. Twice the same bits.
-    from bertfast.triton import columns
+    from bertfast.triton import sums
 
-    assert columns.chunk_rows(65536) == 256
-    monkeypatch.setattr(columns, "chunk_rows", lambda rows: 256)
+    assert sums.chunk_rows(65536) == 256
+    monkeypatch.setattr(sums, "chunk_rows", lambda rows: 256)
     x = torch.randn(600, 9).to("cuda" if torch.cuda.is_available() else "cpu")
-    found = columns.column_sum(x)
+    found = sums.column_sum(x)
     torch.testing.assert_close(found.double(), x.double().sum(0), rtol=1e-5, atol=1e-5)
-    assert torch.equal(found, columns.column_sum(x))
+    assert torch.equal(found, sums.column_sum(x))
 
 
 def test_gelu_far_out(implementation):

@@ -28,7 +28,8 @@ def attention_kernel(rng_ptr, out_ptr, first_query, first_key, threshold, QUERIE
     head = tl.program_id(0)
     query = first_query + tl.arange(0, QUERIES)[:, None]
     group = first_key // 16 + tl.arange(0, KEYS // 16)[None, :]
-    keep = random.attention_keep(seed, offset, head, query, group, threshold, QUERIES, KEYS)
+    words = random.attention_words(seed, offset, head, query, group, QUERIES, KEYS)
+    keep = random.attention_keep(words, threshold, QUERIES, KEYS)
     place = (head * QUERIES + tl.arange(0, QUERIES)[:, None]) * KEYS + tl.arange(0, KEYS)[None, :]
     tl.store(out_ptr + place, keep.to(tl.int8))
 

@@ -40,19 +40,9 @@ def _sdpa(backend: SDPBackend, batch: int, mask: bool, backward: bool) -> Callab
     return prepare
 
 
-# (kernel, architecture) to the reason why it may spill there. In 16-bit types nothing spills on sm_90.
-_EXACT = "float32 products run without tensor cores and hold their operands in registers; wider tiles spill more"
-FP32_SPILLS = {
-    (f"attention_{name}_kernel", arch): _EXACT
-    for name, archs in (("fwd", (80, 90, 100)), ("bwd_dq", (80, 90, 100)), ("bwd_dkv", (80,)))
-    for arch in archs
-}
+# (kernel, architecture) to the reason why it may spill there.
 SPILLS = {
-    ("attention_bwd_single_kernel", 80): "8 to 88 bytes: five products of 128 x 128 beside dropout bits",
-    ("attention_fwd_kernel", 80): "8 bytes, at D = 128",
-    ("attention_fwd_kernel", 100): "48 to 88 bytes, for the mask of a padded batch",
-    ("attention_bwd_dq_kernel", 80): "32 bytes, at D = 128",
-    ("attention_bwd_dkv_kernel", 80): "128 bytes, at D = 128",
+    ("attention_bwd_dkv_kernel", 90): "16 to 80 bytes at D = 128; with one stage none, but then it waits for every load",
 }
 
 
@@ -104,10 +94,7 @@ def _case(
         flops=(10 if backward else 4) * work * heads * size,
         peers=peers,
         dot=dtype != torch.float32 and (True if longest > 32 else "any"),
-        # Scalars count as accesses: bounds, log-sum-exp, delta and, where padded, one byte of mask a key. Just below the least
-        # share that the three architectures gave; which row accesses are narrower than 16 bytes has not been looked into.
-        wide=0.15 if padded or (backward and size == 32) else 0.28 if backward else 0.45,
-        spills=FP32_SPILLS if dtype == torch.float32 else SPILLS,
+        spills=SPILLS,
     )
 
 

@@ -39,7 +39,13 @@ def _backward_peer(arguments: Arguments):
     return lambda: torch.autograd.grad(y, leaves, dy, retain_graph=True)
 
 
-def _cases(tokens: int, cols: int, dtype: torch.dtype, p: float, segments: int = 2) -> list[Case]:
+def _tied_peer(arguments: Arguments):
+    dword, *rest = arguments
+    backward = _backward_peer(tuple(rest))
+    return lambda: dword + backward()[0]
+
+
+def _cases(tokens: int, cols: int, dtype: torch.dtype, p: float, segments: int = 2, tied: bool = False) -> list[Case]:
     def forward(device: torch.device) -> Arguments:
         return (*_inputs(device, tokens, cols, dtype, segments), PAD, EPS, p, state(device) if p else None)
 
@@ -50,12 +56,16 @@ def _cases(tokens: int, cols: int, dtype: torch.dtype, p: float, segments: int =
         dropout = state(device) if p else None
         return randn(device, dtype, tokens, cols), *tensors, mean, rstd, PAD, p, dropout
 
+    def with_dword(device: torch.device) -> Arguments:
+        return randn(device, dtype, WORDS, cols), *backward(device)
+
     shape = f"{tokens}x{cols} p{p}" + ("" if segments == 2 else f" {segments} segments")
     rows = tokens * cols * dtype.itemsize
     tables = (WORDS + POSITIONS + segments) * cols * dtype.itemsize
     # A table's rows are read once however many tokens name them; the gradients' tables are written whole.
     read = min(rows, tables) + 24 * tokens
-    return [
+    words = WORDS * cols * dtype.itemsize
+    cases = [
         # Rows move in 16 bytes a thread; ids and keys, one number each, are most of the other accesses in the code.
         Case(
             "embedding_sum_norm_fwd",
@@ -76,17 +86,28 @@ def _cases(tokens: int, cols: int, dtype: torch.dtype, p: float, segments: int =
             wide=0.1,
         ),
     ]
+    if tied:
+        # Of the word table's gradient only rows of words that occur are read and written, at most one a token.
+        moved = rows + read + tables - words + 2 * min(rows, words) + 8 * tokens
+        op = "embedding_sum_norm_tied_bwd"
+        cases.append(Case(op, shape, dtype, with_dword, moved, peers={"eager": _tied_peer}, wide=0.1))
+    return cases
 
 
 _B, _H, _F = torch.bfloat16, torch.float16, torch.float32
 CASES: list[Case] = [
-    *_cases(65536, 768, _B, 0.1),
+    *_cases(65536, 768, _B, 0.1, tied=True),
     *_cases(65536, 1024, _B, 0.1),
-    *_cases(8192, 768, _B, 0.1),
+    *_cases(8192, 768, _B, 0.1, tied=True),
     *_cases(8192, 768, _B, 0.0),
     *_cases(8192, 768, _H, 0.1),
-    *_cases(8192, 768, _F, 0.1),
+    *_cases(8192, 768, _F, 0.1, tied=True),
     *_cases(8192, 768, _B, 0.1, segments=3),
-    *_cases(128, 768, _B, 0.0),
+    *_cases(8192, 768, _B, 0.1, segments=1),
+    *_cases(1024, 768, _B, 0.1),  # the most that need no chunks
+    *_cases(128, 768, _B, 0.0, tied=True),
     *_cases(8192, 128, _B, 0.1),
+    *_cases(1024, 384, _B, 0.1),
+    *_cases(1024, 2048, _B, 0.1),
+    *_cases(1024, 4096, _B, 0.1),
 ]

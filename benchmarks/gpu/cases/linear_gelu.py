@@ -10,11 +10,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.gpu.case import Arguments, Case, randn
+from benchmarks.gpu.case import Arguments, Case, compiled, randn
 from bertfast.ops.linear_gelu import triton as split
-from bertfast.ops.linear_gelu import tuning
 from bertfast.ops.linear_gelu.triton_gemm import linear_dgelu_fused, linear_gelu_fused
-from bertfast.triton.launch import architecture
 
 BASE, LARGE = (768, 3072), (1024, 4096)
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -34,10 +32,9 @@ def eager(args: Arguments) -> Run:
     return lambda: F.gelu(F.linear(x, weight, bias), approximate="tanh" if tanh else "none")
 
 
-def compiled(args: Arguments) -> Run:
-    x, weight, bias, tanh = args
-    function = torch.compile(lambda a, w, b: F.gelu(F.linear(a, w, b), approximate="tanh" if tanh else "none"))
-    return lambda: function(x, weight, bias)
+def inductor(peer: Callable[[Arguments], Run]) -> Callable[[Arguments], Run]:
+    """The same work by torch.compile."""
+    return lambda args: compiled(peer(args))
 
 
 def linear_alone(args: Arguments) -> Run:
@@ -72,17 +69,6 @@ def product_then_bwd(args: Arguments) -> Run:
     return lambda: split.bias_gelu_bwd(dy2 @ weight2, pre, bias, tanh)
 
 
-def alternative(name: str) -> Run:
-    """The fused forward with a tile that is not the table's; the table's on architectures that it is not meant for."""
-    architectures, tile = tuning.ALTERNATIVES[name]
-
-    def run(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, tanh: bool) -> Any:
-        chosen = tile if architecture(x.device) in architectures else None
-        return linear_gelu_fused(x, weight, bias, tanh, tile=chosen)
-
-    return run
-
-
 def elementwise(t: int, n: int, dtype: torch.dtype, tanh: bool = False) -> list[Case]:
     cell, shape = t * n * dtype.itemsize, f"{t}x{n}" + " tanh" * tanh
 
@@ -96,8 +82,22 @@ def elementwise(t: int, n: int, dtype: torch.dtype, tanh: bool = False) -> list[
         return lambda: F.gelu(args[0] + args[1], approximate="tanh" if tanh else "none")
 
     return [
-        Case("bias_gelu_fwd", shape, dtype, forward, bytes=2 * cell, peers={"eager": eager_fwd}),
-        Case("bias_gelu_bwd", shape, dtype, backward, bytes=3 * cell, peers={"eager": eager_elementwise_bwd}),
+        Case(
+            "bias_gelu_fwd",
+            shape,
+            dtype,
+            forward,
+            bytes=2 * cell,
+            peers={"eager": eager_fwd, "compile": inductor(eager_fwd)},
+        ),
+        Case(
+            "bias_gelu_bwd",
+            shape,
+            dtype,
+            backward,
+            bytes=3 * cell,
+            peers={"eager": eager_elementwise_bwd, "compile": inductor(eager_elementwise_bwd)},
+        ),
     ]
 
 
@@ -113,7 +113,7 @@ def whole(t: int, size: tuple[int, int], dtype: torch.dtype) -> list[Case]:
         dy, pre = randn(device, dtype, t, n), randn(device, dtype, t, n)
         return dy, *inputs(device, dtype, t, k, n), pre, False, True, True
 
-    peers = {"eager": eager, "compiled": compiled, "linear alone": linear_alone}
+    peers = {"eager": eager, "compile": inductor(eager), "linear alone": linear_alone}
     flops = 2 * t * k * n
     return [
         Case("linear_gelu_fwd", shape, dtype, forward, bytes=ends + 2 * middle, flops=flops, peers=peers),
@@ -124,7 +124,7 @@ def whole(t: int, size: tuple[int, int], dtype: torch.dtype) -> list[Case]:
             backward,
             bytes=2 * ends + 2 * middle,
             flops=2 * flops,
-            peers={"eager": eager_bwd},
+            peers={"eager": eager_bwd, "compile": inductor(eager_bwd)},
         ),
     ]
 
@@ -143,13 +143,13 @@ def fused(t: int, size: tuple[int, int], dtype: torch.dtype, tanh: bool = False)
 
     # The few loads that are no bulk copies are the bias, two bytes each: nothing to be wide.
     product = {"dtype": dtype, "flops": 2 * t * k * n, "dot": True, "tma": True, "wide": 0.0}
-    peers = {"eager": eager, "compiled": compiled, "linear alone": linear_alone}
+    peers = {"eager": eager, "compile": inductor(eager), "linear alone": linear_alone}
     training, inference = ends + 2 * middle, ends + middle
 
     def op(suffix: str, moved: int, run: Run) -> Case:
         return Case("linear_gelu_fwd", f"{shape} {suffix}", make=forward, bytes=moved, peers=peers, run=run, **product)
 
-    found = [
+    return [
         op("fused", training, split.linear_gelu_fwd_fused),
         op("fused, no pre", inference, lambda *args: linear_gelu_fused(*args, store_pre=False)),
         Case(
@@ -162,9 +162,6 @@ def fused(t: int, size: tuple[int, int], dtype: torch.dtype, tanh: bool = False)
             **product,
         ),
     ]
-    if t == 8192 and dtype == BF16 and not tanh:
-        found += [op(f"fused, {name}", training, alternative(name)) for name in tuning.ALTERNATIVES]
-    return found
 
 
 CASES: list[Case] = [

@@ -9,32 +9,32 @@ import triton
 import triton.language as tl
 
 from bertfast.ops.attention import triton_common as common
+from bertfast.triton import random
 
 _VARYING = ["tokens", "sequences", "longest", "tiles", "threshold"]
 
 
 @triton.jit
+def _poison(
+    out_ptr, lse_ptr, tokens, sequence, head, begin, length, stop,
+    H: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    common.poison(out_ptr + head * D, sequence, begin, length, stop, H * D, D, BLOCK_D)
+    common.poison(lse_ptr + head.to(tl.int64) * tokens, sequence, begin, length, stop, 1, 1, 1)
+
+
+@triton.jit
 def _finish(
-    out_ptr,
-    lse_ptr,
-    acc,
-    m,
-    total,
-    row,
-    length,
-    bad,
-    inverse_rate,
-    H: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
+    out_ptr, lse_ptr, lse_row, acc, m, total, head, begin, row, length, bad, inverse_rate,
+    H: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
     """Divide by the sum and store. A row without a key has sum 0: it gives 0 and -inf. `bad` bounds give NaN."""
-    out = acc * (inverse_rate / tl.where(total == 0.0, 1.0, total))[:, None]
-    out = tl.where(bad, float("nan"), out)
-    common.store_rows(out_ptr, out, row, length, H * D, D, BLOCK_D)
+    poison = tl.where(bad, float("nan"), 0.0)
+    out = acc * ((inverse_rate + poison) / tl.where(total == 0.0, 1.0, total))[:, None]
+    common.store_rows(out_ptr + begin * (H * D) + head * D, out, row, length, H * D, D, BLOCK_D)
     lse = m / common.unit(out_ptr) + tl.log(tl.where(total == 0.0, 1.0, total))
-    lse = tl.where(total == 0.0, float("-inf"), lse)
-    tl.store(lse_ptr + row, tl.where(bad, float("nan"), lse), mask=row < length)
+    lse = tl.where(total == 0.0, float("-inf"), lse) + poison
+    tl.store(lse_ptr + lse_row + row, lse, mask=row < length)
 
 
 @triton.jit(do_not_specialize=_VARYING)
@@ -57,6 +57,7 @@ def attention_fwd_single_kernel(
     mask_stride_key,
     mask_bottom,
     score_scale,
+    scale,
     inverse_rate,
     threshold,
     H: tl.constexpr,
@@ -66,91 +67,62 @@ def attention_fwd_single_kernel(
     MASK_IS_BOOL: tl.constexpr,
     MASK_PER_KEY: tl.constexpr,
 ):
-    sequence_head = tl.program_id(0)
-    sequence = sequence_head // H
-    head = sequence_head % H
-    begin, length, falls, long = common.sequence_bounds(cu_ptr, tokens, sequences, longest, sequence)
-    common.report_bounds(box_ptr, cu_ptr, sequence, falls, long, head == 0)
+    sequence, head, _, begin, length, stop, bad = common.assignment(box_ptr, cu_ptr, tokens, sequences, longest, 1, H)
     head_ptr = qkv_ptr + begin * (3 * H * D) + head * D
     row = tl.arange(0, BLOCK)
-    q = common.load_rows(head_ptr, bias_ptr, head * D, row, length, 3 * H * D, D, BLOCK_D)
-    k = common.load_rows(head_ptr + H * D, bias_ptr, (H + head) * D, row, length, 3 * H * D, D, BLOCK_D)
-    v = common.load_rows(head_ptr + 2 * H * D, bias_ptr, (2 * H + head) * D, row, length, 3 * H * D, D, BLOCK_D)
-    s = tl.dot(q, tl.trans(k), input_precision="ieee") * score_scale
+    q = common.load_part(head_ptr, bias_ptr, 0, head, row, length, H, D, BLOCK_D)
+    k = common.load_part(head_ptr, bias_ptr, 1, head, row, length, H, D, BLOCK_D)
+    v = common.load_part(head_ptr, bias_ptr, 2, head, row, length, H, D, BLOCK_D)
+    # Drawn while the rows are on their way where registers allow: on sm_90 two programs of 128 x 128 fit a multiprocessor up
+    # to 128 of them. Compiled: with a mask 127 drawn here and 132 drawn late, without one 150 and 119.
+    if rng_ptr is not None and mask_ptr is not None:
+        words = common.random_words(rng_ptr, tl.program_id(0), row, 0, BLOCK, BLOCK)
+    raw = tl.dot(q, tl.trans(k), input_precision="ieee")
     mask_start = sequence.to(tl.int64) * mask_stride_sequence + head.to(tl.int64) * mask_stride_head
-    s = common.masked(
-        s,
-        qkv_ptr,
-        mask_ptr,
-        mask_start,
-        row[:, None],
-        row[None, :],
-        length,
-        mask_stride_query,
-        mask_stride_key,
-        mask_bottom,
-        MASK_IS_BOOL,
-        MASK_PER_KEY,
-        True,
+    mask = (mask_ptr, mask_start, mask_stride_query, mask_stride_key, mask_bottom)
+    s, factor = common.masked(
+        raw, score_scale, mask, row, row, length, length < BLOCK, qkv_ptr, MASK_IS_BOOL, MASK_PER_KEY
     )
-    m = tl.max(s, 1)
+    m = tl.max(s, 1) * factor
     m = tl.where(m == float("-inf"), 0.0, m)
-    p = common.power(s - m[:, None], qkv_ptr)
+    p = common.power(s * factor - m[:, None], qkv_ptr)
     total = tl.sum(p, 1)
     if rng_ptr is not None:
-        p = tl.where(common.keep_bits(rng_ptr, sequence_head, row, 0, threshold, BLOCK, BLOCK), p, 0.0)
+        if mask_ptr is None:
+            words = common.random_words(rng_ptr, tl.program_id(0), row, 0, BLOCK, BLOCK)
+        keep = random.attention_keep(words, threshold, BLOCK, BLOCK)
+        p = common.kept(keep, p, score_scale)
     acc = tl.dot(p.to(v.dtype), v, input_precision="ieee")
-    lse_row = sequence_head.to(tl.int64) * longest if cu_ptr is None else head.to(tl.int64) * tokens + begin
-    _finish(
-        out_ptr + begin * (H * D) + head * D,
-        lse_ptr + lse_row,
-        acc,
-        m,
-        total,
-        row,
-        length,
-        falls | long,
-        inverse_rate,
-        H,
-        D,
-        BLOCK_D,
-    )
+    lse_row = common.statistics_row(cu_ptr, tokens, longest, sequence, head, begin, H)
+    _finish(out_ptr, lse_ptr, lse_row, acc, m, total, head, begin, row, length, bad, inverse_rate, H, D, BLOCK_D)
+    if cu_ptr is not None and bad:  # last: in front of the loads it costs registers
+        _poison(out_ptr, lse_ptr, tokens, sequence, head, begin, length, stop, H, D, BLOCK_D)
 
 
 @triton.jit
 def _online_tile(
-    q, acc, m, total, head_ptr, bias_ptr, mask_ptr, mask_start, rng_ptr, sequence_head, head, row, start, length,
-    mask_stride_query, mask_stride_key, mask_bottom, score_scale, threshold,
+    acc, m, total, q, head_ptr, bias_ptr, mask, rng_ptr, sequence_head, head, row, start, length, score_scale, threshold,
     H: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     MASK_IS_BOOL: tl.constexpr, MASK_PER_KEY: tl.constexpr, CHECK_KEYS: tl.constexpr,
 ):  # fmt: skip
     """One tile of keys of the online softmax."""
     key = start + tl.arange(0, BLOCK_N)
-    k = common.load_rows(head_ptr + H * D, bias_ptr, (H + head) * D, key, length, 3 * H * D, D, BLOCK_D)
-    s = tl.dot(q, tl.trans(k), input_precision="ieee") * score_scale
-    s = common.masked(
-        s,
-        head_ptr,
-        mask_ptr,
-        mask_start,
-        row[:, None],
-        key[None, :],
-        length,
-        mask_stride_query,
-        mask_stride_key,
-        mask_bottom,
-        MASK_IS_BOOL,
-        MASK_PER_KEY,
-        CHECK_KEYS,
+    k = common.load_part(head_ptr, bias_ptr, 1, head, key, length, H, D, BLOCK_D)
+    if rng_ptr is not None:  # first: while p v of the tile before is still being multiplied
+        words = common.random_words(rng_ptr, sequence_head, row, start, BLOCK_M, BLOCK_N)
+    raw = common.times_transposed(q, k)
+    s, factor = common.masked(
+        raw, score_scale, mask, row, key, length, CHECK_KEYS, head_ptr, MASK_IS_BOOL, MASK_PER_KEY
     )
-    new_m = tl.maximum(m, tl.max(s, 1))
+    new_m = tl.maximum(m, tl.max(s, 1) * factor)
     safe_m = tl.where(new_m == float("-inf"), 0.0, new_m)
-    p = common.power(s - safe_m[:, None], head_ptr)
+    p = common.power(s * factor - safe_m[:, None], head_ptr)
     rescale = common.power(m - safe_m, head_ptr)
     total = total * rescale + tl.sum(p, 1)
     if rng_ptr is not None:
-        p = tl.where(common.keep_bits(rng_ptr, sequence_head, row, start, threshold, BLOCK_M, BLOCK_N), p, 0.0)
-    v = common.load_rows(head_ptr + 2 * H * D, bias_ptr, (2 * H + head) * D, key, length, 3 * H * D, D, BLOCK_D)
+        keep = random.attention_keep(words, threshold, BLOCK_M, BLOCK_N)
+        p = common.kept(keep, p, score_scale)
+    v = common.load_part(head_ptr, bias_ptr, 2, head, key, length, H, D, BLOCK_D)
     acc = tl.dot(p.to(v.dtype), v, acc * rescale[:, None], input_precision="ieee")
     return acc, new_m, total
 
@@ -175,6 +147,7 @@ def attention_fwd_kernel(
     mask_stride_key,
     mask_bottom,
     score_scale,
+    scale,
     inverse_rate,
     threshold,
     H: tl.constexpr,
@@ -185,47 +158,32 @@ def attention_fwd_kernel(
     MASK_IS_BOOL: tl.constexpr,
     MASK_PER_KEY: tl.constexpr,
 ):
-    # Tiles of one head are neighbours: they read the same keys out of L2.
-    tile = tl.program_id(0) % tiles
-    sequence_head = tl.program_id(0) // tiles
-    sequence = sequence_head // H
-    head = sequence_head % H
-    begin, length, falls, long = common.sequence_bounds(cu_ptr, tokens, sequences, longest, sequence)
-    common.report_bounds(box_ptr, cu_ptr, sequence, falls, long, (head == 0) & (tile == 0))
+    sequence, head, tile, begin, length, stop, bad = common.assignment(
+        box_ptr, cu_ptr, tokens, sequences, longest, tiles, H
+    )
+    if cu_ptr is not None and bad & (tile == 0):
+        _poison(out_ptr, lse_ptr, tokens, sequence, head, begin, length, stop, H, D, BLOCK_D)
     if tile * BLOCK_M >= length:
         return
     head_ptr = qkv_ptr + begin * (3 * H * D) + head * D
     row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    q = common.load_rows(head_ptr, bias_ptr, head * D, row, length, 3 * H * D, D, BLOCK_D)
+    q = common.load_queries(head_ptr, bias_ptr, head, row, length, H, D, BLOCK_D)
     mask_start = sequence.to(tl.int64) * mask_stride_sequence + head.to(tl.int64) * mask_stride_head
+    mask = (mask_ptr, mask_start, mask_stride_query, mask_stride_key, mask_bottom)
     acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     m = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     full = length // BLOCK_N * BLOCK_N
+    sequence_head = sequence * H + head
     for start in range(0, full, BLOCK_N):
         acc, m, total = _online_tile(
-            q, acc, m, total, head_ptr, bias_ptr, mask_ptr, mask_start, rng_ptr, sequence_head, head, row, start, length,
-            mask_stride_query, mask_stride_key, mask_bottom, score_scale, threshold,
-            H, D, BLOCK_D, BLOCK_M, BLOCK_N, MASK_IS_BOOL, MASK_PER_KEY, False,
+            acc, m, total, q, head_ptr, bias_ptr, mask, rng_ptr, sequence_head, head, row, start, length, score_scale,
+            threshold, H, D, BLOCK_D, BLOCK_M, BLOCK_N, MASK_IS_BOOL, MASK_PER_KEY, False,
         )  # fmt: skip
     if full < length:
         acc, m, total = _online_tile(
-            q, acc, m, total, head_ptr, bias_ptr, mask_ptr, mask_start, rng_ptr, sequence_head, head, row, full, length,
-            mask_stride_query, mask_stride_key, mask_bottom, score_scale, threshold,
-            H, D, BLOCK_D, BLOCK_M, BLOCK_N, MASK_IS_BOOL, MASK_PER_KEY, True,
+            acc, m, total, q, head_ptr, bias_ptr, mask, rng_ptr, sequence_head, head, row, full, length, score_scale,
+            threshold, H, D, BLOCK_D, BLOCK_M, BLOCK_N, MASK_IS_BOOL, MASK_PER_KEY, True,
         )  # fmt: skip
-    lse_row = sequence_head.to(tl.int64) * longest if cu_ptr is None else head.to(tl.int64) * tokens + begin
-    _finish(
-        out_ptr + begin * (H * D) + head * D,
-        lse_ptr + lse_row,
-        acc,
-        m,
-        total,
-        row,
-        length,
-        falls | long,
-        inverse_rate,
-        H,
-        D,
-        BLOCK_D,
-    )
+    lse_row = common.statistics_row(cu_ptr, tokens, longest, sequence, head, begin, H)
+    _finish(out_ptr, lse_ptr, lse_row, acc, m, total, head, begin, row, length, bad, inverse_rate, H, D, BLOCK_D)

@@ -1,6 +1,15 @@
 """Launch tables of the attention kernels: tiles, warps and stages by head size, dtype and architecture.
 
-Chosen by ahead-of-time compilation (registers, spills, shared memory), never measured on a GPU.
+Chosen by ahead-of-time compilation (registers, spills, shared memory, instructions of the loop), never measured on a GPU.
+Predicted for one tile of 128 x 128, D = 64, dropout, on one multiprocessor of an H200, in cycles by pipe; a program alone adds
+the first two columns but for what runs beside a product, several programs overlap them:
+
+    kernel   instructions (a score)   wgmma   exp2   reads from L2 at 27 bytes a cycle
+    fwd      1800 (14)                 1024   1024   1210 with 128 queries
+    dq       1780 (14)                 1536   1024   2430 with 64 queries
+    dkv      2220 (17)                 2048   1024   2430 with 64 keys
+
+Of the instructions 6 a score are dropout: 2 Philox, 1 the exchange between threads, 3 shift, compare and select.
 """
 
 from dataclasses import dataclass
@@ -16,10 +25,15 @@ class Tile:
     stages: int
 
 
-def single_block(longest: int, block_d: int, itemsize: int, arch: int) -> int:
+def single_block(longest: int, block_d: int, itemsize: int, arch: int, backward: bool) -> int:
     """The tile that holds a whole sequence, 0 where none does."""
-    # float32 has no tensor cores here: 64 x 64 keeps its operands in registers and spills. So does, on sm_80, 128 x 128 at D = 128.
-    limit = 32 if itemsize == 4 else 64 if arch < 90 and block_d >= 128 else 128
+    if itemsize == 4:
+        limit = 32  # 64 x 64 keeps its operands in registers, as float32 has no tensor cores here, and spills
+    elif arch < 90:
+        # mma reads its operands from registers: backward of 128 x 128 spills 64 to 224 bytes, forward does at D = 128.
+        limit = 64 if backward or block_d == 128 else 128
+    else:
+        limit = 128
     return next((block for block in (32, 64, 128) if longest <= block <= limit), 0)
 
 
@@ -27,17 +41,38 @@ def single_warps(block: int) -> int:
     return 8 if block == 128 else 4
 
 
+def _float32_tile(block_d: int) -> Tile:
+    # No spills up to these. One stage: a program is bound by multiply-adds, and several fit a multiprocessor.
+    return Tile(16 if block_d == 128 else 32, 32, 8, 1)
+
+
 def forward_tile(block_d: int, itemsize: int, arch: int) -> Tile:
     if itemsize == 4:
-        # Long loops of float32 still spill a little (36 to 212 accesses on sm_90 at D = 64): every wider tile spilled more.
-        return Tile(16, 32, 8, 1)
-    # On sm_80 128 x 128 spills: scores share the registers with operands that wgmma would read from shared memory.
-    return Tile(128, 64 if block_d == 128 or arch < 90 else 128, 8, 2)
-
-
-def backward_tile(block_d: int, itemsize: int, arch: int) -> Tile:
-    if itemsize == 4:
-        return Tile(16, 32, 8, 1)
+        return _float32_tile(block_d)
     if arch < 90:
-        return Tile(32, 64, 4, 2)
-    return Tile(64, 64, 8 if block_d == 128 else 4, 2)
+        # No spills; wider tiles hold scores, output and operands in the same registers and spill.
+        return Tile(128, 32, 8, 2) if block_d == 128 else Tile(64, 64, 4, 2)
+    # 128 queries: three programs of 64 x 64 would read twice as much out of L2, more than it gives.
+    return Tile(128, 64 if block_d == 128 else 128, 8, 2)
+
+
+def dq_tile(block_d: int, itemsize: int, arch: int) -> Tile:
+    if itemsize == 4:
+        return _float32_tile(block_d)
+    if arch < 90:
+        return Tile(32 if block_d == 128 else 64, 32, 4, 2)  # no spills
+    if block_d == 128:
+        # On sm_90 eight warps are 128 rows of wgmma: with 64 queries every score is computed twice.
+        return Tile(128 if arch < 100 else 64, 64, 8, 2)
+    return Tile(64, 64, 4, 2)  # three programs a multiprocessor on sm_90
+
+
+def dkv_tile(block_d: int, itemsize: int, arch: int) -> Tile:
+    if itemsize == 4:
+        return _float32_tile(block_d)
+    if arch < 90:
+        return Tile(64, 32, 4, 2)  # no spills
+    if block_d == 128:
+        # sm_90: as for dq; 80 bytes spill, and none with one stage, which would wait for every load.
+        return Tile(128 if arch < 100 else 64, 64, 8, 2)
+    return Tile(64, 64, 4, 2)  # two programs a multiprocessor on sm_90

@@ -1,53 +1,30 @@
 """dropout_add_norm on GPUs: z = dropout(x + bias) + residual, y = (z - mean) * rstd * weight + norm_bias, a row in registers.
 
 Forward: a program takes a tile of whole rows. Backward: a program walks over tiles, rebuilds z from x and residual (saving z would
-cost the same bytes), writes both gradients and keeps the parameters' gradients in registers; `partials` adds those up.
+cost the same bytes), writes both gradients and keeps the parameters' gradients in registers; `sums` adds those up.
 Saved: mean, rstd.
 """
-
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from bertfast.ops import rng as dropout_bits
-from bertfast.ops.dropout_add_norm import reference, tuning
-from bertfast.triton import partials, random
+from bertfast.ops.dropout_add_norm import reference
+from bertfast.triton import random, sums
 from bertfast.triton.launch import cdiv, launch, multiprocessors
-
-
-@triton.jit
-def load_columns(ptr, col, E: tl.constexpr):
-    """A [1, BLOCK] parameter as float32, 0 past E."""
-    return tl.load(ptr + col, mask=col < E, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def normalise(z, mask, eps, E: tl.constexpr):
-    """(z - mean) and rstd of rows; the variance of what is centred, so that large means cost no accuracy."""
-    mean = tl.sum(z, 1)[:, None] / E
-    centred = tl.where(mask, z - mean, 0.0)
-    variance = tl.sum(centred * centred, 1)[:, None] / E
-    return centred, mean, 1.0 / tl.sqrt(variance + eps)
-
-
-@triton.jit
-def normalise_backward(dy, xhat, weight, rstd, E: tl.constexpr):
-    """Gradient of z from that of y; dy is 0 in columns past E."""
-    g = dy * weight
-    first = tl.sum(g, 1)[:, None] / E
-    second = tl.sum(g * xhat, 1)[:, None] / E
-    return rstd * (g - first - xhat * second)
-
-
-@triton.jit
-def drop(t, rng_ptr, row, threshold, scale, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """t * scale where kept, else 0. row: [ROWS, 1] int64."""
-    seed, offset = random.load_state(rng_ptr)
-    keep = random.rows_keep(seed, offset, row, tl.arange(0, BLOCK // 8)[None, :], threshold, ROWS, BLOCK)
-    return tl.where(keep, t * scale, 0.0)
+from bertfast.triton.rows import (
+    backward_programs,
+    backward_tile,
+    contiguous,
+    drop,
+    dropout_numbers,
+    forward_tile,
+    load_columns,
+    normalise,
+    normalise_backward,
+    taken,
+)
 
 
 @triton.jit(do_not_specialize=["rows", "threshold"])
@@ -153,21 +130,6 @@ def dropout_add_norm_bwd_kernel(
         tl.store(partial_ptr + 2 * E + col, dbias, mask=col < E)
 
 
-def taken(*tensors: Any) -> bool:
-    """Whether the kernels take these dtypes and the first one's width; the reference takes the others."""
-    return tensors[0].shape[-1] <= tuning.MAX_COLS and all(t is None or t.dtype in tuning.DTYPES for t in tensors)
-
-
-def contiguous(*tensors: Any) -> tuple[Any, ...]:
-    """Each tensor contiguous; None stays None."""
-    return tuple(t if t is None or t.is_contiguous() else t.contiguous() for t in tensors)
-
-
-def dropout_numbers(p: float) -> tuple[int, float]:
-    """(threshold, 1 / keep rate)."""
-    return dropout_bits.threshold_rows(p), 1.0 / dropout_bits.keep_rate_rows(p)
-
-
 def forward(
     x: Tensor,
     bias: Tensor | None,
@@ -186,7 +148,7 @@ def forward(
     y = torch.empty((rows, cols), dtype=dtype, device=x.device)
     mean = torch.empty(rows, dtype=torch.float32, device=x.device)
     rstd = torch.empty_like(mean)
-    tile = tuning.forward_tile(cols, rows, multiprocessors(x.device))
+    tile = forward_tile(cols, rows, multiprocessors(x.device))
     dropout = rng is not None and dropout_p > 0.0
     launch(
         dropout_add_norm_fwd_kernel,
@@ -220,8 +182,8 @@ def backward(
     dresidual = x.new_empty(0) if residual is None else torch.empty_like(residual)
     dbias = x.new_empty(0) if bias is None else torch.empty_like(bias)
     dweight, dnorm_bias = torch.empty_like(weight), torch.empty_like(weight)
-    tile = tuning.backward_tile(cols)
-    programs = tuning.backward_programs(rows, tile, multiprocessors(x.device))
+    tile = backward_tile(cols)
+    programs = backward_programs(rows, tile, multiprocessors(x.device))
     outs = 2 if bias is None else 3
     partial = torch.empty((programs, outs, cols), dtype=torch.float32, device=x.device)
     dropout = rng is not None and dropout_p > 0.0
@@ -235,5 +197,5 @@ def backward(
         {"E": cols, "DROPOUT": dropout, "OUTS": outs, "ROWS": tile.rows, "BLOCK": tile.block},
         warps=tile.warps,
     )
-    partials.add_up(partial, dweight, dnorm_bias, None if bias is None else dbias)
+    sums.add_up(partial, dweight, dnorm_bias, None if bias is None else dbias)
     return dx, dresidual, dbias, dweight, dnorm_bias

@@ -1,8 +1,11 @@
 """embedding_sum_norm: BERT's three embeddings, their sum, layer norm and dropout in one pass each way.
 
 Saved for backward: the ids and the mean and rstd of each token; the sum is gathered again. Every table's gradient adds
-tokens in their order in the batch, so it is deterministic; the row of padding_idx stays zero.
+tokens in their order in the batch, so it is deterministic; the row of padding_idx stays zero. A word table that is the
+decoder's weight too has a backward of its own, which adds to the decoder's gradient (`tied`).
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +13,7 @@ from torch import Tensor
 from bertfast import _library
 from bertfast.ops import rng as dropout_bits
 from bertfast.ops.dropout_add_norm.reference import compute_dtype
-from bertfast.ops.embedding_sum_norm import reference
+from bertfast.ops.embedding_sum_norm import reference, tied
 
 _library.define(
     "embedding_sum_norm_fwd(Tensor input_ids, Tensor position_ids, Tensor segment_ids, Tensor word, Tensor position, "
@@ -22,8 +25,15 @@ _library.define(
     "Tensor segment, Tensor weight, Tensor mean, Tensor rstd, int padding_idx, float dropout_p, Tensor? rng) "
     "-> (Tensor dword, Tensor dposition, Tensor dsegment, Tensor dweight, Tensor dbias)"
 )
+# The same, the word table's gradient added to `dword` in place.
+_library.define(
+    "embedding_sum_norm_tied_bwd(Tensor(a!) dword, Tensor dy, Tensor input_ids, Tensor position_ids, Tensor segment_ids, "
+    "Tensor word, Tensor position, Tensor segment, Tensor weight, Tensor mean, Tensor rstd, int padding_idx, float dropout_p, "
+    "Tensor? rng) -> (Tensor dposition, Tensor dsegment, Tensor dweight, Tensor dbias)"
+)
 _library.reference("embedding_sum_norm_fwd")(reference.forward)
 _library.reference("embedding_sum_norm_bwd")(reference.backward)
+_library.reference("embedding_sum_norm_tied_bwd")(reference.tied_backward)
 
 
 @_library.fake("embedding_sum_norm_fwd")
@@ -38,6 +48,13 @@ def _(
     dy, input_ids, position_ids, segment_ids, word, position, segment, weight, mean, rstd, padding_idx, dropout_p, rng
 ):
     return tuple(t.new_empty(t.shape) for t in (word, position, segment, weight, weight))
+
+
+@_library.fake("embedding_sum_norm_tied_bwd")
+def _(
+    dword, dy, input_ids, position_ids, segment_ids, word, position, segment, weight, mean, rstd, padding_idx, dropout_p, rng
+):  # fmt: skip
+    return tuple(t.new_empty(t.shape) for t in (position, segment, weight, weight))
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -61,6 +78,49 @@ def _backward(ctx, dy, _dmean, _drstd):
 
 
 _library.differentiate("embedding_sum_norm_fwd", _backward, _setup_context)
+
+
+def _arguments(
+    input_ids: Tensor,
+    tensors: tuple[Tensor, ...],
+    position_ids: Tensor | None,
+    segment_ids: Tensor | None,
+    padding_idx: int | None,
+    eps: float,
+    dropout_p: float,
+    rng: Tensor | None,
+) -> tuple[Any, ...]:
+    """What the op takes, checked."""
+    dropout_bits.check_probability(dropout_p, rng, "embedding_sum_norm")
+    word, position, segment, weight, bias = tensors
+    size = word.shape[-1]
+    for name, table in (("word", word), ("position", position), ("segment", segment)):
+        if table.dim() != 2 or table.shape[1] != size or table.dtype != word.dtype:
+            raise ValueError(
+                f"embedding_sum_norm: table {name} is {table.dtype} {tuple(table.shape)}; all three must be two-dimensional, "
+                f"{size} wide and {word.dtype}, as word is"
+            )
+    for name, vector in (("weight", weight), ("bias", bias)):
+        if vector.shape != (size,):
+            raise ValueError(f"embedding_sum_norm: {name} must have shape ({size},), got {tuple(vector.shape)}")
+    shape = input_ids.shape
+    if position_ids is None:
+        if shape[-1] > position.shape[0]:
+            raise ValueError(
+                f"embedding_sum_norm: the sequence has {shape[-1]} tokens but the model has {position.shape[0]} positions; "
+                "truncate the text, or give position_ids for packed tokens"
+            )
+        position_ids = torch.arange(shape[-1], device=input_ids.device)
+    segment_ids = input_ids.new_zeros(()) if segment_ids is None else segment_ids
+    for name, ids in (("input_ids", input_ids), ("position_ids", position_ids), ("segment_ids", segment_ids)):
+        if ids.dtype not in (torch.int64, torch.int32):  # a float id would be truncated to another word
+            raise ValueError(f"embedding_sum_norm: {name} must be int32 or int64, got {ids.dtype}")
+
+    def flat(ids: Tensor) -> Tensor:
+        return ids.expand(shape).reshape(-1).to(torch.int64)
+
+    skipped = -1 if padding_idx is None else padding_idx
+    return flat(input_ids), flat(position_ids), flat(segment_ids), *tensors, skipped, eps, dropout_p, rng
 
 
 def embedding_sum_norm(
@@ -97,49 +157,54 @@ def embedding_sum_norm(
         IndexError: on an id outside its table, naming the id, its flattened position and the table's size.
         ValueError: on shapes or dtypes that do not belong together.
     """
-    dropout_bits.check_probability(dropout_p, rng, "embedding_sum_norm")
-    size = word.shape[-1]
-    for name, table in (("word", word), ("position", position), ("segment", segment)):
-        if table.dim() != 2 or table.shape[1] != size or table.dtype != word.dtype:
-            raise ValueError(
-                f"embedding_sum_norm: table {name} is {table.dtype} {tuple(table.shape)}; all three must be two-dimensional, "
-                f"{size} wide and {word.dtype}, as word is"
-            )
-    for name, vector in (("weight", weight), ("bias", bias)):
-        if vector.shape != (size,):
-            raise ValueError(f"embedding_sum_norm: {name} must have shape ({size},), got {tuple(vector.shape)}")
-    shape = input_ids.shape
-    if position_ids is None:
-        if shape[-1] > position.shape[0]:
-            raise ValueError(
-                f"embedding_sum_norm: the sequence has {shape[-1]} tokens but the model has {position.shape[0]} positions; "
-                "truncate the text, or give position_ids for packed tokens"
-            )
-        position_ids = torch.arange(shape[-1], device=input_ids.device)
-    segment_ids = input_ids.new_zeros(()) if segment_ids is None else segment_ids
-    for name, ids in (("input_ids", input_ids), ("position_ids", position_ids), ("segment_ids", segment_ids)):
-        if ids.dtype not in (torch.int64, torch.int32):  # a float id would be truncated to another word
-            raise ValueError(f"embedding_sum_norm: {name} must be int32 or int64, got {ids.dtype}")
+    tensors = word, position, segment, weight, bias
+    args = _arguments(input_ids, tensors, position_ids, segment_ids, padding_idx, eps, dropout_p, rng)
+    y, _, _ = _library.op("embedding_sum_norm_fwd")(*args)
+    return y.view(*input_ids.shape, word.shape[1])
 
-    def flat(ids: Tensor) -> Tensor:
-        return ids.expand(shape).reshape(-1).to(torch.int64)
 
-    y, _, _ = _library.op("embedding_sum_norm_fwd")(
-        flat(input_ids),
-        flat(position_ids),
-        flat(segment_ids),
-        word,
-        position,
-        segment,
-        weight,
-        bias,
-        -1 if padding_idx is None else padding_idx,
-        eps,
-        dropout_p,
-        rng,
-    )
-    return y.view(*shape, size)
+def tied_embedding_sum_norm(
+    input_ids: Tensor,
+    word: Tensor,
+    position: Tensor,
+    segment: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    position_ids: Tensor | None = None,
+    segment_ids: Tensor | None = None,
+    padding_idx: int | None = None,
+    eps: float = 1e-12,
+    dropout_p: float = 0.0,
+    rng: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`embedding_sum_norm` for a word table that is the decoder's weight too, as in pre-training.
+
+        y, tied = tied_embedding_sum_norm(ids, word, ...)
+        loss, *_ = masked_lm_loss(encoder(y), labels, decoder_weight=tied, ...)
+
+    The decoder's gradient of `tied`, [V, E], then becomes that of `word` by adding the rows of the words that occur, where
+    otherwise this op writes [V, E] of its own and autograd adds the two. Gradients are those of using `word` itself, up to
+    rounding; a gradient of `tied` that somebody else holds, such as a hook, is copied and not overwritten. Under
+    torch.compile, or where `word` needs no gradient, `tied` is `word` and nothing is saved.
+
+    Args and Raises are those of `embedding_sum_norm`.
+
+    Returns:
+        What `embedding_sum_norm` returns, and `tied`, the word table.
+    """
+    tensors = word, position, segment, weight, bias
+    args = _arguments(input_ids, tensors, position_ids, segment_ids, padding_idx, eps, dropout_p, rng)
+    if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and word.requires_grad):
+        y, _, _ = _library.op("embedding_sum_norm_fwd")(*args)
+    else:
+        tied.holders_of_fresh()
+        y, word = tied.Tied.apply(*args)
+    return y.view(*input_ids.shape, word.shape[1]), word
 
 
 _library.implement("embedding_sum_norm_fwd", "CUDA", "bertfast.ops.embedding_sum_norm.triton:forward")
-_library.implement("embedding_sum_norm_bwd", "CUDA", "bertfast.ops.embedding_sum_norm.triton:backward")
+_library.implement("embedding_sum_norm_bwd", "CUDA", "bertfast.ops.embedding_sum_norm.triton_backward:backward")
+_library.implement(
+    "embedding_sum_norm_tied_bwd", "CUDA", "bertfast.ops.embedding_sum_norm.triton_backward:tied_backward"
+)

@@ -82,3 +82,25 @@ def backward(
         dweight.to(weight.dtype),
         dbias.to(weight.dtype),
     )
+
+
+def tied_backward(
+    dword: Tensor,
+    dy: Tensor,
+    input_ids: Tensor,
+    position_ids: Tensor,
+    segment_ids: Tensor,
+    word: Tensor,
+    position: Tensor,
+    segment: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    padding_idx: int,
+    dropout_p: float,
+    rng: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ids, tables = (input_ids, position_ids, segment_ids), (word, position, segment)
+    gradients = backward(dy, *ids, *tables, weight, mean, rstd, padding_idx, dropout_p, rng)
+    dword += gradients[0]
+    return gradients[1:]

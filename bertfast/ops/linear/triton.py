@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bertfast.triton.columns import column_sum
+from bertfast.triton.sums import column_sum
 
 
 def weight_gradients(

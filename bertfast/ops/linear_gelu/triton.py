@@ -1,7 +1,7 @@
 """y = gelu(pre + b) on [T, F] and its gradients; linear_gelu as cuBLAS's product and these, or as one kernel.
 
 Forward: a program a tile of rows and columns. Backward: a program walks a chunk of rows, writes dpre and keeps the sum of its
-columns, so the bias gradient costs no second read; chunks are added in a fixed order (bertfast.triton.columns). Which of
+columns, so the bias gradient costs no second read; chunks are added in a fixed order (bertfast.triton.sums). Which of
 the two makes linear_gelu is `tuning.forward_owner`'s word; both start backward from `pre`, the product before its bias.
 """
 
@@ -14,9 +14,9 @@ from torch import Tensor
 from bertfast.ops.linear.triton import weight_gradients
 from bertfast.ops.linear_gelu import reference, tuning
 from bertfast.ops.linear_gelu.triton_gemm import linear_gelu_fused
-from bertfast.triton import columns
+from bertfast.triton import sums
 from bertfast.triton.gelu import gelu, gelu_gradient
-from bertfast.triton.launch import cdiv, launch
+from bertfast.triton.launch import architecture, cdiv, launch
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -70,10 +70,12 @@ def bias_gelu_fwd(pre: Tensor, bias: Tensor, tanh: bool) -> Tensor:
     if pre.dtype not in DTYPES:
         return reference.bias_gelu_forward(pre, bias, tanh)
     pre, bias = pre.contiguous(), bias.contiguous()
-    (rows, cols), tile = pre.shape, tuning.BIAS_GELU_FORWARD
+    rows, cols = pre.shape
+    tile = tuning.TABLES.find("bias_gelu_forward", architecture(pre.device))
     y = torch.empty_like(pre)
-    grid = cdiv(rows, tile["ROWS"]), cdiv(cols, tile["COLS"])
-    launch(bias_gelu_fwd_kernel, grid, (pre, bias, y, rows), {"F": cols, **tile, "TANH": tanh})
+    grid = cdiv(rows, tile["rows"]), cdiv(cols, tile["cols"])
+    constants = {"F": cols, "ROWS": tile["rows"], "COLS": tile["cols"], "TANH": tanh}
+    launch(bias_gelu_fwd_kernel, grid, (pre, bias, y, rows), constants, warps=tile["warps"])
     return y
 
 
@@ -81,13 +83,15 @@ def bias_gelu_bwd(dy: Tensor, pre: Tensor, bias: Tensor, tanh: bool) -> tuple[Te
     if pre.dtype not in DTYPES:
         return reference.bias_gelu_backward(dy, pre, bias, tanh)
     dy, pre, bias = dy.contiguous(), pre.contiguous(), bias.contiguous()
-    (rows, cols), tile = pre.shape, tuning.BIAS_GELU_BACKWARD
-    dpre, count = torch.empty_like(pre), columns.chunks(rows)
+    rows, cols = pre.shape
+    tile = tuning.TABLES.find("bias_gelu_backward", architecture(pre.device))
+    dpre, count = torch.empty_like(pre), sums.chunks(rows)
     partial = torch.empty(count, cols, dtype=torch.float32, device=pre.device)
-    constants = {"F": cols, "CHUNK": columns.chunk_rows(rows), **tile, "TANH": tanh}
-    grid = count, cdiv(cols, tile["COLS"])
-    launch(bias_gelu_bwd_kernel, grid, (dy, pre, bias, dpre, partial, rows), constants)
-    return dpre, columns.sum_partials(partial, bias.dtype)
+    sizes = {"ROWS": tile["rows"], "COLS": tile["cols"]}
+    constants = {"F": cols, "CHUNK": sums.chunk_rows(rows), **sizes, "TANH": tanh}
+    grid = count, cdiv(cols, tile["cols"])
+    launch(bias_gelu_bwd_kernel, grid, (dy, pre, bias, dpre, partial, rows), constants, warps=tile["warps"])
+    return dpre, sums.sum_partials(partial, bias.dtype)
 
 
 def linear_gelu_fwd(x: Tensor, weight: Tensor, bias: Tensor, tanh: bool) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from bertfast.ops.linear_gelu import tuning
-from bertfast.triton import columns
+from bertfast.triton import sums
 from bertfast.triton.gelu import gelu, gelu_gradient
 from bertfast.triton.launch import architecture, cdiv, launch, multiprocessors
 
@@ -172,39 +172,33 @@ def linear_dgelu_kernel(
                 _dgelu_slice(a3, bias_ptr, pre, dpre, partial_ptr, row, col + 3 * S, tokens, N, BLOCK_M, S, TANH, TMA)
 
 
-def _plan(
-    tokens: int, n: int, k: int, device: torch.device, table: tuning.Table, tile: tuning.Tile | None
-) -> tuple[tuple[int], dict, dict, dict]:
+def _plan(tokens: int, n: int, k: int, device: torch.device, table: str) -> tuple[tuple[int], dict, dict, dict]:
     """(grid, constants up to SLICES, how operands travel, warps and stages) of one product."""
     arch, processors = architecture(device), multiprocessors(device)
-    tile = tile or tuning.tile(table, tokens, n, arch, processors)
-    tiles, programs = cdiv(tokens, tile.m) * cdiv(n, tile.n), processors * tile.resident
-    sizes = {"BLOCK_M": tile.m, "BLOCK_N": tile.n, "BLOCK_K": tile.k, "GROUP": tuning.GROUP, "SLICES": tile.slices}
+    tile = tuning.fused_tile(table, tokens, n, arch, processors)
+    m, width, specialize = tile["m"], tile["n"], bool(tile["specialize"])
+    tiles, programs = cdiv(tokens, m) * cdiv(n, width), processors * tile["resident"]
+    sizes = {"BLOCK_M": m, "BLOCK_N": width, "BLOCK_K": tile["k"], "GROUP": tuning.GROUP, "SLICES": tile["slices"]}
     # Specialised on sm_90 the loops must not be flattened into one, or it is ignored; on sm_100 they must be.
-    travel = {"TMA": arch >= 90, "SPECIALIZE": tile.specialize, "FLATTEN": arch >= 100 or not tile.specialize}
+    travel = {"TMA": arch >= 90, "SPECIALIZE": specialize, "FLATTEN": arch >= 100 or not specialize}
     constants = {"N": n, "K": k, "PROGRAMS": programs, **sizes}
-    return (min(tiles, programs),), constants, travel, {"warps": tile.warps, "stages": tile.stages}
+    return (min(tiles, programs),), constants, travel, {"warps": tile["warps"], "stages": tile["stages"]}
 
 
 def linear_gelu_fused(
-    x: Tensor, weight: Tensor, bias: Tensor, tanh: bool, store_pre: bool = True, tile: tuning.Tile | None = None
+    x: Tensor, weight: Tensor, bias: Tensor, tanh: bool, store_pre: bool = True
 ) -> tuple[Tensor, Tensor | None]:
-    """(y, pre) of x [T, K], weight [N, K], bias [N], all that `tuning.fused_takes`; pre is None unless stored.
-
-    `tile`: in place of the table's.
-    """
+    """(y, pre) of x [T, K], weight [N, K], bias [N], all that `tuning.fused_takes`; pre is None unless stored."""
     (tokens, k), n = x.shape, weight.shape[0]
     y = torch.empty(tokens, n, dtype=x.dtype, device=x.device)
     pre = torch.empty_like(y) if store_pre else None
-    grid, constants, travel, options = _plan(tokens, n, k, x.device, tuning.FORWARD, tile)
+    grid, constants, travel, options = _plan(tokens, n, k, x.device, "fused_forward")
     constants |= {"TANH": tanh, "STORE_PRE": store_pre, **travel}
     launch(linear_gelu_fwd_kernel, grid, (x, weight, bias, y, pre, tokens), constants, **options)
     return y, pre
 
 
-def linear_dgelu_fused(
-    dy2: Tensor, weight2: Tensor, pre: Tensor, bias: Tensor, tanh: bool, tile: tuning.Tile | None = None
-) -> tuple[Tensor, Tensor]:
+def linear_dgelu_fused(dy2: Tensor, weight2: Tensor, pre: Tensor, bias: Tensor, tanh: bool) -> tuple[Tensor, Tensor]:
     """Through a second Linear and the GELU before it: (dpre [T, N], dbias [N]).
 
     Args:
@@ -213,7 +207,6 @@ def linear_dgelu_fused(
         pre: [T, N], the first Linear's product before its bias.
         bias: [N], the first Linear's.
         tanh: the form of the GELU.
-        tile: in place of the table's.
 
     Raises:
         ValueError: where `tuning.fused_takes` does not hold; nothing owns this sum of two ops yet, so there is no other form.
@@ -221,10 +214,10 @@ def linear_dgelu_fused(
     if not tuning.fused_takes(dy2, weight2, pre, bias):
         raise ValueError("linear_dgelu_fused: takes contiguous float16 or bfloat16 of sizes that are multiples of 8")
     (tokens, k), n = dy2.shape, weight2.shape[1]
-    grid, constants, travel, options = _plan(tokens, n, k, dy2.device, tuning.BACKWARD, tile)
+    grid, constants, travel, options = _plan(tokens, n, k, dy2.device, "fused_backward")
     dpre = torch.empty_like(pre)
     rows = cdiv(tokens, constants["BLOCK_M"])
     partial = torch.empty(rows, n, dtype=torch.float32, device=dy2.device)
     constants |= {"TANH": tanh, **travel}
     launch(linear_dgelu_kernel, grid, (dy2, weight2, pre, bias, dpre, partial, tokens), constants, **options)
-    return dpre, columns.sum_partials(partial, bias.dtype)
+    return dpre, sums.sum_partials(partial, bias.dtype)

@@ -4,13 +4,15 @@ Rows are copied as integers of the widest unit that their bytes allow, so every 
 A program copies a [ROWS, COLS] tile of the output. Nothing is saved: each op is the other's gradient and takes the same indices.
 """
 
+from pathlib import Path
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from bertfast.ops.packing import reference
-from bertfast.triton import launch, mailbox
+from bertfast.triton import launch, mailbox, tables
 from bertfast.triton.launch import cdiv, next_power_of_2
 
 BAD_INDEX = tl.constexpr(
@@ -19,9 +21,7 @@ BAD_INDEX = tl.constexpr(
 NOBODY = tl.constexpr(-1)  # a row of the padded batch that no token has
 POISON = tl.constexpr(2**31 - 1)  # a row where a bad index was clamped to
 UNITS = {4: torch.int32, 2: torch.int16, 1: torch.int8}
-TILE_BYTES = 16384  # predicted, never measured: 8 loads of 16 bytes in flight for each of 128 threads
-BOUNDS = 128  # bounds that a program searches: one for each thread
-PLACES = 1024  # indices that a program inverts
+TABLES = tables.load("packing", Path(__file__).with_name("launch.json"))
 
 
 @triton.jit(do_not_specialize=["tokens", "rows"])
@@ -97,11 +97,13 @@ def _units(x: Tensor) -> tuple[Tensor, int]:
     return x.view(UNITS[size]), row // size
 
 
-def _tile(units: int, size: int) -> tuple[int, int]:
-    """(ROWS, COLS): columns that divide a row where some power of two of 128 to 512 does, 16 KB in all."""
-    exact = next((cols for cols in (512, 256, 128) if units % cols == 0), None)
-    cols = exact or min(next_power_of_2(units), 512)
-    return max(1, min(TILE_BYTES // (cols * size), 64)), cols
+def _tile(units: int, size: int, device: torch.device) -> tuple[int, int, int]:
+    """(ROWS, COLS, warps): columns that divide a row where some power of two from 128 up does, so many kilobytes in all."""
+    tile = TABLES.find("copy", launch.architecture(device))
+    most = tile["most_cols"]
+    exact = next((cols for cols in (512, 256, 128) if cols <= most and units % cols == 0), None)
+    cols = exact or min(next_power_of_2(units), most)
+    return max(1, min(1024 * tile["kilobytes"] // (cols * size), 64)), cols, tile["warps"]
 
 
 def _copies(x: Tensor, rows: int) -> bool:
@@ -116,10 +118,9 @@ def pack_mask(mask: Tensor) -> tuple[Tensor, Tensor]:
     batch, seqlen = mask.shape
     bounds = mask.new_empty(batch + 1, dtype=torch.int32)
     steps = mask.numel().bit_length() + 1
-    grid = (cdiv(batch + 1, BOUNDS),)
-    launch.launch(
-        bounds_kernel, grid, (indices, bounds, indices.shape[0], batch, seqlen, steps), {"BOUNDS": BOUNDS}, warps=4
-    )
+    tile = TABLES.find("bounds", launch.architecture(mask.device))
+    args, count = (indices, bounds, indices.shape[0], batch, seqlen, steps), tile["bounds"]
+    launch.launch(bounds_kernel, (cdiv(batch + 1, count),), args, {"BOUNDS": count}, warps=tile["warps"])
     return indices, bounds
 
 
@@ -138,10 +139,10 @@ def unpad(x: Tensor, indices: Tensor) -> Tensor:
     y = x.new_empty(tokens, x.shape[1])
     source, units = _units(x)
     target = y.view(source.dtype)
-    rows, cols = _tile(units, source.element_size())
+    rows, cols, warps = _tile(units, source.element_size(), x.device)
     args = (source, indices.contiguous(), target, mailbox.box(x.device), tokens, x.shape[0])
     grid = (cdiv(tokens, rows), cdiv(units, cols))
-    launch.launch(unpad_kernel, grid, args, {"UNITS_ROW": units, "ROWS": rows, "COLS": cols}, warps=4)
+    launch.launch(unpad_kernel, grid, args, {"UNITS_ROW": units, "ROWS": rows, "COLS": cols}, warps=warps)
     return y
 
 
@@ -160,9 +161,11 @@ def repad(x: Tensor, indices: Tensor, rows: int) -> Tensor:
     target = y.view(source.dtype)
     inverse = torch.full((rows,), NOBODY.value, dtype=torch.int32, device=x.device)
     args = (inverse, indices.contiguous(), mailbox.box(x.device), tokens, rows)
-    launch.launch(invert_kernel, (cdiv(tokens, PLACES),), args, {"PLACES": PLACES}, warps=4)
-    tile_rows, cols = _tile(units, source.element_size())
+    tile = TABLES.find("invert", launch.architecture(x.device))
+    places = tile["places"]
+    launch.launch(invert_kernel, (cdiv(tokens, places),), args, {"PLACES": places}, warps=tile["warps"])
+    tile_rows, cols, warps = _tile(units, source.element_size(), x.device)
     grid = (cdiv(rows, tile_rows), cdiv(units, cols))
     constants = {"UNITS_ROW": units, "ROWS": tile_rows, "COLS": cols}
-    launch.launch(repad_kernel, grid, (source, inverse, target, rows), constants, warps=4)
+    launch.launch(repad_kernel, grid, (source, inverse, target, rows), constants, warps=warps)
     return y

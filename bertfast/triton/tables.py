@@ -1,0 +1,152 @@
+"""Launch tables: the tile that a kernel runs with, by architecture and shape. Data in JSON files beside their ops, read here.
+
+A file holds tables by name. A table has `fields`, the values that each number of a tile may take (what `python -m
+benchmarks.tune` tries, beside whole tiles under `also`), and `entries`, one a line:
+
+    {"arch": 90, "size": "many", "tile": {"m": 128, ...}, "reason": "...", "measured": {...}}
+
+`arch` is the least architecture that the entry is for, what stands beside it is the key, and `reason` says why these numbers.
+`measured` is there only where the tuner chose them on a real device: which one, when, and by how much.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+Tile = Mapping[str, int]
+_NOT_KEYS = ("arch", "tile", "reason", "measured")
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One line of a table; compared by identity."""
+
+    table: str
+    arch: int
+    key: frozenset[tuple[str, int | str]]
+    tile: Tile
+    reason: str
+    measured: Mapping[str, Any] | None
+
+    @property
+    def name(self) -> str:
+        key = " ".join(f"{name}={value}" for name, value in sorted(self.key))
+        return f"{self.table} sm_{self.arch} {key}".rstrip()
+
+
+def _key(line: Mapping[str, Any]) -> frozenset[tuple[str, int | str]]:
+    return frozenset((name, value) for name, value in line.items() if name not in _NOT_KEYS)
+
+
+_loaded: dict[str, "Tables"] = {}
+_override: dict[Entry, Tile] = {}
+_reached: set[Entry] | None = None
+
+
+class Tables:
+    """The tables of one file."""
+
+    def __init__(self, name: str, file: Path) -> None:
+        self.name, self.file = name, file
+        data = json.loads(file.read_text(encoding="utf-8"))
+        self.fields: dict[str, dict[str, list[int]]] = {table: found["fields"] for table, found in data.items()}
+        self.also: dict[str, list[Tile]] = {table: found.get("also", []) for table, found in data.items()}
+        self.entries = [
+            Entry(
+                table,
+                one["arch"],
+                _key(one),
+                one["tile"],
+                one["reason"],
+                one.get("measured"),
+            )
+            for table, found in data.items()
+            for one in found["entries"]
+        ]
+        # One cache an object: a look-up is on the way of every eager call.
+        self._locate = cache(self._search)
+
+    def _search(self, table: str, arch: int, key: frozenset[tuple[str, int | str]]) -> Entry | None:
+        fit = [e for e in self.entries if e.table == table and e.arch <= arch and e.key == key]
+        return max(fit, key=lambda e: e.arch, default=None)
+
+    def get(self, table: str, arch: int, *, used: bool = True, **key: int | str) -> Tile | None:
+        """The tile of the newest architecture up to `arch` at this key; None where there is none.
+
+        used: False where the tile is only looked at, to choose between it and another.
+        """
+        entry = self._locate(table, arch, frozenset(key.items()))
+        if entry is None:
+            return None
+        if used and _reached is not None:
+            _reached.add(entry)
+        return _override.get(entry, entry.tile) if _override else entry.tile
+
+    def find(self, table: str, arch: int, *, used: bool = True, **key: int | str) -> Tile:
+        """As `get`.
+
+        Raises:
+            KeyError: where the table has no such entry, which is a fault of the file or of the caller, never of the user.
+        """
+        tile = self.get(table, arch, used=used, **key)
+        if tile is None:
+            raise KeyError(f"{self.file}: no entry of {table!r} for sm_{arch} and {key}")
+        return tile
+
+    def record(self, entry: Entry, arch: int, tile: Tile, reason: str, measured: Mapping[str, Any]) -> None:
+        """Write what was measured on `arch` into the file: in place of `entry` where it is that architecture's, else beside it."""
+        data = json.loads(self.file.read_text(encoding="utf-8"))
+        lines = data[entry.table]["entries"]
+        same = [n for n, one in enumerate(lines) if _key(one) == entry.key]
+        place = next((n for n in same if lines[n]["arch"] == arch), None)
+        if place is None:
+            place = same[-1] + 1
+            lines.insert(place, {"arch": arch, **dict(sorted(entry.key))})
+        lines[place] |= {"tile": dict(tile), "reason": reason, "measured": dict(measured)}
+        self.file.write_text(dump(data), encoding="utf-8")
+
+
+def load(name: str, file: Path) -> Tables:
+    """Read the tables of `file`, known to the tuner and the docs as `name`."""
+    return _loaded.setdefault(name, Tables(name, file))
+
+
+def known() -> dict[str, Tables]:
+    """Every file of tables read so far: those of the kernels that are imported."""
+    return dict(_loaded)
+
+
+def dump(data: Mapping[str, Any]) -> str:
+    """JSON with one entry a line, so that a change of one reads as one line."""
+    parts = []
+    for table, found in data.items():
+        lines = ",\n".join(f"   {json.dumps(one, ensure_ascii=False)}" for one in found["entries"])
+        head = "".join(f'  "{name}": {json.dumps(found[name])},\n' for name in ("fields", "also") if name in found)
+        parts.append(f' {json.dumps(table)}: {{\n{head}  "entries": [\n{lines}\n  ]\n }}')
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+@contextmanager
+def override(tiles: Mapping[Entry, Tile]) -> Iterator[None]:
+    """Other tiles for some entries meanwhile. Not for several threads: it is what the tuner uses."""
+    global _override
+    before, _override = _override, {**_override, **tiles}
+    try:
+        yield
+    finally:
+        _override = before
+
+
+@contextmanager
+def reached() -> Iterator[set[Entry]]:
+    """Collect the entries that are looked up meanwhile."""
+    global _reached
+    before, _reached = _reached, set()
+    try:
+        yield _reached
+    finally:
+        _reached = before

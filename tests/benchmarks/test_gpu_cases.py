@@ -1,0 +1,44 @@
+"""Peers of the GPU cases, on a CPU at the smallest case of each op: they must run, and forward ones must do the same work."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+from benchmarks.gpu import collect, measure
+from benchmarks.gpu.case import Case
+
+NOT_ON_A_CPU = {"sdpa efficient", "sdpa cudnn"}
+OTHER_WORK = {"linear alone"}
+
+
+def smallest() -> dict[str, Case]:
+    """Of each op the case of the fewest bytes without dropout."""
+    found: dict[str, Case] = {}
+    for case in collect.all_cases():
+        plain = case.run is None and (("attention" not in case.op and "norm" not in case.op) or "p0.0" in case.shape)
+        if plain and (case.op not in found or case.bytes < found[case.op].bytes):
+            found[case.op] = case
+    return found
+
+
+@pytest.mark.parametrize("case", smallest().values(), ids=lambda case: case.op)
+def test_peers_do_the_same_work(case, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # what it compiles, not how
+    torch.manual_seed(3)
+    arguments = case.make(torch.device("cpu"))
+    wanted = measure.tensors(getattr(torch.ops.bertfast_reference, case.op)(*arguments))
+    assert case.peers or not case.kernels
+    for name, build in case.peers.items():
+        if name in NOT_ON_A_CPU | OTHER_WORK:
+            continue
+        got = measure.tensors(build(arguments)())
+        if case.op.endswith("_bwd") and "attention" not in case.op:  # statistics are made up, so only sizes can agree
+            assert {t.numel() for t in got} & {t.numel() for t in wanted}, name
+            continue
+        # Attention peers have the heads before the tokens.
+        first = got[0].transpose(-3, -2) if name.startswith("sdpa") and case.op.endswith("fwd") else got[0]
+        step = 2**-6 if first.element_size() == 2 else 1e-4
+        torch.testing.assert_close(
+            first.reshape(wanted[0].shape).float(), wanted[0].float(), atol=step, rtol=step, msg=name
+        )

@@ -71,9 +71,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
-def matmul(a: Tensor, b: Tensor) -> Tensor:
-    """a [M, K] times b [K, N], either of which may be a transposed view. No autograd of its own."""
-    return _unpacked(a, b.t(), None) if _usable(a, b.t()) else a @ b
+def matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """a [M, K] times b [K, N], either of which may be a transposed view. No autograd of its own.
+
+    out: [M, N] to write to and to return. oneDNN's entry point takes none: small outputs are worth the copy, large ones
+    should be made in pieces.
+    """
+    if not _usable(a, b.t()):
+        return a @ b if out is None else torch.mm(a, b, out=out)
+    product = _unpacked(a, b.t(), None)
+    return product if out is None else out.copy_(product)
 
 
 def can_prepack(weight: Tensor) -> bool:

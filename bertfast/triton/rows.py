@@ -1,47 +1,32 @@
 """What kernels that hold whole rows in registers share: device functions of layer norm and dropout, and the table of their tiles.
 
-Used by dropout_add_norm and embedding_sum_norm. The table is predicted from compiled code, never measured.
+Used by dropout_add_norm and embedding_sum_norm, whose cases tune the table (rows.json) together.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
 from bertfast.ops import rng as dropout_bits
-from bertfast.triton import random
-from bertfast.triton.launch import next_power_of_2
+from bertfast.triton import random, tables
+from bertfast.triton.launch import architecture, cdiv, multiprocessors, next_power_of_2
 
 MAX_COLS = 4096  # a row lives in registers: 16 elements a thread at 8 warps
+TABLES = tables.load("rows", Path(__file__).with_name("rows.json"))
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-@dataclass(frozen=True)
-class RowTile:
-    """A program's tile: ROWS rows of BLOCK columns at once, on `warps` warps."""
+class RowTile(NamedTuple):
+    """A program's tile: ROWS rows of BLOCK columns at once, on `warps` warps; the rest is of backward, see `backward_programs`."""
 
     rows: int
-    block: int
     warps: int
-
-
-# BLOCK columns to (forward rows, backward rows, warps). Warps lie along a row, 8 elements a thread (16 bytes of bfloat16): only so
-# does a thread keep the same columns in all rows, and parameters and their partial gradients cost
-# 8 registers each. Several rows a tile share the parameters' loads and the reductions' barriers.
-# Backward holds three inputs and three sums, so fewer rows.
-_TILES = {
-    256: (4, 2, 1),  # twice the rows take 218 registers in embedding_sum_norm: too few warps would be resident
-    512: (4, 2, 2),
-    1024: (4, 2, 4),  # BERT-base (a quarter of the lanes idle at 768: issue slots, not bytes) and BERT-large
-    2048: (2, 1, 8),
-    4096: (1, 1, 8),
-}
-# Backward warps on a multiprocessor: 128 registers a thread let in 16. Each program leaves a row of partial sums to be added.
-RESIDENT_WARPS = 16
-# At least so many tiles a program: below, writing and adding partial sums takes over a tenth of the bytes.
-TILES_PER_PROGRAM = 16
+    block: int
+    resident_warps: int = 0
+    tiles_per_program: int = 0
 
 
 def _block(cols: int) -> int:
@@ -49,22 +34,26 @@ def _block(cols: int) -> int:
     return max(256, next_power_of_2(cols))
 
 
-def forward_tile(cols: int, rows: int, multiprocessors: int) -> RowTile:
+def forward_tile(cols: int, rows: int, device: torch.device) -> RowTile:
     """One row a program while that fills the multiprocessors less than four times: latency matters, not loads of parameters."""
-    most, _, warps = _TILES[_block(cols)]
-    return RowTile(1 if rows <= 4 * multiprocessors else most, _block(cols), warps)
+    block = _block(cols)
+    tile = RowTile(**TABLES.find("forward", architecture(device), block=block), block=block)
+    return tile._replace(rows=1) if rows <= 4 * multiprocessors(device) else tile
 
 
-def backward_tile(cols: int) -> RowTile:
-    _, rows, warps = _TILES[_block(cols)]
-    return RowTile(rows, _block(cols), warps)
+def backward_tile(cols: int, device: torch.device) -> RowTile:
+    block = _block(cols)
+    return RowTile(**TABLES.find("backward", architecture(device), block=block), block=block)
 
 
-def backward_programs(rows: int, tile: RowTile, multiprocessors: int) -> int:
-    """How many programs share the rows: at least one a multiprocessor, at most what is resident, never more than tiles."""
-    tiles = -(-rows // tile.rows)
-    wanted = min(RESIDENT_WARPS // tile.warps * multiprocessors, -(-tiles // TILES_PER_PROGRAM))
-    return min(tiles, max(multiprocessors, wanted))
+def backward_programs(rows: int, tile: RowTile, device: torch.device) -> int:
+    """How many programs share the rows: at least one a multiprocessor, at most what is resident, never more than tiles.
+
+    Each leaves a row of partial sums to be added, so it should have `tiles_per_program`.
+    """
+    tiles, processors = cdiv(rows, tile.rows), multiprocessors(device)
+    wanted = min(tile.resident_warps // tile.warps * processors, cdiv(tiles, tile.tiles_per_program))
+    return min(tiles, max(processors, wanted))
 
 
 def taken(*tensors: Any) -> bool:

@@ -1,20 +1,22 @@
-"""masked_lm_loss and linear_cross_entropy against torch's own functions in float64."""
+"""linear_cross_entropy, the half of masked_lm_loss over the vocabulary, against torch's own functions in float64."""
 
+import itertools
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.profiler import profile
 
-from bertfast import _library
-from bertfast.ops import masked_lm_loss, onednn
-from bertfast.ops.masked_lm_loss import chunked, op, reference
+from bertfast import _ext
+from bertfast.ops import onednn
+from bertfast.ops.masked_lm_loss import chunked, reference
 from bertfast.testing import assert_within_budget, leaves, rms_error, rounding_step
 
 # M, E, V: nothing, one row, a few; vocabularies that are a multiple of nothing, of less than one step of the kernel, of a few, of
 # whole ones only.
 SIZES = [(0, 16, 97), (1, 64, 97), (7, 48, 1031), (19, 32, 4801), (19, 16, 8192)]
-HEAD = ["dense_weight", "dense_bias", "norm_weight", "norm_bias", "decoder_weight", "decoder_bias"]
+ALL = (True, True, True)  # gradients that are needed
 
 
 def make(rows, size, vocabulary, dtype):
@@ -22,6 +24,10 @@ def make(rows, size, vocabulary, dtype):
     labels[2::5] = -100
     x, weight, bias = torch.randn(rows, size), 2 * torch.randn(vocabulary, size) / size**0.5, torch.randn(vocabulary)
     return (x.to(dtype), weight.to(dtype), bias.to(dtype)), labels
+
+
+def products(events):
+    return sum(e.name in ("aten::mm", "mkldnn::_linear_pointwise") for e in events.events())
 
 
 def stock(x, weight, bias, labels):
@@ -44,7 +50,7 @@ def test_parity(implementation, size, dtype, keep, monkeypatch):
     dloss = torch.randn(size[0])
     loss, lse, argmax, kept = implementation.linear_cross_entropy_fwd(*inputs, labels, keep)
     before = kept.clone()
-    gradients = implementation.linear_cross_entropy_bwd(dloss, *inputs, labels, lse, kept)
+    gradients = implementation.linear_cross_entropy_bwd(dloss, *inputs, labels, lse, kept, *ALL)
     assert torch.equal(kept, before)  # backward may run twice
     assert kept.shape == ((size[0], reference.padded(size[2])) if keep else (0,))
     exact = stock_step(leaves(inputs, torch.float64), labels, dloss)
@@ -74,7 +80,7 @@ def test_rows_that_count_for_nothing(implementation):
     labels[:] = -100
     inputs[0][1] = float("nan")
     loss, lse, argmax, kept = implementation.linear_cross_entropy_fwd(*inputs, labels, True)
-    dx, dweight, dbias = implementation.linear_cross_entropy_bwd(torch.ones(6), *inputs, labels, lse, kept)
+    dx, dweight, dbias = implementation.linear_cross_entropy_bwd(torch.ones(6), *inputs, labels, lse, kept, *ALL)
     assert torch.equal(loss, torch.zeros(6))
     assert torch.equal(argmax, torch.full((6,), -1))
     assert not dx.any()
@@ -91,7 +97,7 @@ def test_ties_and_extremes(implementation):
     loss, lse, argmax, kept = implementation.linear_cross_entropy_fwd(x, weight, bias, labels, False)
     assert torch.equal(argmax, torch.full((3,), 4103))
     torch.testing.assert_close(loss, torch.tensor([0.0, 0.0, 6e4]) + math.log(3), atol=4e-3, rtol=0)
-    _, _, dbias = implementation.linear_cross_entropy_bwd(torch.ones(3), x, weight, bias, labels, lse, kept)
+    _, _, dbias = implementation.linear_cross_entropy_bwd(torch.ones(3), x, weight, bias, labels, lse, kept, *ALL)
     torch.testing.assert_close(dbias[[0, 4103, 4500, 9000]], torch.tensor([-1.0, 0, 1, 0]), atol=4e-3, rtol=0)
 
 
@@ -103,8 +109,8 @@ def test_views(implementation):
     for mine, other in zip(implementation.linear_cross_entropy_fwd(*odd, strided, True), plain, strict=True):
         torch.testing.assert_close(mine, other)
     one = torch.ones(1)
-    expected = implementation.linear_cross_entropy_bwd(one.repeat(7), x, weight, bias, labels, plain[1], plain[3])
-    got = implementation.linear_cross_entropy_bwd(one.expand(7), *odd, strided, plain[1], plain[3])
+    expected = implementation.linear_cross_entropy_bwd(one.repeat(7), x, weight, bias, labels, plain[1], plain[3], *ALL)
+    got = implementation.linear_cross_entropy_bwd(one.expand(7), *odd, strided, plain[1], plain[3], *ALL)
     for mine, other in zip(got, expected, strict=True):
         torch.testing.assert_close(mine, other)
 
@@ -130,158 +136,38 @@ def test_opcheck():
     for keep in (True, False):
         _, lse, _, kept = ops.linear_cross_entropy_fwd(*inputs, labels, keep)
         torch.library.opcheck(ops.linear_cross_entropy_fwd.default, (*leaves(inputs), labels, keep))
-        torch.library.opcheck(ops.linear_cross_entropy_bwd.default, (torch.randn(7), *inputs, labels, lse, kept))
+        for needs in (ALL, (True, False, False), (False, True, False)):
+            saved = (*inputs, labels, lse, kept)
+            torch.library.opcheck(ops.linear_cross_entropy_bwd.default, (torch.randn(7), *saved, *needs))
 
 
 def test_subsets_of_gradients():
     inputs, labels = make(7, 16, 97, torch.float32)
     for wanted in range(3):
         tensors = [t.detach().requires_grad_(i == wanted) for i, t in enumerate(inputs)]
-        torch.ops.bertfast.linear_cross_entropy_fwd(*tensors, labels, True)[0].sum().backward()
+        loss = torch.ops.bertfast.linear_cross_entropy_fwd(*tensors, labels, True)[0].sum()
+        with profile() as events:
+            loss.backward()
+        assert products(events) == (0 if wanted == 2 else 1)
         assert [t.grad is not None for t in tensors] == [i == wanted for i in range(3)]
 
 
-# The whole head.
-
-EPS = 1e-12
-
-
-def head(size, vocabulary, dtype, tokens=(3, 11)):
-    hidden = torch.randn(*tokens, size).to(dtype)
-    table = (2 * torch.randn(vocabulary, size) / size**0.5).to(dtype)
-    shapes = [(size, size), (size,), (size,), (size,)]
-    parameters = [(torch.randn(*s) / s[-1] ** 0.5).to(dtype) for s in shapes]
-    labels = torch.where(torch.rand(tokens) < 0.3, torch.randint(0, vocabulary, tokens), -100)
-    labels.view(-1)[4] = 7
-    return [hidden, *parameters, table, torch.randn(vocabulary).to(dtype)], labels
-
-
-def ours(tensors, labels, **options):
-    return masked_lm_loss(tensors[0], labels, **dict(zip(HEAD, tensors[1:], strict=True)), eps=EPS, **options)
+@pytest.mark.parametrize("needs", list(itertools.product([False, True], repeat=3))[1:])
+@pytest.mark.parametrize("keep", [True, False])
+def test_only_needed_gradients_are_computed(implementation, needs, keep):
+    inputs, labels = make(7, 16, 97, torch.float32)
+    _, lse, _, kept = implementation.linear_cross_entropy_fwd(*inputs, labels, keep)
+    saved = (torch.randn(7), *inputs, labels, lse, kept)
+    every = implementation.linear_cross_entropy_bwd(*saved, *ALL)
+    with profile() as events:
+        found = implementation.linear_cross_entropy_bwd(*saved, *needs)
+    for mine, expected, needed in zip(found, every, needs, strict=True):
+        assert mine.dtype == expected.dtype
+        assert torch.equal(mine, expected) if needed else mine.shape == (0,)
+    assert products(events) == needs[0] + needs[1] + (not keep)
 
 
-def eager(tensors, labels):
-    hidden, dense_weight, dense_bias, norm_weight, norm_bias, table, bias = tensors
-    y = F.gelu(F.linear(hidden, dense_weight, dense_bias))
-    y = F.layer_norm(y, y.shape[-1:], norm_weight, norm_bias, EPS)
-    logits = F.linear(y, table, bias).flatten(0, -2)
-    return F.cross_entropy(logits if hidden.dtype == torch.float64 else logits.float(), labels.flatten())
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("given", ["looked up", "given", "with empty slots"])
-def test_head_parity(dtype, given):
-    tensors, labels = head(48, 1031, dtype)
-    places = (labels.flatten() != -100).nonzero()[:, 0]
-    empty = torch.full((3,), -1)
-    positions = {"looked up": None, "given": places, "with empty slots": torch.cat([empty, places, empty])}[given]
-    mine, theirs, exact = leaves(tensors), leaves(tensors), leaves(tensors, torch.float64)
-    loss, _, count = ours(mine, labels, positions=positions)
-    other, oracle = eager(theirs, labels), eager(exact, labels)
-    for result in (loss, other, oracle):
-        result.backward()
-    assert loss.dtype == torch.float32
-    assert loss.shape == ()
-    assert count == len(places)
-    # One number: its error is a draw, which the roundings of what it is a mean over bound.
-    torch.testing.assert_close(loss.double(), oracle, rtol=2 * torch.finfo(dtype).eps, atol=0.0)
-    for name, m, t, o in zip(["hidden", *HEAD], mine, theirs, exact, strict=True):
-        assert_within_budget(m.grad, t.grad, o.grad, name, rms_error)
-
-
-def test_head_gradcheck():
-    tensors, labels = head(6, 11, torch.float64, tokens=(7,))
-    assert torch.autograd.gradcheck(lambda *t: ours(t, labels)[0], leaves(tensors))
-    positions = torch.tensor([4, -1, 1, 0])
-    assert torch.autograd.gradcheck(
-        lambda *t: ours(t, labels, positions=positions, approximate="tanh")[0], leaves(tensors)
-    )
-
-
-@pytest.mark.parametrize("positions", [None, torch.tensor([-1, -1]), torch.tensor([], dtype=torch.int64)])
-def test_no_masked_token(positions):
-    tensors, labels = head(16, 97, torch.float32)
-    mine = leaves(tensors)
-    loss, correct, count = ours(mine, torch.full_like(labels, -100), positions=positions)
-    loss.backward()
-    assert (loss, correct, count) == (0, 0, 0)
-    assert all(torch.equal(t.grad, torch.zeros_like(t)) for t in mine)
-
-
-def test_accuracy_is_counted():
-    tensors, labels = head(16, 97, torch.float32)
-    hidden, dense_weight, dense_bias, norm_weight, norm_bias, table, bias = tensors
-    y = F.layer_norm(F.gelu(F.linear(hidden, dense_weight, dense_bias)), (16,), norm_weight, norm_bias, EPS)
-    guess = F.linear(y, table, bias).argmax(-1)
-    labels[0, :6] = guess[0, :6]
-    labels[1, :4] = (guess[1, :4] + 1) % 97
-    labels[1, 4:], labels[0, 6:], labels[2] = -100, -100, -100
-    _, correct, count = ours(tensors, labels)
-    assert (correct.dtype, count.dtype) == (torch.int64, torch.int64)
-    assert (int(correct), int(count)) == (6, 10)
-
-
-def test_tied_weight_sums_both_gradients():
-    tensors, labels = head(16, 97, torch.float64)
-    ids = torch.randint(0, 97, labels.shape)
-
-    def step(loss):
-        table = tensors[5].detach().requires_grad_()
-        tied = [F.embedding(ids, table), *tensors[1:5], table, tensors[6]]
-        loss(tied).backward()
-        return table.grad
-
-    torch.testing.assert_close(step(lambda t: ours(t, labels)[0]), step(lambda t: eager(t, labels)))
-
-
-def test_ignore_index():
-    tensors, labels = head(16, 97, torch.float32)
-    expected = ours(tensors, labels)
-    other = labels.masked_fill(labels == -100, -1)
-    for positions in (None, torch.arange(labels.numel())):
-        for a, b in zip(ours(tensors, other, ignore_index=-1, positions=positions), expected, strict=True):
-            torch.testing.assert_close(a, b)
-        with pytest.raises(IndexError, match="outside the vocabulary"):
-            ours(tensors, labels, ignore_index=-1, positions=positions)
-
-
-def test_compile(backend):
-    tensors, labels = head(16, 97, torch.float32)
-    positions = torch.cat([(labels.flatten() != -100).nonzero()[:, 0], torch.tensor([-1])])
-    mine, theirs = leaves(tensors), leaves(tensors)
-    compiled = torch.compile(lambda *t: ours(t, labels, positions=positions), fullgraph=True, backend=backend)
-    loss, correct, count = compiled(*mine)
-    expected = ours(theirs, labels, positions=positions)
-    for a, b in zip((loss, correct, count), expected, strict=True):
-        torch.testing.assert_close(a, b)
-    loss.backward()
-    expected[0].backward()
-    for a, b in zip(mine, theirs, strict=True):
-        torch.testing.assert_close(a.grad, b.grad)
-
-
-def test_logits_are_kept_only_for_backward_and_while_they_are_small(monkeypatch):
-    tensors, labels = head(16, 97, torch.float32)
-    kept = []
-    real = _library.op
-
-    def spying(name):
-        call = real(name)
-        return (lambda *t: (kept.append(t[-1]), call(*t))[1]) if name == "linear_cross_entropy_fwd" else call
-
-    monkeypatch.setattr(_library, "op", spying)
-    count = int((labels != -100).sum())
-    for limit in (4 * 97 * count, 4 * 97 * count - 1):
-        monkeypatch.setattr(op, "KEPT_BYTES", limit)
-        ours(leaves(tensors), labels)
-    monkeypatch.setattr(op, "KEPT_BYTES", 1 << 30)
-    ours(tensors, labels)
-    with torch.no_grad():
-        ours(leaves(tensors), labels)
-    assert kept == [True, False, False, False]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("keep", [True, False])
 def test_parity_of_chunks(implementation, dtype, keep, monkeypatch):
     if implementation is torch.ops.bertfast_reference:
@@ -291,25 +177,56 @@ def test_parity_of_chunks(implementation, dtype, keep, monkeypatch):
     test_parity(implementation, (19, 32, 97), dtype, keep, monkeypatch)
 
 
-def test_bad_inputs():
-    tensors, labels = head(16, 97, torch.float32)
-    labels[1, 2] = 97
-    with pytest.raises(IndexError, match=r"label 97 at place 13 is outside the vocabulary of 97"):
-        ours(tensors, labels)
-    with pytest.raises(ValueError, match="one label a token"):
-        ours(tensors, labels[:2])
-    with pytest.raises(ValueError, match="labels must be int64"):
-        ours(tensors, labels.int())
-    with pytest.raises(ValueError, match="positions must be int64"):
-        ours(tensors, labels, positions=torch.zeros(2))
-    with pytest.raises(ValueError, match=r"positions must be \[M\]"):
-        ours(tensors, labels, positions=torch.zeros(2, 1, dtype=torch.int64))
-    with pytest.raises(ValueError, match="do not fit"):
-        ours([*tensors[:6], tensors[6][1:]], labels)
-    with pytest.raises(ValueError, match="norm's parameters"):
-        ours([*tensors[:3], tensors[3][1:], *tensors[4:]], labels)
-    with pytest.raises(ValueError, match="approximate must be"):
-        ours(tensors, labels.clamp(max=96), approximate="erf")
+def test_sums_over_many_rows(monkeypatch):
+    # One running sum of so many rows is 5 times as far off as eager's bias gradient.
+    test_parity(torch.ops.bertfast, (1500, 8, 97), torch.float32, True, monkeypatch)
+
+
+def test_parity_without_extension(monkeypatch):
+    monkeypatch.setattr(chunked._ext, "load", lambda: None)
+    for dtype in (torch.float32, torch.bfloat16):
+        test_parity_of_chunks(torch.ops.bertfast, dtype, True, monkeypatch)
+
+
+def test_passes_refuse_what_they_would_misread():
+    if _ext.load() is None:
+        pytest.skip(f"no C++ kernels: {_ext.why_absent()}")
+    (_, _, bias), labels = make(7, 16, 97, torch.float32)
+    logits, row = torch.randn(7, 97), torch.empty(7)
+    statistics, gradient = (
+        torch.ops.bertfast_cpu.cross_entropy_statistics,
+        torch.ops.bertfast_cpu.cross_entropy_gradient,
+    )
+    statistics(logits, bias, labels, row, row.clone(), labels.clone())
+    for bad in (logits.double(), logits[:, :96], logits[:6], logits.t().contiguous().t()):
+        with pytest.raises(ValueError, match="cross_entropy"):
+            statistics(bad, bias, labels, row, row.clone(), labels.clone())
+    with pytest.raises(ValueError, match="cross_entropy"):
+        statistics(logits, bias, labels, row[:6], row.clone(), labels.clone())
+    for dlogits, dbias in ((logits[:6].clone(), bias), (logits.bfloat16(), bias), (logits.clone(), bias[:96])):
+        with pytest.raises(ValueError, match="cross_entropy"):
+            gradient(logits, bias, labels, row, row, 0, dlogits, dbias.clone())
+
+
+def test_label_outside_is_no_number_in_the_pass_itself():
+    if _ext.load() is None:
+        pytest.skip(f"no C++ kernels: {_ext.why_absent()}")
+    labels = torch.tensor([3, 97, -1, 2**40])
+    loss, lse, argmax = torch.empty(4), torch.empty(4), torch.empty(4, dtype=torch.int64)
+    torch.ops.bertfast_cpu.cross_entropy_statistics(torch.randn(4, 97), torch.randn(97), labels, loss, lse, argmax)
+    for found in (loss, lse):
+        assert found.isnan().tolist() == [False, True, True, True]
+    assert ((argmax >= 0) & (argmax < 97)).all()
+
+
+@pytest.mark.parametrize("elements", [0, 5, 3 << 19])
+def test_asking_for_huge_pages_changes_nothing(elements):
+    if _ext.load() is None:
+        pytest.skip(f"no C++ kernels: {_ext.why_absent()}")
+    whole = torch.arange(elements, dtype=torch.float32)
+    part = whole[1:]
+    torch.ops.bertfast_cpu.expect_whole_use(part)
+    assert torch.equal(whole, torch.arange(elements, dtype=torch.float32))
 
 
 def test_reference_checks_only_where_looking_is_free():

@@ -1,4 +1,5 @@
 """linear_cross_entropy at 15 % masked tokens of 8192 and 65536, BERT's vocabulary of 30522; 20 of one short sequence.
+Once with a frozen decoder, whose gradients are not made.
 
 Bytes count inputs and outputs, the kept logits among them, not the logits between product and softmax. Products are
 cuBLAS's, so no tensor-core code is looked for in the kernels.
@@ -29,26 +30,28 @@ def _eager_forward(args: Arguments) -> Callable[[], Any]:
 
 def _eager_backward(args: Arguments) -> Callable[[], Any]:
     dloss, x, weight, bias, labels, *_ = args
-    leaves = [t.detach().requires_grad_() for t in (x, weight, bias)]
-    loss = F.cross_entropy(F.linear(*leaves), labels, reduction="none")
+    tensors = [t.detach().requires_grad_(needed) for t, needed in zip((x, weight, bias), args[-3:], strict=True)]
+    leaves = [t for t in tensors if t.requires_grad]
+    loss = F.cross_entropy(F.linear(*tensors), labels, reduction="none")
     return lambda: torch.autograd.grad(loss, leaves, dloss.to(loss.dtype), retain_graph=True)
 
 
-def _cases(rows: int, size: int, dtype: torch.dtype, keep: bool) -> list[Case]:
+def _cases(rows: int, size: int, dtype: torch.dtype, keep: bool, frozen: bool) -> list[Case]:
     def forward(device: torch.device) -> Arguments:
         return *_inputs(device, dtype, rows, size), keep
 
     def backward(device: torch.device) -> Arguments:
         inputs = _inputs(device, dtype, rows, size)
         _, lse, _, kept = torch.ops.bertfast.linear_cross_entropy_fwd(*inputs, keep)
-        return torch.full((rows,), 1 / rows, device=device), *inputs, lse, kept
+        return torch.full((rows,), 1 / rows, device=device), *inputs, lse, kept, True, not frozen, not frozen
 
     element = dtype.itemsize
     inputs = element * (rows * size + VOCABULARY * size + VOCABULARY) + 8 * rows
     kept = element * rows * padded(VOCABULARY) if keep else 0
     product = 2 * rows * size * VOCABULARY
     shape = f"{rows}x{size}x{VOCABULARY}{' keep' if keep else ''}"
-    return [
+    written = element * rows * size if frozen else inputs
+    cases = [
         # The share of wide accesses counts instructions: scalars of the row, and narrow looks at the bias in the tail.
         Case(
             "linear_cross_entropy_fwd",
@@ -62,28 +65,30 @@ def _cases(rows: int, size: int, dtype: torch.dtype, keep: bool) -> list[Case]:
         ),
         Case(
             "linear_cross_entropy_bwd",
-            shape,
+            f"{shape}{' frozen' if frozen else ''}",
             dtype,
             backward,
-            bytes=2 * inputs + kept,
-            flops=(2 if keep else 3) * product,
+            bytes=inputs + written + kept,
+            flops=(3 - keep - frozen) * product,
             peers={"eager": _eager_backward},
-            wide=0.35,
+            wide=0.2 if frozen else 0.35,  # a frozen bias takes its wide stores of partial sums with it
         ),
     ]
+    return cases[1:] if frozen else cases
 
 
 CASES: list[Case] = [
     case
-    for rows, size, dtype, keep in (
-        (20, 768, torch.bfloat16, True),
-        (1229, 768, torch.bfloat16, True),
-        (1229, 768, torch.float16, True),
-        (1229, 768, torch.float32, True),
-        (1229, 1024, torch.bfloat16, True),
-        (9830, 768, torch.bfloat16, True),
-        (9830, 768, torch.bfloat16, False),
-        (9830, 1024, torch.bfloat16, True),
+    for rows, size, dtype, keep, frozen in (
+        (20, 768, torch.bfloat16, True, False),
+        (1229, 768, torch.bfloat16, True, False),
+        (1229, 768, torch.float16, True, False),
+        (1229, 768, torch.float32, True, False),
+        (1229, 768, torch.bfloat16, True, True),
+        (1229, 1024, torch.bfloat16, True, False),
+        (9830, 768, torch.bfloat16, True, False),
+        (9830, 768, torch.bfloat16, False, False),
+        (9830, 1024, torch.bfloat16, True, False),
     )
-    for case in _cases(rows, size, dtype, keep)
+    for case in _cases(rows, size, dtype, keep, frozen)
 ]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bertfast.ops.dropout_add_norm import reference
 from bertfast.triton import random, sums
-from bertfast.triton.launch import cdiv, launch, multiprocessors
+from bertfast.triton.launch import cdiv, launch
 from bertfast.triton.rows import (
     backward_programs,
     backward_tile,
@@ -148,7 +148,7 @@ def forward(
     y = torch.empty((rows, cols), dtype=dtype, device=x.device)
     mean = torch.empty(rows, dtype=torch.float32, device=x.device)
     rstd = torch.empty_like(mean)
-    tile = forward_tile(cols, rows, multiprocessors(x.device))
+    tile = forward_tile(cols, rows, x.device)
     dropout = rng is not None and dropout_p > 0.0
     launch(
         dropout_add_norm_fwd_kernel,
@@ -182,8 +182,8 @@ def backward(
     dresidual = x.new_empty(0) if residual is None else torch.empty_like(residual)
     dbias = x.new_empty(0) if bias is None else torch.empty_like(bias)
     dweight, dnorm_bias = torch.empty_like(weight), torch.empty_like(weight)
-    tile = backward_tile(cols)
-    programs = backward_programs(rows, tile, multiprocessors(x.device))
+    tile = backward_tile(cols, x.device)
+    programs = backward_programs(rows, tile, x.device)
     outs = 2 if bias is None else 3
     partial = torch.empty((programs, outs, cols), dtype=torch.float32, device=x.device)
     dropout = rng is not None and dropout_p > 0.0

@@ -24,8 +24,8 @@ _library.define(
     "-> (Tensor loss, Tensor lse, Tensor argmax, Tensor kept)"
 )
 _library.define(
-    "linear_cross_entropy_bwd(Tensor dloss, Tensor x, Tensor weight, Tensor bias, Tensor labels, Tensor lse, Tensor kept) "
-    "-> (Tensor dx, Tensor dweight, Tensor dbias)"
+    "linear_cross_entropy_bwd(Tensor dloss, Tensor x, Tensor weight, Tensor bias, Tensor labels, Tensor lse, Tensor kept, "
+    "bool needs_dx, bool needs_dweight, bool needs_dbias) -> (Tensor dx, Tensor dweight, Tensor dbias)"
 )
 _library.reference("linear_cross_entropy_fwd")(reference.forward)
 _library.reference("linear_cross_entropy_bwd")(reference.backward)
@@ -39,8 +39,9 @@ def _(x, weight, bias, labels, keep):
 
 
 @_library.fake("linear_cross_entropy_bwd")
-def _(dloss, x, weight, bias, labels, lse, kept):
-    return tuple(t.new_empty(t.shape) for t in (x, weight, bias))
+def _(dloss, x, weight, bias, labels, lse, kept, needs_dx, needs_dweight, needs_dbias):
+    wanted = ((x, needs_dx), (weight, needs_dweight), (bias, needs_dbias))
+    return tuple(t.new_empty(t.shape if needed else (0,)) for t, needed in wanted)
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -54,8 +55,9 @@ def _setup_context(ctx, inputs, output) -> None:
 def _backward(ctx, dloss, _dlse, _dargmax, _dkept):
     if dloss is None:
         return (None,) * 5
-    gradients = _library.op("linear_cross_entropy_bwd")(dloss.contiguous(), *ctx.saved_tensors)
-    return *(g if needed else None for g, needed in zip(gradients, ctx.needs_input_grad, strict=False)), None, None
+    needs = ctx.needs_input_grad[:3]
+    gradients = _library.op("linear_cross_entropy_bwd")(dloss.contiguous(), *ctx.saved_tensors, *needs)
+    return *(g if needed else None for g, needed in zip(gradients, needs, strict=True)), None, None
 
 
 _library.differentiate("linear_cross_entropy_fwd", _backward, _setup_context)

@@ -53,12 +53,13 @@ def statistics(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return loss, lse, argmax.masked_fill(ignored, -1)
 
 
-def gradient_(logits: Tensor, labels: Tensor, lse: Tensor, dloss: Tensor) -> Tensor:
-    """Overwrite logits [M, V] by their gradient."""
+def gradient_(logits: Tensor, labels: Tensor, lse: Tensor, dloss: Tensor, first: int = 0) -> Tensor:
+    """Overwrite logits [M, ...], those of word `first` and the following ones, by their gradient."""
     ignored = labels == IGNORED
     logits.sub_(lse[:, None]).exp_()
-    column = labels.clamp(0, logits.shape[1] - 1)[:, None]
-    logits.scatter_add_(1, column, logits.new_full((1, 1), -1.0).expand(column.shape))
+    column = labels[:, None] - first
+    here = (column >= 0) & (column < logits.shape[1])
+    logits.scatter_add_(1, column.clamp(0, logits.shape[1] - 1), -here.to(logits.dtype))
     logits.mul_(dloss[:, None])
     # Not by a dloss of 0: a NaN in an ignored row must not come out. On a CPU a look is cheaper than the pass.
     return logits.masked_fill_(ignored[:, None], 0) if logits.device.type != "cpu" or ignored.any() else logits
@@ -75,11 +76,23 @@ def forward(
 
 
 def backward(
-    dloss: Tensor, x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, lse: Tensor, kept: Tensor
+    dloss: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    labels: Tensor,
+    lse: Tensor,
+    kept: Tensor,
+    needs_dx: bool,
+    needs_dweight: bool,
+    needs_dbias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype = compute_dtype(x)
     has_kept = kept.dim() == 2
     product = kept[:, : weight.shape[0]].to(dtype) if has_kept else F.linear(x.to(dtype), weight.to(dtype))
     dlogits = gradient_(product + bias.to(dtype), labels, lse, dloss.to(dtype))
-    dx, dweight = dlogits @ weight.to(dtype), dlogits.t() @ x.to(dtype)
-    return dx.to(x.dtype), dweight.to(weight.dtype), dlogits.sum(0).to(bias.dtype)
+    return (
+        (dlogits @ weight.to(dtype)).to(x.dtype) if needs_dx else x.new_empty(0),
+        (dlogits.t() @ x.to(dtype)).to(weight.dtype) if needs_dweight else weight.new_empty(0),
+        dlogits.sum(0).to(bias.dtype) if needs_dbias else bias.new_empty(0),
+    )

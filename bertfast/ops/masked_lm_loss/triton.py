@@ -4,7 +4,10 @@
     backward  one program owns some columns and walks over rows: dlogits from lse alone, dbias added up on the way
 
 Saved are lse and, where asked for, x W^T itself; else backward multiplies again. Rows are padded to 64 columns, so that 30522
-of them still begin at multiples of 16 bytes. At most LOGITS_BYTES of logits are worked on at a time, as a rule all of them.
+of them still begin at multiples of 16 bytes. Products read and write such rows without a copy: ATen hands cuBLAS any matrix,
+outputs too, with one stride of 1 and the other at least a row long, and takes that stride as its leading dimension
+(prepare_matrix_for_cublas in ATen/native/cuda; `mm` makes no proxy of `out`): read in its source, not measured. At most
+LOGITS_BYTES of logits are worked on at a time, as a rule all of them.
 """
 
 import torch
@@ -77,19 +80,33 @@ def linear_cross_entropy_fwd(
 
 
 def linear_cross_entropy_bwd(
-    dloss: Tensor, x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, lse: Tensor, kept: Tensor
+    dloss: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    labels: Tensor,
+    lse: Tensor,
+    kept: Tensor,
+    needs_dx: bool,
+    needs_dweight: bool,
+    needs_dbias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if not _taken(x, weight, bias):
-        return reference.backward(dloss, x, weight, bias, labels, lse, kept)
+        return reference.backward(dloss, x, weight, bias, labels, lse, kept, needs_dx, needs_dweight, needs_dbias)
     rows, vocabulary = x.shape[0], weight.shape[0]
     if rows == 0:
-        return torch.empty_like(x), weight.new_zeros(weight.shape), bias.new_zeros(bias.shape)
+        wanted = (
+            x.shape if needs_dx else (0,),
+            weight.shape if needs_dweight else (0,),
+            bias.shape if needs_dbias else (0,),
+        )
+        return x.new_zeros(wanted[0]), weight.new_zeros(wanted[1]), bias.new_zeros(wanted[2])
     columns, has_kept = reference.padded(vocabulary), kept.dim() == 2
     pieces = _pieces(rows, columns, x.element_size())
     dlogits = x.new_empty((pieces[0].stop, columns))
-    dx = x.new_empty(x.shape)
+    dx = x.new_empty(x.shape if needs_dx else (0,))
     programs = min(BACKWARD_ROW_PROGRAMS, rows)
-    dbias = x.new_empty((len(pieces), programs, columns), dtype=torch.float32)
+    dbias = x.new_empty((len(pieces), programs, columns), dtype=torch.float32) if needs_dbias else None
     dloss, bias, labels = dloss.contiguous(), bias.contiguous(), labels.contiguous()
     dweight = None
     for number, piece in enumerate(pieces):
@@ -108,16 +125,22 @@ def linear_cross_entropy_bwd(
                 labels,
                 lse,
                 dloss,
-                dbias[number],
+                None if dbias is None else dbias[number],
                 piece.start,
                 count,
             ),
             {"VOCABULARY": vocabulary, "STRIDE": columns, "COLS": BACKWARD_COLS},
             warps=BACKWARD_WARPS,
         )
-        torch.mm(here, weight, out=dx[piece])
+        if needs_dx:
+            torch.mm(here, weight, out=dx[piece])
+        if not needs_dweight:
+            continue
         product = torch.mm(here.t(), part)
         # A piece's product is rounded to x's dtype before it is added in float32: one rounding a piece of 17,000 tokens.
         dweight = product if dweight is None else dweight.float().add_(product)
-    assert dweight is not None
-    return dx, dweight.to(weight.dtype), dbias.sum((0, 1))[:vocabulary].to(bias.dtype)
+    return (
+        dx,
+        weight.new_empty(0) if dweight is None else dweight.to(weight.dtype),
+        bias.new_empty(0) if dbias is None else dbias.sum((0, 1))[:vocabulary].to(bias.dtype),
+    )

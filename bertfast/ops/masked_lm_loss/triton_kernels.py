@@ -110,7 +110,7 @@ def cross_entropy_bwd_kernel(
     STRIDE: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    """COLS columns of every num_programs(1)-th row; dlogits may be the logits. dbias: a part [STRIDE] a program."""
+    """COLS columns of every num_programs(1)-th row; dlogits may be the logits. dbias: a part [STRIDE] a program, or None."""
     program = tl.program_id(1)
     column = tl.program_id(0) * COLS + tl.arange(0, COLS)
     inside, exists = column < VOCABULARY, column < STRIDE
@@ -126,7 +126,9 @@ def cross_entropy_bwd_kernel(
         gradient = (tl.exp(value - lse) - tl.where(column == label, 1.0, 0.0)) * dloss
         # By choice and not by a factor of 0: a NaN in an ignored row or in the padding must not come out.
         gradient = tl.where(inside & (label != _IGNORED), gradient, 0.0)
-        dbias += gradient
+        if dbias_ptr is not None:
+            dbias += gradient
         tl.store(dlogits_ptr + start + column, gradient.to(dlogits_ptr.dtype.element_ty), mask=exists)
         start += tl.num_programs(1).to(tl.int64) * STRIDE
-    tl.store(dbias_ptr + program * STRIDE + column, dbias, mask=exists)
+    if dbias_ptr is not None:
+        tl.store(dbias_ptr + program * STRIDE + column, dbias, mask=exists)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bertfast.ops.embedding_sum_norm import reference
 from bertfast.triton import mailbox
-from bertfast.triton.launch import INTERPRETED, cdiv, launch, multiprocessors
+from bertfast.triton.launch import INTERPRETED, cdiv, launch
 from bertfast.triton.rows import (
     MAX_COLS,
     contiguous,
@@ -140,7 +140,7 @@ def forward(
     y = torch.empty((tokens, cols), dtype=word.dtype, device=word.device)
     mean = torch.empty(tokens, dtype=torch.float32, device=word.device)
     rstd = torch.empty_like(mean)
-    tile = forward_tile(cols, tokens, multiprocessors(word.device))
+    tile = forward_tile(cols, tokens, word.device)
     dropout = rng is not None and dropout_p > 0.0
     launch(
         embedding_sum_norm_fwd_kernel,

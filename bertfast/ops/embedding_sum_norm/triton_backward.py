@@ -23,6 +23,7 @@ from bertfast.triton import sums
 from bertfast.triton.launch import cdiv, launch, multiprocessors
 from bertfast.triton.rows import (
     DTYPES,
+    MAX_COLS,
     RowTile,
     backward_programs,
     backward_tile,
@@ -50,7 +51,6 @@ class Plan(NamedTuple):
     last: dict[str, Any]
     numbers: tuple[int, float]
     last_blocks: int
-    multiprocessors: int
 
 
 @lru_cache(maxsize=64)
@@ -63,13 +63,13 @@ def _plan(
     dropout_p: float,
     rank: bool,
     add: bool,
+    tile: RowTile,
     sms: int,
 ) -> Plan | None:
     """None for sizes that the kernels do not take; keys, rows of all tables in one numbering, are 32-bit numbers."""
     if not takes_sizes(words, positions, segment_rows, cols):
         return None
     outs = 2 + segment_rows if segment_rows <= 2 else 2
-    tile = backward_tile(cols)
     place_rows = RANK_ROWS if rank else KEY_ROWS
     step = CLEAR_STEP * tile.warps
     clearing = min(CLEARING * sms, cdiv(max(0 if add else words, positions) * cols, step))
@@ -108,7 +108,6 @@ def _plan(
         last,
         dropout_numbers(dropout_p),
         outs * cdiv(cols, sums.COLS),
-        sms,
     )
 
 
@@ -176,8 +175,12 @@ def _plan_for(tensors: tuple, padding_idx: int, dropout_p: float, add: bool) -> 
     tokens, cols = dy.shape
     if tokens > MOST_TOKENS:
         return None
+    if cols > MAX_COLS:
+        return None
+    device = dy.device
     sizes = word.shape[0], position.shape[0], segment.shape[0], cols
-    return _plan(*sizes, padding_idx, dropout_p, tokens <= segments.RANKED_TOKENS, add, multiprocessors(dy.device))
+    rank, tile = tokens <= segments.RANKED_TOKENS, backward_tile(cols, device)
+    return _plan(*sizes, padding_idx, dropout_p, rank, add, tile, multiprocessors(device))
 
 
 def _launch(plan: Plan, gradients: tuple, tensors: tuple, rng: Tensor | None) -> None:
@@ -186,7 +189,7 @@ def _launch(plan: Plan, gradients: tuple, tensors: tuple, rng: Tensor | None) ->
     tokens, cols = dy.shape
     tile, outs = plan.tile, plan.outs
     count = tokens * plan.tables
-    programs = backward_programs(tokens, tile, plan.multiprocessors)
+    programs = backward_programs(tokens, tile, dy.device)
     # Partial sums, places and dz (see `divide`): one allocation and one argument for all three.
     at = (programs * outs * cols + 3) // 4 * 4
     behind = at + (2 * count + 3) // 4 * 4

@@ -3,6 +3,7 @@
 Used by dropout_add_norm and embedding_sum_norm, whose cases tune the table (rows.json) together.
 """
 
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import triton.language as tl
 
 from bertfast.ops import rng as dropout_bits
 from bertfast.triton import random, tables
-from bertfast.triton.launch import architecture, cdiv, multiprocessors, next_power_of_2
+from bertfast.triton.launch import architecture, multiprocessors, next_power_of_2
 
 MAX_COLS = 4096  # a row lives in registers: 16 elements a thread at 8 warps
 TABLES = tables.load("rows", Path(__file__).with_name("rows.json"))
@@ -34,16 +35,28 @@ def _block(cols: int) -> int:
     return max(256, next_power_of_2(cols))
 
 
+def _find(table: str, cols: int, arch: int) -> RowTile:
+    block = _block(cols)
+    return RowTile(**TABLES.find(table, arch, block=block), block=block)
+
+
+_found = cache(_find)
+
+
+def _tile(table: str, cols: int, device: torch.device) -> RowTile:
+    # A look-up costs 2 us of an eager call, so it is made once, but every time while the tuner overrides or watches.
+    look = _find if tables._override or tables._reached is not None else _found
+    return look(table, cols, architecture(device))
+
+
 def forward_tile(cols: int, rows: int, device: torch.device) -> RowTile:
     """One row a program while that fills the multiprocessors less than four times: latency matters, not loads of parameters."""
-    block = _block(cols)
-    tile = RowTile(**TABLES.find("forward", architecture(device), block=block), block=block)
+    tile = _tile("forward", cols, device)
     return tile._replace(rows=1) if rows <= 4 * multiprocessors(device) else tile
 
 
 def backward_tile(cols: int, device: torch.device) -> RowTile:
-    block = _block(cols)
-    return RowTile(**TABLES.find("backward", architecture(device), block=block), block=block)
+    return _tile("backward", cols, device)
 
 
 def backward_programs(rows: int, tile: RowTile, device: torch.device) -> int:
@@ -51,8 +64,8 @@ def backward_programs(rows: int, tile: RowTile, device: torch.device) -> int:
 
     Each leaves a row of partial sums to be added, so it should have `tiles_per_program`.
     """
-    tiles, processors = cdiv(rows, tile.rows), multiprocessors(device)
-    wanted = min(tile.resident_warps // tile.warps * processors, cdiv(tiles, tile.tiles_per_program))
+    tiles, processors = -(-rows // tile.rows), multiprocessors(device)
+    wanted = min(tile.resident_warps // tile.warps * processors, -(-tiles // tile.tiles_per_program))
     return min(tiles, max(processors, wanted))
 
 

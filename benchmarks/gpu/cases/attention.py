@@ -42,7 +42,10 @@ def _sdpa(backend: SDPBackend, batch: int, mask: bool, backward: bool) -> Callab
 
 # (kernel, architecture) to the reason why it may spill there.
 SPILLS = {
-    ("attention_bwd_dkv_kernel", 90): "16 to 80 bytes at D = 128; with one stage none, but then it waits for every load",
+    (
+        "attention_bwd_dkv_kernel",
+        90,
+    ): "16 to 80 bytes at D = 128; with one stage none, but then it waits for every load",
 }
 
 

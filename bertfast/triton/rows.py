@@ -66,7 +66,10 @@ def taken(*tensors: Any) -> bool:
 
 def contiguous(*tensors: Any) -> tuple[Any, ...]:
     """Each tensor contiguous; None stays None."""
-    return tuple([t if t is None or t.is_contiguous() else t.contiguous() for t in tensors])
+    for t in tensors:
+        if t is not None and not t.is_contiguous():
+            return tuple([t if t is None else t.contiguous() for t in tensors])
+    return tensors
 
 
 def dropout_numbers(p: float) -> tuple[int, float]:

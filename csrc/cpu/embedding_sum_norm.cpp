@@ -179,13 +179,11 @@ OtherGradients tied_backward(at::Tensor dword, const at::Tensor& dy, const at::T
   TORCH_CHECK_VALUE(dword.sizes() == word.sizes() && dword.scalar_type() == word.scalar_type(),
                     "embedding_sum_norm: dword must have the shape and dtype of word");
   if (!is_kernel_dtype(word)) {
-    return call_reference<OtherGradients(at::Tensor, const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                                         const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                                         const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t, double,
-                                         const OptionalTensor&)>("bertfast_reference::embedding_sum_norm_tied_bwd",
-                                                                 dword, dy, input_ids, position_ids, segment_ids, word,
-                                                                 position, segment, weight, mean, rstd, padding_idx,
-                                                                 dropout_p, rng);
+    return call_reference<OtherGradients(
+        at::Tensor, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
+        const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t, double,
+        const OptionalTensor&)>("bertfast_reference::embedding_sum_norm_tied_bwd", dword, dy, input_ids, position_ids,
+                                segment_ids, word, position, segment, weight, mean, rstd, padding_idx, dropout_p, rng);
   }
   const Inputs in = checked(input_ids, position_ids, segment_ids, word, position, segment, weight);
   const auto [dz, sums] = token_gradients(in, dy, mean, rstd, dropout_p, rng);

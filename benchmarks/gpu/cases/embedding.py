@@ -66,7 +66,7 @@ def _cases(tokens: int, cols: int, dtype: torch.dtype, p: float, segments: int =
     read = min(rows, tables) + 24 * tokens
     words = WORDS * cols * dtype.itemsize
     cases = [
-        # Rows move in 16 bytes a thread; ids and keys, one number each, are most of the other accesses in the code.
+        # Rows move in 16 bytes a thread; the other accesses are ids, one number each.
         Case(
             "embedding_sum_norm_fwd",
             shape,
@@ -74,7 +74,7 @@ def _cases(tokens: int, cols: int, dtype: torch.dtype, p: float, segments: int =
             forward,
             rows + read + 8 * tokens,
             peers={"eager": _forward_peer},
-            wide=0.2,
+            wide=0.45,
         ),
         Case(
             "embedding_sum_norm_bwd",
@@ -83,14 +83,13 @@ def _cases(tokens: int, cols: int, dtype: torch.dtype, p: float, segments: int =
             backward,
             rows + read + tables + 8 * tokens,
             peers={"eager": _backward_peer},
-            wide=0.1,
         ),
     ]
     if tied:
         # Of the word table's gradient only rows of words that occur are read and written, at most one a token.
         moved = rows + read + tables - words + 2 * min(rows, words) + 8 * tokens
         op = "embedding_sum_norm_tied_bwd"
-        cases.append(Case(op, shape, dtype, with_dword, moved, peers={"eager": _tied_peer}, wide=0.1))
+        cases.append(Case(op, shape, dtype, with_dword, moved, peers={"eager": _tied_peer}))
     return cases
 
 

@@ -57,7 +57,7 @@ class Plan(NamedTuple):
 def _plan(
     words: int,
     positions: int,
-    segments_: int,
+    segment_rows: int,
     cols: int,
     padding_idx: int,
     dropout_p: float,
@@ -66,9 +66,9 @@ def _plan(
     sms: int,
 ) -> Plan | None:
     """None for sizes that the kernels do not take; keys, rows of all tables in one numbering, are 32-bit numbers."""
-    if not takes_sizes(words, positions, segments_, cols):
+    if not takes_sizes(words, positions, segment_rows, cols):
         return None
-    outs = 2 + segments_ if segments_ <= 2 else 2
+    outs = 2 + segment_rows if segment_rows <= 2 else 2
     tile = backward_tile(cols)
     place_rows = RANK_ROWS if rank else KEY_ROWS
     step = CLEAR_STEP * tile.warps
@@ -76,7 +76,7 @@ def _plan(
     shared = {"E": cols, "WORDS": words, "POSITIONS": positions}
     first = {
         **shared,
-        "SEGMENTS": segments_,
+        "SEGMENTS": segment_rows,
         "PADDING": padding_idx,
         "OUTS": outs,
         "DROPOUT": dropout_p > 0.0,
@@ -187,34 +187,32 @@ def _launch(plan: Plan, gradients: tuple, tensors: tuple, rng: Tensor | None) ->
     tile, outs = plan.tile, plan.outs
     count = tokens * plan.tables
     programs = backward_programs(tokens, tile, plan.multiprocessors)
-    # Partial sums, then places: one allocation and one argument for both.
-    partial = (programs * outs * cols + 1) // 2 * 2
-    dz = empty_like(dy)
-    workspace = tensors[8].new_empty(partial + 2 * count)  # float32, as mean is
+    # Partial sums, places and dz (see `divide`): one allocation and one argument for all three.
+    at = (programs * outs * cols + 3) // 4 * 4
+    behind = at + (2 * count + 3) // 4 * 4
+    workspace = tensors[8].new_empty(behind + (tokens * cols * dy.element_size() + 3) // 4)  # float32, as mean is
     if outs == 2:
         dsegment.zero_()
     launch(
         embedding_sum_norm_bwd_kernel,
         (programs + plan.tables * cdiv(tokens, plan.place_rows) + plan.clearing,),
-        (
-            *(*tensors, rng if first["DROPOUT"] else None, dz, workspace, dword, dposition),
-            *(tokens, *plan.numbers),
-        ),
+        (*tensors, rng if first["DROPOUT"] else None, workspace, dword, dposition, tokens, *plan.numbers),
         first,
         warps=tile.warps,
     )
-    rows, places = dz, None
+    rows = places = None
     if tokens > segments.DIRECT_TOKENS:
-        found, order = workspace[partial:].view(torch.int64), None
+        dz = workspace[behind:].view(dy.dtype)[: tokens * cols].view(tokens, cols)
+        found, order = workspace[at : at + 2 * count].view(torch.int64), None
         if not first["RANK"]:
-            found, order = torch.sort(workspace[partial : partial + count].view(torch.int32), stable=True)
+            found, order = torch.sort(workspace[at : at + count].view(torch.int32), stable=True)
         tables = dword, dposition, dsegment if outs == 2 else None
         rows, places = segments.shorten(dz, found, order, tables, tokens, last["ADD"])
         count = places.shape[0]
     launch(
         embedding_sum_norm_bwd_tables_kernel,
         (plan.last_blocks + count,),
-        (rows, places, workspace, *gradients, count, programs),
+        (workspace, rows, places, *gradients, count, programs),
         last,
         warps=tile.warps,
     )

@@ -10,9 +10,12 @@ from bertfast.triton.rows import drop, load_columns, normalise_backward
 
 
 @triton.jit
-def places_of(workspace_ptr, programs, E: tl.constexpr, OUTS: tl.constexpr):
-    """Where the workspace, programs * OUTS rows of partial sums in float32, goes on with places in int64."""
-    return workspace_ptr.to(tl.pointer_type(tl.int64)) + (programs.to(tl.int64) * (OUTS * E) + 1) // 2
+def divide(workspace_ptr, programs, count, dtype: tl.constexpr, E: tl.constexpr, OUTS: tl.constexpr):
+    """Where places, int64 [count], and dz, [T, E] of dtype, stand behind the partial sums; each at 16 bytes."""
+    places = (programs.to(tl.int64) * (OUTS * E) + 3) // 4 * 4
+    dz = places + (2 * count.to(tl.int64) + 3) // 4 * 4
+    dz_ptr = (workspace_ptr + dz).to(tl.pointer_type(dtype))
+    return (workspace_ptr + places).to(tl.pointer_type(tl.int64)), tl.multiple_of(dz_ptr, 16)
 
 
 @triton.jit
@@ -128,7 +131,6 @@ def embedding_sum_norm_bwd_kernel(
     mean_ptr,
     rstd_ptr,
     rng_ptr,
-    dz_ptr,
     workspace_ptr,
     dword_ptr,
     dposition_ptr,
@@ -155,6 +157,7 @@ def embedding_sum_norm_bwd_kernel(
     tiles = (tokens + PLACE_ROWS - 1) // PLACE_ROWS
     tables: tl.constexpr = 2 if OUTS > 2 else 3
     programs = tl.num_programs(0) - CLEARING - tables * tiles
+    places_ptr, dz_ptr = divide(workspace_ptr, programs, tables * tokens, dword_ptr.dtype.element_ty, E, OUTS)
     if program < programs:
         token_gradients(
             dy_ptr, input_ids_ptr, position_ids_ptr, segment_ids_ptr, word_ptr, position_ptr, segment_ptr, weight_ptr,
@@ -162,7 +165,6 @@ def embedding_sum_norm_bwd_kernel(
             E, WORDS, POSITIONS, SEGMENTS, OUTS, DROPOUT, ROWS, BLOCK,
         )  # fmt: skip
     elif program < programs + tables * tiles:
-        places_ptr = places_of(workspace_ptr, programs, E, OUTS)
         tile = (program - programs) % tiles
         table = (program - programs) // tiles
         if table == 0:
@@ -186,9 +188,9 @@ def embedding_sum_norm_bwd_kernel(
 
 @triton.jit(do_not_specialize=["count", "programs"])
 def embedding_sum_norm_bwd_tables_kernel(
+    workspace_ptr,
     rows_ptr,
     places_ptr,
-    workspace_ptr,
     dword_ptr,
     dposition_ptr,
     dsegment_ptr,
@@ -214,9 +216,15 @@ def embedding_sum_norm_bwd_tables_kernel(
         total = sums.column_total(workspace_ptr, out, col, programs, E, E, OUTS, PARTS)
         sums.store_total(dweight_ptr, dbias_ptr, dsegment_ptr, out, col, total, E, OUTS)
     else:
-        sorted_ptr = places_of(workspace_ptr, programs, E, OUTS) if places_ptr is None else places_ptr
         start = program - OUTS * blocks
-        segments.walk_run(
-            rows_ptr, sorted_ptr, dword_ptr, dposition_ptr, dsegment_ptr, start, count,
-            E, WORDS, POSITIONS, ADD, 1 if places_ptr is None else 2, ROWS, BLOCK,
-        )  # fmt: skip
+        if places_ptr is None:
+            all_ptr, dz_ptr = divide(workspace_ptr, programs, count, dword_ptr.dtype.element_ty, E, OUTS)
+            segments.walk_run(
+                dz_ptr, all_ptr, dword_ptr, dposition_ptr, dsegment_ptr, start, count,
+                E, WORDS, POSITIONS, ADD, 1, ROWS, BLOCK,
+            )  # fmt: skip
+        else:
+            segments.walk_run(
+                rows_ptr, places_ptr, dword_ptr, dposition_ptr, dsegment_ptr, start, count,
+                E, WORDS, POSITIONS, ADD, 2, ROWS, BLOCK,
+            )  # fmt: skip

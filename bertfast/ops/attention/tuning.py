@@ -37,8 +37,9 @@ def single_block(longest: int, block_d: int, itemsize: int, arch: int, backward:
     return next((block for block in (32, 64, 128) if longest <= block <= limit), 0)
 
 
-def single_warps(block: int) -> int:
-    return 8 if block == 128 else 4
+def single_warps(block: int, itemsize: int) -> int:
+    # float32: 32 x 32 with four warps spills 336 bytes in backward.
+    return 8 if block == 128 or itemsize == 4 else 4
 
 
 def _float32_tile(block_d: int) -> Tile:
@@ -71,7 +72,7 @@ def dkv_tile(block_d: int, itemsize: int, arch: int) -> Tile:
     if itemsize == 4:
         return _float32_tile(block_d)
     if arch < 90:
-        return Tile(64, 32, 4, 2)  # no spills
+        return Tile(32 if block_d == 128 else 64, 32, 4, 2)  # no spills
     if block_d == 128:
         # sm_90: as for dq; 80 bytes spill, and none with one stage, which would wait for every load.
         return Tile(128 if arch < 100 else 64, 64, 8, 2)

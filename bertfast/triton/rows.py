@@ -10,7 +10,6 @@ import torch
 import triton
 import triton.language as tl
 
-from bertfast.ops import rng as dropout_bits
 from bertfast.triton import random, tables
 from bertfast.triton.launch import architecture, cdiv, multiprocessors, next_power_of_2
 
@@ -70,11 +69,6 @@ def contiguous(*tensors: Any) -> tuple[Any, ...]:
         if t is not None and not t.is_contiguous():
             return tuple([t if t is None else t.contiguous() for t in tensors])
     return tensors
-
-
-def dropout_numbers(p: float) -> tuple[int, float]:
-    """(threshold, 1 / keep rate)."""
-    return dropout_bits.threshold_rows(p), 1.0 / dropout_bits.keep_rate_rows(p)
 
 
 @triton.jit

@@ -9,13 +9,13 @@ import triton.language as tl
 from torch import Tensor
 
 from bertfast.ops.embedding_sum_norm import reference
+from bertfast.ops.rng import numbers_rows
 from bertfast.triton import mailbox
-from bertfast.triton.launch import INTERPRETED, cdiv, launch, multiprocessors
+from bertfast.triton.launch import INTERPRETED, cdiv, launch
 from bertfast.triton.rows import (
     MAX_COLS,
     contiguous,
     drop,
-    dropout_numbers,
     forward_tile,
     load_columns,
     normalise,
@@ -140,14 +140,14 @@ def forward(
     y = torch.empty((tokens, cols), dtype=word.dtype, device=word.device)
     mean = torch.empty(tokens, dtype=torch.float32, device=word.device)
     rstd = torch.empty_like(mean)
-    tile = forward_tile(cols, tokens, multiprocessors(word.device))
+    tile = forward_tile(cols, tokens, word.device)
     dropout = rng is not None and dropout_p > 0.0
     launch(
         embedding_sum_norm_fwd_kernel,
         (cdiv(tokens, tile.rows),),
         (
             *(*tensors, rng if dropout else None, y, mean, rstd, mailbox.box(word.device)),
-            *(tokens, eps, *dropout_numbers(dropout_p)),
+            *(tokens, eps, *numbers_rows(dropout_p)),
         ),
         {
             "E": cols,

@@ -29,6 +29,11 @@ def threshold_rows(p: float) -> int:
     return round(p * 65536)
 
 
+def numbers_rows(p: float) -> tuple[int, float]:
+    """What a kernel needs of p: (threshold, 1 / keep rate)."""
+    return threshold_rows(p), 1.0 / keep_rate_rows(p)
+
+
 def threshold_attention(p: float) -> int:
     """Bytes below this are dropped: p in units of 1/256, at least one unit."""
     return min(255, max(1, round(p * 256)))

@@ -11,7 +11,6 @@ import torch
 import triton
 import triton.language as tl
 
-from bertfast.ops import rng as dropout_bits
 from bertfast.triton import random, tables
 from bertfast.triton.launch import architecture, multiprocessors, next_power_of_2
 
@@ -43,10 +42,13 @@ def _find(table: str, cols: int, arch: int) -> RowTile:
 _found = cache(_find)
 
 
+def tuner_at_work() -> bool:
+    """Whether the tuner overrides tables or watches what is looked up: only then is it looked up in every call, for 2 us."""
+    return bool(tables._override) or tables._reached is not None
+
+
 def _tile(table: str, cols: int, device: torch.device) -> RowTile:
-    # A look-up costs 2 us of an eager call, so it is made once, but every time while the tuner overrides or watches.
-    look = _find if tables._override or tables._reached is not None else _found
-    return look(table, cols, architecture(device))
+    return (_find if tuner_at_work() else _found)(table, cols, architecture(device))
 
 
 def forward_tile(cols: int, rows: int, device: torch.device) -> RowTile:
@@ -83,11 +85,6 @@ def contiguous(*tensors: Any) -> tuple[Any, ...]:
         if t is not None and not t.is_contiguous():
             return tuple([t if t is None else t.contiguous() for t in tensors])
     return tensors
-
-
-def dropout_numbers(p: float) -> tuple[int, float]:
-    """(threshold, 1 / keep rate)."""
-    return dropout_bits.threshold_rows(p), 1.0 / dropout_bits.keep_rate_rows(p)
 
 
 @triton.jit

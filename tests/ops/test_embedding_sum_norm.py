@@ -173,21 +173,23 @@ def test_long_runs(implementation, dtype, segments):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
-    ("segments", "limits"),
+    ("segments", "limits", "chunk"),
     [
-        (2, {"DIRECT_TOKENS": 0, "_TILES": {2: (4, 256), 4: (4, 128)}}),  # chunks, then long runs of what they leave
-        (2, {"DIRECT_TOKENS": 0, "WALKED_CHUNKS": 1}),  # chunks of chunks
-        (2, {"DIRECT_TOKENS": 0, "RANKED_TOKENS": 0}),  # torch.sort
-        (3, {"DIRECT_TOKENS": 0, "RANKED_TOKENS": 0}),
-        (3, {"DIRECT_TOKENS": 0}),
+        (2, {"DIRECT_TOKENS": 0}, 4),  # chunks, then long runs of what they leave
+        (2, {"DIRECT_TOKENS": 0, "WALKED_CHUNKS": 1}, 16),  # chunks of chunks
+        (2, {"DIRECT_TOKENS": 0, "RANKED_TOKENS": 0}, 16),  # torch.sort
+        (3, {"DIRECT_TOKENS": 0, "RANKED_TOKENS": 0}, 32),
+        (3, {"DIRECT_TOKENS": 0}, 16),
     ],
 )
-def test_ways_of_many_tokens(triton_ops, poisoned, monkeypatch, dtype, segments, limits):
+def test_ways_of_many_tokens(triton_ops, poisoned, monkeypatch, dtype, segments, limits, chunk):
     from bertfast.ops.embedding_sum_norm import segments as module
+    from bertfast.triton import tables
 
     for name, value in limits.items():
         monkeypatch.setattr(module, name, value)
-    check_long_runs(triton_ops, dtype, segments)
+    with tables.override({e: {**e.tile, "chunk": chunk} for e in module.TABLES.entries if e.table == "chunks"}):
+        check_long_runs(triton_ops, dtype, segments)
 
 
 def test_kernel_reports_bad_ids_at_the_next_call(triton_ops, monkeypatch):

@@ -56,10 +56,11 @@ def test_adds_to_what_is_there(implementation, dtype):
 
 def test_adds_from_chunks(triton_ops, poisoned, monkeypatch):
     from bertfast.ops.embedding_sum_norm import segments
+    from bertfast.triton import tables
 
-    for name, value in {"DIRECT_TOKENS": 0, "_TILES": {2: (4, 256), 4: (4, 128)}}.items():
-        monkeypatch.setattr(segments, name, value)
-    check_adds(triton_ops, torch.float32, 60)
+    monkeypatch.setattr(segments, "DIRECT_TOKENS", 0)
+    with tables.override({e: {**e.tile, "chunk": 4} for e in segments.TABLES.entries if e.table == "chunks"}):
+        check_adds(triton_ops, torch.float32, 60)
 
 
 class Decoder(torch.autograd.Function):

@@ -40,15 +40,6 @@ def _sdpa(backend: SDPBackend, batch: int, mask: bool, backward: bool) -> Callab
     return prepare
 
 
-# (kernel, architecture) to the reason why it may spill there.
-SPILLS = {
-    (
-        "attention_bwd_dkv_kernel",
-        90,
-    ): "16 to 80 bytes at D = 128; with one stage none, but then it waits for every load",
-}
-
-
 def _case(
     lengths: list[int],
     heads: int,
@@ -97,7 +88,6 @@ def _case(
         flops=(10 if backward else 4) * work * heads * size,
         peers=peers,
         dot=dtype != torch.float32 and (True if longest > 32 else "any"),
-        spills=SPILLS,
     )
 
 

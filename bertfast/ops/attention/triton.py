@@ -117,7 +117,7 @@ def _forward(qkv: Tensor, out: Tensor, lse: Tensor, longest: int, *settings: Any
     block = tuning.single_block(longest, *sizes, backward=False)
     if block:
         kernel = triton_forward.attention_fwd_single_kernel
-        _launch(kernel, tensors, work, 1, {"BLOCK": block}, tuning.single_warps(block), 1)
+        _launch(kernel, tensors, work, 1, {"BLOCK": block}, tuning.single_warps(block, qkv.element_size()), 1)
     else:
         tile = tuning.forward_tile(*sizes)
         _launch_tiles(triton_forward.attention_fwd_kernel, tensors, work, tile, tile.queries)
@@ -173,7 +173,7 @@ def _backward(dout: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, longest: int,
     block = tuning.single_block(longest, *sizes, backward=True)
     if block:
         kernel, tensors = triton_backward.attention_bwd_single_kernel, (qkv, dout, lse, dqkv)
-        _launch(kernel, tensors, work, 1, {"BLOCK": block}, tuning.single_warps(block), 1)
+        _launch(kernel, tensors, work, 1, {"BLOCK": block}, tuning.single_warps(block, qkv.element_size()), 1)
         return dqkv
     delta = torch.empty_like(lse)
     dq, dkv = tuning.dq_tile(*sizes), tuning.dkv_tile(*sizes)

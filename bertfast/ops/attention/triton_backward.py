@@ -66,7 +66,7 @@ def attention_bwd_single_kernel(
     lse_row = common.statistics_row(cu_ptr, tokens, longest, sequence, head, begin, H)
     lse = common.load_lse(lse_ptr + lse_row, row, length, qkv_ptr)
     if rng_ptr is not None:  # while the rows are on their way
-        words = common.random_words(rng_ptr, tl.program_id(0), row, 0, BLOCK, BLOCK)
+        words = common.random_words(common.load_state(rng_ptr), tl.program_id(0), row, 0, BLOCK, BLOCK)
     raw = tl.dot(q, tl.trans(k), input_precision="ieee")
     dp = tl.dot(dout, tl.trans(v), input_precision="ieee")
     mask_start = sequence.to(tl.int64) * mask_stride_sequence + head.to(tl.int64) * mask_stride_head
@@ -93,7 +93,7 @@ def attention_bwd_single_kernel(
 
 @triton.jit
 def _dq_tile(
-    dq, q, dout, lse, delta, head_ptr, bias_ptr, mask, rng_ptr, sequence_head, head, row, start, length, score_scale,
+    dq, q, dout, lse, delta, head_ptr, bias_ptr, mask, rng_ptr, state, sequence_head, head, row, start, length, score_scale,
     threshold, H: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     MASK_IS_BOOL: tl.constexpr, MASK_PER_KEY: tl.constexpr, CHECK_KEYS: tl.constexpr,
 ):  # fmt: skip
@@ -102,7 +102,7 @@ def _dq_tile(
     k = common.load_part(head_ptr, bias_ptr, 1, head, key, length, H, D, BLOCK_D)
     v = common.load_part(head_ptr, bias_ptr, 2, head, key, length, H, D, BLOCK_D)
     if rng_ptr is not None:  # first: while ds k of the tile before is still being multiplied
-        words = common.random_words(rng_ptr, sequence_head, row, start, BLOCK_M, BLOCK_N)
+        words = common.random_words(state, sequence_head, row, start, BLOCK_M, BLOCK_N)
     raw = common.times_transposed(q, k)
     dp = common.times_transposed(dout, v)
     s, factor = common.masked(
@@ -171,14 +171,15 @@ def attention_bwd_dq_kernel(
     dq = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     full = length // BLOCK_N * BLOCK_N
     sequence_head = sequence * H + head
+    state = common.load_state(rng_ptr)
     for start in range(0, full, BLOCK_N):
         dq = _dq_tile(
-            dq, q, dout, lse, delta, head_ptr, bias_ptr, mask, rng_ptr, sequence_head, head, row, start, length, score_scale,
+            dq, q, dout, lse, delta, head_ptr, bias_ptr, mask, rng_ptr, state, sequence_head, head, row, start, length, score_scale,
             threshold, H, D, BLOCK_D, BLOCK_M, BLOCK_N, MASK_IS_BOOL, MASK_PER_KEY, False,
         )  # fmt: skip
     if full < length:
         dq = _dq_tile(
-            dq, q, dout, lse, delta, head_ptr, bias_ptr, mask, rng_ptr, sequence_head, head, row, full, length, score_scale,
+            dq, q, dout, lse, delta, head_ptr, bias_ptr, mask, rng_ptr, state, sequence_head, head, row, full, length, score_scale,
             threshold, H, D, BLOCK_D, BLOCK_M, BLOCK_N, MASK_IS_BOOL, MASK_PER_KEY, True,
         )  # fmt: skip
     dq *= tl.where(bad, float("nan"), scale * inverse_rate)
@@ -232,6 +233,7 @@ def attention_bwd_dkv_kernel(
     mask_start = sequence.to(tl.int64) * mask_stride_sequence + head.to(tl.int64) * mask_stride_head
     mask = (mask_ptr, mask_start, mask_stride_query, mask_stride_key, mask_bottom)
     sequence_head = sequence * H + head
+    state = common.load_state(rng_ptr)
     dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     dv = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     for start in range(0, length, BLOCK_M):
@@ -239,7 +241,7 @@ def attention_bwd_dkv_kernel(
         q = common.load_part(head_ptr, bias_ptr, 0, head, row, length, H, D, BLOCK_D)
         dout = common.load_rows(head_dout_ptr, row, length, H * D, D, BLOCK_D)
         if rng_ptr is not None:
-            words = common.random_words(rng_ptr, sequence_head, row, tile * BLOCK_N, BLOCK_M, BLOCK_N)
+            words = common.random_words(state, sequence_head, row, tile * BLOCK_N, BLOCK_M, BLOCK_N)
         raw = tl.dot(q, tl.trans(k), input_precision="ieee")
         dp = tl.dot(dout, tl.trans(v), input_precision="ieee")
         # Keys past the end need no mask: their rows of dk and dv are not stored.

@@ -214,9 +214,18 @@ def masked(raw, scale, mask, row, key, length, check, like_ptr, IS_BOOL: tl.cons
 
 
 @triton.jit
-def random_words(rng_ptr, sequence_head, row, start_key, QUERIES: tl.constexpr, KEYS: tl.constexpr):
+def load_state(rng_ptr):
+    """(seed, offset), to be loaded once in front of a loop; zeros without dropout."""
+    if rng_ptr is None:
+        return 0, 0
+    else:  # noqa: RET505 - one branch is compiled
+        return random.load_state(rng_ptr)
+
+
+@triton.jit
+def random_words(state, sequence_head, row, start_key, QUERIES: tl.constexpr, KEYS: tl.constexpr):
     """The random bytes of a [QUERIES, KEYS] tile; row [QUERIES]."""
-    seed, offset = random.load_state(rng_ptr)
+    seed, offset = state
     group = start_key // 16 + tl.arange(0, KEYS // 16)
     return random.attention_words(seed, offset, sequence_head, row[:, None], group[None, :], QUERIES, KEYS)
 

@@ -76,7 +76,7 @@ def attention_fwd_single_kernel(
     # Drawn while the rows are on their way where registers allow: on sm_90 two programs of 128 x 128 fit a multiprocessor up
     # to 128 of them. Compiled: with a mask 127 drawn here and 132 drawn late, without one 150 and 119.
     if rng_ptr is not None and mask_ptr is not None:
-        words = common.random_words(rng_ptr, tl.program_id(0), row, 0, BLOCK, BLOCK)
+        words = common.random_words(common.load_state(rng_ptr), tl.program_id(0), row, 0, BLOCK, BLOCK)
     raw = tl.dot(q, tl.trans(k), input_precision="ieee")
     mask_start = sequence.to(tl.int64) * mask_stride_sequence + head.to(tl.int64) * mask_stride_head
     mask = (mask_ptr, mask_start, mask_stride_query, mask_stride_key, mask_bottom)
@@ -89,7 +89,7 @@ def attention_fwd_single_kernel(
     total = tl.sum(p, 1)
     if rng_ptr is not None:
         if mask_ptr is None:
-            words = common.random_words(rng_ptr, tl.program_id(0), row, 0, BLOCK, BLOCK)
+            words = common.random_words(common.load_state(rng_ptr), tl.program_id(0), row, 0, BLOCK, BLOCK)
         keep = random.attention_keep(words, threshold, BLOCK, BLOCK)
         p = common.kept(keep, p, score_scale)
     acc = tl.dot(p.to(v.dtype), v, input_precision="ieee")
@@ -101,7 +101,7 @@ def attention_fwd_single_kernel(
 
 @triton.jit
 def _online_tile(
-    acc, m, total, q, head_ptr, bias_ptr, mask, rng_ptr, sequence_head, head, row, start, length, score_scale, threshold,
+    acc, m, total, q, head_ptr, bias_ptr, mask, rng_ptr, state, sequence_head, head, row, start, length, score_scale, threshold,
     H: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     MASK_IS_BOOL: tl.constexpr, MASK_PER_KEY: tl.constexpr, CHECK_KEYS: tl.constexpr,
 ):  # fmt: skip
@@ -109,7 +109,7 @@ def _online_tile(
     key = start + tl.arange(0, BLOCK_N)
     k = common.load_part(head_ptr, bias_ptr, 1, head, key, length, H, D, BLOCK_D)
     if rng_ptr is not None:  # first: while p v of the tile before is still being multiplied
-        words = common.random_words(rng_ptr, sequence_head, row, start, BLOCK_M, BLOCK_N)
+        words = common.random_words(state, sequence_head, row, start, BLOCK_M, BLOCK_N)
     raw = common.times_transposed(q, k)
     s, factor = common.masked(
         raw, score_scale, mask, row, key, length, CHECK_KEYS, head_ptr, MASK_IS_BOOL, MASK_PER_KEY
@@ -175,14 +175,15 @@ def attention_fwd_kernel(
     total = tl.zeros((BLOCK_M,), tl.float32)
     full = length // BLOCK_N * BLOCK_N
     sequence_head = sequence * H + head
+    state = common.load_state(rng_ptr)
     for start in range(0, full, BLOCK_N):
         acc, m, total = _online_tile(
-            acc, m, total, q, head_ptr, bias_ptr, mask, rng_ptr, sequence_head, head, row, start, length, score_scale,
+            acc, m, total, q, head_ptr, bias_ptr, mask, rng_ptr, state, sequence_head, head, row, start, length, score_scale,
             threshold, H, D, BLOCK_D, BLOCK_M, BLOCK_N, MASK_IS_BOOL, MASK_PER_KEY, False,
         )  # fmt: skip
     if full < length:
         acc, m, total = _online_tile(
-            acc, m, total, q, head_ptr, bias_ptr, mask, rng_ptr, sequence_head, head, row, full, length, score_scale,
+            acc, m, total, q, head_ptr, bias_ptr, mask, rng_ptr, state, sequence_head, head, row, full, length, score_scale,
             threshold, H, D, BLOCK_D, BLOCK_M, BLOCK_N, MASK_IS_BOOL, MASK_PER_KEY, True,
         )  # fmt: skip
     lse_row = common.statistics_row(cu_ptr, tokens, longest, sequence, head, begin, H)

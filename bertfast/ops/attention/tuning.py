@@ -37,8 +37,9 @@ def single_block(longest: int, block_d: int, itemsize: int, arch: int, backward:
     return next((block for block in (32, 64, 128) if longest <= block <= limit), 0)
 
 
-def single_warps(block: int) -> int:
-    return 8 if block == 128 else 4
+def single_warps(block: int, itemsize: int) -> int:
+    # float32: 32 x 32 with four warps spills 336 bytes in backward.
+    return 8 if block == 128 or itemsize == 4 else 4
 
 
 def _float32_tile(block_d: int) -> Tile:
@@ -46,33 +47,37 @@ def _float32_tile(block_d: int) -> Tile:
     return Tile(16 if block_d == 128 else 32, 32, 8, 1)
 
 
+# Rows are copied ahead of their use only from three stages on: with two, Triton asks for the next ones where it waits for them.
+STAGES = 3
+
+
 def forward_tile(block_d: int, itemsize: int, arch: int) -> Tile:
     if itemsize == 4:
         return _float32_tile(block_d)
     if arch < 90:
-        # No spills; wider tiles hold scores, output and operands in the same registers and spill.
-        return Tile(128, 32, 8, 2) if block_d == 128 else Tile(64, 64, 4, 2)
+        # Wider tiles hold scores, output and operands in the same registers and spill.
+        return Tile(128, 32, 8, STAGES) if block_d == 128 else Tile(64, 64, 4, STAGES)
     # 128 queries: three programs of 64 x 64 would read twice as much out of L2, more than it gives.
-    return Tile(128, 64 if block_d == 128 else 128, 8, 2)
+    return Tile(128, 64 if block_d == 128 else 128, 8, STAGES)
 
 
 def dq_tile(block_d: int, itemsize: int, arch: int) -> Tile:
     if itemsize == 4:
         return _float32_tile(block_d)
     if arch < 90:
-        return Tile(32 if block_d == 128 else 64, 32, 4, 2)  # no spills
+        return Tile(32 if block_d == 128 else 64, 32, 4, STAGES)  # as forward
     if block_d == 128:
-        # On sm_90 eight warps are 128 rows of wgmma: with 64 queries every score is computed twice.
-        return Tile(128 if arch < 100 else 64, 64, 8, 2)
-    return Tile(64, 64, 4, 2)  # three programs a multiprocessor on sm_90
+        # On sm_90 eight warps are 128 rows of wgmma: with 64 queries every score would be computed twice.
+        return Tile(128 if arch < 100 else 64, 64, 8, STAGES)
+    return Tile(64, 64, 4, STAGES)  # three programs a multiprocessor on sm_90
 
 
 def dkv_tile(block_d: int, itemsize: int, arch: int) -> Tile:
     if itemsize == 4:
         return _float32_tile(block_d)
     if arch < 90:
-        return Tile(64, 32, 4, 2)  # no spills
+        return Tile(32 if block_d == 128 else 64, 32, 4, STAGES)  # as forward
     if block_d == 128:
-        # sm_90: as for dq; 80 bytes spill, and none with one stage, which would wait for every load.
-        return Tile(128 if arch < 100 else 64, 64, 8, 2)
-    return Tile(64, 64, 4, 2)  # two programs a multiprocessor on sm_90
+        # sm_90: 128 as for dq; three stages of such queries do not fit, and two spill 80 bytes.
+        return Tile(128, 64, 8, 1) if arch < 100 else Tile(64, 64, 8, STAGES)
+    return Tile(64, 64, 4, STAGES)  # two programs a multiprocessor on sm_90

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from bertfast.ops.dropout_add_norm import reference
+from bertfast.ops.rng import numbers_rows
 from bertfast.triton import random, sums
 from bertfast.triton.launch import cdiv, launch
 from bertfast.triton.rows import (
@@ -18,7 +19,6 @@ from bertfast.triton.rows import (
     backward_tile,
     contiguous,
     drop,
-    dropout_numbers,
     forward_tile,
     load_columns,
     normalise,
@@ -155,7 +155,7 @@ def forward(
         (cdiv(rows, tile.rows),),
         (
             *(x, bias, residual, weight, norm_bias, rng if dropout else None, y, mean, rstd),
-            *(rows, eps, *dropout_numbers(dropout_p)),
+            *(rows, eps, *numbers_rows(dropout_p)),
         ),
         {"E": cols, "DROPOUT": dropout, "ROWS": tile.rows, "BLOCK": tile.block},
         warps=tile.warps,
@@ -192,7 +192,7 @@ def backward(
         (programs,),
         (
             *(dy, x, bias, residual, weight, mean, rstd, rng if dropout else None, dx, dresidual, partial),
-            *(rows, *dropout_numbers(dropout_p)),
+            *(rows, *numbers_rows(dropout_p)),
         ),
         {"E": cols, "DROPOUT": dropout, "OUTS": outs, "ROWS": tile.rows, "BLOCK": tile.block},
         warps=tile.warps,

@@ -7,6 +7,7 @@ writes the runs inside it; one that crosses a border leaves a float32 sum at the
 entries a chunk are again places in order. Each table row is written once, by one program.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bertfast.triton.launch import cdiv, launch
+from bertfast.triton import tables
+from bertfast.triton.launch import architecture, cdiv, launch
 
 # Above, torch.sort: pairs grow as T^2. At 8,192 tokens two tables have 1.3e8, some 15 us of an H200's integer units beside 85 MB
 # of memory traffic. Predicted, never measured.
@@ -23,9 +25,7 @@ RANKED_TOKENS = 8192
 # the longest walk: a word in an eighth of the places is 16 steps of 8 rows, some 8 us, more than the launch that shortening
 # it costs. Predicted, never measured.
 DIRECT_TOKENS, WALKED_CHUNKS = 1024, 1024
-# Element size of the rows to (chunk, columns a program). One warp and 16 bytes a thread and row, all rows in registers:
-# longer chunks would spill, shorter ones leave more partial sums. Predicted, never measured.
-_TILES = {2: (16, 256), 4: (32, 128)}
+TABLES = tables.load("embedding_sum_norm", Path(__file__).with_name("launch.json"))
 
 
 @triton.jit
@@ -222,18 +222,19 @@ def segments_kernel(
         tl.store(next_places_ptr + 2 * chunk + 1, (tail_key << 32) | (2 * chunk + 1))
 
 
-def shorten(rows: Any, places: Any, order: Any, tables: tuple, tokens: int, add: bool) -> tuple[Tensor, Tensor]:
+def shorten(rows: Any, places: Any, order: Any, gradients: tuple, tokens: int, add: bool) -> tuple[Tensor, Tensor]:
     """Write the runs that end inside chunks; (rows, places) of what is left, short enough to walk.
 
     Args:
         rows: [T, E]; places: int64 [n] in order, or int32 keys where `order` says the places that they had, token = order % T.
-        tables: gradients of word, of position and, where places name it, of segment, in dz's dtype.
+        gradients: of word, of position and, where places name it, of segment, in dz's dtype.
         add: to what the word table holds.
     """
-    word, position, segment = tables
+    word, position, segment = gradients
     size = rows.shape[1]
     while True:
-        chunk, cols = _TILES[rows.element_size()]
+        tile = TABLES.find("chunks", architecture(rows.device), bits=8 * rows.element_size())
+        chunk, cols = tile["chunk"], tile["cols"]
         count = places.shape[0]
         chunks = cdiv(count, chunk)
         next_rows = torch.empty((2 * chunks, size), dtype=torch.float32, device=rows.device)

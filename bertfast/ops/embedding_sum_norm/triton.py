@@ -9,13 +9,13 @@ import triton.language as tl
 from torch import Tensor
 
 from bertfast.ops.embedding_sum_norm import reference
+from bertfast.ops.rng import numbers_rows
 from bertfast.triton import mailbox
 from bertfast.triton.launch import INTERPRETED, cdiv, launch
 from bertfast.triton.rows import (
     MAX_COLS,
     contiguous,
     drop,
-    dropout_numbers,
     forward_tile,
     load_columns,
     normalise,
@@ -147,7 +147,7 @@ def forward(
         (cdiv(tokens, tile.rows),),
         (
             *(*tensors, rng if dropout else None, y, mean, rstd, mailbox.box(word.device)),
-            *(tokens, eps, *dropout_numbers(dropout_p)),
+            *(tokens, eps, *numbers_rows(dropout_p)),
         ),
         {
             "E": cols,

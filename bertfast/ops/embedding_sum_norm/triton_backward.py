@@ -19,24 +19,19 @@ from bertfast.ops.embedding_sum_norm.triton_backward_kernels import (
     embedding_sum_norm_bwd_kernel,
     embedding_sum_norm_bwd_tables_kernel,
 )
+from bertfast.ops.rng import numbers_rows
 from bertfast.triton import sums
-from bertfast.triton.launch import cdiv, launch, multiprocessors
+from bertfast.triton.launch import architecture, cdiv, launch, multiprocessors
 from bertfast.triton.rows import (
     DTYPES,
-    MAX_COLS,
     RowTile,
     backward_programs,
     backward_tile,
     contiguous,
-    dropout_numbers,
+    tuner_at_work,
 )
 
 MOST_TOKENS = (2**31 - 1) // 3  # places are 32-bit numbers
-# Tokens that one program puts in order, and keys it compares them with at once for each of its warps: 16 counts a thread, as
-# twice as many take 179 registers. Programs that only write keys, for torch.sort, take more rows. Predicted, never measured.
-RANK_ROWS, RANK_COLS, KEY_ROWS = 64, 8, 1024
-# Programs for each multiprocessor that clear tables; 4 KB a step at four warps. Predicted, never measured.
-CLEARING, CLEAR_STEP = 2, 512
 
 
 class Plan(NamedTuple):
@@ -63,16 +58,22 @@ def _plan(
     dropout_p: float,
     rank: bool,
     add: bool,
-    tile: RowTile,
-    sms: int,
+    device: torch.device,
+    arch: int,
+    processors: int,
 ) -> Plan | None:
     """None for sizes that the kernels do not take; keys, rows of all tables in one numbering, are 32-bit numbers."""
     if not takes_sizes(words, positions, segment_rows, cols):
         return None
     outs = 2 + segment_rows if segment_rows <= 2 else 2
-    place_rows = RANK_ROWS if rank else KEY_ROWS
-    step = CLEAR_STEP * tile.warps
-    clearing = min(CLEARING * sms, cdiv(max(0 if add else words, positions) * cols, step))
+    tile = backward_tile(cols, device)
+    found = segments.TABLES.find("places", arch, order="ranked" if rank else "sorted")
+    place_rows, place_cols, step = (
+        found["rows"],
+        found["cols_per_warp"] * tile.warps,
+        found["clear_per_warp"] * tile.warps,
+    )
+    clearing = min(found["clearing"] * processors, cdiv(max(0 if add else words, positions) * cols, step))
     shared = {"E": cols, "WORDS": words, "POSITIONS": positions}
     first = {
         **shared,
@@ -85,7 +86,7 @@ def _plan(
         "ROWS": tile.rows,
         "BLOCK": tile.block,
         "PLACE_ROWS": place_rows,
-        "PLACE_COLS": RANK_COLS * tile.warps,
+        "PLACE_COLS": place_cols,
         "CLEARING": clearing,
         "STEP": step,
     }
@@ -106,7 +107,7 @@ def _plan(
         clearing,
         first,
         last,
-        dropout_numbers(dropout_p),
+        numbers_rows(dropout_p),
         outs * cdiv(cols, sums.COLS),
     )
 
@@ -175,12 +176,10 @@ def _plan_for(tensors: tuple, padding_idx: int, dropout_p: float, add: bool) -> 
     tokens, cols = dy.shape
     if tokens > MOST_TOKENS:
         return None
-    if cols > MAX_COLS:
-        return None
-    device = dy.device
+    device, rank = dy.device, tokens <= segments.RANKED_TOKENS
     sizes = word.shape[0], position.shape[0], segment.shape[0], cols
-    rank, tile = tokens <= segments.RANKED_TOKENS, backward_tile(cols, device)
-    return _plan(*sizes, padding_idx, dropout_p, rank, add, tile, multiprocessors(device))
+    plan = _plan.__wrapped__ if tuner_at_work() else _plan
+    return plan(*sizes, padding_idx, dropout_p, rank, add, device, architecture(device), multiprocessors(device))
 
 
 def _launch(plan: Plan, gradients: tuple, tensors: tuple, rng: Tensor | None) -> None:
@@ -209,8 +208,8 @@ def _launch(plan: Plan, gradients: tuple, tensors: tuple, rng: Tensor | None) ->
         found, order = workspace[at : at + 2 * count].view(torch.int64), None
         if not first["RANK"]:
             found, order = torch.sort(workspace[at : at + count].view(torch.int32), stable=True)
-        tables = dword, dposition, dsegment if outs == 2 else None
-        rows, places = segments.shorten(dz, found, order, tables, tokens, last["ADD"])
+        ending = dword, dposition, dsegment if outs == 2 else None
+        rows, places = segments.shorten(dz, found, order, ending, tokens, last["ADD"])
         count = places.shape[0]
     launch(
         embedding_sum_norm_bwd_tables_kernel,

@@ -10,28 +10,21 @@ outputs too, with one stride of 1 and the other at least a row long, and takes t
 LOGITS_BYTES of logits are worked on at a time, as a rule all of them.
 """
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
 from bertfast.ops.masked_lm_loss import reference
 from bertfast.ops.masked_lm_loss.triton_kernels import cross_entropy_bwd_kernel, cross_entropy_fwd_kernel
-from bertfast.triton import launch, mailbox
+from bertfast.triton import launch, mailbox, tables
 
 LOGITS_BYTES = 1 << 30
 TAKEN = (torch.float32, torch.float16, torch.bfloat16)
 BAD_LABEL = mailbox.meaning(
     6, IndexError, "masked_lm_loss: the label at place {place} of the masked tokens is outside the vocabulary"
 )
-
-# Predicted, never measured. Forward: a step of 8 KB is two 16-byte loads a thread, and at 32 to 48 registers 5 to 8 programs
-# share a multiprocessor, 40 KB or more in flight; twice as many columns of float32 spill on sm_100. A row of 30522 in
-# bfloat16 is 7 whole steps and one tail. Backward: a program's 1024 columns are 8 a thread, one 16-byte access of bfloat16
-# each way, at 40 to 56 registers 9 to 12 programs a multiprocessor.
-FORWARD_BYTES, FORWARD_WARPS = 8192, 8
-BACKWARD_COLS, BACKWARD_WARPS = 1024, 4
-# At most so many programs of backward along rows: times 30 blocks of columns they are 14 for each of an H200's 132
-# multiprocessors, about one wave; each leaves one float32 row of the bias gradient to be added up.
-BACKWARD_ROW_PROGRAMS = 64
+TABLES = tables.load("masked_lm_loss", Path(__file__).with_name("launch.json"))
 
 
 def _pieces(rows: int, columns: int, element_size: int) -> list[slice]:
@@ -63,7 +56,8 @@ def linear_cross_entropy_fwd(
     loss = x.new_empty(rows, dtype=torch.float32)
     lse, argmax = torch.empty_like(loss), labels.new_empty(rows)
     bias, labels, box = bias.contiguous(), labels.contiguous(), mailbox.box(x.device)
-    lane, step = 16 // x.element_size(), FORWARD_BYTES // x.element_size()
+    tile = TABLES.find("forward", launch.architecture(x.device))
+    lane, step = 16 // x.element_size(), tile["bytes"] // x.element_size()
     for piece in pieces:
         part = x[piece]
         torch.mm(part, weight.t(), out=logits[: part.shape[0], :vocabulary])
@@ -72,7 +66,7 @@ def linear_cross_entropy_fwd(
             (part.shape[0],),
             (logits, bias, labels, loss, lse, argmax, box, piece.start),
             {"VOCABULARY": vocabulary, "STRIDE": columns, "COLS": step, "LANE": lane, "SLOT": BAD_LABEL},
-            warps=FORWARD_WARPS,
+            warps=tile["warps"],
         )
     if keep:
         logits[:, vocabulary:].zero_()
@@ -105,7 +99,8 @@ def linear_cross_entropy_bwd(
     pieces = _pieces(rows, columns, x.element_size())
     dlogits = x.new_empty((pieces[0].stop, columns))
     dx = x.new_empty(x.shape if needs_dx else (0,))
-    programs = min(BACKWARD_ROW_PROGRAMS, rows)
+    tile = TABLES.find("backward", launch.architecture(x.device))
+    programs, cols = min(tile["row_programs"], rows), tile["cols"]
     dbias = x.new_empty((len(pieces), programs, columns), dtype=torch.float32) if needs_dbias else None
     dloss, bias, labels = dloss.contiguous(), bias.contiguous(), labels.contiguous()
     dweight = None
@@ -117,7 +112,7 @@ def linear_cross_entropy_bwd(
             torch.mm(part, weight.t(), out=here)
         launch.launch(
             cross_entropy_bwd_kernel,
-            (-(-columns // BACKWARD_COLS), programs),
+            (launch.cdiv(columns, cols), programs),
             (
                 kept[piece] if has_kept else dlogits,
                 dlogits,
@@ -129,8 +124,8 @@ def linear_cross_entropy_bwd(
                 piece.start,
                 count,
             ),
-            {"VOCABULARY": vocabulary, "STRIDE": columns, "COLS": BACKWARD_COLS},
-            warps=BACKWARD_WARPS,
+            {"VOCABULARY": vocabulary, "STRIDE": columns, "COLS": cols},
+            warps=tile["warps"],
         )
         if needs_dx:
             torch.mm(here, weight, out=dx[piece])

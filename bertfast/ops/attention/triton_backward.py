@@ -238,11 +238,11 @@ def attention_bwd_dkv_kernel(
     dv = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     for start in range(0, length, BLOCK_M):
         row = start + tl.arange(0, BLOCK_M)
-        q = common.load_part(head_ptr, bias_ptr, 0, head, row, length, H, D, BLOCK_D)
+        q = common.load_queries(head_ptr, bias_ptr, head, row, length, H, D, BLOCK_D)
         dout = common.load_rows(head_dout_ptr, row, length, H * D, D, BLOCK_D)
         if rng_ptr is not None:
             words = common.random_words(state, sequence_head, row, tile * BLOCK_N, BLOCK_M, BLOCK_N)
-        raw = tl.dot(q, tl.trans(k), input_precision="ieee")
+        raw = common.times_transposed(q, k)  # as dq does, so that float32 scores are the same bits
         dp = tl.dot(dout, tl.trans(v), input_precision="ieee")
         # Keys past the end need no mask: their rows of dk and dv are not stored.
         s, factor = common.masked(raw, score_scale, mask, row, key, length, False, qkv_ptr, MASK_IS_BOOL, MASK_PER_KEY)
@@ -255,6 +255,8 @@ def attention_bwd_dkv_kernel(
         dv = tl.dot(tl.trans(pd.to(q.dtype)), dout, dv, input_precision="ieee")
         delta = tl.load(delta_ptr + lse_row + row, mask=row < length, other=0.0)
         ds = p * (dp - delta[:, None])
+        if qkv_ptr.dtype.element_ty == tl.float32:
+            q = tl.trans(q)
         dk = tl.dot(tl.trans(ds.to(q.dtype)), q, dk, input_precision="ieee")
     inverse_rate = tl.where(bad, float("nan"), inverse_rate)
     grad_ptr = dqkv_ptr + begin * (3 * H * D) + head * D

@@ -75,3 +75,11 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """
     torch._dynamo.reset()
     return torch.compile(function, dynamic=False)
+
+
+def stock_peers(stock: Callable[..., Any], build: Callable[..., Any]) -> dict[str, Callable[[Arguments], Any]]:
+    """A stock function eagerly and by torch.compile; `build` takes the function and the case's arguments and gives the thunk."""
+    return {
+        "eager": lambda arguments: build(stock, arguments),
+        "compile": lambda arguments: build(compiled(stock), arguments),
+    }

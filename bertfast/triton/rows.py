@@ -42,13 +42,8 @@ def _find(table: str, cols: int, arch: int) -> RowTile:
 _found = cache(_find)
 
 
-def tuner_at_work() -> bool:
-    """Whether the tuner overrides tables or watches what is looked up: only then is it looked up in every call, for 2 us."""
-    return bool(tables._override) or tables._reached is not None
-
-
 def _tile(table: str, cols: int, device: torch.device) -> RowTile:
-    return (_find if tuner_at_work() else _found)(table, cols, architecture(device))
+    return (_find if tables.watched() else _found)(table, cols, architecture(device))
 
 
 def forward_tile(cols: int, rows: int, device: torch.device) -> RowTile:

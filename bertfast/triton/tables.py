@@ -130,6 +130,11 @@ def dump(data: Mapping[str, Any]) -> str:
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
+def watched() -> bool:
+    """Whether somebody overrides tiles or watches what is looked up: only then may a caller not keep what it found."""
+    return bool(_override) or _reached is not None
+
+
 @contextmanager
 def override(tiles: Mapping[Entry, Tile]) -> Iterator[None]:
     """Other tiles for some entries meanwhile. Not for several threads: it is what the tuner uses."""

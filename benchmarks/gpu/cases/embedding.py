@@ -1,9 +1,10 @@
 """Cases of embedding_sum_norm with BERT's vocabulary; words are drawn as unevenly as text, a third of them one padding word."""
 
+
 import torch
 import torch.nn.functional as F
 
-from benchmarks.gpu.case import Arguments, Case, randn, state
+from benchmarks.gpu.case import Arguments, Case, randn, state, stock_peers
 
 EPS, WORDS, POSITIONS, PAD = 1e-12, 30522, 512, 0
 
@@ -27,21 +28,21 @@ def _stock(ids, word, position, segment, weight, bias, p):
     return F.dropout(F.layer_norm(z, weight.shape, weight, bias, EPS), p, training=p > 0)
 
 
-def _forward_peer(arguments: Arguments):
+def _forward_peer(stock, arguments: Arguments):
     *tensors, _, _, p, _ = arguments
-    return lambda: _stock(tensors[:3], *tensors[3:], p)
+    return lambda: stock(tensors[:3], *tensors[3:], p)
 
 
-def _backward_peer(arguments: Arguments):
+def _backward_peer(stock, arguments: Arguments):
     dy, *tensors, _, _, _, p, _ = arguments
     leaves = [t.detach().requires_grad_() for t in (*tensors[3:], torch.zeros_like(tensors[-1]))]
-    y = _stock(tensors[:3], *leaves, p)
+    y = stock(tensors[:3], *leaves, p)
     return lambda: torch.autograd.grad(y, leaves, dy, retain_graph=True)
 
 
-def _tied_peer(arguments: Arguments):
+def _tied_peer(stock, arguments: Arguments):
     dword, *rest = arguments
-    backward = _backward_peer(tuple(rest))
+    backward = _backward_peer(stock, tuple(rest))
     return lambda: dword + backward()[0]
 
 
@@ -73,7 +74,7 @@ def _cases(tokens: int, cols: int, dtype: torch.dtype, p: float, segments: int =
             dtype,
             forward,
             rows + read + 8 * tokens,
-            peers={"eager": _forward_peer},
+            peers=stock_peers(_stock, _forward_peer),
             wide=0.45,
         ),
         Case(
@@ -82,14 +83,14 @@ def _cases(tokens: int, cols: int, dtype: torch.dtype, p: float, segments: int =
             dtype,
             backward,
             rows + read + tables + 8 * tokens,
-            peers={"eager": _backward_peer},
+            peers=stock_peers(_stock, _backward_peer),
         ),
     ]
     if tied:
         # Of the word table's gradient only rows of words that occur are read and written, at most one a token.
         moved = rows + read + tables - words + 2 * min(rows, words) + 8 * tokens
         op = "embedding_sum_norm_tied_bwd"
-        cases.append(Case(op, shape, dtype, with_dword, moved, peers={"eager": _tied_peer}))
+        cases.append(Case(op, shape, dtype, with_dword, moved, peers=stock_peers(_stock, _tied_peer)))
     return cases
 
 

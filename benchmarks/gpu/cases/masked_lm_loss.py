@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.gpu.case import Arguments, Case, randn
+from benchmarks.gpu.case import Arguments, Case, randn, stock_peers
 from bertfast.ops.masked_lm_loss.reference import padded
 
 VOCABULARY = 30522
@@ -23,16 +23,19 @@ def _inputs(device: torch.device, dtype: torch.dtype, rows: int, size: int) -> A
     return randn(device, dtype, rows, size), weight, randn(device, dtype, VOCABULARY), labels
 
 
-def _eager_forward(args: Arguments) -> Callable[[], Any]:
-    x, weight, bias, labels, _ = args
-    return lambda: F.cross_entropy(F.linear(x, weight, bias), labels, reduction="none")
+def _stock(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(F.linear(x, weight, bias), labels, reduction="none")
 
 
-def _eager_backward(args: Arguments) -> Callable[[], Any]:
+def _forward_peer(stock: Callable[..., Any], args: Arguments) -> Callable[[], Any]:
+    return lambda: stock(*args[:4])
+
+
+def _backward_peer(stock: Callable[..., Any], args: Arguments) -> Callable[[], Any]:
     dloss, x, weight, bias, labels, *_ = args
     tensors = [t.detach().requires_grad_(needed) for t, needed in zip((x, weight, bias), args[-3:], strict=True)]
     leaves = [t for t in tensors if t.requires_grad]
-    loss = F.cross_entropy(F.linear(*tensors), labels, reduction="none")
+    loss = stock(*tensors, labels)
     return lambda: torch.autograd.grad(loss, leaves, dloss.to(loss.dtype), retain_graph=True)
 
 
@@ -60,7 +63,7 @@ def _cases(rows: int, size: int, dtype: torch.dtype, keep: bool, frozen: bool) -
             forward,
             bytes=inputs + kept + 16 * rows,
             flops=product,
-            peers={"eager": _eager_forward},
+            peers=stock_peers(_stock, _forward_peer),
             wide=0.2,
         ),
         Case(
@@ -70,7 +73,7 @@ def _cases(rows: int, size: int, dtype: torch.dtype, keep: bool, frozen: bool) -
             backward,
             bytes=inputs + written + kept,
             flops=(3 - keep - frozen) * product,
-            peers={"eager": _eager_backward},
+            peers=stock_peers(_stock, _backward_peer),
             wide=0.2 if frozen else 0.35,  # a frozen bias takes its wide stores of partial sums with it
         ),
     ]

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.gpu.case import Arguments, Case, randn, state
+from benchmarks.gpu.case import Arguments, Case, randn, state, stock_peers
 
 EPS = 1e-12
 
@@ -27,23 +27,16 @@ def _stock(x, bias, residual, weight, norm_bias, p):
     return F.layer_norm(residual + F.dropout(x + bias, p, training=p > 0), weight.shape, weight, norm_bias, EPS)
 
 
-def _forward_peer(compiled: bool) -> Any:
-    def peer(arguments: Arguments):
-        x, bias, residual, weight, norm_bias, _, p, _ = arguments
-        function = torch.compile(_stock) if compiled else _stock
-        return lambda: function(x, bias, residual, weight, norm_bias, p)
-
-    return peer
+def _forward_peer(stock: Any, arguments: Arguments) -> Any:
+    x, bias, residual, weight, norm_bias, _, p, _ = arguments
+    return lambda: stock(x, bias, residual, weight, norm_bias, p)
 
 
-def _backward_peer(compiled: bool) -> Any:
-    def peer(arguments: Arguments):
-        dy, x, bias, residual, weight, _, _, p, _ = arguments
-        leaves = [t.detach().requires_grad_() for t in (x, bias, residual, weight, torch.zeros_like(weight))]
-        y = (torch.compile(_stock) if compiled else _stock)(*leaves, p)
-        return lambda: torch.autograd.grad(y, leaves, dy, retain_graph=True)
-
-    return peer
+def _backward_peer(stock: Any, arguments: Arguments) -> Any:
+    dy, x, bias, residual, weight, _, _, p, _ = arguments
+    leaves = [t.detach().requires_grad_() for t in (x, bias, residual, weight, torch.zeros_like(weight))]
+    y = stock(*leaves, p)
+    return lambda: torch.autograd.grad(y, leaves, dy, retain_graph=True)
 
 
 def _cases(rows: int, cols: int, dtype: torch.dtype, p: float, residual: torch.dtype | None = None) -> list[Case]:
@@ -67,7 +60,7 @@ def _cases(rows: int, cols: int, dtype: torch.dtype, p: float, residual: torch.d
             dtype=dtype,
             make=forward,
             bytes=matrix + 2 * wide_matrix + 3 * cols * other.itemsize + 8 * rows,
-            peers={"eager": _forward_peer(False), "compile": _forward_peer(True)},
+            peers=stock_peers(_stock, _forward_peer),
         ),
         Case(
             op="dropout_add_norm_bwd",
@@ -75,7 +68,7 @@ def _cases(rows: int, cols: int, dtype: torch.dtype, p: float, residual: torch.d
             dtype=dtype,
             make=backward,
             bytes=2 * matrix + 3 * wide_matrix + 5 * cols * other.itemsize + 8 * rows,
-            peers={"eager": _backward_peer(False), "compile": _backward_peer(True)},
+            peers=stock_peers(_stock, _backward_peer),
         ),
     ]
 

@@ -20,7 +20,7 @@ from bertfast.ops.embedding_sum_norm.triton_backward_kernels import (
     embedding_sum_norm_bwd_tables_kernel,
 )
 from bertfast.ops.rng import numbers_rows
-from bertfast.triton import sums
+from bertfast.triton import sums, tables
 from bertfast.triton.launch import architecture, cdiv, launch, multiprocessors
 from bertfast.triton.rows import (
     DTYPES,
@@ -28,7 +28,6 @@ from bertfast.triton.rows import (
     backward_programs,
     backward_tile,
     contiguous,
-    tuner_at_work,
 )
 
 MOST_TOKENS = (2**31 - 1) // 3  # places are 32-bit numbers
@@ -178,7 +177,7 @@ def _plan_for(tensors: tuple, padding_idx: int, dropout_p: float, add: bool) -> 
         return None
     device, rank = dy.device, tokens <= segments.RANKED_TOKENS
     sizes = word.shape[0], position.shape[0], segment.shape[0], cols
-    plan = _plan.__wrapped__ if tuner_at_work() else _plan
+    plan = _plan.__wrapped__ if tables.watched() else _plan
     return plan(*sizes, padding_idx, dropout_p, rank, add, device, architecture(device), multiprocessors(device))
 
 

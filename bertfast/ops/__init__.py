@@ -3,7 +3,7 @@
 from bertfast import _ext
 from bertfast.ops.attention import attention, attention_padded
 from bertfast.ops.dropout_add_norm import dropout_add_norm
-from bertfast.ops.embedding_sum_norm import embedding_sum_norm
+from bertfast.ops.embedding_sum_norm import embedding_sum_norm, tied_embedding_sum_norm
 from bertfast.ops.linear import linear
 from bertfast.ops.linear_gelu import linear_gelu
 from bertfast.ops.masked_lm_loss import masked_lm_loss
@@ -22,5 +22,6 @@ __all__ = [
     "masked_lm_loss",
     "pack",
     "repad",
+    "tied_embedding_sum_norm",
     "unpad",
 ]

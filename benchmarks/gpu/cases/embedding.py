@@ -1,6 +1,5 @@
 """Cases of embedding_sum_norm with BERT's vocabulary; words are drawn as unevenly as text, a third of them one padding word."""
 
-
 import torch
 import torch.nn.functional as F
 

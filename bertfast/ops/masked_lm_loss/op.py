@@ -4,7 +4,7 @@ The head is gather, linear_gelu, norm, and linear_cross_entropy. Of the logits, 
 takes at most KEPT_BYTES: forward's peak holds it anyway and backward holds one more of that size. Larger ones never live
 whole: they are made by chunks of rows and made again in backward, which costs 2 M E V FLOPs on top of 6 M E V.
 
-Left alone: a tied decoder weight gets its gradient as one [V, E] tensor that autograd adds to the embedding's.
+A decoder weight that is the word table too: give what `tied_embedding_sum_norm` returned, and their gradients are one tensor.
 """
 
 import torch

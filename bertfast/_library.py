@@ -19,7 +19,8 @@ _REFERENCE_LIBRARY = torch.library.Library(REFERENCE_NAMESPACE, "FRAGMENT")
 _OVERLOADS: dict[str, torch._ops.OpOverload] = {}
 _OWNERS: dict[tuple[str, str], str] = {}
 
-# Every op is a pure function of its tensors, or says in its schema what it writes to, so opcheck, functionalisation and CUDA graphs may treat it as one.
+# Every op is a pure function of its tensors, or its schema says what it writes to, so opcheck, functionalisation and CUDA graphs
+# may treat it as one.
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 
 

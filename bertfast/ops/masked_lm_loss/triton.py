@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bertfast.ops.masked_lm_loss import reference
 from bertfast.ops.masked_lm_loss.triton_kernels import cross_entropy_bwd_kernel, cross_entropy_fwd_kernel
-from bertfast.triton import launch, mailbox, tables
+from bertfast.triton import launch, mailbox, sums, tables
 
 LOGITS_BYTES = 1 << 30
 TAKEN = (torch.float32, torch.float16, torch.bfloat16)
@@ -134,8 +134,7 @@ def linear_cross_entropy_bwd(
         product = torch.mm(here.t(), part)
         # A piece's product is rounded to x's dtype before it is added in float32: one rounding a piece of 17,000 tokens.
         dweight = product if dweight is None else dweight.float().add_(product)
-    return (
-        dx,
-        weight.new_empty(0) if dweight is None else dweight.to(weight.dtype),
-        bias.new_empty(0) if dbias is None else dbias.sum((0, 1))[:vocabulary].to(bias.dtype),
-    )
+    added = bias.new_empty(0 if dbias is None else vocabulary)
+    if dbias is not None:
+        sums.add_up(dbias.view(-1, columns), added)
+    return dx, weight.new_empty(0) if dweight is None else dweight.to(weight.dtype), added

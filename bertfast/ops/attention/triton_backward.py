@@ -65,14 +65,15 @@ def attention_bwd_single_kernel(
     dout = common.load_rows(dout_ptr + begin * (H * D) + head * D, row, length, H * D, D, BLOCK_D)
     lse_row = common.statistics_row(cu_ptr, tokens, longest, sequence, head, begin, H)
     lse = common.load_lse(lse_ptr + lse_row, row, length, qkv_ptr)
+    mask_start = sequence.to(tl.int64) * mask_stride_sequence + head.to(tl.int64) * mask_stride_head
+    mask = (mask_ptr, mask_start, mask_stride_query, mask_stride_key, mask_bottom)
+    keys = common.load_keys(mask, row, length, MASK_PER_KEY)
     if rng_ptr is not None:  # while the rows are on their way
         words = common.random_words(common.load_state(rng_ptr), tl.program_id(0), row, 0, BLOCK, BLOCK)
     raw = tl.dot(q, tl.trans(k), input_precision="ieee")
     dp = tl.dot(dout, tl.trans(v), input_precision="ieee")
-    mask_start = sequence.to(tl.int64) * mask_stride_sequence + head.to(tl.int64) * mask_stride_head
-    mask = (mask_ptr, mask_start, mask_stride_query, mask_stride_key, mask_bottom)
     s, factor = common.masked(
-        raw, score_scale, mask, row, row, length, length < BLOCK, qkv_ptr, MASK_IS_BOOL, MASK_PER_KEY
+        raw, score_scale, mask, keys, row, row, length, length < BLOCK, qkv_ptr, MASK_IS_BOOL, MASK_PER_KEY
     )
     p = common.power(s * factor - lse[:, None], qkv_ptr)
     pd = p
@@ -101,12 +102,13 @@ def _dq_tile(
     key = start + tl.arange(0, BLOCK_N)
     k = common.load_part(head_ptr, bias_ptr, 1, head, key, length, H, D, BLOCK_D)
     v = common.load_part(head_ptr, bias_ptr, 2, head, key, length, H, D, BLOCK_D)
+    keys = common.load_keys(mask, key, length, MASK_PER_KEY)
     if rng_ptr is not None:  # first: while ds k of the tile before is still being multiplied
         words = common.random_words(state, sequence_head, row, start, BLOCK_M, BLOCK_N)
     raw = common.times_transposed(q, k)
     dp = common.times_transposed(dout, v)
     s, factor = common.masked(
-        raw, score_scale, mask, row, key, length, CHECK_KEYS, head_ptr, MASK_IS_BOOL, MASK_PER_KEY
+        raw, score_scale, mask, keys, row, key, length, CHECK_KEYS, head_ptr, MASK_IS_BOOL, MASK_PER_KEY
     )
     p = common.power(s * factor - lse[:, None], head_ptr)
     if rng_ptr is not None:
@@ -236,6 +238,7 @@ def attention_bwd_dkv_kernel(
     state = common.load_state(rng_ptr)
     dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     dv = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    keys = common.load_keys(mask, key, length, MASK_PER_KEY)
     for start in range(0, length, BLOCK_M):
         row = start + tl.arange(0, BLOCK_M)
         q = common.load_queries(head_ptr, bias_ptr, head, row, length, H, D, BLOCK_D)
@@ -245,7 +248,9 @@ def attention_bwd_dkv_kernel(
         raw = common.times_transposed(q, k)  # as dq does, so that float32 scores are the same bits
         dp = tl.dot(dout, tl.trans(v), input_precision="ieee")
         # Keys past the end need no mask: their rows of dk and dv are not stored.
-        s, factor = common.masked(raw, score_scale, mask, row, key, length, False, qkv_ptr, MASK_IS_BOOL, MASK_PER_KEY)
+        s, factor = common.masked(
+            raw, score_scale, mask, keys, row, key, length, False, qkv_ptr, MASK_IS_BOOL, MASK_PER_KEY
+        )
         p = common.power(s * factor - common.load_lse(lse_ptr + lse_row, row, length, qkv_ptr)[:, None], qkv_ptr)
         pd = p
         if rng_ptr is not None:

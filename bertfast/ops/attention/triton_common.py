@@ -183,12 +183,28 @@ def _added(found, bottom, like_ptr, IS_BOOL: tl.constexpr):
 
 
 @triton.jit
-def masked(raw, scale, mask, row, key, length, check, like_ptr, IS_BOOL: tl.constexpr, PER_KEY: tl.constexpr):
+def load_keys(mask, key, length, PER_KEY: tl.constexpr):
+    """[keys, 2]: a mask of keys, for `masked`; to be asked for before the product, so that it is there after it.
+
+    With a second column, of which nothing is loaded, it is no longer cheaper in Triton's eyes that every thread loads all its
+    keys, byte by byte, than that each key is loaded once.
+    """
+    mask_ptr, mask_start, _, stride_key, _ = mask
+    if mask_ptr is not None and PER_KEY:
+        column = tl.arange(0, 2)[None, :]
+        place = mask_ptr + mask_start + key.to(tl.int64)[:, None] * stride_key
+        return tl.load(place + column, mask=(column == 0) & (key < length)[:, None], other=0)
+    else:  # noqa: RET505 - one branch is compiled
+        return 0
+
+
+@triton.jit
+def masked(raw, scale, mask, keys, row, key, length, check, like_ptr, IS_BOOL: tl.constexpr, PER_KEY: tl.constexpr):
     """(s, factor) so that s * factor are the scores of raw = q k^T [rows, keys], -inf where a query may not attend.
 
     Without a mask the factor is left for the caller, whose subtraction of a maximum or log-sum-exp then costs nothing.
     mask: (pointer, offset of the sequence and head, strides of query and key, what is "masked"). It is added, as the
-    reference does, so that NaN stays NaN. check: whether keys past `length` may be in the tile.
+    reference does, so that NaN stays NaN. keys: of `load_keys`. check: whether keys past `length` may be in the tile.
     """
     mask_ptr, mask_start, stride_query, stride_key, bottom = mask
     if mask_ptr is None:
@@ -196,18 +212,13 @@ def masked(raw, scale, mask, row, key, length, check, like_ptr, IS_BOOL: tl.cons
             raw = tl.where((key < length)[None, :], raw, float("-inf"))
         return raw, scale
     else:  # noqa: RET505 - one branch is compiled
-        place = mask_ptr + mask_start + key.to(tl.int64) * stride_key
         if PER_KEY:
-            # With a second column, of which nothing is loaded, it is no longer cheaper in Triton's eyes that every thread
-            # loads all its keys, byte by byte, than that each key is loaded once.
-            once = (tl.arange(0, 2) == 0)[None, :] & (key < length)[:, None]
-            found = tl.load(place[:, None] + tl.arange(0, 2)[None, :], mask=once, other=0)
-            found = tl.sum(found.to(tl.float32), 1)
-            added = _added(found, bottom, like_ptr, IS_BOOL)
+            added = _added(tl.sum(keys.to(tl.float32), 1), bottom, like_ptr, IS_BOOL)
             added = tl.where(key < length, added, float("-inf"))[None, :]
         else:
+            place = mask_ptr + mask_start + key.to(tl.int64)[None, :] * stride_key
             inside = (row < length)[:, None] & (key < length)[None, :]
-            found = tl.load(place[None, :] + row.to(tl.int64)[:, None] * stride_query, mask=inside, other=0)
+            found = tl.load(place + row.to(tl.int64)[:, None] * stride_query, mask=inside, other=0)
             added = _added(found.to(tl.float32), bottom, like_ptr, IS_BOOL)
             added = tl.where((key < length)[None, :], added, float("-inf"))
         return raw * scale + added, 1.0

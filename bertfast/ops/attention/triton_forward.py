@@ -80,8 +80,9 @@ def attention_fwd_single_kernel(
     raw = tl.dot(q, tl.trans(k), input_precision="ieee")
     mask_start = sequence.to(tl.int64) * mask_stride_sequence + head.to(tl.int64) * mask_stride_head
     mask = (mask_ptr, mask_start, mask_stride_query, mask_stride_key, mask_bottom)
+    keys = common.load_keys(mask, row, length, MASK_PER_KEY)
     s, factor = common.masked(
-        raw, score_scale, mask, row, row, length, length < BLOCK, qkv_ptr, MASK_IS_BOOL, MASK_PER_KEY
+        raw, score_scale, mask, keys, row, row, length, length < BLOCK, qkv_ptr, MASK_IS_BOOL, MASK_PER_KEY
     )
     m = tl.max(s, 1) * factor
     m = tl.where(m == float("-inf"), 0.0, m)
@@ -108,11 +109,12 @@ def _online_tile(
     """One tile of keys of the online softmax."""
     key = start + tl.arange(0, BLOCK_N)
     k = common.load_part(head_ptr, bias_ptr, 1, head, key, length, H, D, BLOCK_D)
+    keys = common.load_keys(mask, key, length, MASK_PER_KEY)
     if rng_ptr is not None:  # first: while p v of the tile before is still being multiplied
         words = common.random_words(state, sequence_head, row, start, BLOCK_M, BLOCK_N)
     raw = common.times_transposed(q, k)
     s, factor = common.masked(
-        raw, score_scale, mask, row, key, length, CHECK_KEYS, head_ptr, MASK_IS_BOOL, MASK_PER_KEY
+        raw, score_scale, mask, keys, row, key, length, CHECK_KEYS, head_ptr, MASK_IS_BOOL, MASK_PER_KEY
     )
     new_m = tl.maximum(m, tl.max(s, 1) * factor)
     safe_m = tl.where(new_m == float("-inf"), 0.0, new_m)

@@ -1,15 +1,17 @@
 """Launch tables of the attention kernels: tiles, warps and stages by head size, dtype and architecture.
 
 Chosen by ahead-of-time compilation (registers, spills, shared memory, instructions of the loop), never measured on a GPU.
-Predicted for one tile of 128 x 128, D = 64, dropout, on one multiprocessor of an H200, in cycles by pipe; a program alone adds
-the first two columns but for what runs beside a product, several programs overlap them:
+Predicted for 128 x 128 scores, D = 64, dropout, on one multiprocessor of an H200, in cycles by pipe. A program alone adds up
+instructions and wgmma, but for the dropout words, which are drawn beside a product; several programs overlap them.
 
-    kernel   instructions (a score)   wgmma   exp2   reads from L2 at 27 bytes a cycle
-    fwd      1800 (14)                 1024   1024   1210 with 128 queries
-    dq       1780 (14)                 1536   1024   2430 with 64 queries
-    dkv      2220 (17)                 2048   1024   2430 with 64 keys
+    kernel      instructions (a score)   wgmma   exp2   memory
+    fwd single  2600 (21)                 1024   1024   3600, 64 KB at 18 bytes
+    bwd single  3200 (26)                 2560   1024   6200, 112 KB at 18 bytes
+    fwd         1770 (13.8)               1024   1024   1210, L2 at 27 bytes, with 128 queries
+    dq          1750 (13.7)               1536   1024   2430, with 64 queries
+    dkv         2280 (17.8)               2048   1024   2430, with 64 keys
 
-Of the instructions 6 a score are dropout: 2 Philox, 1 the exchange between threads, 3 shift, compare and select.
+Of these instructions dropout is 6.4 a score in fwd: 2 Philox, 1 the exchange between threads, the rest shift, compare, select.
 """
 
 from dataclasses import dataclass

@@ -5,7 +5,8 @@ benchmarks.tune` tries, beside whole tiles under `also`), and `entries`, one a l
 
     {"arch": 90, "size": "many", "tile": {"m": 128, ...}, "reason": "...", "measured": {...}}
 
-`arch` is the least architecture that the entry is for, what stands beside it is the key, and `reason` says why these numbers.
+`arch` is the least architecture that the entry is for, what stands beside it is its part of the key (what it does not name may be
+anything), and `reason` says why these numbers.
 `measured` is there only where the tuner chose them on a real device: which one, when, and by how much.
 """
 
@@ -71,11 +72,12 @@ class Tables:
         self._locate = cache(self._search)
 
     def _search(self, table: str, arch: int, key: frozenset[tuple[str, int | str]]) -> Entry | None:
-        fit = [e for e in self.entries if e.table == table and e.arch <= arch and e.key == key]
-        return max(fit, key=lambda e: e.arch, default=None)
+        fit = [e for e in self.entries if e.table == table and e.arch <= arch and e.key <= key]
+        # What an entry says of itself comes first: a new one for some architecture then never takes another's shapes.
+        return max(fit, key=lambda e: (len(e.key), e.arch), default=None)
 
     def get(self, table: str, arch: int, *, used: bool = True, **key: int | str) -> Tile | None:
-        """The tile of the newest architecture up to `arch` at this key; None where there is none.
+        """The tile of the entry that names most of this key, of the newest architecture up to `arch`; None where there is none.
 
         used: False where the tile is only looked at, to choose between it and another.
         """

@@ -38,6 +38,7 @@ def test_an_entry_serves_its_architecture_and_newer_ones(found):
     assert found.find("copy", 89, bits=16) == {"rows": 2, "warps": 4}
     assert found.find("copy", 120, bits=16) == {"rows": 1, "warps": 4}
     assert found.get("copy", 75, bits=16) is None
+    assert found.find("copy", 90, bits=16, d=64) == {"rows": 1, "warps": 4}
     with pytest.raises(KeyError, match=r"no entry of 'copy' for sm_90 and \{'bits': 8\}"):
         found.find("copy", 90, bits=8)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from bertfast.ops import rng as dropout_bits
 from bertfast.ops.attention import reference, triton_backward, triton_forward, tuning
 from bertfast.ops.dropout_add_norm.reference import compute_dtype
-from bertfast.triton import launch, mailbox
+from bertfast.triton import launch, mailbox, tables
 
 _WHERE = "found wrong at sequence {place} in an earlier call"
 mailbox.meaning(1, ValueError, f"attention: cu_seqlens must rise from 0 to the tokens of qkv; {_WHERE}")
@@ -104,10 +104,10 @@ def _launch(
     launch.launch(kernel, grid, args, work.constants | block | work.masks, warps=warps, stages=stages)
 
 
-def _launch_tiles(kernel: Any, tensors: tuple, work: _Work, tile: tuning.Tile, along: int) -> None:
+def _launch_tiles(kernel: Any, tensors: tuple, work: _Work, tile: tables.Tile, along: int) -> None:
     """One program for every `along` queries or keys of the longest sequence."""
-    block = {"BLOCK_M": tile.queries, "BLOCK_N": tile.keys}
-    _launch(kernel, tensors, work, launch.cdiv(work.sizes[2], along), block, tile.warps, tile.stages)
+    block = {"BLOCK_M": tile["queries"], "BLOCK_N": tile["keys"]}
+    _launch(kernel, tensors, work, launch.cdiv(work.sizes[2], along), block, tile["warps"], tile["stages"])
 
 
 def _forward(qkv: Tensor, out: Tensor, lse: Tensor, longest: int, *settings: Any) -> None:
@@ -117,10 +117,10 @@ def _forward(qkv: Tensor, out: Tensor, lse: Tensor, longest: int, *settings: Any
     block = tuning.single_block(longest, *sizes, backward=False)
     if block:
         kernel = triton_forward.attention_fwd_single_kernel
-        _launch(kernel, tensors, work, 1, {"BLOCK": block}, tuning.single_warps(block, qkv.element_size()), 1)
+        _launch(kernel, tensors, work, 1, {"BLOCK": block}, tuning.single_warps(block, *sizes[1:]), 1)
     else:
-        tile = tuning.forward_tile(*sizes)
-        _launch_tiles(triton_forward.attention_fwd_kernel, tensors, work, tile, tile.queries)
+        tile = tuning.tile("forward", *sizes)
+        _launch_tiles(triton_forward.attention_fwd_kernel, tensors, work, tile, tile["queries"])
 
 
 def forward(
@@ -173,13 +173,13 @@ def _backward(dout: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, longest: int,
     block = tuning.single_block(longest, *sizes, backward=True)
     if block:
         kernel, tensors = triton_backward.attention_bwd_single_kernel, (qkv, dout, lse, dqkv)
-        _launch(kernel, tensors, work, 1, {"BLOCK": block}, tuning.single_warps(block, qkv.element_size()), 1)
+        _launch(kernel, tensors, work, 1, {"BLOCK": block}, tuning.single_warps(block, *sizes[1:]), 1)
         return dqkv
     delta = torch.empty_like(lse)
-    dq, dkv = tuning.dq_tile(*sizes), tuning.dkv_tile(*sizes)
+    dq, dkv = tuning.tile("dq", *sizes), tuning.tile("dkv", *sizes)
     # dq first: it also writes delta, which dk and dv read.
-    _launch_tiles(triton_backward.attention_bwd_dq_kernel, (qkv, dout, out, lse, delta, dqkv), work, dq, dq.queries)
-    _launch_tiles(triton_backward.attention_bwd_dkv_kernel, (qkv, dout, lse, delta, dqkv), work, dkv, dkv.keys)
+    _launch_tiles(triton_backward.attention_bwd_dq_kernel, (qkv, dout, out, lse, delta, dqkv), work, dq, dq["queries"])
+    _launch_tiles(triton_backward.attention_bwd_dkv_kernel, (qkv, dout, lse, delta, dqkv), work, dkv, dkv["keys"])
     return dqkv
 
 

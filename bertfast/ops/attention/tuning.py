@@ -1,6 +1,8 @@
-"""Launch tables of the attention kernels: tiles, warps and stages by head size, dtype and architecture.
+"""Reads the launch tables of the attention kernels (launch.json): tiles, warps and stages by head size, dtype and architecture.
 
-Chosen by ahead-of-time compilation (registers, spills, shared memory, instructions of the loop), never measured on a GPU.
+single_forward and single_backward say up to which length a sequence is done as one tile, single_tile with how many warps; longer
+ones go to forward, dq and dkv. What says "predicted" was chosen by ahead-of-time compilation (registers, spills, shared memory,
+instructions of the loop).
 Predicted for 128 x 128 scores, D = 64, dropout, on one multiprocessor of an H200, in cycles by pipe. A program alone adds up
 instructions and wgmma, but for the dropout words, which are drawn beside a product; several programs overlap them.
 
@@ -14,72 +16,24 @@ instructions and wgmma, but for the dropout words, which are drawn beside a prod
 Of these instructions dropout is 6.4 a score in fwd: 2 Philox, 1 the exchange between threads, the rest shift, compare, select.
 """
 
-from dataclasses import dataclass
+from pathlib import Path
 
+from bertfast.triton import tables
 
-@dataclass(frozen=True)
-class Tile:
-    """BLOCK_M queries by BLOCK_N keys."""
-
-    queries: int
-    keys: int
-    warps: int
-    stages: int
+TABLES = tables.load("attention", Path(__file__).with_name("launch.json"))
 
 
 def single_block(longest: int, block_d: int, itemsize: int, arch: int, backward: bool) -> int:
     """The tile that holds a whole sequence, 0 where none does."""
-    if itemsize == 4:
-        limit = 32  # 64 x 64 keeps its operands in registers, as float32 has no tensor cores here, and spills
-    elif arch < 90:
-        # mma reads its operands from registers: backward of 128 x 128 spills 64 to 224 bytes, forward does at D = 128.
-        limit = 64 if backward or block_d == 128 else 128
-    else:
-        limit = 128
+    table = "single_backward" if backward else "single_forward"
+    limit = TABLES.find(table, arch, bits=8 * itemsize, d=block_d)["longest"]
     return next((block for block in (32, 64, 128) if longest <= block <= limit), 0)
 
 
-def single_warps(block: int, itemsize: int) -> int:
-    # float32: 32 x 32 with four warps spills 336 bytes in backward.
-    return 8 if block == 128 or itemsize == 4 else 4
+def single_warps(block: int, itemsize: int, arch: int) -> int:
+    return TABLES.find("single_tile", arch, bits=8 * itemsize, block=block)["warps"]
 
 
-def _float32_tile(block_d: int) -> Tile:
-    # No spills up to these. One stage: a program is bound by multiply-adds, and several fit a multiprocessor.
-    return Tile(16 if block_d == 128 else 32, 32, 8, 1)
-
-
-# Rows are copied ahead of their use only from three stages on: with two, Triton asks for the next ones where it waits for them.
-STAGES = 3
-
-
-def forward_tile(block_d: int, itemsize: int, arch: int) -> Tile:
-    if itemsize == 4:
-        return _float32_tile(block_d)
-    if arch < 90:
-        # Wider tiles hold scores, output and operands in the same registers and spill.
-        return Tile(128, 32, 8, STAGES) if block_d == 128 else Tile(64, 64, 4, STAGES)
-    # 128 queries: three programs of 64 x 64 would read twice as much out of L2, more than it gives.
-    return Tile(128, 64 if block_d == 128 else 128, 8, STAGES)
-
-
-def dq_tile(block_d: int, itemsize: int, arch: int) -> Tile:
-    if itemsize == 4:
-        return _float32_tile(block_d)
-    if arch < 90:
-        return Tile(32 if block_d == 128 else 64, 32, 4, STAGES)  # as forward
-    if block_d == 128:
-        # On sm_90 eight warps are 128 rows of wgmma: with 64 queries every score would be computed twice.
-        return Tile(128 if arch < 100 else 64, 64, 8, STAGES)
-    return Tile(64, 64, 4, STAGES)  # three programs a multiprocessor on sm_90
-
-
-def dkv_tile(block_d: int, itemsize: int, arch: int) -> Tile:
-    if itemsize == 4:
-        return _float32_tile(block_d)
-    if arch < 90:
-        return Tile(32 if block_d == 128 else 64, 32, 4, STAGES)  # as forward
-    if block_d == 128:
-        # sm_90: 128 as for dq; three stages of such queries do not fit, and two spill 80 bytes.
-        return Tile(128, 64, 8, 1) if arch < 100 else Tile(64, 64, 8, STAGES)
-    return Tile(64, 64, 4, STAGES)  # two programs a multiprocessor on sm_90
+def tile(table: str, block_d: int, itemsize: int, arch: int) -> tables.Tile:
+    """queries, keys, warps and stages of the "forward", "dq" or "dkv" kernel."""
+    return TABLES.find(table, arch, bits=8 * itemsize, d=block_d)

@@ -313,7 +313,12 @@ def main(
             if line["ok"] is not True:
                 console.print(f"{line['case']}: {line['error']}", markup=False)
         return
-    for found, entry, cases in entries_of(names or [], only, arch):
+    work = list(entries_of(names or [], only, arch))
+    if not work:
+        raise SystemExit(
+            f"no entry that serves sm_{arch} has {only!r} in its name; names look like 'attention forward sm_90 bits=16'"
+        )
+    for found, entry, cases in work:
         tiles = candidates(found, entry)
         codes = compile_candidates(entry, tiles, cases[-1], arch, workers=os.cpu_count() or 1)
         console.print(show(entry, tiles, codes, cases[-1]))

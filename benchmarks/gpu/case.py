@@ -30,7 +30,7 @@ class Case:
             as for tiles of fewer than 64 rows.
         kernels: whether anything of ours is launched; False where cuBLAS does it all.
         tma: whether bulk tensor copies must be, on architectures from 90.
-        wide: the least share of global accesses of 16 bytes.
+        wide: the least share of the bytes of global accesses that moves in accesses of 16.
         spills: (kernel, architecture) to the reason why it may spill there.
         run: what to time in place of the owner, for alternatives that own nothing yet.
     """

@@ -143,6 +143,8 @@ def judge(case: Case, arch: int, rows: list[Row]) -> list[str]:
             wrong.append(f"{row.kernel} {row.constants}: spills (stack {row.resources['stack']} bytes)")
         if row.resources["shared"] > SHARED_BYTES[arch]:
             wrong.append(f"{row.kernel} {row.constants}: {row.resources['shared']} bytes of shared memory")
+        if arch == 90 and 1 < row.count("HGMMA") <= row.resources.get("waits", 0):
+            wrong.append(f"{row.kernel} {row.constants}: its wgmmas wait for one another")
     wanted = TENSOR_CORE.values() if case.dot == "any" else (TENSOR_CORE[arch],)
     if case.dot and not any(row.count(*wanted) for row in mine):
         wrong.append(f"no {TENSOR_CORE[arch]} in its kernels")

@@ -28,6 +28,7 @@ class Resources:
 
     moved: bytes a thread of the global loads and stores in the SASS, each counted once whether or not it is in a loop;
     wide: the share of them in accesses of 16 bytes. Scalars and masks of a byte so weigh what they are.
+    waits: for wgmma to finish. As many as there are HGMMA: ptxas has put them one after another, and its warning was not shown.
     """
 
     registers: int
@@ -36,6 +37,7 @@ class Resources:
     warps: int
     moved: int
     wide: float
+    waits: int = 0
     sass: dict[str, int] = field(default_factory=dict)
     ptx: dict[str, int] = field(default_factory=dict)
 
@@ -91,6 +93,7 @@ def resources(compiled: Any) -> Resources:
         warps=compiled.metadata.num_warps,
         moved=moved,
         wide=16 * accesses.count(16) / moved if moved else 1.0,
+        waits=sum(name.startswith("WARPGROUP.DEPBAR") for name in sass),
         sass={name: n for name in _SASS if (n := names.count(name))},
         ptx={name: n for name in _PTX if (n := ptx.count(name))},
     )

@@ -7,8 +7,9 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 from benchmarks.gpu import collect, measure
 from benchmarks.gpu.case import Case
+from benchmarks.gpu.cases import attention
 
-NOT_ON_A_CPU = {"sdpa efficient", "sdpa cudnn"}
+NOT_ON_A_CPU = {"sdpa efficient", "sdpa cudnn", "varlen flash"}
 OTHER_WORK = {"linear alone"}
 
 
@@ -45,3 +46,15 @@ def test_peers_do_the_same_work(case, monkeypatch):
         torch.testing.assert_close(
             first.reshape(wanted[0].shape).float(), wanted[0].float(), atol=step, rtol=step, msg=name
         )
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_padded_peers_of_packed_attention(backward):
+    case = attention._case([5, 16, 9], 2, 32, 0.0, torch.float32, backward=backward)
+    torch.manual_seed(3)
+    arguments = case.make(torch.device("cpu"))
+    wanted = measure.tensors(getattr(torch.ops.bertfast_reference, case.op)(*arguments))[0]
+    (got,) = measure.tensors(case.peers["sdpa math, padded"](arguments)())
+    got = got if backward else got.transpose(1, 2)
+    real = torch.arange(16) < torch.tensor([5, 16, 9])[:, None]
+    torch.testing.assert_close(got[real], wanted, atol=1e-5, rtol=1e-4)

@@ -248,6 +248,7 @@ def _row(**more) -> kernels.Row:
         ({}, {"shared": 300_000}, "shared memory"),
         ({"dot": True}, {"sass": {"HMMA": 4}}, "no HGMMA"),
         ({"tma": True}, {}, "no bulk"),
+        ({"dot": True}, {"sass": {"HGMMA": 16}, "waits": 16}, "wait for one another"),
         ({}, {"wide": 0.2}, "0.20 of its bytes"),
     ],
 )

@@ -40,6 +40,51 @@ def _sdpa(backend: SDPBackend, batch: int, mask: bool, backward: bool) -> Callab
     return prepare
 
 
+def padded_arguments(args: Arguments) -> Arguments:
+    """A packed case's arguments as those of the padded op: what a batch costs whose padding is not taken out first."""
+    *tensors, cu_seqlens, longest, scale, p, rng = args
+    inside = torch.arange(longest, device=cu_seqlens.device) < cu_seqlens.diff()[:, None]
+
+    def pad(t: torch.Tensor) -> torch.Tensor:
+        full = t.new_zeros(*inside.shape, *t.shape[1:])
+        full[inside] = t
+        return full
+
+    first = (pad(tensors[0]),) if len(tensors) == 1 else (pad(tensors[0]), pad(tensors[1]), None, None)
+    return *first, inside[:, None, None, :], scale, p, rng
+
+
+def _ragged(backend: SDPBackend, batch: int, backward: bool) -> Callable[[Arguments], Callable[[], Any]]:
+    return lambda args: _sdpa(backend, batch, True, backward)(padded_arguments(args))
+
+
+def _varlen(backward: bool) -> Callable[[Arguments], Callable[[], Any]]:
+    """torch's own packed attention, flash without dropout; its default scale is ours."""
+
+    def prepare(args: Arguments) -> Callable[[], Any]:
+        from torch.nn.attention.varlen import varlen_attn
+
+        cu_seqlens, longest = args[-5:-3]
+        qkv = args[1 if backward else 0].detach().requires_grad_(backward)
+
+        def forward() -> torch.Tensor:
+            return varlen_attn(*qkv.unbind(1), cu_seqlens, cu_seqlens, longest, longest)
+
+        if not backward:
+            return forward
+        y = forward()
+        return lambda: torch.autograd.grad(y, qkv, args[0], retain_graph=True)
+
+    return prepare
+
+
+def _peers(batch: int, padded: bool, ragged: bool, p: float, backward: bool) -> dict[str, Any]:
+    varlen = {"varlen flash": _varlen(backward)} if p == 0.0 and not padded else {}
+    if ragged and not padded:
+        return {f"{name}, padded": _ragged(backend, batch, backward) for name, backend in BACKENDS.items()} | varlen
+    return {name: _sdpa(backend, batch, padded, backward) for name, backend in BACKENDS.items()} | varlen
+
+
 def _case(
     lengths: list[int],
     heads: int,
@@ -75,9 +120,6 @@ def _case(
 
     work = batch * longest**2 if padded else sum(n * n for n in lengths)
     row_bytes = heads * size * dtype.itemsize
-    peers = {}
-    if padded or len(set(lengths)) == 1:
-        peers = {name: _sdpa(backend, batch, padded, backward) for name, backend in BACKENDS.items()}
     return Case(
         op=f"attention{'_padded' if padded else ''}_{'bwd' if backward else 'fwd'}",
         shape=f"{label or f'{batch}x{longest}'}x{heads}x{size} p{p}",
@@ -86,7 +128,7 @@ def _case(
         # qkv, out and lse; backward reads dout as well and writes dqkv.
         bytes=rows * (row_bytes * (8 if backward else 4) + heads * 4),
         flops=(10 if backward else 4) * work * heads * size,
-        peers=peers,
+        peers=_peers(batch, padded, len(set(lengths)) > 1, p, backward),
         dot=dtype != torch.float32 and (True if longest > 32 else "any"),
     )
 
@@ -124,4 +166,5 @@ for _backward in (False, True):
         _case([128] * 64, 12, 64, 0.1, FP32, backward=_backward),
         _case([128] * 64, 8, 128, 0.1, FP32, backward=_backward),
         _case([16], 12, 64, 0.0, BF16, backward=_backward),
+        _case([5, 16], 12, 64, 0.0, BF16, backward=_backward, padded=True, label="padded16"),
     ]

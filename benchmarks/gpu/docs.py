@@ -132,7 +132,8 @@ def render(cases: list[Case], rows: "list[Row]", lines: list[results.Line] | Non
         compiled(rows),
         "## Launch tables\n",
         "From `launch.json` beside each op. An entry serves its architecture and newer ones that have none of their own, and of\n"
-        "several that fit the one that names most; on a GPU `python -m benchmarks.tune` replaces what was predicted by what it measured.\n",
+        "several that fit the one that names most. On a GPU `python -m benchmarks.tune` replaces what was predicted by what it\n"
+        "measured.\n",
         launch_tables(),
         "## What each case must move\n",
         "The least bytes and operations, and the larger of their times at 4.3 TB/s and 790 TFLOP/s: floors, no forecasts.\n",

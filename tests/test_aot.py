@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def run(*command: str, interpret: bool = False, seconds: float = 300) -> subprocess.CompletedProcess[str]:
-    """A module in another process: in this one Triton may interpret. -m finds benchmarks and bertfast from the repository's root."""
+    """A module in another process: in this one Triton may interpret. -m finds benchmarks and bertfast from the root."""
     pytest.importorskip("triton", reason="Triton is not installed")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"TRITON_INTERPRET": "1"} if interpret else {}

@@ -43,6 +43,10 @@ def lines_of(junit: str, seed: int, wanted: Counter[str], only: str = "") -> Ite
         yield results.line("parity", op, ok=ok, op=op, seed=seed, only=only, error=text, **numbers)
 
 
+# A shell starts what runs in its background with SIGINT ignored, and so would pytest ignore it.
+INTERRUPTIBLE = "import signal, sys, pytest; signal.signal(signal.SIGINT, signal.default_int_handler); sys.exit(pytest.main(sys.argv[1:]))"
+
+
 def _interrupt(process: subprocess.Popen) -> None:
     """Ask pytest to stop: it still writes its report."""
     process.send_signal(signal.SIGINT)
@@ -59,19 +63,8 @@ def run(wanted: str = "", done: frozenset[str] = frozenset()) -> Iterator[result
     environment["BERTFAST_SEED"] = str(seed)
     chosen = f"triton and {wanted}" if wanted else "triton"
     # The options of pyproject.toml ask for a plugin that the machine may not have.
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "tests/ops",
-        "-k",
-        chosen,
-        "-q",
-        "-o",
-        "addopts=",
-        "-p",
-        "no:cacheprovider",
-    ]
+    options = ["-q", "-o", "addopts=", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-c", INTERRUPTIBLE, "tests/ops", "-k", chosen, *options]
     listing = subprocess.run(
         [*command, "--collect-only"], cwd=results.ROOT, env=environment, capture_output=True, text=True
     )

@@ -194,8 +194,18 @@ def test_junit_becomes_one_line_an_op():
 def test_an_interrupted_pytest_still_reports(tmp_path):
     body = "import time\ndef test_a():\n    pass\ndef test_b():\n    open('began', 'w').close()\n    time.sleep(60)\n"
     (tmp_path / "test_slow.py").write_text(body)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--junitxml=r.xml", "test_slow.py"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    command = [
+        sys.executable,
+        "-c",
+        parity.INTERRUPTIBLE,
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--junitxml=r.xml",
+        "test_slow.py",
+    ]
+    ignoring = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", *command]  # as a job in the background
+    process = subprocess.Popen(ignoring, cwd=tmp_path, stdout=subprocess.DEVNULL)
     while not (tmp_path / "began").exists():
         assert process.poll() is None
     parity._interrupt(process)

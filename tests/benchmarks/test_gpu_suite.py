@@ -176,11 +176,10 @@ def test_junit_becomes_one_line_an_op():
       <testcase classname="tests.ops.test_packing" name="b"><skipped/></testcase>
       <testcase classname="tests.ops.test_linear" name="c"><failure/></testcase>
       <testcase classname="tests.ops.test_isa" name="d"><skipped/></testcase></testsuite></testsuites>"""
-    listing = (
-        "tests/ops/test_packing.py::a\ntests/ops/test_packing.py::b[x-1]\ntests/ops/test_rng.py::e\n\n2 tests collected"
-    )
+    listing = "tests/ops/test_packing.py::a\ntests/ops/test_packing.py::b[x-1]\ntests/triton/test_rng.py::e\n\n2 tests collected"
     wanted = parity.expected(listing)
     assert wanted == Counter(packing=2, rng=1)
+    assert parity.expected("tests/ops/test_tied_embedding.py::f") == Counter(embedding_sum_norm=1)
     found = {line["op"]: line for line in parity.lines_of(report, 7, wanted)}
     judged = {"packing": True, "linear": False, "isa": False, "rng": None}
     assert {op: line["ok"] for op, line in found.items()} == judged

@@ -110,6 +110,10 @@ def _layout(
             raise ValueError(
                 f"{name}: padded tokens must be [B, S, E], got {tuple(x.shape)}; packed ones need cu_seqlens"
             )
+        if attention_mask is not None and attention_mask.dim() != 2:
+            raise ValueError(
+                f"{name}: attention_mask must be [B, S], true at real tokens, got {tuple(attention_mask.shape)}"
+            )
         return Padded(None if attention_mask is None else attention_mask.to(torch.bool)[:, None, None, :])
     if x.dim() != 2 or max_seqlen is None or attention_mask is not None:
         raise ValueError(

@@ -95,17 +95,17 @@ std::vector<Sequence> packed_sequences(const at::Tensor& qkv, const at::Tensor& 
   const at::Tensor bounds = cu_seqlens.contiguous();
   const int32_t* at = bounds.const_data_ptr<int32_t>();
   const int64_t batch = bounds.numel() - 1, tokens = qkv.size(0);
-  bool rising = at[0] == 0 && at[batch] == tokens;
+  TORCH_CHECK_VALUE(at[0] == 0 && at[batch] == tokens, "attention: cu_seqlens must rise from 0 to the ", tokens,
+                    " tokens of qkv, got ", at[0], " ... ", at[batch]);
   std::vector<Sequence> sequences;
   longest = 0;
   for (int64_t b = 0; b < batch; ++b) {
-    rising = rising && at[b] <= at[b + 1];
+    TORCH_CHECK_VALUE(at[b] <= at[b + 1], "attention: cu_seqlens must rise from 0 to the ", tokens,
+                      " tokens of qkv, but falls from ", at[b], " to ", at[b + 1], " at sequence ", b);
     const int64_t length = static_cast<int64_t>(at[b + 1]) - at[b];
     longest = std::max(longest, length);
     sequences.push_back({at[b], length, at[b], tokens});
   }
-  TORCH_CHECK_VALUE(rising, "attention: cu_seqlens must rise from 0 to the ", tokens, " tokens of qkv, got ", at[0],
-                    " ... ", at[batch]);
   TORCH_CHECK_VALUE(longest <= max_seqlen, "attention: max_seqlen is ", max_seqlen, " but a sequence has ", longest,
                     " tokens");
   return sequences;

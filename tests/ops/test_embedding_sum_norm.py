@@ -242,6 +242,13 @@ def test_other_bad_input():
     for options in ({"segment_ids": torch.zeros(1, 7)}, {"position_ids": torch.zeros(1, 7).bool()}):
         with pytest.raises(ValueError, match=f"{next(iter(options))} must be int32 or int64"):
             embedding_sum_norm(ids[0], *parameters, **options)
+    for wrong in (torch.arange(8), torch.zeros(1, 1, 7, dtype=torch.long)):
+        with pytest.raises(ValueError, match=r"position_ids .* does not broadcast to input_ids"):
+            embedding_sum_norm(ids[0], *parameters, position_ids=wrong)
+    words = parameters[0].shape[0]
+    for wrong in (words, -words - 1):
+        with pytest.raises(ValueError, match=f"padding_idx must be within the {words} words"):
+            embedding_sum_norm(ids[0], *parameters, padding_idx=wrong)
     with pytest.raises(ValueError, match="input_ids must be int32 or int64"):
         embedding_sum_norm(ids[0].float(), *parameters)
     with pytest.raises(ValueError, match="table position"):

@@ -153,6 +153,15 @@ def test_bad_inputs():
     labels[1, 2] = 97
     with pytest.raises(IndexError, match=r"label 97 at place 13 is outside the vocabulary of 97"):
         ours(tensors, labels)
+    for over in (33, 1000):
+        with pytest.raises(IndexError, match=rf"position {over} in slot 1 is past the 33 tokens"):
+            ours(tensors, labels, positions=torch.tensor([2, over]))
+    with pytest.raises(ValueError, match=r"hidden must be \[B, S, E\]"):
+        ours([tensors[0][0, 0], *tensors[1:]], labels[0, 0])
+    with pytest.raises(ValueError, match="has no tokens"):
+        ours([tensors[0][:0], *tensors[1:]], labels[:0], positions=torch.tensor([-1]))
+    with pytest.raises(ValueError, match="decoder_bias must be given"):
+        ours([*tensors[:6], None], labels)
     with pytest.raises(ValueError, match="one label a token"):
         ours(tensors, labels[:2])
     with pytest.raises(ValueError, match="labels must be int64"):

@@ -145,3 +145,9 @@ def test_no_rows(implementation):
     assert implementation.unpad(torch.randn(4, 3), nothing).shape == (0, 3)
     assert torch.equal(implementation.repad(torch.randn(0, 3), nothing, 4), torch.zeros(4, 3))
     assert implementation.repad(torch.randn(0, 3), nothing, 0).shape == (0, 3)
+
+
+def test_masks_to_be_added_are_refused():
+    with pytest.raises(ValueError, match="numbers below 0"):
+        pack(torch.tensor([[0.0, -1e4], [0.0, 0.0]]))
+    assert pack(torch.tensor([[1.0, 0.0], [0.5, 1.0]])).indices.tolist() == [0, 2, 3]

@@ -54,9 +54,14 @@ def check_cu_seqlens(cu_seqlens: Tensor, tokens: int, max_seqlen: int) -> list[i
     """The boundaries as a list; ValueError unless they rise from 0 to `tokens` and no sequence is longer than max_seqlen."""
     bounds = cu_seqlens.tolist()
     lengths = [b - a for a, b in pairwise(bounds)]
-    if not bounds or bounds[0] != 0 or bounds[-1] != tokens or min(lengths, default=0) < 0:
+    if not bounds or bounds[0] != 0 or bounds[-1] != tokens:
+        ends = f"{bounds[0]} ... {bounds[-1]}" if bounds else "none"
+        raise ValueError(f"attention: cu_seqlens must rise from 0 to the {tokens} tokens of qkv, got {ends}")
+    if min(lengths, default=0) < 0:
+        bad = next(i for i, length in enumerate(lengths) if length < 0)
         raise ValueError(
-            f"attention: cu_seqlens must rise from 0 to the {tokens} tokens of qkv, got {bounds[:8]} ... {bounds[-1:]}"
+            f"attention: cu_seqlens must rise from 0 to the {tokens} tokens of qkv, "
+            f"but falls from {bounds[bad]} to {bounds[bad + 1]} at sequence {bad}"
         )
     if max(lengths, default=0) > max_seqlen:
         raise ValueError(f"attention: max_seqlen is {max_seqlen} but a sequence has {max(lengths)} tokens")

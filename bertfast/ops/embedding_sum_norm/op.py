@@ -115,11 +115,19 @@ def _arguments(
     for name, ids in (("input_ids", input_ids), ("position_ids", position_ids), ("segment_ids", segment_ids)):
         if ids.dtype not in (torch.int64, torch.int32):  # a float id would be truncated to another word
             raise ValueError(f"embedding_sum_norm: {name} must be int32 or int64, got {ids.dtype}")
+        if ids.dim() > len(shape) or any(a not in (1, b) for a, b in zip(ids.shape[::-1], shape[::-1], strict=False)):
+            raise ValueError(
+                f"embedding_sum_norm: {name} {tuple(ids.shape)} does not broadcast to input_ids {tuple(shape)}"
+            )
 
     def flat(ids: Tensor) -> Tensor:
         return ids.expand(shape).reshape(-1).to(torch.int64)
 
-    skipped = -1 if padding_idx is None else padding_idx
+    rows = word.shape[0]
+    if padding_idx is not None and not -rows <= padding_idx < rows:
+        raise ValueError(f"embedding_sum_norm: padding_idx must be within the {rows} words, got {padding_idx}")
+    # From the end where it is negative, as in torch.nn.Embedding.
+    skipped = -1 if padding_idx is None else padding_idx % rows
     return flat(input_ids), flat(position_ids), flat(segment_ids), *tensors, skipped, eps, dropout_p, rng
 
 
@@ -147,7 +155,7 @@ def embedding_sum_norm(
         position_ids: broadcastable to input_ids; 0, 1, 2, ... along the last dimension where it is None. Packed tokens
             need them given.
         segment_ids: broadcastable to input_ids; all 0 where it is None.
-        padding_idx: the word whose gradient stays zero, as in `torch.nn.Embedding`.
+        padding_idx: the word whose gradient stays zero, counted from the end where negative, as in `torch.nn.Embedding`.
         eps, dropout_p, rng: as in `bertfast.ops.dropout_add_norm`.
 
     Returns:

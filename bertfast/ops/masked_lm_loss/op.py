@@ -69,17 +69,28 @@ def _gather(
     """Rows to predict, their labels with IGNORED for `ignore_index` and empty slots, and their places."""
     if positions is None:
         positions = (labels != ignore_index).nonzero()[:, 0]
-    places = positions.clamp(min=0)  # empty slots read token 0 and give it a gradient of zero
+    over = positions >= hidden.shape[0]
+    if not torch.compiler.is_compiling() and positions.device.type == "cpu" and over.any():
+        slot = int(over.nonzero()[0])
+        raise IndexError(
+            f"masked_lm_loss: position {int(positions[slot])} in slot {slot} is past the {hidden.shape[0]} tokens of hidden; "
+            "positions count the flattened tokens, padding included where hidden is padded"
+        )
+    # Empty slots read token 0 and give it a gradient of zero; those past the end read the last and get no word for a label.
+    places = positions.clamp(0, hidden.shape[0] - 1)
     chosen = labels.index_select(0, places)
     ignored = (positions < 0) | (chosen == ignore_index)
     if ignore_index != reference.IGNORED:
         chosen = chosen.masked_fill(
             chosen == reference.IGNORED, reference.IGNORED - 1
         )  # no word: an error, not ignored
-    return hidden.index_select(0, places), chosen.masked_fill(ignored, reference.IGNORED), positions
+    chosen = chosen.masked_fill(ignored, reference.IGNORED).masked_fill(over, reference.IGNORED - 1)
+    return hidden.index_select(0, places), chosen, positions
 
 
 def _check(hidden: Tensor, labels: Tensor, positions: Tensor | None, dense: Tensor, norm: list[Tensor]) -> None:
+    if hidden.dim() < 2:
+        raise ValueError(f"masked_lm_loss: hidden must be [B, S, E] or [T, E], got {tuple(hidden.shape)}")
     if labels.shape != hidden.shape[:-1]:
         raise ValueError(
             f"masked_lm_loss: labels {tuple(labels.shape)} do not fit hidden {tuple(hidden.shape)}: one label a token"
@@ -89,6 +100,10 @@ def _check(hidden: Tensor, labels: Tensor, positions: Tensor | None, dense: Tens
             raise ValueError(f"masked_lm_loss: {name} must be int64, got {integers.dtype}")
     if positions is not None and positions.dim() != 1:
         raise ValueError(f"masked_lm_loss: positions must be [M], got {tuple(positions.shape)}")
+    if positions is not None and positions.numel() and not labels.numel():
+        raise ValueError(
+            f"masked_lm_loss: {positions.numel()} positions, but hidden {tuple(hidden.shape)} has no tokens"
+        )
     if any(t.shape != dense.shape[:1] for t in norm):
         raise ValueError(f"masked_lm_loss: the norm's parameters must have shape ({dense.shape[0]},)")
 
@@ -128,12 +143,15 @@ def masked_lm_loss(
         `torch.nn.functional.cross_entropy` gives NaN: one sequence without masks must not end a training run.
 
     Raises:
-        IndexError: on a CPU, for a label outside [0, V), naming it, its place and V. On CUDA the loss is NaN and the
-            error comes with the next call.
+        IndexError: on a CPU, for a label outside [0, V), naming it, its place and V, or for a position past the tokens. On
+            CUDA the loss is NaN and the error comes with the next call.
         ValueError: on shapes or dtypes that do not belong together.
     """
+    if dense_bias is None or decoder_bias is None:
+        raise ValueError("masked_lm_loss: dense_bias and decoder_bias must be given; BERT's heads have both")
     _check(hidden, labels, positions, dense_weight, [norm_weight, norm_bias])
-    check_shapes("masked_lm_loss (decoder)", hidden.new_empty(0, dense_weight.shape[0]), decoder_weight, decoder_bias)
+    transformed = hidden.new_empty(()).expand(*hidden.shape[:-1], dense_weight.shape[0])
+    check_shapes("masked_lm_loss (decoder)", transformed, decoder_weight, decoder_bias)
     rows, chosen, places = _gather(hidden.flatten(0, -2), labels.flatten(), positions, ignore_index)
     if not torch.compiler.is_compiling():
         reference.check_labels(chosen, decoder_weight.shape[0], places)

@@ -33,7 +33,8 @@ def check_labels(labels: Tensor, vocabulary: int, places: Tensor | None = None) 
         row = int(bad.nonzero()[0])
         place = row if places is None else int(places[row])
         raise IndexError(
-            f"masked_lm_loss: label {int(labels[row])} at place {place} is outside the vocabulary of {vocabulary} words"
+            f"masked_lm_loss: label {int(labels[row])} at place {place} is outside the vocabulary of {vocabulary} words; "
+            "was the text tokenised for another model? Tokens that are not to be predicted have ignore_index"
         )
 
 

@@ -22,7 +22,10 @@ from bertfast.triton import launch, mailbox, sums, tables
 LOGITS_BYTES = 1 << 30
 TAKEN = (torch.float32, torch.float16, torch.bfloat16)
 BAD_LABEL = mailbox.meaning(
-    6, IndexError, "masked_lm_loss: the label at place {place} of the masked tokens is outside the vocabulary"
+    6,
+    IndexError,
+    "masked_lm_loss: slot {place} of the masked tokens, in an earlier call, has a label outside the "
+    "vocabulary or a position past the last token",
 )
 TABLES = tables.load("masked_lm_loss", Path(__file__).with_name("launch.json"))
 

@@ -81,10 +81,14 @@ def pack(mask: Tensor) -> Packing:
     """The packing of a mask [B, S], true (or non-zero) at real tokens: right or left padding, holes, empty rows alike.
 
     Raises:
-        ValueError: unless the mask has two dimensions.
+        ValueError: unless the mask has two dimensions; for numbers below 0, as masks to be added to scores have.
     """
     if mask.dim() != 2:
         raise ValueError(f"pack: the mask must be [B, S], got {tuple(mask.shape)}")
+    if mask.is_floating_point() and not torch.compiler.is_compiling() and bool((mask < 0).any()):
+        raise ValueError(
+            "pack: the mask has numbers below 0, as masks to be added to scores have; give one that is true or 1 at real tokens"
+        )
     indices, cu_seqlens = _library.op("pack_mask")(mask.to(torch.bool))
     longest = int((cu_seqlens[1:] - cu_seqlens[:-1]).max()) if mask.shape[0] else 0
     return Packing(indices, cu_seqlens, longest, mask.shape[0], mask.shape[1])

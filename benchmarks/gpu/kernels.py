@@ -21,8 +21,8 @@ from rich.table import Table
 
 from benchmarks.gpu import collect
 from benchmarks.gpu.case import Case
+from bertfast.triton.tables import ARCHITECTURES
 
-ARCHITECTURES = (80, 90, 100)
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # what one block can ask for
 TENSOR_CORE = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
 WORKERS = 2
@@ -203,6 +203,10 @@ def main(
         raise SystemExit("TRITON_INTERPRET=1 makes Triton interpret: unset it to compile kernels")
     console = Console(width=None if sys.stdout.isatty() else 160)
     cases, archs = collect.all_cases(case), sorted(arch or ARCHITECTURES)
+    if not cases:
+        raise SystemExit(f"no case has {case!r} in its name; names look like {collect.all_cases()[0].name!r}")
+    if unknown := set(archs) - set(ARCHITECTURES):
+        raise SystemExit(f"--arch must be of {ARCHITECTURES}, not {sorted(unknown)}")
     rows, failures = record(cases, archs, brief)
     compile_rows(rows, console)
     for one in cases:

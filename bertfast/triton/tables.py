@@ -6,8 +6,9 @@ benchmarks.tune` tries, beside whole tiles under `also`), and `entries`, one a l
     {"arch": 90, "size": "many", "tile": {"m": 128, ...}, "reason": "...", "measured": {...}}
 
 `arch` is the least architecture that the entry is for, what stands beside it is its part of the key (what it does not name may be
-anything), and `reason` says why these numbers.
-`measured` is there only where the tuner chose them on a real device: which one, when, and by how much.
+anything), and `reason` says why these numbers. Of the entries that fit, the one that names most serves; of those that name as much,
+that of the newest architecture. `measured` is there only where the tuner chose the tile on a real device: device, date, code
+(of the kernels), gain (over the tile before) and the microseconds of the cases.
 """
 
 import json
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 Tile = Mapping[str, int]
+ARCHITECTURES = (80, 90, 100)
+MEASURED = frozenset(("device", "date", "code", "gain", "cases"))
 _NOT_KEYS = ("arch", "tile", "reason", "measured")
 
 
@@ -43,17 +46,75 @@ def _key(line: Mapping[str, Any]) -> frozenset[tuple[str, int | str]]:
     return frozenset((name, value) for name, value in line.items() if name not in _NOT_KEYS)
 
 
+def _numbers(tile: Any) -> bool:
+    return isinstance(tile, dict) and all(type(value) is int for value in tile.values())
+
+
+def _entry_faults(one: Any, fields: dict[str, list[int]], also: list[Any]) -> Iterator[str]:
+    if not isinstance(one, dict) or not {"arch", "tile", "reason"} <= one.keys():
+        yield "must have arch, tile and reason"
+        return
+    tile, measured, reason = one["tile"], one.get("measured"), one["reason"]
+    if type(one["arch"]) is not int or (one["arch"] not in ARCHITECTURES and measured is None):
+        yield f"arch must be one of {ARCHITECTURES}, or what the tuner ran on, not {one['arch']!r}"
+    if any(not isinstance(value, int | str) for name, value in one.items() if name not in _NOT_KEYS):
+        yield "its part of the key must be numbers and words"
+    if not _numbers(tile) or tile.keys() != fields.keys():
+        yield f"tile must have the numbers {sorted(fields)}, not {tile!r}"
+    elif tile not in also:
+        yield from (
+            f"{name} {value} is not among its fields' {fields[name]}"
+            for name, value in tile.items()
+            if value not in fields[name]
+        )
+    if measured is not None and not (isinstance(measured, dict) and measured.keys() >= MEASURED):
+        yield f"measured must have {sorted(MEASURED)}; only the tuner writes it"
+    if not str(reason).startswith("predicted: " if measured is None else "measured on "):
+        yield f'reason must begin with "predicted: ", or "measured on " where it was, not {reason!r}'
+
+
+def faults(data: Any) -> Iterator[str]:
+    """What is wrong with the content of a file of tables, each with its table and entry."""
+    if not isinstance(data, dict):
+        yield "must be tables by name"
+        return
+    for table, found in data.items():
+        if not isinstance(found, dict) or not {"fields", "entries"} <= found.keys() <= {"fields", "also", "entries"}:
+            yield f"table {table!r} must have fields and entries, may have also, and nothing else"
+            continue
+        fields, also = found["fields"], found.get("also", [])
+        if not isinstance(fields, dict) or not all(
+            isinstance(v, list) and v and all(type(x) is int for x in v) for v in fields.values()
+        ):
+            yield f"table {table!r}: fields must be names with the numbers that may be tried"
+            continue
+        for tile in also:
+            if not _numbers(tile) or tile.keys() != fields.keys():
+                yield f"table {table!r}: a tile under also must have the numbers {sorted(fields)}, not {tile!r}"
+        for number, one in enumerate(found["entries"]):
+            yield from (f"table {table!r}, entry {number}: {text}" for text in _entry_faults(one, fields, also))
+
+
 _loaded: dict[str, "Tables"] = {}
 _override: dict[Entry, Tile] = {}
 _reached: set[Entry] | None = None
 
 
 class Tables:
-    """The tables of one file."""
+    """The tables of one file.
+
+    Raises:
+        ValueError: naming the file, table, entry and what must be there, where the file is not as it should be.
+    """
 
     def __init__(self, name: str, file: Path) -> None:
         self.name, self.file = name, file
-        data = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            data = json.loads(file.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as problem:
+            raise ValueError(f"{file}: no JSON: {problem}") from problem
+        if wrong := list(faults(data)):
+            raise ValueError(f"{file}: " + "; ".join(wrong))
         self.fields: dict[str, dict[str, list[int]]] = {table: found["fields"] for table, found in data.items()}
         self.also: dict[str, list[Tile]] = {table: found.get("also", []) for table, found in data.items()}
         self.entries = [

@@ -1,6 +1,8 @@
 """The tuner without a GPU: which tiles are tried, which wins, and how it is written down."""
 
+import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -67,9 +69,6 @@ def test_all_combinations_or_one_and_two_steps(found):
     first.tile.update(stages=1, k=1)
     far = [tile for tile in tune.candidates(found, first)[2:] if sum(tile[f] != first.tile[f] for f in first.tile) > 2]
     assert not far
-    del found.fields["copy"]["rows"]
-    with pytest.raises(ValueError, match=r"has \['rows'\], which `fields` does not list"):
-        tune.candidates(found, first)
 
 
 def test_a_winner_gains_clearly_and_loses_nowhere():
@@ -81,9 +80,9 @@ def test_a_winner_gains_clearly_and_loses_nowhere():
 
 
 def test_what_was_measured_is_written_beside_or_in_place(found):
-    measured = {"device": "NVIDIA H200", "gain": 1.25}
-    found.record(found.entries[1], 90, {"rows": 2, "warps": 8}, "measured", measured)
-    found.record(found.entries[2], 90, {"rows": 2, "warps": 2}, "measured", measured)
+    measured = {"device": "NVIDIA H200", "date": "2026-11-24", "code": "abc", "gain": 1.25, "cases": {"x": 3.0}}
+    found.record(found.entries[1], 90, {"rows": 2, "warps": 8}, "measured on it", measured)
+    found.record(found.entries[2], 90, {"rows": 2, "warps": 2}, "measured on it", measured)
     again = tables.Tables("x", found.file)
     assert again.find("copy", 90, bits=16) == {"rows": 2, "warps": 8}
     assert again.find("copy", 80, bits=16) == {"rows": 2, "warps": 4}
@@ -153,6 +152,30 @@ def test_a_faulty_table_is_named(found, monkeypatch):
     assert tune.faults({80: everything, 90: everything}) == []
     (wrong,) = tune.faults({80: {found.entries[0]: []}, 90: everything})
     assert wrong.endswith("copy sm_80 bits=32: no case reaches it")
-    found.file.write_text(found.file.read_text().replace("predicted: one", "because"))
-    monkeypatch.setattr(tables, "_loaded", {"x": tables.Tables("x", found.file)})
-    assert any("'because'" in text for text in tune.faults({}))
+    found.file.write_text(json.dumps(json.loads(TEXT), indent=1))
+    assert "one entry must be one line" in tune.faults({})[0]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ('"rows": 2, "warps": 4}', '"rows": 2, "warps": 3}', "table 'copy', entry 0: warps 3 is not among its fields'"),
+        ('"rows": 2, "warps": 4}', '"rows": 2, "warps": "4"}', "entry 0: tile must have the numbers"),
+        ('"rows": 2, "warps": 4}', '"rows": 2, "wraps": 4}', "entry 0: tile must have the numbers"),
+        ('"rows": 16, "warps": 1}', '"rows": 16, "wraps": 1}', "a tile under also must have the numbers"),
+        ('"arch": 90', '"arch": 95', "entry 1: arch must be one of"),
+        ('"arch": 90', '"arch": "90"', "entry 1: arch must be one of"),
+        ('"arch": 90, ', "", "entry 1: must have arch, tile and reason"),
+        ('"predicted: one"', '"because"', "entry 1: reason must begin with"),
+        ('"predicted: one"', '"measured on my word"', "entry 1: reason must begin with"),
+        ('"predicted: one"}', '"measured on it", "measured": {"device": "x"}}', "entry 1: measured must have"),
+        ('"fields"', '"fieldss"', "table 'copy' must have fields and entries"),
+        ('"predicted: two"},', '"predicted: two"}', "no JSON"),
+    ],
+)
+def test_what_a_file_must_hold(tmp_path, before, after, message):
+    file = tmp_path / "launch.json"
+    assert before in TEXT
+    file.write_text(TEXT.replace(before, after))
+    with pytest.raises(ValueError, match=re.escape(str(file)) + f".*{re.escape(message)}"):
+        tables.Tables("x", file)

@@ -77,7 +77,10 @@ def main(
     import torch
 
     if not torch.cuda.is_available() and set(names) - {"build", "verified"}:
-        raise SystemExit("no GPU is visible to torch: these stages measure and test on one")
+        raise SystemExit(
+            f"no GPU is visible to torch {torch.__version__}: these stages measure and test on one. Without it, "
+            "`make kernels` compiles every kernel and `python -m benchmarks.tune NAME` shows launch tables' candidates"
+        )
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise SystemExit("TRITON_INTERPRET=1 makes Triton interpret: unset it")
     console, failed = Console(soft_wrap=True), 0

@@ -6,14 +6,28 @@ case reaches is neither compiled nor measured.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 Arguments = tuple[Any, ...]
-# On an H200 of this project's notes: device-to-device copy counting both ways, and an 8192 cubed bfloat16 product.
-COPY_BYTES_PER_SECOND = 4.3e12
-MATRIX_FLOPS_PER_SECOND = 790e12
+
+
+class Ceilings(NamedTuple):
+    """What a device was seen to do."""
+
+    copy: float  # bytes a second of a device-to-device copy, counted both ways
+    matrix: float  # FLOP a second of an 8192 cubed bfloat16 product
+    matrix_float32: float  # and of one in float32 without TF32, which the parity budget does not allow
+
+    def floor(self, case: "Case") -> float:
+        """Seconds below which a case cannot be: the larger of its bytes and its FLOPs over the rate of its dtype."""
+        matrix = self.matrix_float32 if case.dtype == torch.float32 else self.matrix
+        return max(case.bytes / self.copy, case.flops / matrix)
+
+
+# Measured on an H200 before this project had kernels, but for float32: NVIDIA's figure for its cores, 67 TFLOP/s.
+H200 = Ceilings(4.3e12, 790e12, 67e12)
 
 
 @dataclass(frozen=True)
@@ -56,7 +70,7 @@ class Case:
     @property
     def predicted_seconds(self) -> float:
         """The floor on an H200: the larger of bytes over copy bandwidth and FLOPs over the matrix rate."""
-        return max(self.bytes / COPY_BYTES_PER_SECOND, self.flops / MATRIX_FLOPS_PER_SECOND)
+        return H200.floor(self)
 
 
 def randn(device: torch.device, dtype: torch.dtype, *shape: int) -> torch.Tensor:

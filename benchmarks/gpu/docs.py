@@ -136,7 +136,9 @@ def render(cases: list[Case], rows: "list[Row]", lines: list[results.Line] | Non
         "measured.\n",
         launch_tables(),
         "## What each case must move\n",
-        "The least bytes and operations, and the larger of their times at 4.3 TB/s and 790 TFLOP/s: floors, no forecasts.\n",
+        "The least bytes and operations, and the larger of their times at 4.3 TB/s and 790 TFLOP/s (measured with torch on an\n"
+        "H200 before there were kernels) or, in float32, 67 TFLOP/s (NVIDIA's figure): floors, no forecasts, nothing measured.\n"
+        "A shape is sequences x longest x heads x head size (attention) or tokens x columns; p is dropout.\n",
         prediction(cases),
     ]
     return "\n".join(parts)

@@ -126,11 +126,15 @@ def main(calls: Annotated[int, typer.Option(min=1, help="calls in a run")] = 200
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise SystemExit("benchmarks.gpu.host: unset TRITON_INTERPRET, which makes every launch an interpretation")
     rows = measure(calls)
-    table = Table(title=f"host time of an eager call, us, on {doctor.processor()}", caption="target: under 25")
+    table = Table(
+        title=f"host time of an eager call, us, on {doctor.processor()}", caption="target: under 25 with the dispatcher"
+    )
     for column in ("op", "launcher", "with dispatcher"):
         table.add_column(column, justify="left" if column == "op" else "right")
     for name, alone, dispatched in rows:
-        table.add_row(name, f"{alone * 1e6:.1f}", f"{dispatched * 1e6:.1f}")
+        table.add_row(
+            name, f"{alone * 1e6:.1f}", f"{dispatched * 1e6:.1f}{' over' if dispatched > TARGET_SECONDS else ''}"
+        )
     Console().print(table)
     raise typer.Exit(int(any(dispatched > TARGET_SECONDS for _, _, dispatched in rows)))
 

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import torch
 
+from benchmarks.gpu.case import Ceilings
 from bertfast.bench.protocol import Spread
 
 Thunk = Callable[[], Any]
@@ -104,13 +105,15 @@ def host_seconds(
     return found
 
 
-def ceilings(clock: Clock) -> tuple[float, float]:
-    """Bytes per second of a copy, counted both ways, and FLOPs per second of an 8192 cubed bfloat16 product, measured now."""
+def ceilings(clock: Clock) -> Ceilings:
+    """What this device copies and multiplies, measured now."""
     x = torch.empty(1 << 30, dtype=torch.int8, device="cuda")
     y = torch.empty_like(x)
-    a, b = (torch.randn(8192, 8192, device="cuda").bfloat16() for _ in range(2))
-    found = take_turns({"copy": lambda: y.copy_(x), "matrix": lambda: a @ b}, clock)
-    copy, matrix = found["copy"], found["matrix"]
-    if isinstance(copy, str) or isinstance(matrix, str):
+    c, d = (torch.randn(8192, 8192, device="cuda") for _ in range(2))
+    a, b = c.bfloat16(), d.bfloat16()
+    found = take_turns({"copy": lambda: y.copy_(x), "matrix": lambda: a @ b, "float32": lambda: c @ d}, clock)
+    medians = [spread.p50 for spread in found.values() if not isinstance(spread, str)]
+    if len(medians) < len(found):
         raise RuntimeError(f"the ceilings could not be measured: {found}")
-    return 2 * x.numel() / copy.p50, 2 * 8192**3 / matrix.p50
+    copy, matrix, float32 = medians
+    return Ceilings(2 * x.numel() / copy, 2 * 8192**3 / matrix, 2 * 8192**3 / float32)

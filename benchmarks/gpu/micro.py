@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu import collect, measure, results
-from benchmarks.gpu.case import Arguments, Case
+from benchmarks.gpu.case import Arguments, Case, Ceilings
 from bertfast.bench.protocol import Spread
 
 STAGE_SECONDS = 420  # no case is begun after this
@@ -24,23 +24,22 @@ def error(case: Case, arguments: Arguments) -> float | None:
     return max((float((a.double() - b.double()).abs().max()) for a, b in both if a.numel()), default=0.0)
 
 
-def describe(case: Case, spread: Spread, ceilings: tuple[float, float]) -> results.Line:
+def describe(case: Case, spread: Spread, ceilings: Ceilings) -> results.Line:
     """What a time means: rates, and the share of the floor that the measured ceilings set."""
-    floor = max(case.bytes / ceilings[0], case.flops / ceilings[1])
     return {
         "p20": spread.p20,
         "p50": spread.p50,
         "p80": spread.p80,
         "gbps": case.bytes / spread.p50 / 1e9,
         "tflops": case.flops / spread.p50 / 1e12,
-        "share_of_ceiling": floor / spread.p50,
+        "share_of_ceiling": ceilings.floor(case) / spread.p50,
         "predicted": case.predicted_seconds,
         "share_of_prediction": case.predicted_seconds / spread.p50,
     }
 
 
 def run_case(
-    case: Case, device: torch.device, clock: measure.Clock, ceilings: tuple[float, float], synchronize: measure.Thunk
+    case: Case, device: torch.device, clock: measure.Clock, ceilings: Ceilings, synchronize: measure.Thunk
 ) -> results.Line:
     """One line; a case that fails is a line with ok=False."""
     about = {"op": case.op, "shape": case.shape, "dtype": str(case.dtype).removeprefix("torch.")}
@@ -74,7 +73,7 @@ def run_case(
 def run(wanted: str = "", done: frozenset[str] = frozenset()) -> Iterator[results.Line]:
     deadline, clock = measure.Deadline(STAGE_SECONDS), measure.CudaClock()
     ceilings = measure.ceilings(clock)
-    shown = {"gbps": ceilings[0] / 1e9, "tflops": ceilings[1] / 1e12}
+    shown = {"gbps": ceilings.copy / 1e9, "tflops": ceilings.matrix / 1e12, "tflops32": ceilings.matrix_float32 / 1e12}
     yield results.line("micro", "ceilings", ok=True, clocks=results.clocks(), **shown)
     for case in collect.all_cases(wanted):
         if case.name in done:

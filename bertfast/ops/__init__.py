@@ -1,4 +1,7 @@
-"""The ops: public functions that check what their arguments mean and call the dispatcher, which knows the owner."""
+"""The ops: public functions that check what their arguments mean and call the dispatcher, which knows the owner.
+
+They compute in the dtype they are given: autocast changes `bertfast.nn`, optimised models and `masked_lm_loss`, not the others.
+"""
 
 from bertfast import _ext
 from bertfast.ops.attention import attention, attention_padded

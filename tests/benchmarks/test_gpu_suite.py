@@ -15,7 +15,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 import bertfast
 from benchmarks.gpu import __main__ as suite
 from benchmarks.gpu import collect, docs, encoder, kernels, measure, micro, parity, races, results, verified
-from benchmarks.gpu.case import Case
+from benchmarks.gpu.case import Case, Ceilings
 from bertfast.bench.protocol import Spread
 from bertfast.triton import verified as shipped
 
@@ -87,7 +87,7 @@ def test_a_case_becomes_a_line():
     reference = torch.ops.bertfast_reference.unpad
     peers = {"torch": lambda a: lambda: a[0].index_select(0, a[1]), "broken": lambda a: a.nothing}
     case = _case(run=reference, peers=peers, size=2_000_000)
-    line = micro.run_case(case, torch.device("cpu"), Ticks(), (4e9, 1e12), lambda: None)
+    line = micro.run_case(case, torch.device("cpu"), Ticks(), Ceilings(4e9, 1e12, 1e12), lambda: None)
     assert line["ok"] is True
     assert (line["p50"], line["gbps"], line["share_of_ceiling"]) == (1e-3, 2.0, 0.5)
     assert line["peers"]["torch"]["ratio"] == 1.0
@@ -100,7 +100,7 @@ def test_a_failing_case_is_a_line_too():
     def run(x, indices):
         raise RuntimeError("misaligned address")
 
-    line = micro.run_case(_case(run=run), torch.device("cpu"), Ticks(), (1e9, 1e9), lambda: None)
+    line = micro.run_case(_case(run=run), torch.device("cpu"), Ticks(), Ceilings(1e9, 1e9, 1e9), lambda: None)
     assert line["ok"] is False
     assert "misaligned address" in line["error"]
 

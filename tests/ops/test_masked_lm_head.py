@@ -112,6 +112,18 @@ def test_ignore_index():
             ours(tensors, labels, ignore_index=-1, positions=positions)
 
 
+def test_autocast():
+    tensors, labels = head(48, 1031, torch.float32)
+    mine, narrow = leaves(tensors), leaves([t.bfloat16() for t in tensors])
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _, _ = ours(mine, labels)
+        assert ours([tensors[0].bfloat16(), *tensors[1:]], labels)[0].isfinite()  # what a Linear before it gives
+    expected, _, _ = ours([*narrow[:3], *mine[3:5], *narrow[5:]], labels)
+    assert torch.equal(loss, expected)
+    loss.backward()
+    assert all(t.grad is not None and t.grad.dtype == torch.float32 for t in mine)
+
+
 def test_compile(backend):
     tensors, labels = head(16, 97, torch.float32)
     positions = torch.cat([(labels.flatten() != -100).nonzero()[:, 0], torch.tensor([-1])])

@@ -123,7 +123,7 @@ def masked_lm_loss(
     approximate: str = "none",
     ignore_index: int = -100,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean cross-entropy of predicting the masked tokens, computed for these tokens only.
+    """Mean cross-entropy of predicting the masked tokens, computed for these tokens only. Under autocast products run in its dtype.
 
     Args:
         hidden: [B, S, E] or packed [T, E], the encoder's output.
@@ -149,6 +149,10 @@ def masked_lm_loss(
     """
     if dense_bias is None or decoder_bias is None:
         raise ValueError("masked_lm_loss: dense_bias and decoder_bias must be given; BERT's heads have both")
+    if torch.is_autocast_enabled(hidden.device.type):
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+        hidden, dense_weight, dense_bias = hidden.to(dtype), dense_weight.to(dtype), dense_bias.to(dtype)
+        decoder_weight, decoder_bias = decoder_weight.to(dtype), decoder_bias.to(dtype)
     _check(hidden, labels, positions, dense_weight, [norm_weight, norm_bias])
     transformed = hidden.new_empty(()).expand(*hidden.shape[:-1], dense_weight.shape[0])
     check_shapes("masked_lm_loss (decoder)", transformed, decoder_weight, decoder_bias)

@@ -200,9 +200,12 @@ def tune(
     return few[number], reason, measured
 
 
-def show(entry: Entry, tiles: list[Tile], codes: list[Code], case: Case) -> Table:
+def show(entry: Entry, tiles: list[Tile], codes: list[Code], case: Case, arch: int) -> Table:
     """Candidates by how many warps stay resident; what spills or does not compile last."""
-    shown = Table(title=f"{entry.name}, compiled for {case.name}; * is the entry's own")
+    shown = Table(
+        title=f"entry {entry.name}, compiled for sm_{arch} at {case.name}",
+        caption="* is the entry's own; programs and resident warps: at once on a multiprocessor",
+    )
     for name in ("tile", "registers", "stack", "shared", "programs", "resident warps"):
         shown.add_column(name, overflow="fold")
     ordered = sorted(zip(tiles, codes, strict=True), key=lambda one: (bool(one[1].error), one[1].spills, -one[1].warps))
@@ -322,7 +325,7 @@ def main(
     for found, entry, cases in work:
         tiles = candidates(found, entry)
         codes = compile_candidates(entry, tiles, cases[-1], arch, workers=os.cpu_count() or 1)
-        console.print(show(entry, tiles, codes, cases[-1]))
+        console.print(show(entry, tiles, codes, cases[-1], arch))
     console.print("no GPU: compiled only, nothing was measured and nothing written")
 
 

@@ -127,7 +127,8 @@ def main(calls: Annotated[int, typer.Option(min=1, help="calls in a run")] = 200
         raise SystemExit("benchmarks.gpu.host: unset TRITON_INTERPRET, which makes every launch an interpretation")
     rows = measure(calls)
     table = Table(
-        title=f"host time of an eager call, us, on {doctor.processor()}", caption="target: under 25 with the dispatcher"
+        title=f"host time of an eager call, us, on {doctor.processor()}",
+        caption="target: under 25 with the dispatcher; ops with a product or a wait for the device are left out",
     )
     for column in ("op", "launcher", "with dispatcher"):
         table.add_column(column, justify="left" if column == "op" else "right")

@@ -22,6 +22,7 @@ from rich.table import Table
 
 from benchmarks.gpu import collect, kernels, measure, results
 from benchmarks.gpu.case import Case
+from bertfast import _library
 from bertfast.triton import tables
 from bertfast.triton.tables import Entry, Tables, Tile
 
@@ -231,6 +232,17 @@ def entries_of(names: list[str], only: str, arch: int) -> Iterator[tuple[Tables,
                 yield known[name], entry, spread(found[entry])
 
 
+def measured_here() -> frozenset[str]:
+    """Entries that were measured on this device before. Not by the code of the results: every winner written changes that."""
+    for op in _library.owners("CUDA"):
+        _library.owner(op, "CUDA")  # reads its tables
+    device = results.environment()["device"]
+    entries = (
+        (f"{name} {entry.name}", entry.measured) for name, one in tables.known().items() for entry in one.entries
+    )
+    return frozenset(name for name, measured in entries if measured and measured["device"] == device)
+
+
 def tune_all(
     work: list[tuple[Tables, Entry, list[Case]]], arch: int, done: frozenset[str], write: bool, console: Console
 ) -> Iterator[results.Line]:
@@ -298,6 +310,9 @@ def main(
     only: Annotated[str, typer.Option(help="only entries whose name contains this, such as 'forward sm_90'")] = "",
     arch: Annotated[int, typer.Option(help="without a GPU: the architecture to compile for")] = 90,
     write: Annotated[bool, typer.Option(help="on a GPU: put what was measured into the tables")] = True,
+    again: Annotated[
+        bool, typer.Option(help="on a GPU: also entries that were measured on this device before")
+    ] = False,
     check_only: Annotated[bool, typer.Option("--check", help="only look for faults in the tables")] = False,
 ) -> None:
     """Compile the candidates of launch-table entries or, on a GPU, time them and write the winners."""
@@ -312,7 +327,8 @@ def main(
     console = Console(width=None if sys.stdout.isatty() else 160)
     if torch.cuda.is_available():
         arch = results.environment()["arch"]
-        for line in tune_all(list(entries_of(names or [], only, arch)), arch, frozenset(), write, console):
+        done = frozenset() if again else measured_here()
+        for line in tune_all(list(entries_of(names or [], only, arch)), arch, done, write, console):
             results.append(line)
             if line["ok"] is not True:
                 console.print(f"{line['case']}: {line['error']}", markup=False)

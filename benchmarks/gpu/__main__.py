@@ -48,6 +48,15 @@ def stage(name: str) -> Stage:
     return import_module("benchmarks.tune" if name == "tune" else f"benchmarks.gpu.{name}").run
 
 
+def before(name: str) -> frozenset[str]:
+    """What a stage need not do again on this device."""
+    if name == "tune":
+        from benchmarks.tune import measured_here
+
+        return measured_here()
+    return results.done(name, results.read())
+
+
 def summary(line: results.Line) -> str:
     """One line for people."""
     word = {True: "ok", False: "FAILED", None: "not judged"}[line["ok"]]
@@ -87,9 +96,9 @@ def main(
     for name in names:
         begin = time.monotonic()
         try:
-            done = frozenset() if again else results.done(name, results.read())
+            done = frozenset() if again else before(name)
             if done:
-                console.print(f"{name}: {len(done)} cases went well with this code before; --again repeats them")
+                console.print(f"{name}: {len(done)} cases went well before; --again repeats them")
             for line in stage(name)(only, done):
                 if name != "verified" and line["arch"]:  # lines of a machine without a GPU say nothing here
                     results.append(line)

@@ -80,7 +80,7 @@ def compile_all(launches: list[tuple[Any, int]], workers: int = WORKERS) -> Iter
         yield from pool.map(_compile, range(len(launches)))
 
 
-# Widths of the model and the sizes that follow from them. They change counts of steps, not the code of one.
+# Widths of the model and the sizes that follow from them. But for what divides them they change counts of steps, not code.
 WIDTHS = frozenset(
     ("E", "F", "N", "K", "H", "WORDS", "POSITIONS", "VOCABULARY", "STRIDE", "UNITS_ROW", "PROGRAMS", "CHUNK")
 )
@@ -91,7 +91,8 @@ def identity(one: Any, arch: int, brief: bool) -> tuple:
     signature, constants = one.signature, one.constants
     if brief:
         signature = tuple((name, kind.replace("fp16", "bf16")) for name, kind in signature)
-        constants = tuple((name, value) for name, value in constants if name not in WIDTHS)
+        # How wide accesses are depends on what divides a width, so that much of it stays.
+        constants = tuple((n, v & -v if v % 16 else 16) if n in WIDTHS else (n, v) for n, v in constants)
     return (arch, one.kernel, signature, one.divisible_by_16, constants, one.warps, one.stages)
 
 

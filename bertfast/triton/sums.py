@@ -50,15 +50,13 @@ def column_sum_chunks_kernel(
 
 
 @triton.jit
-def column_total(
-    partial_ptr, out, col, parts, E: tl.constexpr, STRIDE: tl.constexpr, OUTS: tl.constexpr, PARTS: tl.constexpr
-):
-    """Columns `col` of output `out` of partial [parts, OUTS, STRIDE], added over parts."""
+def column_total(partial_ptr, out, col, parts, STRIDE: tl.constexpr, OUTS: tl.constexpr, PARTS: tl.constexpr):
+    """Columns `col` of output `out` of partial [parts, OUTS, STRIDE], added over parts. Padding is read too: rows stay whole."""
     part = tl.arange(0, PARTS)[:, None]
     total = tl.zeros((PARTS, col.shape[0]), tl.float32)
     for start in range(0, parts, PARTS):
         place = (part.to(tl.int64) + start) * (OUTS * STRIDE) + out * STRIDE + col[None, :]
-        total += tl.load(partial_ptr + place, mask=(start + part < parts) & (col[None, :] < E), other=0.0)
+        total += tl.load(partial_ptr + place, mask=(start + part < parts) & (col[None, :] < STRIDE), other=0.0)
     return tl.sum(total, 0)
 
 
@@ -89,7 +87,7 @@ def sums_kernel(
 ):
     out = tl.program_id(1)
     col = tl.program_id(0) * COLS + tl.arange(0, COLS)
-    total = column_total(partial_ptr, out, col, parts, E, STRIDE, OUTS, PARTS)
+    total = column_total(partial_ptr, out, col, parts, STRIDE, OUTS, PARTS)
     store_total(first_ptr, second_ptr, rest_ptr, out, col, total, E, OUTS)
 
 

@@ -11,6 +11,7 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from benchmarks import tune
+from benchmarks.gpu import results
 from benchmarks.gpu.case import Case
 from bertfast.triton import tables
 
@@ -179,3 +180,20 @@ def test_what_a_file_must_hold(tmp_path, before, after, message):
     file.write_text(TEXT.replace(before, after))
     with pytest.raises(ValueError, match=re.escape(str(file)) + f".*{re.escape(message)}"):
         tables.Tables("x", file)
+
+
+def test_the_tuner_goes_on_behind_what_it_measured_on_this_device(found, monkeypatch):
+    monkeypatch.setattr(tables, "_loaded", {"x": found})
+    monkeypatch.setattr(tune._library, "owners", lambda key: {})
+    measured = {
+        "device": results.environment()["device"],
+        "date": "2026-11-24",
+        "code": "abc",
+        "gain": 1.0,
+        "cases": {},
+    }
+    assert tune.measured_here() == frozenset()
+    found.record(found.entries[1], 90, {"rows": 1, "warps": 4}, "measured on it", measured)
+    found.record(found.entries[2], 90, {"rows": 1, "warps": 4}, "measured on it", measured | {"device": "another"})
+    monkeypatch.setattr(tables, "_loaded", {"x": tables.Tables("x", found.file)})
+    assert tune.measured_here() == {"x copy sm_90 bits=16"}

@@ -213,7 +213,7 @@ def embedding_sum_norm_bwd_tables_kernel(
     if program < OUTS * blocks:
         out = program % OUTS
         col = program // OUTS * COLS + tl.arange(0, COLS)
-        total = sums.column_total(workspace_ptr, out, col, programs, E, E, OUTS, PARTS)
+        total = sums.column_total(workspace_ptr, out, col, programs, E, OUTS, PARTS)
         sums.store_total(dweight_ptr, dbias_ptr, dsegment_ptr, out, col, total, E, OUTS)
     else:
         start = program - OUTS * blocks

@@ -3,17 +3,12 @@
 // namespace of their own, without references, fakes or gradients.
 #include "cross_entropy_kernels.h"
 #include "host.h"
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
+#include "huge_pages.h"
 
 namespace bertfast {
 namespace {
 
 using at::Tensor;
-
-constexpr int64_t kHugePage = int64_t{2} << 20;
 
 bool is_vector(const Tensor& t, at::ScalarType dtype, int64_t size) {
   return t.scalar_type() == dtype && t.dim() == 1 && t.numel() == size && t.is_contiguous();
@@ -72,17 +67,6 @@ void gradient(const Tensor& logits, const Tensor& bias, const Tensor& labels, co
   at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
     cross_entropy_kernels().backward(work, begin * kCrossEntropyColumns, std::min(cols, end * kCrossEntropyColumns));
   });
-}
-
-// Asks for huge pages behind a tensor that nothing was written to yet. A weight gradient of 47 MB is fresh memory on
-// every call, and 11,000 page faults took a third of the product that fills it. Advice only: a refusal changes nothing.
-void expect_whole_use(const Tensor& t) {
-#if defined(__linux__)
-  const auto begin = reinterpret_cast<uintptr_t>(t.const_data_ptr());
-  const auto first = (begin + kHugePage - 1) / kHugePage * kHugePage,
-             last = (begin + t.nbytes()) / kHugePage * kHugePage;
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#endif
 }
 
 }  // namespace

@@ -1,35 +1,11 @@
-// gelu(v) = v (1 + erf(v / sqrt 2)) / 2 with v = pre + bias, or the tanh form, in float.
+// Passes of GELU and its gradient over rows, v = pre + bias, in float.
 #include "gelu_kernels.h"
 
-#include "math.h"
+#include "gelu_math.h"
 #include "vec.h"
 
 namespace bertfast {
 namespace {
-
-constexpr float kInverseSqrt2 = 0.70710678f, kInverseSqrt2Pi = 0.39894228f;
-constexpr float kSqrt2OverPi = 0.79788456f, kCubic = 0.044715f;
-
-// (1 + tanh(u)) / 2 as a logistic function of 2u, which loses nothing where tanh(u) is near -1.
-BERTFAST_INLINE Vec half_one_plus_tanh(Vec v) {
-  return 1.0f / (1.0f + vexp(-2.0f * kSqrt2OverPi * (v + kCubic * v * v * v)));
-}
-
-template <bool kTanh>
-BERTFAST_INLINE Vec value(Vec v) {
-  if (kTanh) return v * half_one_plus_tanh(v);
-  return 0.5f * v * (1.0f + verf(v * kInverseSqrt2));
-}
-
-template <bool kTanh>
-BERTFAST_INLINE Vec slope(Vec v) {
-  if (kTanh) {
-    const Vec half = half_one_plus_tanh(v);
-    // The other half by its own exponential: 1 - half would cancel where half is near 1.
-    return half + v * (2.0f * half * half_one_plus_tanh(-v)) * kSqrt2OverPi * (1.0f + 3.0f * kCubic * v * v);
-  }
-  return 0.5f * (1.0f + verf(v * kInverseSqrt2)) + v * vexp(-0.5f * v * v) * kInverseSqrt2Pi;
-}
 
 template <class T, bool kTanh>
 void forward(const Gelu& g, int64_t begin, int64_t end) {
@@ -37,9 +13,9 @@ void forward(const Gelu& g, int64_t begin, int64_t end) {
     const T* pre = static_cast<const T*>(g.pre) + row * g.cols;
     T* out = static_cast<T*>(g.out) + row * g.cols;
     for_columns(
-        g.cols, [&](int64_t c) { store(out + c, value<kTanh>(load(pre + c) + load(g.bias + c))); },
+        g.cols, [&](int64_t c) { store(out + c, gelu_value<kTanh>(load(pre + c) + load(g.bias + c))); },
         [&](int64_t c, int n) {
-          store_tail(out + c, value<kTanh>(load_tail(pre + c, n) + load_tail(g.bias + c, n)), n);
+          store_tail(out + c, gelu_value<kTanh>(load_tail(pre + c, n) + load_tail(g.bias + c, n)), n);
         });
   }
 }
@@ -53,12 +29,12 @@ void backward(const Gelu& g, float* dbias, int64_t begin, int64_t end) {
     for_columns(
         g.cols,
         [&](int64_t c) {
-          const Vec d = load(dy + c) * slope<kTanh>(load(pre + c) + load(g.bias + c));
+          const Vec d = load(dy + c) * gelu_slope<kTanh>(load(pre + c) + load(g.bias + c));
           store(out + c, d);
           store(dbias + c, load(dbias + c) + d);
         },
         [&](int64_t c, int n) {
-          const Vec d = load_tail(dy + c, n) * slope<kTanh>(load_tail(pre + c, n) + load_tail(g.bias + c, n));
+          const Vec d = load_tail(dy + c, n) * gelu_slope<kTanh>(load_tail(pre + c, n) + load_tail(g.bias + c, n));
           store_tail(out + c, d, n);
           for (int i = 0; i < n; ++i) dbias[c + i] += d[i];
         });

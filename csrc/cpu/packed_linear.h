@@ -1,0 +1,31 @@
+// Linear layers for inference from weights reordered once: our own products, in place of oneDNN's, so that outputs go
+// to buffers of the caller and a handful of tokens costs no more than reading the weights.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "packed_linear_kernels.h"
+
+namespace bertfast {
+
+enum class Activation : int64_t { kNone, kGelu, kGeluTanh };
+
+// A Linear's weight [N, K] for products in one dtype. `data` is opaque.
+struct PackedWeight {
+  at::Tensor data;
+  int64_t inputs = 0, outputs = 0;
+  at::ScalarType dtype = at::kFloat;
+};
+
+// Whether there are kernels for products of this dtype with `inputs` columns, and they are the fastest there are:
+// processors with AMX multiply bfloat16 faster through oneDNN.
+bool can_pack(at::ScalarType dtype, int64_t inputs);
+
+// weight [N, K], float or bfloat16 in any layout, for products in dtype.
+PackedWeight pack_weight(const at::Tensor& weight, at::ScalarType dtype);
+
+// y [rows, N] = activation(x [rows, K] W^T + bias), x and y contiguous in w.dtype, bias [N] or null.
+void packed_linear(const void* x, int64_t rows, const PackedWeight& w, const float* bias, Activation activation,
+                   void* y);
+
+}  // namespace bertfast

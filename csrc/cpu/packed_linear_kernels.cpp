@@ -1,0 +1,151 @@
+// A panel of the weight, some rows of x: the inner dimension in blocks of 64 KB of the panel, which stay in the
+// second-level cache while the register block walks down the rows; while it does, the next block is prefetched, so a
+// handful of rows runs at the rate of memory. Sums of one block are short chains, which keeps float's rounding below
+// that of a running sum over the whole dimension; between blocks they wait in scratch. The last block meets scale, bias
+// and GELU on its way out.
+#include "packed_linear_kernels.h"
+
+#include <algorithm>
+
+#include "attention_products.h"
+#include "gelu_math.h"
+
+namespace bertfast {
+namespace {
+
+// Words of the inner dimension in a block.
+constexpr int64_t kBlock = 256;
+constexpr int kLine = 16;                                    // words of a cache line
+constexpr int kLines = kPanel < kLine ? 1 : kPanel / kLine;  // of a panel's row
+
+struct FloatWords : FloatProduct {
+  BERTFAST_INLINE static Vec join(Vec a, Vec b) { return a + b; }
+};
+
+#if defined(__AVX512BF16__)
+struct PairWords : PairProduct {
+  BERTFAST_INLINE static Vec join(Vec a, Vec b) { return a + b; }
+};
+
+// Four products of an unsigned byte (x) and a signed one (weight), added to a 32-bit integer, exactly.
+struct ByteWords {
+  BERTFAST_INLINE static Vec add(Vec total, const float* left, Vec right) {
+    int word;
+    std::memcpy(&word, left, sizeof(word));
+    return (Vec)_mm512_dpbusd_epi32((__m512i)total, _mm512_set1_epi32(word), (__m512i)right);
+  }
+  BERTFAST_INLINE static Vec join(Vec a, Vec b) { return (Vec)((VecI)a + (VecI)b); }
+};
+#endif
+
+// c [R, panel] (+)= a [R, steps] b [steps, panel], fetching P lines of `next` a step.
+template <class Words, int R, int P>
+void block_product(int64_t steps, const float* a, int64_t lda, const float* b, float* c, bool accumulate,
+                   const float* next) {
+  Vec total[R][kVectors] = {};
+  for (int64_t k = 0; k < steps; ++k) {
+    Vec right[kVectors];
+    for (int v = 0; v < kVectors; ++v) right[v] = load(b + k * kPanel + v * kLanes);
+    for (int p = 0; p < P; ++p) __builtin_prefetch(next + (k * P + p) * kLine, 0, 2);
+    for (int r = 0; r < R; ++r) {
+      for (int v = 0; v < kVectors; ++v) total[r][v] = Words::add(total[r][v], a + r * lda + k, right[v]);
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int v = 0; v < kVectors; ++v) {
+      float* at = c + r * kPanel + v * kLanes;
+      store(at, accumulate ? Words::join(load(at), total[r][v]) : total[r][v]);
+    }
+  }
+}
+
+using BlockProduct = void (*)(int64_t, const float*, int64_t, const float*, float*, bool, const float*);
+
+template <class Words, int P, size_t... I>
+BlockProduct find_rows(int64_t rows, std::index_sequence<I...>) {
+  static constexpr BlockProduct kTable[] = {block_product<Words, I + 1, P>...};
+  return kTable[rows - 1];
+}
+
+template <class Words>
+BlockProduct find_product(int64_t rows, int64_t lines) {
+  const auto all = std::make_index_sequence<kRows>();
+  if (lines == 0) return find_rows<Words, 0>(rows, all);
+  if (lines == 1) return find_rows<Words, 1>(rows, all);
+  return lines == 2 ? find_rows<Words, std::min(2, kLines)>(rows, all) : find_rows<Words, kLines>(rows, all);
+}
+
+// Scale, bias and activation of up to kLanes columns of one row.
+template <bool kBytes>
+BERTFAST_INLINE Vec finish(const PackedProduct& p, int64_t row, int64_t column, int columns, Vec total) {
+  auto of = [&](const float* from) {
+    return columns == kLanes ? load(from + column) : load_tail(from + column, columns);
+  };
+  if (kBytes) {
+    total = __builtin_convertvector((VecI)total, Vec) - of(p.w_sum);
+    total = total * (of(p.w_scale) * p.x_scale[row]);
+  }
+  if (p.bias != nullptr) total += of(p.bias);
+  if (p.activation == 1) return gelu_value<false>(total);
+  return p.activation == 2 ? gelu_value<true>(total) : total;
+}
+
+template <class T, bool kBytes>
+void write_rows(const PackedProduct& p, int64_t first, int64_t row, int64_t count, const float* from) {
+  const int64_t width = std::min(kPanel, p.outputs - first);
+  for (int64_t r = 0; r < count; ++r) {
+    T* to = static_cast<T*>(p.y) + (row + r) * p.outputs + first;
+    for_columns(
+        width,
+        [&](int64_t c) { store(to + c, finish<kBytes>(p, row + r, first + c, kLanes, load(from + r * kPanel + c))); },
+        [&](int64_t c, int n) {
+          store_tail(to + c, finish<kBytes>(p, row + r, first + c, n, load(from + r * kPanel + c)), n);
+        });
+  }
+}
+
+template <class Words, bool kBytes>
+void run(const PackedProduct& p, int64_t panel_index, int64_t row, int64_t count, float* scratch) {
+  const float* x = static_cast<const float*>(p.x);
+  const float* panel = p.weights + panel_index * p.words * kPanel;
+  const int64_t pieces = (p.words + kBlock - 1) / kBlock, blocks = (count + kRows - 1) / kRows;
+  const int64_t lines = blocks >= kLines ? 1 : (kLines + blocks - 1) / blocks;
+  for (int64_t piece = 0; piece < pieces; ++piece) {
+    const int64_t begin = p.words * piece / pieces, end = p.words * (piece + 1) / pieces, steps = end - begin;
+    const float* next = panel + end * kPanel;
+    for (int64_t i = 0, at = 0; i < blocks; ++i) {
+      const int64_t rows = (count - at + blocks - i - 1) / (blocks - i);
+      const int64_t fetch = i * lines < kLines ? lines : 0;
+      find_product<Words>(rows, fetch)(steps, x + (row + at) * p.words + begin, p.words, panel + begin * kPanel,
+                                       scratch + at * kPanel, piece > 0, next + i * lines * steps * kLine);
+      if (piece == pieces - 1) {
+        const int64_t first = panel_index * kPanel;
+        const float* sums = scratch + at * kPanel;
+        p.y_bfloat16 ? write_rows<BFloat16, kBytes>(p, first, row + at, rows, sums)
+                     : write_rows<float, kBytes>(p, first, row + at, rows, sums);
+      }
+      at += rows;
+    }
+  }
+}
+
+// Column by column through the transposition of gather_panels: rows of `words` are the columns of a panel.
+void pack(const float* words, int64_t outputs, int64_t inner, float* to) {
+  for (int64_t first = 0; first < outputs; first += kPanel) {
+    gather_panels(words + first * inner, inner, std::min(kPanel, outputs - first), inner, kPanel, to + first * inner);
+  }
+}
+
+}  // namespace
+
+#if defined(__AVX512BF16__)
+const PackedLinearKernels BERTFAST_TABLE(packed_linear) = {
+    kPanel, kRows, pack, {run<FloatWords, false>, run<PairWords, false>, run<ByteWords, true>}};
+#elif defined(__AVX2__)
+const PackedLinearKernels BERTFAST_TABLE(packed_linear) = {
+    kPanel, kRows, pack, {run<FloatWords, false>, nullptr, nullptr}};
+#else
+const PackedLinearKernels BERTFAST_TABLE(packed_linear) = {};
+#endif
+
+}  // namespace bertfast

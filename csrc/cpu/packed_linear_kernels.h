@@ -1,0 +1,38 @@
+// Products of activations with weights reordered once. Everything is counted in 32-bit words of the inner dimension:
+// one float, two bfloat16 or four bytes, so one kernel serves the three.
+#pragma once
+
+#include <cstdint>
+
+#include "isa.h"
+
+namespace bertfast {
+
+enum class PackedKind { kFloat, kBFloat16, kInt8 };
+
+// y [rows, outputs] = activation(x W^T + bias).
+struct PackedProduct {
+  const void* x;         // [rows, words] words, rows one after another
+  const float* x_scale;  // int8 only: [rows], what one step of x's integers is worth
+  const float* weights;  // as `pack` wrote them
+  const float* w_scale;  // int8 only: [outputs]
+  const float* w_sum;    // int8 only: [outputs], 128 times the sum of the weight's integers
+  const float* bias;     // [outputs], or null
+  void* y;               // [rows, outputs]
+  int64_t rows, words, outputs;
+  int activation;   // 0 none, 1 erf GELU, 2 tanh GELU
+  bool y_bfloat16;  // else float
+};
+
+struct PackedLinearKernels {
+  int64_t panel;  // columns of a panel; 0 where this build has no such kernels
+  int64_t rows;   // of the register block
+  // words [outputs, words] to [ceil(outputs / panel)] panels of [words, panel], zeros after the last column.
+  void (*pack)(const float* words, int64_t outputs, int64_t inner, float* to);
+  // Rows [row, row + count) of one panel. scratch: [count, panel] words.
+  void (*run[3])(const PackedProduct&, int64_t panel_index, int64_t row, int64_t count, float* scratch);
+};
+
+BERTFAST_DECLARE_KERNELS(PackedLinearKernels, packed_linear)
+
+}  // namespace bertfast

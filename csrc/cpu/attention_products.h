@@ -9,10 +9,6 @@
 #include <cstring>
 #include <utility>
 
-#if defined(__AVX512BF16__)
-#include <immintrin.h>
-#endif
-
 #include "vec.h"
 
 namespace {
@@ -56,13 +52,18 @@ void block(int64_t inner, const float* a, int64_t lda, const float* b, int64_t l
   Vec total[R][V] = {};
   for (int64_t k = 0; k < inner; ++k) {
     Vec right[V];
+    BERTFAST_UNROLL
     for (int v = 0; v < V; ++v) right[v] = load(b + k * ldb + v * kLanes);
+    BERTFAST_UNROLL
     for (int r = 0; r < R; ++r) {
       const float* left = a + (Transposed ? k * lda + r : r * lda + k);
+      BERTFAST_UNROLL
       for (int v = 0; v < V; ++v) total[r][v] = Product::add(total[r][v], left, right[v]);
     }
   }
+  BERTFAST_UNROLL
   for (int r = 0; r < R; ++r) {
+    BERTFAST_UNROLL
     for (int v = 0; v < V; ++v) {
       float* at = c + r * ldc + v * kLanes;
       store(at, accumulate ? load(at) + total[r][v] : total[r][v]);

@@ -1,4 +1,4 @@
-// A panel of the weight, some rows of x: the inner dimension in blocks of 64 KB of the panel, which stay in the
+// A panel of the weight, some rows of x: the inner dimension in blocks of 64 or 128 KB of the panel, which stay in the
 // second-level cache while the register block walks down the rows; while it does, the next block is prefetched, so a
 // handful of rows runs at the rate of memory. Sums of one block are short chains, which keeps float's rounding below
 // that of a running sum over the whole dimension; between blocks they wait in scratch. The last block meets scale, bias
@@ -13,22 +13,24 @@
 namespace bertfast {
 namespace {
 
-// Words of the inner dimension in a block.
-constexpr int64_t kBlock = 256;
 constexpr int kLine = 16;                                    // words of a cache line
 constexpr int kLines = kPanel < kLine ? 1 : kPanel / kLine;  // of a panel's row
 
+// kBlock: words of the inner dimension in a block.
 struct FloatWords : FloatProduct {
+  static constexpr int64_t kBlock = 256;
   BERTFAST_INLINE static Vec join(Vec a, Vec b) { return a + b; }
 };
 
 #if defined(__AVX512BF16__)
 struct PairWords : PairProduct {
+  static constexpr int64_t kBlock = 512;
   BERTFAST_INLINE static Vec join(Vec a, Vec b) { return a + b; }
 };
 
 // Four products of an unsigned byte (x) and a signed one (weight), added to a 32-bit integer, exactly.
 struct ByteWords {
+  static constexpr int64_t kBlock = 512;
   BERTFAST_INLINE static Vec add(Vec total, const float* left, Vec right) {
     int word;
     std::memcpy(&word, left, sizeof(word));
@@ -45,13 +47,19 @@ void block_product(int64_t steps, const float* a, int64_t lda, const float* b, f
   Vec total[R][kVectors] = {};
   for (int64_t k = 0; k < steps; ++k) {
     Vec right[kVectors];
+    BERTFAST_UNROLL
     for (int v = 0; v < kVectors; ++v) right[v] = load(b + k * kPanel + v * kLanes);
+    BERTFAST_UNROLL
     for (int p = 0; p < P; ++p) __builtin_prefetch(next + (k * P + p) * kLine, 0, 2);
+    BERTFAST_UNROLL
     for (int r = 0; r < R; ++r) {
+      BERTFAST_UNROLL
       for (int v = 0; v < kVectors; ++v) total[r][v] = Words::add(total[r][v], a + r * lda + k, right[v]);
     }
   }
+  BERTFAST_UNROLL
   for (int r = 0; r < R; ++r) {
+    BERTFAST_UNROLL
     for (int v = 0; v < kVectors; ++v) {
       float* at = c + r * kPanel + v * kLanes;
       store(at, accumulate ? Words::join(load(at), total[r][v]) : total[r][v]);
@@ -108,7 +116,7 @@ template <class Words, bool kBytes>
 void run(const PackedProduct& p, int64_t panel_index, int64_t row, int64_t count, float* scratch) {
   const float* x = static_cast<const float*>(p.x);
   const float* panel = p.weights + panel_index * p.words * kPanel;
-  const int64_t pieces = (p.words + kBlock - 1) / kBlock, blocks = (count + kRows - 1) / kRows;
+  const int64_t pieces = (p.words + Words::kBlock - 1) / Words::kBlock, blocks = (count + kRows - 1) / kRows;
   const int64_t lines = blocks >= kLines ? 1 : (kLines + blocks - 1) / blocks;
   for (int64_t piece = 0; piece < pieces; ++piece) {
     const int64_t begin = p.words * piece / pieces, end = p.words * (piece + 1) / pieces, steps = end - begin;

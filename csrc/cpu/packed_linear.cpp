@@ -2,6 +2,15 @@
 // take contiguous runs of them, panels innermost, so each works on rows that stay in its own cache.
 #include "packed_linear.h"
 
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/abs.h>
+#include <ATen/ops/amax.h>
+#include <ATen/ops/clamp.h>
+#include <ATen/ops/ones_like.h>
+#include <ATen/ops/round.h>
+#include <ATen/ops/sum.h>
+#include <ATen/ops/where.h>
+
 #include <algorithm>
 #include <fstream>
 #include <string>
@@ -15,7 +24,27 @@ namespace {
 // Rows of a unit: 96 x 768 floats are 288 KB, a quarter of the second-level cache. 48 and 192 measured 1 to 3 % slower.
 constexpr int64_t kUnitRows = 96;
 
-int64_t words_of(at::ScalarType dtype, int64_t inputs) { return dtype == at::kFloat ? inputs : inputs / 2; }
+constexpr int64_t kQuantizeGrain = 8;  // rows a thread takes at least
+
+PackedKind kind_of(at::ScalarType dtype, bool int8) {
+  return int8 ? kPackedInt8 : dtype == at::kBFloat16 ? kPackedBFloat16 : kPackedFloat;
+}
+
+// How many inputs a 32-bit word holds.
+int64_t per_word(PackedKind kind) { return kind == kPackedInt8 ? 4 : kind == kPackedBFloat16 ? 2 : 1; }
+
+int64_t panels_of(int64_t outputs) {
+  const int64_t panel = packed_linear_kernels().panel;
+  return (outputs + panel - 1) / panel;
+}
+
+// Integers of [N, K] as bytes, one scale for each row. A row of zeros has scale 0.
+std::tuple<at::Tensor, at::Tensor> quantize_weight(const at::Tensor& weight) {
+  const at::Tensor w = weight.to(at::kFloat);
+  const at::Tensor scale = at::amax(at::abs(w), {1}) / 127.0;
+  const at::Tensor safe = at::where(scale > 0, scale, at::ones_like(scale));
+  return {at::clamp(at::round(w / safe.unsqueeze(1)), -127, 127).to(at::kChar).contiguous(), scale};
+}
 
 bool has_amx() {
   static const bool found = [] {
@@ -30,76 +59,104 @@ bool has_amx() {
 
 }  // namespace
 
-bool can_pack(at::ScalarType dtype, int64_t inputs) {
+bool can_pack(at::ScalarType dtype, int64_t inputs, bool int8) {
   const PackedLinearKernels& kernels = packed_linear_kernels();
-  if (kernels.panel == 0 || inputs == 0) return false;
-  if (dtype == at::kFloat) return true;
-  return dtype == at::kBFloat16 && inputs % 2 == 0 && kernels.run[1] != nullptr && !has_amx();
+  if (kernels.panel == 0 || inputs == 0 || (dtype != at::kFloat && dtype != at::kBFloat16)) return false;
+  const PackedKind kind = kind_of(dtype, int8);
+  return kernels.run[kind] != nullptr && inputs % per_word(kind) == 0 && !(kind == kPackedBFloat16 && has_amx());
 }
 
-PackedWeight pack_weight(const at::Tensor& weight, at::ScalarType dtype) {
+PackedWeight pack_weight(const at::Tensor& weight, at::ScalarType dtype, bool int8) {
   TORCH_CHECK_VALUE(weight.dim() == 2 && is_kernel_dtype(weight) && weight.device().is_cpu(),
                     "packed_linear: the weight must be a float32 or bfloat16 matrix [N, K] on a CPU, got ",
                     weight.scalar_type(), " ", weight.sizes());
-  TORCH_CHECK_VALUE(can_pack(dtype, weight.size(1)), "packed_linear: no kernel of this processor multiplies ", dtype,
-                    " with ", weight.size(1), " inputs");
+  TORCH_CHECK_VALUE(can_pack(dtype, weight.size(1), int8), "packed_linear: no kernel of this processor multiplies ",
+                    int8 ? "int8" : c10::toString(dtype), " with ", weight.size(1), " inputs");
   const PackedLinearKernels& kernels = packed_linear_kernels();
-  const at::Tensor plain = weight.detach().to(dtype).contiguous();
-  const int64_t outputs = plain.size(0), words = words_of(dtype, plain.size(1));
-  const int64_t panels = (outputs + kernels.panel - 1) / kernels.panel;
-  at::Tensor data = at::empty({panels * words * kernels.panel}, at::kFloat);
-  expect_whole_use(data);
-  kernels.pack(static_cast<const float*>(plain.const_data_ptr()), outputs, words, data.mutable_data_ptr<float>());
-  return {data, plain.size(1), outputs, dtype};
+  PackedWeight packed{{}, {}, {}, weight.size(1), weight.size(0), dtype, int8};
+  at::Tensor plain;
+  if (int8) {
+    std::tie(plain, packed.scale) = quantize_weight(weight.detach());
+    packed.sum = at::sum(plain, {1}, false, at::kInt).to(at::kFloat).mul_(128);
+  } else {
+    plain = weight.detach().to(dtype).contiguous();
+  }
+  const int64_t words = packed.inputs / per_word(kind_of(dtype, int8));
+  packed.data = at::empty({panels_of(packed.outputs) * words * kernels.panel}, at::kFloat);
+  expect_whole_use(packed.data);
+  kernels.pack(static_cast<const float*>(plain.const_data_ptr()), packed.outputs, words,
+               packed.data.mutable_data_ptr<float>());
+  return packed;
 }
 
 void packed_linear(const void* x, int64_t rows, const PackedWeight& w, const float* bias, Activation activation,
                    void* y) {
   const PackedLinearKernels& kernels = packed_linear_kernels();
-  const bool bfloat16 = w.dtype == at::kBFloat16;
+  const PackedKind kind = kind_of(w.dtype, w.int8);
   PackedProduct p{};
   p.x = x;
   p.weights = w.data.const_data_ptr<float>();
   p.bias = bias;
   p.y = y;
-  p.rows = rows;
-  p.words = words_of(w.dtype, w.inputs);
+  p.words = w.inputs / per_word(kind);
   p.outputs = w.outputs;
   p.activation = static_cast<int>(activation);
-  p.y_bfloat16 = bfloat16;
-  const auto run = kernels.run[bfloat16 ? 1 : 0];
-  const int64_t panels = (w.outputs + kernels.panel - 1) / kernels.panel;
-  const int64_t pieces = (rows + kUnitRows - 1) / kUnitRows;
-  // In whole register blocks, as far as there are several.
+  p.y_bfloat16 = w.dtype == at::kBFloat16;
+  at::Tensor bytes, scales;
+  if (w.int8) {
+    bytes = at::empty({rows, w.inputs}, at::kByte);
+    scales = at::empty({rows}, at::kFloat);
+    uint8_t* to = bytes.mutable_data_ptr<uint8_t>();
+    float* scale = scales.mutable_data_ptr<float>();
+    const int64_t stride = w.inputs * (p.y_bfloat16 ? 2 : 4);
+    at::parallel_for(0, rows, kQuantizeGrain, [&](int64_t begin, int64_t end) {
+      kernels.quantize(static_cast<const char*>(x) + begin * stride, p.y_bfloat16, end - begin, w.inputs,
+                       to + begin * w.inputs, scale + begin);
+    });
+    p.x = to;
+    p.x_scale = scale;
+    p.w_scale = w.scale.const_data_ptr<float>();
+    p.w_sum = w.sum.const_data_ptr<float>();
+  }
+  const int64_t panels = panels_of(w.outputs), pieces = (rows + kUnitRows - 1) / kUnitRows;
+  // In whole register blocks where there are several pieces.
   const int64_t step =
-      pieces == 1
-          ? rows
-          : std::min(kUnitRows, ((rows + pieces - 1) / pieces + kernels.rows - 1) / kernels.rows * kernels.rows);
+      pieces <= 1 ? rows : ((rows + pieces - 1) / pieces + kernels.rows - 1) / kernels.rows * kernels.rows;
   at::parallel_for(0, panels * pieces, 1, [&](int64_t begin, int64_t end) {
     const at::Tensor scratch = at::empty({step * kernels.panel}, at::kFloat);
     for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t row = unit / panels * step;
-      run(p, unit % panels, row, std::min(step, rows - row), scratch.mutable_data_ptr<float>());
+      const int64_t row = unit / panels * step, count = std::min(step, rows - row);
+      if (count > 0) kernels.run[kind](p, unit % panels, row, count, scratch.mutable_data_ptr<float>());
     }
   });
 }
 
 namespace {
 
-at::Tensor pack(const at::Tensor& weight, at::ScalarType dtype) { return pack_weight(weight, dtype).data; }
+using OptionalTensor = std::optional<at::Tensor>;
 
-at::Tensor linear(const at::Tensor& x_in, const at::Tensor& data, int64_t outputs,
-                  const std::optional<at::Tensor>& bias, int64_t activation) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor> pack(const at::Tensor& weight, at::ScalarType dtype, bool int8) {
+  const PackedWeight packed = pack_weight(weight, dtype, int8);
+  const at::Tensor none = at::empty({0}, at::kFloat);
+  return {packed.data, int8 ? packed.scale : none, int8 ? packed.sum : none};
+}
+
+at::Tensor linear(const at::Tensor& x_in, const at::Tensor& data, const at::Tensor& scale, const at::Tensor& sum,
+                  int64_t outputs, const OptionalTensor& bias, int64_t activation) {
   const at::Tensor x = x_in.contiguous();
-  const PackedLinearKernels& kernels = packed_linear_kernels();
-  TORCH_CHECK_VALUE(x.dim() == 2 && is_kernel_dtype(x) && can_pack(x.scalar_type(), x.size(1)),
+  const bool int8 = scale.numel() > 0;
+  TORCH_CHECK_VALUE(x.dim() == 2 && is_kernel_dtype(x) && can_pack(x.scalar_type(), x.size(1), int8),
                     "packed_linear: x must be [T, K] in a dtype that this processor multiplies, got ", x.scalar_type(),
                     " ", x.sizes());
-  TORCH_CHECK_VALUE(outputs > 0 && activation >= 0 && activation <= 2 && data.scalar_type() == at::kFloat &&
-                        data.is_contiguous() &&
-                        data.numel() == (outputs + kernels.panel - 1) / kernels.panel * kernels.panel *
-                                            words_of(x.scalar_type(), x.size(1)),
+  auto is_floats = [](const at::Tensor& t, int64_t size) {
+    return t.scalar_type() == at::kFloat && t.is_contiguous() && t.numel() == size;
+  };
+  const int64_t words = x.size(1) / per_word(kind_of(x.scalar_type(), int8));
+  TORCH_CHECK_VALUE(outputs > 0 && is_floats(data, panels_of(outputs) * packed_linear_kernels().panel * words) &&
+                        is_floats(scale, int8 ? outputs : 0) && is_floats(sum, int8 ? outputs : 0),
                     "packed_linear: the packed weight is not one of ", outputs, " outputs and ", x.size(1), " inputs");
+  TORCH_CHECK_VALUE(activation >= 0 && activation <= 2, "packed_linear: activation must be 0, 1 or 2, got ",
+                    activation);
   at::Tensor bias_f;
   if (bias.has_value() && bias->defined()) {
     TORCH_CHECK_VALUE(bias->dim() == 1 && bias->numel() == outputs, "packed_linear: bias must be [", outputs, "], got ",
@@ -107,7 +164,7 @@ at::Tensor linear(const at::Tensor& x_in, const at::Tensor& data, int64_t output
     bias_f = as_float(*bias);
   }
   at::Tensor y = at::empty({x.size(0), outputs}, x.options());
-  packed_linear(x.const_data_ptr(), x.size(0), {data, x.size(1), outputs, x.scalar_type()},
+  packed_linear(x.const_data_ptr(), x.size(0), {data, scale, sum, x.size(1), outputs, x.scalar_type(), int8},
                 bias_f.defined() ? bias_f.const_data_ptr<float>() : nullptr, static_cast<Activation>(activation),
                 y.mutable_data_ptr());
   return y;
@@ -116,9 +173,11 @@ at::Tensor linear(const at::Tensor& x_in, const at::Tensor& data, int64_t output
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(bertfast_cpu, m) {
-  m.def("can_pack(ScalarType dtype, int inputs) -> bool", &can_pack);
-  m.def("pack_weight(Tensor weight, ScalarType dtype) -> Tensor");
-  m.def("packed_linear(Tensor x, Tensor packed, int outputs, Tensor? bias, int activation) -> Tensor");
+  m.def("can_pack(ScalarType dtype, int inputs, bool int8=False) -> bool", &can_pack);
+  m.def("pack_weight(Tensor weight, ScalarType dtype, bool int8=False) -> (Tensor data, Tensor scale, Tensor sum)");
+  m.def(
+      "packed_linear(Tensor x, Tensor data, Tensor scale, Tensor sum, int outputs, Tensor? bias, int activation) "
+      "-> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(bertfast_cpu, CPU, m) {

@@ -144,14 +144,52 @@ void pack(const float* words, int64_t outputs, int64_t inner, float* to) {
   }
 }
 
+#if defined(__AVX512BF16__)
+typedef uint8_t VecBytes __attribute__((vector_size(kLanes)));
+
+template <class T>
+void quantize_rows(const T* x, int64_t rows, int64_t cols, uint8_t* to, float* scale) {
+  const Vec magic = splat(12582912.0f);  // adding 1.5 * 2^23 rounds to the nearest integer in the low bits
+  for (int64_t r = 0; r < rows; ++r, x += cols, to += cols) {
+    Vec largest = Vec{}, poison = Vec{};
+    auto look = [&](Vec v) {
+      largest = vmax(largest, vmax(v, -v));
+      poison += v * 0.0f;  // NaN from NaN and from infinity, which no step stands for; else 0
+    };
+    for_columns(cols, [&](int64_t c) { look(load(x + c)); }, [&](int64_t c, int n) { look(load_tail(x + c, n)); });
+    const float peak = max_of(largest);
+    const float inverse = peak > 0.0f ? 127.0f / peak : 0.0f;
+    scale[r] = peak / 127.0f + sum(poison);
+    auto bytes = [&](Vec v) {
+      return __builtin_convertvector((VecI)(v * inverse + magic) - (VecI)magic + 128, VecBytes);
+    };
+    for_columns(
+        cols,
+        [&](int64_t c) {
+          const VecBytes q = bytes(load(x + c));
+          std::memcpy(to + c, &q, sizeof(q));
+        },
+        [&](int64_t c, int n) {
+          const VecBytes q = bytes(load_tail(x + c, n));
+          std::memcpy(to + c, &q, n);
+        });
+  }
+}
+
+void quantize(const void* x, bool bfloat16, int64_t rows, int64_t cols, uint8_t* to, float* scale) {
+  bfloat16 ? quantize_rows(static_cast<const BFloat16*>(x), rows, cols, to, scale)
+           : quantize_rows(static_cast<const float*>(x), rows, cols, to, scale);
+}
+#endif
+
 }  // namespace
 
 #if defined(__AVX512BF16__)
 const PackedLinearKernels BERTFAST_TABLE(packed_linear) = {
-    kPanel, kRows, pack, {run<FloatWords, false>, run<PairWords, false>, run<ByteWords, true>}};
+    kPanel, kRows, pack, {run<FloatWords, false>, run<PairWords, false>, run<ByteWords, true>}, quantize};
 #elif defined(__AVX2__)
 const PackedLinearKernels BERTFAST_TABLE(packed_linear) = {
-    kPanel, kRows, pack, {run<FloatWords, false>, nullptr, nullptr}};
+    kPanel, kRows, pack, {run<FloatWords, false>, nullptr, nullptr}, nullptr};
 #else
 const PackedLinearKernels BERTFAST_TABLE(packed_linear) = {};
 #endif

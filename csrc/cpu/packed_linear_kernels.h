@@ -8,7 +8,7 @@
 
 namespace bertfast {
 
-enum class PackedKind { kFloat, kBFloat16, kInt8 };
+enum PackedKind { kPackedFloat, kPackedBFloat16, kPackedInt8, kPackedKinds };
 
 // y [rows, outputs] = activation(x W^T + bias).
 struct PackedProduct {
@@ -30,7 +30,9 @@ struct PackedLinearKernels {
   // words [outputs, words] to [ceil(outputs / panel)] panels of [words, panel], zeros after the last column.
   void (*pack)(const float* words, int64_t outputs, int64_t inner, float* to);
   // Rows [row, row + count) of one panel. scratch: [count, panel] words.
-  void (*run[3])(const PackedProduct&, int64_t panel_index, int64_t row, int64_t count, float* scratch);
+  void (*run[kPackedKinds])(const PackedProduct&, int64_t panel_index, int64_t row, int64_t count, float* scratch);
+  // Rows [rows, cols] of float or bfloat16 as bytes q + 128, and what a step of each row's q, within +-127, is worth.
+  void (*quantize)(const void* x, bool bfloat16, int64_t rows, int64_t cols, uint8_t* to, float* scale);
 };
 
 BERTFAST_DECLARE_KERNELS(PackedLinearKernels, packed_linear)

@@ -8,6 +8,7 @@ from transformers.models.bert.modeling_bert import BertForQuestionAnswering, Ber
 
 from bertfast.convert import layers
 from bertfast.convert.families import FAMILIES, STOCK, SWAPS
+from bertfast.convert.heads import HEADS
 from bertfast.nn import prepack as prepack_cache
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -40,6 +41,18 @@ def _check(model: nn.Module) -> None:
             )
 
 
+def _heads(model: nn.Module, wanted: bool) -> list[nn.Module]:
+    """The pre-training heads inside, stock or swapped; an error where `wanted` and there is none."""
+    heads = [m for m in model.modules() if type(m) in HEADS or type(m) in HEADS.values()]
+    heads = [head for head in heads if not _is_decoder(head)]
+    if wanted and not heads:
+        raise UnsupportedModelError(
+            f"masked_head=True needs {' or '.join(head.__name__ for head in HEADS)}, and {type(model).__name__} holds neither "
+            "(a subclass may compute another loss): leave the option out. The model was not changed."
+        )
+    return heads
+
+
 def _drop_recorder(module: nn.Module) -> None:
     """Drop the `forward` that transformers 5.0 and 5.1 leave on a module whose output they recorded.
 
@@ -59,7 +72,14 @@ def _swap(module: nn.Module, target: type[nn.Module]) -> None:
     module.__class__ = target
 
 
-def optimize(model: Model, *, unpad: bool = True, prepack: bool = True, unverified_kernels: bool = False) -> Model:
+def optimize(
+    model: Model,
+    *,
+    unpad: bool = True,
+    prepack: bool = True,
+    masked_head: bool = False,
+    unverified_kernels: bool = False,
+) -> Model:
     """Swap the BERT layers inside `model` for fused ones, in place.
 
     Works on every BERT head class of transformers 5.x and on modules that hold one (sentence-transformers, PEFT, your
@@ -75,7 +95,11 @@ def optimize(model: Model, *, unpad: bool = True, prepack: bool = True, unverifi
         prepack: keep reordered copies of the weights for inference on a CPU. They take as much memory as the encoder's
             Linear weights, follow changes of the weights, and go with `restore` or the model. An edit of a few elements
             through `.data`, which torch does not count as a change, can be missed: call `optimize` again after it.
-
+        masked_head: in training, make the logits of the masked tokens only. BertForPreTraining and BertForMaskedLM then
+            return None for `prediction_logits` or `logits` while the model is in training mode with gradients enabled and
+            labels given; the loss is stock's mean over the labels other than -100, in float32, except that a batch without
+            any counts 0 where stock gives NaN. What nobody reads of the last layer is not computed either. Evaluation,
+            calls without labels, and calls that ask for hidden states, attentions or a tuple return all logits as ever.
         unverified_kernels: run the GPU kernels even where they never passed parity on this kind of GPU. Without it, a model
             on such a GPU stays stock, and `report` says so. No effect on a CPU.
 
@@ -84,16 +108,17 @@ def optimize(model: Model, *, unpad: bool = True, prepack: bool = True, unverifi
 
     Raises:
         UnsupportedModelError: where nothing inside is a BERT that bertfast knows, positions are relative, or parameters
-            are sharded already.
+            are sharded already; where `masked_head` is asked for and no BertForPreTraining or BertForMaskedLM is inside.
     """
     _check(model)
+    heads = _heads(model, masked_head)
     encoder_options: dict[nn.Module, dict[str, bool]] = {}
     for module in model.modules():
         if isinstance(module, BertModel):
             encoder_options.setdefault(module.encoder, {})["first_token_read"] = module.pooler is not None
         if isinstance(module, (BertForQuestionAnswering, BertLMHeadModel)):
             encoder_options.setdefault(module.bert.encoder, {})["loss_over_padding"] = True
-    known = [m for m in model.modules() if type(m) in SWAPS or type(m) in STOCK]
+    known = [m for m in model.modules() if (type(m) in SWAPS or type(m) in STOCK) and m not in heads]
     if not known:
         kind = getattr(getattr(model, "config", None), "model_type", None)
         raise UnsupportedModelError(
@@ -108,6 +133,11 @@ def optimize(model: Model, *, unpad: bool = True, prepack: bool = True, unverifi
             {"unpad": unpad, **encoder_options.get(module, {})} if isinstance(module, layers.FastBertEncoder) else {}
         )
         module.__dict__["_bertfast"] = {"prepack": prepack, "unverified_kernels": unverified_kernels, **options}
+    for head in heads:
+        _swap(head, HEADS.get(type(head), type(head)) if masked_head else STOCK.get(type(head), type(head)))
+        head.__dict__.pop("_bertfast", None)
+        if masked_head:
+            head.__dict__["_bertfast"] = {"unverified_kernels": unverified_kernels}
     prepack_cache.clear(model)  # made anew when first needed, whatever happened to the weights
     return model
 

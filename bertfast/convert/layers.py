@@ -16,6 +16,7 @@ from transformers.models.bert import modeling_bert as hf
 
 from bertfast import ops
 from bertfast.convert import checks
+from bertfast.nn import stack
 from bertfast.nn.core import Layout, Packed, Padded, attention_block, dropout_rate, mlp_block
 from bertfast.nn.modules import embed
 
@@ -246,6 +247,32 @@ class FastBertEncoder(hf.BertEncoder):
         else:
             layout = Packed(packing.cu_seqlens, packing.max_seqlen)
             packed = ops.unpad(x, packing)
-        for layer in self.layer:
-            packed = layer(packed, layout, **kwargs)
+        packed = self._stack(packed, layout, kwargs)
         return packed.view(batch, seqlen, size) if packing is None else ops.repad(packed, packing)
+
+    def _stack(self, x: Tensor, layout: Packed, kwargs: dict) -> Tensor:
+        """All layers in one call where that can be, else one by one. `_reason` has found them all plain."""
+        kinds = {
+            (p.num_attention_heads, p.scaling, checks.approximate_of(layer.intermediate.intermediate_act_fn))
+            for layer, p in ((layer, layer.attention.self) for layer in self.layer)
+        }
+        if option(self, "prepack") is not False and len(kinds) == 1:
+            heads, scale, approximate = kinds.pop()
+            y = stack.run(
+                self,
+                self.layer,
+                x,
+                layout.cu_seqlens,
+                layout.max_seqlen,
+                heads=heads,
+                scale=scale,
+                approximate=approximate,
+                int8=option(self, "int8") is True,
+            )
+            if y is not None:
+                for layer in self.layer:
+                    count(layer, UNPADDED)
+                return y
+        for layer in self.layer:
+            x = layer(x, layout, **kwargs)
+        return x

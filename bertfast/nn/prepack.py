@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from bertfast.nn import stack
 from bertfast.ops import onednn
 
 _SAMPLES = 32
@@ -119,6 +120,7 @@ def _entry(linears: tuple[nn.Linear, ...], dtype: torch.dtype) -> _Entry | None:
 
 def clear(module: nn.Module) -> None:
     """Forget the prepacked weights of every Linear inside `module`."""
+    stack.clear(module)
     with _lock:
         for child in module.modules():
             _cache.pop(child, None)
@@ -127,4 +129,5 @@ def clear(module: nn.Module) -> None:
 def memory(module: nn.Module) -> int:
     """Bytes that prepacked copies of weights inside `module` hold now."""
     with _lock:
-        return sum(entry.nbytes() for child in module.modules() for entry in _cache.get(child, {}).values())
+        own = sum(entry.nbytes() for child in module.modules() for entry in _cache.get(child, {}).values())
+    return own + stack.memory(module)

@@ -33,8 +33,8 @@ class _Inference:
     """A side of inference: see sides.py."""
 
     def __init__(self, side: str, model: str, dtype: str, threads: int):
-        from bertfast.bench.cases import load_model
         from benchmarks.cpu import sides
+        from bertfast.bench.cases import load_model
 
         torch.set_num_threads(threads)
         self.folder = tempfile.TemporaryDirectory()

@@ -128,7 +128,7 @@ class FastBertLayer(hf.BertLayer):
         attention, intermediate, output = self.attention, self.intermediate, self.output
         projections, projected = attention.self, attention.output
         # In training every step would change the copies; reentrant checkpointing runs its first forward without gradients.
-        prepack = not self.training and option(self, "prepack") is not False
+        prepack, int8 = not self.training and option(self, "prepack") is not False, option(self, "int8") is True
         x = attention_block(
             x,
             layout,
@@ -142,6 +142,7 @@ class FastBertLayer(hf.BertLayer):
             attention_p=projections.dropout.p if projections.training else 0.0,
             hidden_p=dropout_rate(projected.dropout),
             use_prepack=prepack,
+            int8=int8,
         )
         return mlp_block(
             x,
@@ -151,6 +152,7 @@ class FastBertLayer(hf.BertLayer):
             approximate=checks.approximate_of(intermediate.intermediate_act_fn) or "none",
             hidden_p=dropout_rate(output.dropout),
             use_prepack=prepack,
+            int8=int8,
         )
 
 

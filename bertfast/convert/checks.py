@@ -250,6 +250,37 @@ def key_padding(mask: Tensor | None, batch: int, seqlen: int) -> Tensor | None:
     return row.expand(batch, seqlen)
 
 
+def predictions_reason(head: Any, kind: type) -> str | None:
+    """What about a masked-LM head, `kind` holding BertLMPredictionHead, keeps it from `ops.masked_lm_loss`."""
+    if _global_hooks():
+        return "global module hooks are registered"
+    predictions = getattr(head, "predictions", _ABSENT)
+    transform, decoder = (predictions._modules.get(name, _ABSENT) for name in ("transform", "decoder"))
+    dense, norm = (transform._modules.get(name, _ABSENT) for name in ("dense", "LayerNorm"))
+    activation = getattr(transform, "transform_act_fn", None)
+    if type(decoder) is not nn.Linear:
+        return f"cls.predictions.decoder is {type(decoder).__name__}, not a plain Linear"
+    device, dtype = decoder.weight.device, decoder.weight.dtype
+    for module, wanted, name in (
+        (head, kind, "cls"),
+        (predictions, hf.BertLMPredictionHead, "cls.predictions"),
+        (transform, hf.BertPredictionHeadTransform, "cls.predictions.transform"),
+        (dense, nn.Linear, "cls.predictions.transform.dense"),
+        (norm, nn.LayerNorm, "cls.predictions.transform.LayerNorm"),
+        (decoder, nn.Linear, "cls.predictions.decoder"),
+    ):
+        reason = _plain(module, wanted, name, device, dtype)
+        if reason is not None:
+            return reason
+    if dense.bias is None or decoder.bias is None:
+        return f"cls.predictions.{'transform.dense' if dense.bias is None else 'decoder'} has no bias"
+    if approximate_of(activation) is None:
+        return (
+            f"the activation of its transform is {getattr(activation, '__name__', type(activation).__name__)}, not GELU"
+        )
+    return hook_reason(activation, "cls.predictions.transform.transform_act_fn")
+
+
 def embeddings_reason(module: Any) -> str | None:
     """What about a BertEmbeddings as it stands now keeps it from the fast path."""
     device = module.word_embeddings.weight.device

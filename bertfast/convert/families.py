@@ -1,8 +1,11 @@
-"""Model families that optimize() knows, as one table: stock class to fast class, matched by exact type."""
+"""Model families that optimize() knows, as one table: stock class to fast class, matched by exact type.
+Heads are swapped only where `masked_head` asks for it.
+"""
 
 from torch import nn
 from transformers.models.bert import modeling_bert
 
+from bertfast.convert.heads import HEADS
 from bertfast.convert.layers import FastBertEmbeddings, FastBertEncoder, FastBertLayer
 
 SWAPS: dict[type[nn.Module], type[nn.Module]] = {
@@ -10,5 +13,5 @@ SWAPS: dict[type[nn.Module], type[nn.Module]] = {
     modeling_bert.BertEncoder: FastBertEncoder,
     modeling_bert.BertLayer: FastBertLayer,
 }
-STOCK: dict[type[nn.Module], type[nn.Module]] = {fast: stock for stock, fast in SWAPS.items()}
+STOCK: dict[type[nn.Module], type[nn.Module]] = {fast: stock for stock, fast in (SWAPS | HEADS).items()}
 FAMILIES = ("bert",)

@@ -6,6 +6,7 @@ the modules, in a weak dictionary.
 """
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from transformers.models.bert import modeling_bert as hf
 
 from bertfast import ops
-from bertfast.convert import checks
+from bertfast.convert import checks, handover
 from bertfast.nn import stack
 from bertfast.nn.core import Layout, Packed, Padded, attention_block, dropout_rate, mlp_block
 from bertfast.nn.modules import embed
@@ -64,6 +65,10 @@ class FastBertEmbeddings(hf.BertEmbeddings):
             count(self, reason)
             return super().forward(input_ids, token_type_ids, position_ids, inputs_embeds, past_key_values_length)
         count(self, FAST)
+        wanted = handover.current()
+        if wanted is not None and wanted.decoder_weight is self.word_embeddings.weight:
+            x, wanted.tied = embed(self, input_ids, token_type_ids, position_ids, ops.tied_embedding_sum_norm)
+            return x
         return embed(self, input_ids, token_type_ids, position_ids)
 
     def _reason(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, past: int) -> str | None:
@@ -249,32 +254,49 @@ class FastBertEncoder(hf.BertEncoder):
         else:
             layout = Packed(packing.cu_seqlens, packing.max_seqlen)
             packed = ops.unpad(x, packing)
-        packed = self._stack(packed, layout, kwargs)
+        read = self._read(packing, (batch, seqlen))
+        y = self._stack(packed, layout) if read is None else None
+        if y is not None:
+            packed = y
+        else:
+            for i, layer in enumerate(self.layer):
+                last = read is not None and i == len(self.layer) - 1
+                packed = layer(packed, replace(layout, read=read) if last else layout, **kwargs)
+        if read is not None:
+            places = read if packing is None else packing.indices[read]
+            return ops.repad(packed, ops.Packing(places, layout.cu_seqlens, layout.max_seqlen, batch, seqlen))
         return packed.view(batch, seqlen, size) if packing is None else ops.repad(packed, packing)
 
-    def _stack(self, x: Tensor, layout: Packed, kwargs: dict) -> Tensor:
-        """All layers in one call where that can be, else one by one. `_reason` has found them all plain."""
+    def _read(self, packing: ops.Packing | None, shape: tuple[int, int]) -> Tensor | None:
+        """Which rows of the last layer's output, among the packed ones, a head above reads; None where it may be all of them."""
+        wanted = handover.current()
+        if wanted is None or wanted.read is None or wanted.read.shape != shape:
+            return None
+        marked = wanted.read.flatten()
+        rows = (marked if packing is None else marked[packing.indices]).nonzero()[:, 0]
+        return rows if rows.numel() else None
+
+    def _stack(self, x: Tensor, layout: Packed) -> Tensor | None:
+        """All layers in one call, or None where that cannot be. `_reason` has found them all plain."""
         kinds = {
             (p.num_attention_heads, p.scaling, checks.approximate_of(layer.intermediate.intermediate_act_fn))
             for layer, p in ((layer, layer.attention.self) for layer in self.layer)
         }
-        if option(self, "prepack") is not False and len(kinds) == 1:
-            heads, scale, approximate = kinds.pop()
-            y = stack.run(
-                self,
-                self.layer,
-                x,
-                layout.cu_seqlens,
-                layout.max_seqlen,
-                heads=heads,
-                scale=scale,
-                approximate=approximate,
-                int8=option(self, "int8") is True,
-            )
-            if y is not None:
-                for layer in self.layer:
-                    count(layer, UNPADDED)
-                return y
-        for layer in self.layer:
-            x = layer(x, layout, **kwargs)
-        return x
+        if option(self, "prepack") is False or len(kinds) != 1:
+            return None
+        heads, scale, approximate = kinds.pop()
+        y = stack.run(
+            self,
+            self.layer,
+            x,
+            layout.cu_seqlens,
+            layout.max_seqlen,
+            heads=heads,
+            scale=scale,
+            approximate=approximate,
+            int8=option(self, "int8") is True,
+        )
+        if y is not None:
+            for layer in self.layer:
+                count(layer, UNPADDED)
+        return y

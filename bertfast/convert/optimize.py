@@ -3,12 +3,16 @@
 from types import FunctionType
 from typing import TypeVar
 
+import torch
 from torch import nn
 from transformers.models.bert.modeling_bert import BertForQuestionAnswering, BertLMHeadModel, BertModel
 
+from bertfast import _ext
 from bertfast.convert import layers
 from bertfast.convert.families import FAMILIES, STOCK, SWAPS
+from bertfast.convert.heads import HEADS
 from bertfast.nn import prepack as prepack_cache
+from bertfast.ops import packed_linear
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -40,6 +44,18 @@ def _check(model: nn.Module) -> None:
             )
 
 
+def _heads(model: nn.Module, wanted: bool) -> list[nn.Module]:
+    """The pre-training heads inside, stock or swapped; an error where `wanted` and there is none."""
+    heads = [m for m in model.modules() if type(m) in HEADS or type(m) in HEADS.values()]
+    heads = [head for head in heads if not _is_decoder(head)]
+    if wanted and not heads:
+        raise UnsupportedModelError(
+            f"masked_head=True needs {' or '.join(head.__name__ for head in HEADS)}, and {type(model).__name__} holds neither "
+            "(a subclass may compute another loss): leave the option out. The model was not changed."
+        )
+    return heads
+
+
 def _drop_recorder(module: nn.Module) -> None:
     """Drop the `forward` that transformers 5.0 and 5.1 leave on a module whose output they recorded.
 
@@ -59,7 +75,27 @@ def _swap(module: nn.Module, target: type[nn.Module]) -> None:
     module.__class__ = target
 
 
-def optimize(model: Model, *, unpad: bool = True, prepack: bool = True, unverified_kernels: bool = False) -> Model:
+def _check_dtype(dtype: str | None, prepack: bool) -> None:
+    if dtype not in (None, "int8"):
+        raise ValueError(
+            f'dtype must be None (the model\'s own) or "int8", got {dtype!r}; for bfloat16 call model.to(torch.bfloat16) first'
+        )
+    if dtype == "int8" and not prepack:
+        raise ValueError('dtype="int8" keeps 8-bit copies of the weights: leave prepack=True')
+    if dtype == "int8" and not packed_linear.available(torch.float32, 4, int8=True):
+        reason = _ext.why_absent() or "the int8 kernels need AVX512-VNNI and AVX512-BF16, which this processor lacks"
+        raise ValueError(f'dtype="int8" cannot be had: {reason}')
+
+
+def optimize(
+    model: Model,
+    *,
+    unpad: bool = True,
+    prepack: bool = True,
+    masked_head: bool = False,
+    dtype: str | None = None,
+    unverified_kernels: bool = False,
+) -> Model:
     """Swap the BERT layers inside `model` for fused ones, in place.
 
     Works on every BERT head class of transformers 5.x and on modules that hold one (sentence-transformers, PEFT, your
@@ -75,7 +111,15 @@ def optimize(model: Model, *, unpad: bool = True, prepack: bool = True, unverifi
         prepack: keep reordered copies of the weights for inference on a CPU. They take as much memory as the encoder's
             Linear weights, follow changes of the weights, and go with `restore` or the model. An edit of a few elements
             through `.data`, which torch does not count as a change, can be missed: call `optimize` again after it.
-
+        masked_head: in training, make the logits of the masked tokens only. BertForPreTraining and BertForMaskedLM then
+            return None for `prediction_logits` or `logits` while the model is in training mode with gradients enabled and
+            labels given; the loss is stock's mean over the labels other than -100, in float32, except that a batch without
+            any counts 0 where stock gives NaN. What nobody reads of the last layer is not computed either. Evaluation,
+            calls without labels, and calls that ask for hidden states, attentions or a tuple return all logits as ever.
+        dtype: "int8" multiplies 8-bit integers in inference on a CPU: the encoder's weights are rounded with one scale for
+            each output, its activations with one for each token, anew at each product. Weights stay as they are; training,
+            and dropout or gradients in general, use them. Not the same numbers any more: compare before you trust it.
+            None, the default, computes in the model's own dtype.
         unverified_kernels: run the GPU kernels even where they never passed parity on this kind of GPU. Without it, a model
             on such a GPU stays stock, and `report` says so. No effect on a CPU.
 
@@ -83,17 +127,20 @@ def optimize(model: Model, *, unpad: bool = True, prepack: bool = True, unverifi
         `model` itself.
 
     Raises:
+        ValueError: for another `dtype`, for "int8" with `prepack=False`, or where this processor has no int8 kernels.
         UnsupportedModelError: where nothing inside is a BERT that bertfast knows, positions are relative, or parameters
-            are sharded already.
+            are sharded already; where `masked_head` is asked for and no BertForPreTraining or BertForMaskedLM is inside.
     """
     _check(model)
+    _check_dtype(dtype, prepack)
+    heads = _heads(model, masked_head)
     encoder_options: dict[nn.Module, dict[str, bool]] = {}
     for module in model.modules():
         if isinstance(module, BertModel):
             encoder_options.setdefault(module.encoder, {})["first_token_read"] = module.pooler is not None
         if isinstance(module, (BertForQuestionAnswering, BertLMHeadModel)):
             encoder_options.setdefault(module.bert.encoder, {})["loss_over_padding"] = True
-    known = [m for m in model.modules() if type(m) in SWAPS or type(m) in STOCK]
+    known = [m for m in model.modules() if (type(m) in SWAPS or type(m) in STOCK) and m not in heads]
     if not known:
         kind = getattr(getattr(model, "config", None), "model_type", None)
         raise UnsupportedModelError(
@@ -107,7 +154,17 @@ def optimize(model: Model, *, unpad: bool = True, prepack: bool = True, unverifi
         options = (
             {"unpad": unpad, **encoder_options.get(module, {})} if isinstance(module, layers.FastBertEncoder) else {}
         )
-        module.__dict__["_bertfast"] = {"prepack": prepack, "unverified_kernels": unverified_kernels, **options}
+        module.__dict__["_bertfast"] = {
+            "prepack": prepack,
+            "unverified_kernels": unverified_kernels,
+            **({"int8": True} if dtype == "int8" else {}),
+            **options,
+        }
+    for head in heads:
+        _swap(head, HEADS.get(type(head), type(head)) if masked_head else STOCK.get(type(head), type(head)))
+        head.__dict__.pop("_bertfast", None)
+        if masked_head:
+            head.__dict__["_bertfast"] = {"unverified_kernels": unverified_kernels}
     prepack_cache.clear(model)  # made anew when first needed, whatever happened to the weights
     return model
 

@@ -8,6 +8,7 @@ from torch import nn
 from bertfast import _ext
 from bertfast.convert import checks
 from bertfast.convert.families import STOCK, SWAPS
+from bertfast.convert.heads import HEADS, head_reason
 from bertfast.convert.layers import FastBertEmbeddings, FastBertEncoder, FastBertLayer, calls, option
 from bertfast.nn import prepack
 
@@ -61,6 +62,8 @@ def _static_reason(module: nn.Module) -> str:
     if type(module) in SWAPS:
         decoder = getattr(module, "is_decoder", False) or getattr(getattr(module, "config", None), "is_decoder", False)
         return "it is a decoder, left untouched" if decoder else "not optimised: call bertfast.optimize(model)"
+    if type(module) in HEADS.values():
+        return head_reason(module) or ""
     parameter = next(module.parameters(), None)
     reason = None
     if parameter is not None:
@@ -91,6 +94,10 @@ def report(model: nn.Module) -> Report:
         notes.append("there is no BERT module inside; the model was left untouched")
     if any(isinstance(module, FastBertEncoder) for module in model.modules()):
         notes.append("where padding is removed, hidden states at padding positions are zeros")
+    if any(type(module) in HEADS.values() for module in model.modules()):
+        notes.append("logits are not made in training: only those of masked tokens, inside the loss")
     if any(option(module, "loss_over_padding") for module in model.modules()):
         notes.append("this head stays padded while gradients are enabled: its loss runs over padding too")
+    if any(option(module, "int8") for module in model.modules()):
+        notes.append("inference on a CPU multiplies 8-bit integers: not the numbers of the model's own dtype")
     return Report(type(model).__name__, tuple(rows), prepack.memory(model), tuple(notes))

@@ -17,10 +17,14 @@ from bertfast.ops.rng import new_rng
 
 @dataclass(frozen=True)
 class Packed:
-    """Tokens [T, E] of several sequences: cu_seqlens [B + 1] int32, and a bound on the longest."""
+    """Tokens [T, E] of several sequences: cu_seqlens [B + 1] int32, and a bound on the longest.
+
+    read: [R] int64, rising, the tokens whose output anybody reads: a layer then returns these rows alone, [R, E].
+    """
 
     cu_seqlens: Tensor
     max_seqlen: int
+    read: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,8 @@ def attention_block(
         int8: whether the products from these copies are of 8-bit integers.
 
     Returns:
-        The shape of x. Under autocast products run in its dtype and the residual stream keeps x's, as in Hugging Face's BERT.
+        The shape of x, or [R, E] where the layout names R tokens to be read. Under autocast products run in its dtype and the
+        residual stream keeps x's, as in Hugging Face's BERT.
     """
     dtype = product_dtype(x)
     flat = x.reshape(-1, x.shape[-1])
@@ -136,6 +141,10 @@ def attention_block(
             qkv.view(x.shape[0], x.shape[1], 3, heads, size), layout.mask, scale=scale, dropout_p=attention_p, rng=rng
         )
     context = context.reshape(-1, heads * size)
+    if isinstance(layout, Packed) and layout.read is not None:
+        # Every token is a key and a value; only here does a token that nobody reads cease to matter.
+        read = layout.read
+        return _project_add_norm(context[read], flat[read], dense, norm, hidden_p, use_prepack, int8)
     return _project_add_norm(context, flat, dense, norm, hidden_p, use_prepack, int8).view(x.shape)
 
 

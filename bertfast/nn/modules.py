@@ -3,6 +3,9 @@
 They need no transformers. Each takes padded tokens [B, S, E] or packed ones [T, E]; the encoder packs once and unpacks once.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -60,10 +63,16 @@ class BertEmbeddings(nn.Module):
         return embed(self, input_ids, token_type_ids, position_ids)
 
 
-def embed(module: nn.Module, input_ids: Tensor, token_type_ids: Tensor | None, position_ids: Tensor | None) -> Tensor:
-    """The fused embedding of any module with BERT's names; dropout as its Dropout's own mode says."""
+def embed(
+    module: nn.Module,
+    input_ids: Tensor,
+    token_type_ids: Tensor | None,
+    position_ids: Tensor | None,
+    op: Callable[..., Any] = ops.embedding_sum_norm,
+) -> Any:
+    """The fused embedding of any module with BERT's names, or its tied form; dropout as its Dropout's own mode says."""
     p = dropout_rate(module.dropout)
-    return ops.embedding_sum_norm(
+    return op(
         input_ids,
         module.word_embeddings.weight,
         module.position_embeddings.weight,

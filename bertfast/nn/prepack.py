@@ -47,7 +47,9 @@ class _Entry:
 
     def nbytes(self) -> int:
         # oneDNN's opaque tensors do not tell their bytes.
-        packed = self.packed.numel() * self.packed.element_size() if isinstance(self.packed, Tensor) else self.packed.nbytes
+        packed = (
+            self.packed.numel() * self.packed.element_size() if isinstance(self.packed, Tensor) else self.packed.nbytes
+        )
         return packed + (0 if self.bias is None else self.bias.nbytes)
 
     def product(self, x: Tensor, activation: str) -> Tensor:
@@ -97,9 +99,7 @@ def can_fuse(linears: tuple[nn.Linear, ...], dtype: torch.dtype | None = None, i
     )
 
 
-def fused_linear(
-    x: Tensor, linears: tuple[nn.Linear, ...], activation: str = "none", *, int8: bool = False
-) -> Tensor:
+def fused_linear(x: Tensor, linears: tuple[nn.Linear, ...], activation: str = "none", *, int8: bool = False) -> Tensor:
     """activation(x W^T + b) with the Linears' rows one after another, from weights reordered once. No gradient.
 
     Args:

@@ -1,0 +1,42 @@
+"""What a head and the stack below it tell each other during one call. BertModel's forward, which is stock code, lies between
+them and hands on neither, so it goes by a context variable: threads and nested models do not see each other's.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass
+class Handover:
+    """
+    Attributes:
+        read: [B, S] bool, the positions of the last hidden state that the head and the pooler read; None where somebody else
+            may look at the others too.
+        decoder_weight: [V, E], the head's. Where it is the embeddings' word table, they put into `tied` what
+            `ops.tied_embedding_sum_norm` made of it.
+    """
+
+    read: Tensor | None
+    decoder_weight: Tensor
+    tied: Tensor | None = None
+
+
+_current: ContextVar[Handover | None] = ContextVar("bertfast_handover", default=None)
+
+
+def current() -> Handover | None:
+    """What the head above wants of the stack in this call; None where no head asked."""
+    return _current.get()
+
+
+@contextmanager
+def offered(handover: Handover) -> Iterator[Handover]:
+    token = _current.set(handover)
+    try:
+        yield handover
+    finally:
+        _current.reset(token)

@@ -1,0 +1,165 @@
+"""Pre-training heads whose loss is computed from the masked tokens alone (Devlin et al., 2018, section 3.1).
+
+The logits of all tokens are B S V numbers, kept several times over by stock: most of the memory of a training step and a
+quarter of its time. In training with labels these heads make those of the masked tokens only, inside
+`ops.masked_lm_loss`, and return None for the logits; any other call is stock's. As in `layers`, a swapped head is the
+stock head with another forward.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.modeling_outputs import MaskedLMOutput
+from transformers.models.bert import modeling_bert as hf
+
+from bertfast import ops
+from bertfast.convert import checks, handover
+from bertfast.convert.layers import count, option
+
+MASKED_ONLY = "fast, logits of masked tokens only"
+
+
+def _refused(model: Any, labels: Tensor | None, kwargs: dict[str, Any]) -> str | None:
+    """Why this call makes all logits, apart from what the head is made of."""
+    if not model.training or not torch.is_grad_enabled():
+        return "not a training step"
+    if labels is None:
+        return "no labels were given"
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return "a compiled graph needs shapes that do not depend on data"
+    if type(labels) is not Tensor or labels.dtype != torch.int64 or labels.dim() != 2:
+        return "labels are not a plain int64 tensor [B, S]"
+    if model.cls.predictions.decoder.weight.shape[0] != model.config.vocab_size:
+        return "the decoder has not config.vocab_size words"
+    for name in ("output_hidden_states", "output_attentions"):
+        if kwargs.get(name) or getattr(model.config, name, False):
+            return f"{name} is set"
+    wanted = kwargs.get("return_dict")
+    if not (getattr(model.config, "return_dict", True) if wanted is None else wanted):
+        return "a tuple of outputs was asked for"
+    return None
+
+
+def head_reason(model: Any) -> str | None:
+    """What about the head as it stands now keeps it from the masked tokens only."""
+    weight = model.bert.embeddings.word_embeddings.weight
+    return checks.tensor_reason(weight, bool(option(model, "unverified_kernels"))) or checks.predictions_reason(
+        model.cls, hf.BertPreTrainingHeads if isinstance(model, hf.BertForPreTraining) else hf.BertOnlyMLMHead
+    )
+
+
+def _only_reader(bert: Any) -> bool:
+    """Whether nobody but the pooler and the head above gets to see BertModel's last hidden state."""
+    seen: tuple[tuple[nn.Module | None, type], ...] = ((bert, hf.BertModel), (bert.pooler, hf.BertPooler))
+    return all(m is None or (type(m) is kind and checks.hook_reason(m, "it") is None) for m, kind in seen) and (
+        checks.hook_reason(bert.encoder, "it") is None
+    )
+
+
+def _offer(model: Any, labels: Tensor) -> handover.Handover:
+    read = None
+    if _only_reader(model.bert):
+        read = labels != -100
+        if model.bert.pooler is not None:
+            read[:, 0] = True
+    return handover.Handover(read, model.cls.predictions.decoder.weight)
+
+
+def _masked_lm_loss(model: Any, hidden: Tensor, labels: Tensor, tied: Tensor | None) -> Tensor:
+    transform, decoder = model.cls.predictions.transform, model.cls.predictions.decoder
+    loss, _, _ = ops.masked_lm_loss(
+        hidden,
+        labels,
+        dense_weight=transform.dense.weight,
+        dense_bias=transform.dense.bias,
+        norm_weight=transform.LayerNorm.weight,
+        norm_bias=transform.LayerNorm.bias,
+        decoder_weight=decoder.weight if tied is None else tied,
+        decoder_bias=decoder.bias,
+        eps=transform.LayerNorm.eps,
+        approximate=checks.approximate_of(transform.transform_act_fn) or "none",
+    )
+    return loss
+
+
+class FastBertForPreTraining(hf.BertForPreTraining):
+    """BertForPreTraining whose `prediction_logits` are None in training; the loss, and `seq_relationship_logits`, are stock's."""
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        next_sentence_label: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        inputs = {
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+        }
+        reason = head_reason(self) or _refused(self, labels, kwargs)
+        if reason is None and next_sentence_label is None:
+            reason = "no next_sentence_label was given, so stock computes no loss"
+        if reason is not None or labels is None or next_sentence_label is None:
+            count(self, f"all logits: {reason}")
+            return super().forward(
+                input_ids, labels=labels, next_sentence_label=next_sentence_label, **inputs, **kwargs
+            )
+        count(self, MASKED_ONLY)
+        with handover.offered(_offer(self, labels)) as offer:
+            states = self.bert(input_ids, **inputs, **{**kwargs, "return_dict": True})
+        scores = self.cls.seq_relationship(states.pooler_output)
+        loss = _masked_lm_loss(self, states.last_hidden_state, labels, offer.tied)
+        loss = loss + F.cross_entropy(scores.view(-1, 2), next_sentence_label.view(-1))
+        return hf.BertForPreTrainingOutput(loss=loss, seq_relationship_logits=scores)
+
+
+class FastBertForMaskedLM(hf.BertForMaskedLM):
+    """BertForMaskedLM whose `logits` are None in training; the loss is stock's."""
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        inputs = {
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+            "encoder_hidden_states": encoder_hidden_states,
+            "encoder_attention_mask": encoder_attention_mask,
+        }
+        reason = head_reason(self) or _refused(self, labels, kwargs)
+        if reason is not None or labels is None:
+            count(self, f"all logits: {reason}")
+            return super().forward(input_ids, labels=labels, **inputs, **kwargs)
+        count(self, MASKED_ONLY)
+        with handover.offered(_offer(self, labels)) as offer:
+            states = self.bert(input_ids, **inputs, **{**kwargs, "return_dict": True})
+        return MaskedLMOutput(loss=_masked_lm_loss(self, states.last_hidden_state, labels, offer.tied))
+
+
+# save_pretrained writes a class's name into config.architectures, and Trainer looks it up: both know stock's names only.
+# Pickle goes by __qualname__, which stays.
+FastBertForPreTraining.__name__ = hf.BertForPreTraining.__name__
+FastBertForMaskedLM.__name__ = hf.BertForMaskedLM.__name__
+
+HEADS: dict[type[nn.Module], type[nn.Module]] = {
+    hf.BertForPreTraining: FastBertForPreTraining,
+    hf.BertForMaskedLM: FastBertForMaskedLM,
+}

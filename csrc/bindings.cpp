@@ -1,12 +1,13 @@
 // The pybind11 module bertfast._C. Importing it registers the CPU kernels with torch's dispatcher (static initialisers
 // of csrc/cpu/*.cpp); it binds only what is no tensor op: facts about the build and the processor, for `bertfast
-// doctor`.
-#include <pybind11/pybind11.h>
+// doctor`, and the encoder, which holds its weights.
 #include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
 
 #include <map>
 #include <string>
 
+#include "cpu/encoder.h"
 #include "cpu/isa.h"
 
 namespace py = pybind11;
@@ -35,4 +36,14 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "bertfast's C++ kernels; importing this module registers them with torch's dispatcher";
   m.def("cpu_features", &cpu_features, "Processor features that matter here, name to whether present");
   m.def("build_info", &build_info, "Build and run-time facts: torch, compiler, isa (in use), isa_detected");
+
+  using bertfast::Encoder;
+  const py::call_guard<py::gil_scoped_release> unlocked;
+  py::class_<Encoder>(m, "Encoder", "BERT layers for inference on a CPU; see bertfast/nn/stack.py")
+      .def(py::init<at::ScalarType, bool, int64_t, double, int64_t, const std::vector<Encoder::Parameters>&,
+                    const std::vector<std::pair<double, double>>&>(),
+           unlocked)
+      .def("forward", &Encoder::forward, unlocked)
+      .def("is_current", &Encoder::is_current)
+      .def("nbytes", &Encoder::nbytes);
 }

@@ -17,6 +17,7 @@ from transformers.models.bert import modeling_bert as hf
 
 from bertfast import ops
 from bertfast.convert import checks, handover
+from bertfast.nn import stack
 from bertfast.nn.core import Layout, Packed, Padded, attention_block, dropout_rate, mlp_block
 from bertfast.nn.modules import embed
 
@@ -132,7 +133,7 @@ class FastBertLayer(hf.BertLayer):
         attention, intermediate, output = self.attention, self.intermediate, self.output
         projections, projected = attention.self, attention.output
         # In training every step would change the copies; reentrant checkpointing runs its first forward without gradients.
-        prepack = not self.training and option(self, "prepack") is not False
+        prepack, int8 = not self.training and option(self, "prepack") is not False, option(self, "int8") is True
         x = attention_block(
             x,
             layout,
@@ -146,6 +147,7 @@ class FastBertLayer(hf.BertLayer):
             attention_p=projections.dropout.p if projections.training else 0.0,
             hidden_p=dropout_rate(projected.dropout),
             use_prepack=prepack,
+            int8=int8,
         )
         return mlp_block(
             x,
@@ -155,6 +157,7 @@ class FastBertLayer(hf.BertLayer):
             approximate=checks.approximate_of(intermediate.intermediate_act_fn) or "none",
             hidden_p=dropout_rate(output.dropout),
             use_prepack=prepack,
+            int8=int8,
         )
 
 
@@ -252,9 +255,13 @@ class FastBertEncoder(hf.BertEncoder):
             layout = Packed(packing.cu_seqlens, packing.max_seqlen)
             packed = ops.unpad(x, packing)
         read = self._read(packing, (batch, seqlen))
-        for i, layer in enumerate(self.layer):
-            last = read is not None and i == len(self.layer) - 1
-            packed = layer(packed, replace(layout, read=read) if last else layout, **kwargs)
+        y = self._stack(packed, layout) if read is None else None
+        if y is not None:
+            packed = y
+        else:
+            for i, layer in enumerate(self.layer):
+                last = read is not None and i == len(self.layer) - 1
+                packed = layer(packed, replace(layout, read=read) if last else layout, **kwargs)
         if read is not None:
             places = read if packing is None else packing.indices[read]
             return ops.repad(packed, ops.Packing(places, layout.cu_seqlens, layout.max_seqlen, batch, seqlen))
@@ -268,3 +275,28 @@ class FastBertEncoder(hf.BertEncoder):
         marked = wanted.read.flatten()
         rows = (marked if packing is None else marked[packing.indices]).nonzero()[:, 0]
         return rows if rows.numel() else None
+
+    def _stack(self, x: Tensor, layout: Packed) -> Tensor | None:
+        """All layers in one call, or None where that cannot be. `_reason` has found them all plain."""
+        kinds = {
+            (p.num_attention_heads, p.scaling, checks.approximate_of(layer.intermediate.intermediate_act_fn))
+            for layer, p in ((layer, layer.attention.self) for layer in self.layer)
+        }
+        if option(self, "prepack") is False or len(kinds) != 1:
+            return None
+        heads, scale, approximate = kinds.pop()
+        y = stack.run(
+            self,
+            self.layer,
+            x,
+            layout.cu_seqlens,
+            layout.max_seqlen,
+            heads=heads,
+            scale=scale,
+            approximate=approximate,
+            int8=option(self, "int8") is True,
+        )
+        if y is not None:
+            for layer in self.layer:
+                count(layer, UNPADDED)
+        return y

@@ -3,13 +3,16 @@
 from types import FunctionType
 from typing import TypeVar
 
+import torch
 from torch import nn
 from transformers.models.bert.modeling_bert import BertForQuestionAnswering, BertLMHeadModel, BertModel
 
+from bertfast import _ext
 from bertfast.convert import layers
 from bertfast.convert.families import FAMILIES, STOCK, SWAPS
 from bertfast.convert.heads import HEADS
 from bertfast.nn import prepack as prepack_cache
+from bertfast.ops import packed_linear
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -72,12 +75,25 @@ def _swap(module: nn.Module, target: type[nn.Module]) -> None:
     module.__class__ = target
 
 
+def _check_dtype(dtype: str | None, prepack: bool) -> None:
+    if dtype not in (None, "int8"):
+        raise ValueError(
+            f'dtype must be None (the model\'s own) or "int8", got {dtype!r}; for bfloat16 call model.to(torch.bfloat16) first'
+        )
+    if dtype == "int8" and not prepack:
+        raise ValueError('dtype="int8" keeps 8-bit copies of the weights: leave prepack=True')
+    if dtype == "int8" and not packed_linear.available(torch.float32, 4, int8=True):
+        reason = _ext.why_absent() or "the int8 kernels need AVX512-VNNI and AVX512-BF16, which this processor lacks"
+        raise ValueError(f'dtype="int8" cannot be had: {reason}')
+
+
 def optimize(
     model: Model,
     *,
     unpad: bool = True,
     prepack: bool = True,
     masked_head: bool = False,
+    dtype: str | None = None,
     unverified_kernels: bool = False,
 ) -> Model:
     """Swap the BERT layers inside `model` for fused ones, in place.
@@ -100,6 +116,10 @@ def optimize(
             labels given; the loss is stock's mean over the labels other than -100, in float32, except that a batch without
             any counts 0 where stock gives NaN. What nobody reads of the last layer is not computed either. Evaluation,
             calls without labels, and calls that ask for hidden states, attentions or a tuple return all logits as ever.
+        dtype: "int8" multiplies 8-bit integers in inference on a CPU: the encoder's weights are rounded with one scale for
+            each output, its activations with one for each token, anew at each product. Weights stay as they are; training,
+            and dropout or gradients in general, use them. Not the same numbers any more: compare before you trust it.
+            None, the default, computes in the model's own dtype.
         unverified_kernels: run the GPU kernels even where they never passed parity on this kind of GPU. Without it, a model
             on such a GPU stays stock, and `report` says so. No effect on a CPU.
 
@@ -107,10 +127,12 @@ def optimize(
         `model` itself.
 
     Raises:
+        ValueError: for another `dtype`, for "int8" with `prepack=False`, or where this processor has no int8 kernels.
         UnsupportedModelError: where nothing inside is a BERT that bertfast knows, positions are relative, or parameters
             are sharded already; where `masked_head` is asked for and no BertForPreTraining or BertForMaskedLM is inside.
     """
     _check(model)
+    _check_dtype(dtype, prepack)
     heads = _heads(model, masked_head)
     encoder_options: dict[nn.Module, dict[str, bool]] = {}
     for module in model.modules():
@@ -132,7 +154,12 @@ def optimize(
         options = (
             {"unpad": unpad, **encoder_options.get(module, {})} if isinstance(module, layers.FastBertEncoder) else {}
         )
-        module.__dict__["_bertfast"] = {"prepack": prepack, "unverified_kernels": unverified_kernels, **options}
+        module.__dict__["_bertfast"] = {
+            "prepack": prepack,
+            "unverified_kernels": unverified_kernels,
+            **({"int8": True} if dtype == "int8" else {}),
+            **options,
+        }
     for head in heads:
         _swap(head, HEADS.get(type(head), type(head)) if masked_head else STOCK.get(type(head), type(head)))
         head.__dict__.pop("_bertfast", None)

@@ -98,4 +98,6 @@ def report(model: nn.Module) -> Report:
         notes.append("logits are not made in training: only those of masked tokens, inside the loss")
     if any(option(module, "loss_over_padding") for module in model.modules()):
         notes.append("this head stays padded while gradients are enabled: its loss runs over padding too")
+    if any(option(module, "int8") for module in model.modules()):
+        notes.append("inference on a CPU multiplies 8-bit integers: not the numbers of the model's own dtype")
     return Report(type(model).__name__, tuple(rows), prepack.memory(model), tuple(notes))

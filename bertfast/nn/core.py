@@ -61,7 +61,7 @@ def _prepacked(x: Tensor, linears: tuple[nn.Linear, ...], dtype: torch.dtype, wa
         or any(p.requires_grad for linear in linears for p in linear._parameters.values() if p is not None)
     ):
         return False
-    return prepack.can_fuse(linears)
+    return prepack.can_fuse(linears, dtype)
 
 
 def _cat(parts: list[Tensor | None], dtype: torch.dtype) -> Tensor | None:
@@ -82,11 +82,11 @@ def _add_norm(out: Tensor, residual: Tensor, bias: Tensor | None, norm: nn.Layer
 
 
 def _project_add_norm(
-    x: Tensor, residual: Tensor, dense: nn.Linear, norm: nn.LayerNorm, p: float, use_prepack: bool
+    x: Tensor, residual: Tensor, dense: nn.Linear, norm: nn.LayerNorm, p: float, use_prepack: bool, int8: bool
 ) -> Tensor:
     dtype = product_dtype(residual)
     if _prepacked(x, (dense,), dtype, use_prepack):
-        return _add_norm(prepack.fused_linear(x.to(dtype), (dense,)), residual, None, norm, p)
+        return _add_norm(prepack.fused_linear(x.to(dtype), (dense,), int8=int8), residual, None, norm, p)
     return _add_norm(_linear(x.to(dtype), (dense,), dtype, bias=False), residual, dense.bias, norm, p)
 
 
@@ -104,6 +104,7 @@ def attention_block(
     attention_p: float = 0.0,
     hidden_p: float = 0.0,
     use_prepack: bool = True,
+    int8: bool = False,
 ) -> Tensor:
     """norm(x + dropout(dense(attention(x)))).
 
@@ -111,6 +112,7 @@ def attention_block(
         x: [T, E] for a `Packed` layout, [B, S, E] for a `Padded` one.
         attention_p, hidden_p: dropout as it is to be applied now, so 0 in evaluation.
         use_prepack: whether inference on a CPU may keep reordered copies of the weights.
+        int8: whether the products from these copies are of 8-bit integers.
 
     Returns:
         The shape of x, or [R, E] where the layout names R tokens to be read. Under autocast products run in its dtype and the
@@ -120,7 +122,7 @@ def attention_block(
     flat = x.reshape(-1, x.shape[-1])
     projections = (query, key, value)
     if _prepacked(x, projections, dtype, use_prepack):
-        qkv = prepack.fused_linear(flat.to(dtype), projections)
+        qkv = prepack.fused_linear(flat.to(dtype), projections, int8=int8)
     else:
         qkv = _linear(flat.to(dtype), projections, dtype, bias=True)
     size = query.weight.shape[0] // heads
@@ -142,8 +144,8 @@ def attention_block(
     if isinstance(layout, Packed) and layout.read is not None:
         # Every token is a key and a value; only here does a token that nobody reads cease to matter.
         read = layout.read
-        return _project_add_norm(context[read], flat[read], dense, norm, hidden_p, use_prepack)
-    return _project_add_norm(context, flat, dense, norm, hidden_p, use_prepack).view(x.shape)
+        return _project_add_norm(context[read], flat[read], dense, norm, hidden_p, use_prepack, int8)
+    return _project_add_norm(context, flat, dense, norm, hidden_p, use_prepack, int8).view(x.shape)
 
 
 def mlp_block(
@@ -155,12 +157,14 @@ def mlp_block(
     approximate: str = "none",
     hidden_p: float = 0.0,
     use_prepack: bool = True,
+    int8: bool = False,
 ) -> Tensor:
     """norm(x + dropout(down(gelu(up(x))))), x [..., E]; arguments as in `attention_block`."""
     dtype = product_dtype(x)
     flat = x.reshape(-1, x.shape[-1])
     if _prepacked(x, (up,), dtype, use_prepack):
-        hidden = prepack.fused_linear(flat.to(dtype), (up,), "gelu" if approximate == "none" else "gelu_tanh")
+        activation = "gelu" if approximate == "none" else "gelu_tanh"
+        hidden = prepack.fused_linear(flat.to(dtype), (up,), activation, int8=int8)
     else:
         hidden = ops.linear_gelu(flat.to(dtype), up.weight.to(dtype), up.bias.to(dtype), approximate=approximate)
-    return _project_add_norm(hidden, flat, down, norm, hidden_p, use_prepack).view(x.shape)
+    return _project_add_norm(hidden, flat, down, norm, hidden_p, use_prepack, int8).view(x.shape)

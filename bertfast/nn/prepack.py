@@ -14,7 +14,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from bertfast.ops import onednn
+from bertfast.nn import stack
+from bertfast.ops import onednn, packed_linear
 
 _SAMPLES = 32
 _DTYPES = (torch.float32, torch.bfloat16)
@@ -27,7 +28,7 @@ class _Entry:
 
     __slots__ = ("bias", "packed", "samples", "stamp", "views")
 
-    def __init__(self, linears: tuple[nn.Linear, ...], dtype: torch.dtype):
+    def __init__(self, linears: tuple[nn.Linear, ...], dtype: torch.dtype, int8: bool):
         tensors = _parameters(linears)
         self.stamp = _stamp(tensors)
         # A strided view of each parameter reads the parameter's own memory: one comparison notices an edit in place.
@@ -35,14 +36,26 @@ class _Entry:
         self.views = [_sample(t.detach()) for t in tensors]
         self.samples = torch.cat(self.views)
         weight, self.bias = _concatenated(linears, dtype)
-        self.packed = onednn.prepack(weight)
+        self.packed: Tensor | packed_linear.PackedWeight
+        if packed_linear.available(dtype, weight.shape[1], int8=int8):
+            self.packed = packed_linear.pack(weight, dtype, int8=int8)
+        else:
+            self.packed = onednn.prepack(weight)
 
     def is_current(self, tensors: list[Tensor]) -> bool:
         return self.stamp == _stamp(tensors) and torch.equal(torch.cat(self.views), self.samples)
 
     def nbytes(self) -> int:
-        numel = self.packed.numel() + (0 if self.bias is None else self.bias.numel())
-        return numel * self.packed.element_size()
+        # oneDNN's opaque tensors do not tell their bytes.
+        packed = (
+            self.packed.numel() * self.packed.element_size() if isinstance(self.packed, Tensor) else self.packed.nbytes
+        )
+        return packed + (0 if self.bias is None else self.bias.nbytes)
+
+    def product(self, x: Tensor, activation: str) -> Tensor:
+        if isinstance(self.packed, Tensor):
+            return onednn.linear_packed(x, self.packed, self.bias, activation)
+        return packed_linear.linear(x, self.packed, self.bias, activation)
 
 
 def _concatenated(linears: tuple[nn.Linear, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
@@ -71,37 +84,48 @@ def _stamp(tensors: list[Tensor]) -> list[tuple[Any, ...]]:
     return [(t.data_ptr(), -1 if t.is_inference() else t._version, t.shape, t.stride()) for t in tensors]
 
 
-def can_fuse(linears: tuple[nn.Linear, ...]) -> bool:
-    """Whether `fused_linear` can prepack these: oneDNN has the entry points, weights are fp32 or bf16 on a CPU."""
-    return all(onednn.can_prepack(linear.weight) for linear in linears)
+def can_fuse(linears: tuple[nn.Linear, ...], dtype: torch.dtype | None = None, int8: bool = False) -> bool:
+    """Whether `fused_linear` can prepack these for x of `dtype`, their own by default: weights are fp32 or bf16 on a CPU,
+    and there is a product of ours or an entry point of oneDNN."""
+    return all(
+        linear.weight.device.type == "cpu"
+        and linear.weight.dim() == 2
+        and linear.weight.dtype in _DTYPES
+        and (
+            packed_linear.available(dtype or linear.weight.dtype, linear.weight.shape[1], int8=int8)
+            or onednn.can_prepack(linear.weight)
+        )
+        for linear in linears
+    )
 
 
-def fused_linear(x: Tensor, linears: tuple[nn.Linear, ...], activation: str = "none") -> Tensor:
+def fused_linear(x: Tensor, linears: tuple[nn.Linear, ...], activation: str = "none", *, int8: bool = False) -> Tensor:
     """activation(x W^T + b) with the Linears' rows one after another, from weights reordered once. No gradient.
 
     Args:
         x: [T, K]; weights are converted to its dtype (autocast) in the cached copy.
         linears: Linears of K inputs, all with or all without a bias.
         activation: "none", "gelu" (exact erf) or "gelu_tanh".
+        int8: multiply 8-bit integers where this processor can (`packed_linear.available`).
 
     Returns:
-        [T, sum of N] in x's dtype. The copy takes as much memory as the weights; see `memory`. What oneDNN does not
-        take (no entry points, another device or dtype) is computed from the plain weights, and nothing is kept.
+        [T, sum of N] in x's dtype. The copy takes as much memory as the weights in that dtype; see `memory`. What neither
+        our products nor oneDNN's take (another device or dtype) is computed from the plain weights, and nothing is kept.
 
     Raises:
         ValueError: where only some of the Linears have a bias, or on another activation.
     """
     if activation not in onednn.ACTIVATIONS:
         raise ValueError(f"fused_linear: activation must be one of {onednn.ACTIVATIONS}, got {activation!r}")
-    entry = _entry(linears, x.dtype) if x.dtype in _DTYPES else None
+    entry = _entry(linears, x.dtype, int8) if x.dtype in _DTYPES else None
     if entry is None:
         return onednn.linear_activated(x, *_concatenated(linears, x.dtype), activation)
-    return onednn.linear_packed(x, entry.packed, entry.bias, activation)
+    return entry.product(x, activation)
 
 
-def _entry(linears: tuple[nn.Linear, ...], dtype: torch.dtype) -> _Entry | None:
+def _entry(linears: tuple[nn.Linear, ...], dtype: torch.dtype, int8: bool = False) -> _Entry | None:
     owner = linears[0]
-    key = (dtype, len(linears))
+    key = (dtype, len(linears), int8)
     entries = _cache.get(owner)
     entry = None if entries is None else entries.get(key)
     tensors = _parameters(linears)
@@ -112,13 +136,14 @@ def _entry(linears: tuple[nn.Linear, ...], dtype: torch.dtype) -> _Entry | None:
         # Entries of other dtypes go too when the parameters changed: they would keep the old storage alive for nothing.
         for other in [k for k, e in entries.items() if k[1] == len(linears) and not e.is_current(tensors)]:
             del entries[other]
-        if key not in entries and can_fuse(linears):
-            entries[key] = _Entry(linears, dtype)
+        if key not in entries and can_fuse(linears, dtype, int8):
+            entries[key] = _Entry(linears, dtype, int8)
         return entries.get(key)
 
 
 def clear(module: nn.Module) -> None:
     """Forget the prepacked weights of every Linear inside `module`."""
+    stack.clear(module)
     with _lock:
         for child in module.modules():
             _cache.pop(child, None)
@@ -127,4 +152,5 @@ def clear(module: nn.Module) -> None:
 def memory(module: nn.Module) -> int:
     """Bytes that prepacked copies of weights inside `module` hold now."""
     with _lock:
-        return sum(entry.nbytes() for child in module.modules() for entry in _cache.get(child, {}).values())
+        own = sum(entry.nbytes() for child in module.modules() for entry in _cache.get(child, {}).values())
+    return own + stack.memory(module)

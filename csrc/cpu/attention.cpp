@@ -1,6 +1,8 @@
 // Attention on a CPU, packed and padded. The host checks everything a kernel addresses by, cuts the batch into items of
 // one (sequence, head) each, or fewer queries where heads are too few for the threads, and hands them out longest
 // first.
+#include "attention.h"
+
 #include <ATen/ops/full.h>
 #include <ATen/ops/zeros_like.h>
 
@@ -8,44 +10,10 @@
 #include <atomic>
 #include <vector>
 
-#include "attention_kernels.h"
 #include "host.h"
 
 namespace bertfast {
-namespace {
 
-using OptionalTensor = std::optional<at::Tensor>;
-using Pair = std::tuple<at::Tensor, at::Tensor>;
-
-constexpr int64_t kLargestHead = 256;
-
-bool takes(const at::Tensor& qkv, int64_t size) { return is_kernel_dtype(qkv) && size > 0 && size <= kLargestHead; }
-
-AttentionProblem describe(const at::Tensor& qkv, int64_t heads, int64_t size, double scale, double dropout_p,
-                          const OptionalTensor& rng) {
-  AttentionProblem p{};
-  p.bfloat16 = qkv.scalar_type() == at::kBFloat16;
-  p.heads = heads;
-  p.size = size;
-  p.qkv = qkv.const_data_ptr();
-  p.scale = static_cast<float>(scale);
-  p.inverse_keep = 1.0;
-  if (dropout_p > 0.0) {
-    const DropoutState state = dropout_state(rng);
-    p.key0 = state.key0;
-    p.key1 = state.key1;
-    p.offset = state.offset;
-    p.threshold = threshold_attention(dropout_p);
-    p.inverse_keep = 256.0 / (256.0 - p.threshold);
-  }
-  return p;
-}
-
-struct Sequence {
-  int64_t first_token, length, lse_base, lse_head;  // lse of (head, query) stands at lse_base + head * lse_head + query
-};
-
-// One item for each (sequence, head), cut by queries where that leaves threads idle; longest first.
 std::vector<AttentionItem> items_of(const std::vector<Sequence>& sequences, int64_t heads, bool cut) {
   const int64_t pieces =
       cut ? std::max<int64_t>(
@@ -69,6 +37,32 @@ std::vector<AttentionItem> items_of(const std::vector<Sequence>& sequences, int6
   return items;
 }
 
+std::vector<Sequence> packed_sequences(const at::Tensor& cu_seqlens, int64_t tokens, int64_t max_seqlen,
+                                       int64_t& longest) {
+  TORCH_CHECK_VALUE(cu_seqlens.dim() == 1 && cu_seqlens.numel() > 0 && cu_seqlens.scalar_type() == at::kInt,
+                    "attention: cu_seqlens must be int32 [B + 1], got ", cu_seqlens.scalar_type(), " ",
+                    cu_seqlens.sizes());
+  const at::Tensor bounds = cu_seqlens.contiguous();
+  const int32_t* at = bounds.const_data_ptr<int32_t>();
+  const int64_t batch = bounds.numel() - 1;
+  TORCH_CHECK_VALUE(at[0] == 0 && at[batch] == tokens, "attention: cu_seqlens must rise from 0 to the ", tokens,
+                    " tokens of qkv, got ", at[0], " ... ", at[batch]);
+  std::vector<Sequence> sequences;
+  longest = 0;
+  for (int64_t b = 0; b < batch; ++b) {
+    TORCH_CHECK_VALUE(at[b] <= at[b + 1], "attention: cu_seqlens must rise from 0 to the ", tokens,
+                      " tokens of qkv, but falls from ", at[b], " to ", at[b + 1], " at sequence ", b);
+    const int64_t length = static_cast<int64_t>(at[b + 1]) - at[b];
+    longest = std::max(longest, length);
+    sequences.push_back({at[b], length, at[b], tokens});
+  }
+  TORCH_CHECK_VALUE(longest <= max_seqlen, "attention: max_seqlen is ", max_seqlen, " but a sequence has ", longest,
+                    " tokens");
+  return sequences;
+}
+
+namespace {
+
 // Threads take the next item as they become free; items write disjoint memory, so the order does not show in the
 // result.
 template <class Body>
@@ -86,29 +80,33 @@ void run(const std::vector<AttentionItem>& items, int64_t floats, Body&& body) {
   });
 }
 
-std::vector<Sequence> packed_sequences(const at::Tensor& qkv, const at::Tensor& cu_seqlens, int64_t max_seqlen,
-                                       int64_t& longest) {
-  TORCH_CHECK_VALUE(qkv.dim() == 4 && qkv.size(1) == 3, "attention: qkv must be [T, 3, H, D], got ", qkv.sizes());
-  TORCH_CHECK_VALUE(cu_seqlens.dim() == 1 && cu_seqlens.numel() > 0 && cu_seqlens.scalar_type() == at::kInt,
-                    "attention: cu_seqlens must be int32 [B + 1], got ", cu_seqlens.scalar_type(), " ",
-                    cu_seqlens.sizes());
-  const at::Tensor bounds = cu_seqlens.contiguous();
-  const int32_t* at = bounds.const_data_ptr<int32_t>();
-  const int64_t batch = bounds.numel() - 1, tokens = qkv.size(0);
-  TORCH_CHECK_VALUE(at[0] == 0 && at[batch] == tokens, "attention: cu_seqlens must rise from 0 to the ", tokens,
-                    " tokens of qkv, got ", at[0], " ... ", at[batch]);
-  std::vector<Sequence> sequences;
-  longest = 0;
-  for (int64_t b = 0; b < batch; ++b) {
-    TORCH_CHECK_VALUE(at[b] <= at[b + 1], "attention: cu_seqlens must rise from 0 to the ", tokens,
-                      " tokens of qkv, but falls from ", at[b], " to ", at[b + 1], " at sequence ", b);
-    const int64_t length = static_cast<int64_t>(at[b + 1]) - at[b];
-    longest = std::max(longest, length);
-    sequences.push_back({at[b], length, at[b], tokens});
+using OptionalTensor = std::optional<at::Tensor>;
+using Pair = std::tuple<at::Tensor, at::Tensor>;
+
+bool takes(const at::Tensor& qkv, int64_t size) { return is_kernel_dtype(qkv) && size > 0 && size <= kLargestHead; }
+
+AttentionProblem describe(const at::Tensor& qkv, int64_t heads, int64_t size, double scale, double dropout_p,
+                          const OptionalTensor& rng) {
+  AttentionProblem p{};
+  p.bfloat16 = qkv.scalar_type() == at::kBFloat16;
+  p.heads = heads;
+  p.size = size;
+  p.qkv = qkv.const_data_ptr();
+  p.scale = static_cast<float>(scale);
+  p.inverse_keep = 1.0;
+  if (dropout_p > 0.0) {
+    const DropoutState state = dropout_state(rng);
+    p.key0 = state.key0;
+    p.key1 = state.key1;
+    p.offset = state.offset;
+    p.threshold = threshold_attention(dropout_p);
+    p.inverse_keep = 256.0 / (256.0 - p.threshold);
   }
-  TORCH_CHECK_VALUE(longest <= max_seqlen, "attention: max_seqlen is ", max_seqlen, " but a sequence has ", longest,
-                    " tokens");
-  return sequences;
+  return p;
+}
+
+void check_packed(const at::Tensor& qkv) {
+  TORCH_CHECK_VALUE(qkv.dim() == 4 && qkv.size(1) == 3, "attention: qkv must be [T, 3, H, D], got ", qkv.sizes());
 }
 
 std::vector<Sequence> padded_sequences(const at::Tensor& qkv) {
@@ -174,9 +172,7 @@ Pair run_forward(const at::Tensor& qkv, AttentionProblem p, const std::vector<Se
                  at::Tensor out, at::Tensor lse) {
   p.out = out.mutable_data_ptr();
   p.lse = lse.mutable_data_ptr<float>();
-  const AttentionKernels& kernels = attention_kernels();
-  run(items_of(sequences, p.heads, true), kernels.forward_scratch(longest, p.size),
-      [&](const AttentionItem& item, float* scratch) { kernels.forward(p, item, scratch); });
+  run_attention(p, items_of(sequences, p.heads, true), longest);
   return {out, lse};
 }
 
@@ -201,8 +197,9 @@ Pair forward(const at::Tensor& qkv_in, const at::Tensor& cu_seqlens, int64_t max
                                const OptionalTensor&)>("bertfast_reference::attention_fwd", qkv_in, cu_seqlens,
                                                        max_seqlen, scale, dropout_p, rng);
   }
+  check_packed(qkv_in);
   int64_t longest = 0;
-  const std::vector<Sequence> sequences = packed_sequences(qkv_in, cu_seqlens, max_seqlen, longest);
+  const std::vector<Sequence> sequences = packed_sequences(cu_seqlens, qkv_in.size(0), max_seqlen, longest);
   const at::Tensor qkv = qkv_in.contiguous();
   const int64_t tokens = qkv.size(0), heads = qkv.size(2), size = qkv.size(3);
   return run_forward(qkv, describe(qkv, heads, size, scale, dropout_p, rng), sequences, longest,
@@ -218,8 +215,9 @@ at::Tensor backward(const at::Tensor& dout, const at::Tensor& qkv_in, const at::
                                      const at::Tensor&, c10::SymInt, double, double, const OptionalTensor&)>(
         "bertfast_reference::attention_bwd", dout, qkv_in, out, lse, cu_seqlens, max_seqlen, scale, dropout_p, rng);
   }
+  check_packed(qkv_in);
   int64_t longest = 0;
-  const std::vector<Sequence> sequences = packed_sequences(qkv_in, cu_seqlens, max_seqlen, longest);
+  const std::vector<Sequence> sequences = packed_sequences(cu_seqlens, qkv_in.size(0), max_seqlen, longest);
   const at::Tensor qkv = qkv_in.contiguous();
   check_gradient(dout, qkv, out, lse);
   return run_backward(qkv, describe(qkv, qkv.size(2), qkv.size(3), scale, dropout_p, rng), sequences, longest, dout,
@@ -258,6 +256,12 @@ at::Tensor padded_backward(const at::Tensor& dout, const at::Tensor& qkv_in, con
 }
 
 }  // namespace
+
+void run_attention(const AttentionProblem& p, const std::vector<AttentionItem>& items, int64_t longest) {
+  const AttentionKernels& kernels = attention_kernels();
+  run(items, kernels.forward_scratch(longest, p.size),
+      [&](const AttentionItem& item, float* scratch) { kernels.forward(p, item, scratch); });
+}
 
 TORCH_LIBRARY_IMPL(bertfast, CPU, m) {
   m.impl("attention_fwd", &forward);

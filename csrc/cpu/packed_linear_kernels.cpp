@@ -34,7 +34,10 @@ struct ByteWords {
   BERTFAST_INLINE static Vec add(Vec total, const float* left, Vec right) {
     int word;
     std::memcpy(&word, left, sizeof(word));
-    return (Vec)_mm512_dpbusd_epi32((__m512i)total, _mm512_set1_epi32(word), (__m512i)right);
+    // By the intrinsic, GCC 12 stores every sum on every step, at half the rate: it will not keep integers in an array
+    // of float vectors, nor such an array of integers, in registers.
+    asm("vpdpbusd %2, %1, %0" : "+v"(total) : "v"(_mm512_set1_epi32(word)), "v"(right));
+    return total;
   }
   BERTFAST_INLINE static Vec join(Vec a, Vec b) { return (Vec)((VecI)a + (VecI)b); }
 };
@@ -44,7 +47,12 @@ struct ByteWords {
 template <class Words, int R, int P>
 void block_product(int64_t steps, const float* a, int64_t lda, const float* b, float* c, bool accumulate,
                    const float* next) {
-  Vec total[R][kVectors] = {};
+  Vec total[R][kVectors];
+  BERTFAST_UNROLL
+  for (int r = 0; r < R; ++r) {
+    BERTFAST_UNROLL
+    for (int v = 0; v < kVectors; ++v) total[r][v] = Vec{};
+  }
   for (int64_t k = 0; k < steps; ++k) {
     Vec right[kVectors];
     BERTFAST_UNROLL

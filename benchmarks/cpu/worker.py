@@ -1,0 +1,144 @@
+"""One engine in one process: loads its model, then answers requests over a pipe, one process computing at a time.
+
+Engines in one process disturb each other: a pool of threads that still spins after its call makes the next engine look
+twice as slow on a batch of 16 tokens. It also makes peak memory nobody's.
+"""
+
+import multiprocessing
+import statistics
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bertfast.bench.cases import Batch, BenchError
+from bertfast.bench.protocol import peak_memory
+
+PAUSE = 0.05  # seconds before a turn, in which the threads of the side before fall asleep
+AIM = 0.25  # seconds that the timed calls of a turn are to take together
+MOST_CALLS = 9
+
+
+class WorkerError(Exception):
+    """What went wrong in the process of a side, in one line."""
+
+
+class _Inference:
+    """A side of inference: see sides.py."""
+
+    def __init__(self, side: str, model: str, dtype: str, threads: int):
+        from benchmarks.cpu import sides
+        from bertfast.bench.cases import load_model
+
+        torch.set_num_threads(threads)
+        self.folder = tempfile.TemporaryDirectory()
+        self.call: Callable[[Any], Any] = sides.SIDES[side](load_model(model), dtype, Path(self.folder.name))
+
+    def batch(self, ids: np.ndarray, mask: np.ndarray) -> None:
+        self.now = Batch(torch.from_numpy(ids.copy()), torch.from_numpy(mask.copy()))
+
+    def turn(self, calls: int) -> float:
+        time.sleep(PAUSE)
+        self.call(self.now)
+        seconds = []
+        for _ in range(calls):
+            begin = time.perf_counter()
+            self.call(self.now)
+            seconds.append(time.perf_counter() - begin)
+        return statistics.median(seconds)
+
+    def outputs(self) -> list[np.ndarray]:
+        """Hidden states of real tokens [T, E] and the pooled output [B, E]."""
+        hidden, *pooled = self.call(self.now)
+        return [np.array(hidden[self.now.attention_mask.bool().numpy()]), *(np.array(p) for p in pooled)]
+
+    def memory(self) -> int | None:
+        return peak_memory(lambda: self.call(self.now))
+
+
+class _Matrix:
+    """The machine's own matrix rate: a turn returns FLOP/s."""
+
+    def __init__(self, side: str, model: str, dtype: str, threads: int):
+        from benchmarks.cpu import sides
+
+        torch.set_num_threads(threads)
+        self.measure = sides.matrix_rate(dtype)
+
+    def turn(self, calls: int) -> float:
+        time.sleep(PAUSE)
+        return self.measure()
+
+
+def _serve(pipe: Connection, side: str, model: str, dtype: str, threads: int) -> None:
+    from benchmarks.cpu.training import Training
+
+    kind = Training if side.startswith("training") else _Matrix if side == "machine" else _Inference
+    try:
+        target = kind(side, model, dtype, threads)
+    except (Exception, SystemExit) as error:
+        pipe.send(("error", str(error) if isinstance(error, BenchError) else _line(error)))
+        return
+    pipe.send(("ok", None))
+    while True:
+        try:
+            name, arguments = pipe.recv()
+        except (EOFError, KeyboardInterrupt):
+            return
+        try:
+            pipe.send(("ok", getattr(target, name)(*arguments)))
+        except KeyboardInterrupt:
+            return
+        except Exception as error:
+            pipe.send(("error", _line(error)))
+
+
+def _line(error: BaseException) -> str:
+    text = traceback.format_exception_only(error)[-1].strip().splitlines()
+    return text[0] if text else type(error).__name__
+
+
+class Worker:
+    """A side's process. A failing request raises WorkerError and leaves the process as it is."""
+
+    def __init__(self, side: str, model: str, dtype: str, threads: int):
+        context = multiprocessing.get_context("spawn")
+        self.side = side
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, side, model, dtype, threads), daemon=True)
+        self.process.start()
+        theirs.close()
+        self._answer()
+
+    def _answer(self) -> Any:
+        try:
+            state, value = self.pipe.recv()
+        except EOFError:
+            self.process.join(5)
+            raise WorkerError(f"its process ended with exit code {self.process.exitcode}") from None
+        if state == "error":
+            raise WorkerError(value)
+        return value
+
+    def __call__(self, name: str, *arguments: Any) -> Any:
+        try:
+            self.pipe.send((name, arguments))
+        except OSError as error:
+            raise WorkerError(f"its process is gone: {error}") from error
+        return self._answer()
+
+    def close(self) -> None:
+        self.pipe.close()
+        self.process.terminate()
+        self.process.join(10)
+
+
+def calls_for(seconds: float) -> int:
+    """How many timed calls make a turn, given one call's time."""
+    return max(1, min(MOST_CALLS, round(AIM / max(seconds, 1e-9))))

@@ -1,0 +1,238 @@
+// The layers one after another on buffers that are made once a call and used by all of them: nothing is dispatched,
+// looked up or allocated between two products, which is most of the time of a short batch otherwise. The feed-forward
+// half goes through a few hundred tokens at a time, so that its wide middle stays in cache.
+#include "encoder.h"
+
+#include <ATen/ops/cat.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "attention.h"
+#include "host.h"
+#include "huge_pages.h"
+#include "norm_host.h"
+
+namespace bertfast {
+namespace {
+
+constexpr int64_t kSamples = 32;
+constexpr size_t kParameters = 16;      // of a layer
+constexpr int64_t kMiddleTokens = 576;  // 576 x 3072 floats are 7 MB
+constexpr int64_t kAlign = 16;          // floats of a cache line: buffers begin on one
+
+at::Tensor joined(const std::vector<at::Tensor>& parts) { return parts.size() == 1 ? parts[0] : at::cat(parts); }
+
+at::Tensor bias_of(const std::vector<std::optional<at::Tensor>>& biases) {
+  std::vector<at::Tensor> present;
+  for (const auto& bias : biases) {
+    if (bias.has_value()) present.push_back(as_float(bias->detach()));
+  }
+  TORCH_CHECK_VALUE(present.empty() || present.size() == biases.size(),
+                    "encoder: either all of query, key and value have a bias or none has one");
+  // A copy, so that no parameter can change behind it.
+  return present.empty() ? at::Tensor() : joined(present).clone();
+}
+
+const float* data_or_null(const at::Tensor& t) { return t.defined() ? t.const_data_ptr<float>() : nullptr; }
+
+void check_shape(const at::Tensor& t, at::IntArrayRef shape, const char* what) {
+  TORCH_CHECK_VALUE(t.sizes() == shape, "encoder: ", what, " has shape ", t.sizes(), " where ", shape,
+                    " belongs to the other weights");
+}
+
+}  // namespace
+
+Source::Source(const at::Tensor& t) : held_(t.detach()), version_(t.is_inference() ? -1 : t._version()) {
+  itemsize_ = t.itemsize();
+  if (t.is_contiguous()) {
+    // An odd step walks through the columns; an even one would stay in column 0 of most weights.
+    step_ = std::max<int64_t>(1, t.numel() / kSamples) | 1;
+    count_ = (t.numel() + step_ - 1) / step_;
+  } else if (t.dim() == 2) {
+    const int64_t diagonal = std::min(t.size(0), t.size(1)), jump = std::max<int64_t>(1, diagonal / kSamples);
+    step_ = jump * (t.stride(0) + t.stride(1));
+    count_ = (diagonal + jump - 1) / jump;
+  } else {
+    step_ = t.stride(0);
+    count_ = t.size(0);
+  }
+  samples_ = read();
+}
+
+std::vector<uint32_t> Source::read() const {
+  std::vector<uint32_t> found(count_, 0);
+  const char* at = static_cast<const char*>(held_.const_data_ptr());
+  for (int64_t i = 0; i < count_; ++i) std::memcpy(&found[i], at + i * step_ * itemsize_, itemsize_);
+  return found;
+}
+
+bool Source::is_current(const at::Tensor& t) const {
+  if (t.const_data_ptr() != held_.const_data_ptr() || t.sizes() != held_.sizes() || t.strides() != held_.strides() ||
+      t.scalar_type() != held_.scalar_type() ||
+      (t.is_inference() ? -1 : static_cast<int64_t>(t._version())) != version_) {
+    return false;
+  }
+  const int64_t end = (held_.storage_offset() + (count_ > 0 ? (count_ - 1) * step_ + 1 : 0)) * itemsize_;
+  if (static_cast<int64_t>(held_.storage().nbytes()) < end) return false;  // emptied, as sharding libraries do
+  const char* at = static_cast<const char*>(held_.const_data_ptr());
+  for (int64_t i = 0; i < count_; ++i) {
+    if (std::memcmp(&samples_[i], at + i * step_ * itemsize_, itemsize_) != 0) return false;
+  }
+  return true;
+}
+
+Encoder::Encoder(at::ScalarType dtype, bool int8, int64_t heads, double scale, int64_t activation,
+                 const std::vector<Parameters>& layers, const std::vector<std::pair<double, double>>& eps)
+    : dtype_(dtype), heads_(heads), scale_(scale), activation_(static_cast<Activation>(activation)) {
+  TORCH_CHECK_VALUE(!layers.empty() && layers.size() == eps.size() && activation >= 0 && activation <= 2,
+                    "encoder: needs at least one layer, an eps pair for each, and activation 0, 1 or 2");
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const Parameters& p = layers[i];
+    TORCH_CHECK_VALUE(p.size() == kParameters, "encoder: layer ", i, " has ", p.size(), " parameters, not 16");
+    for (size_t j = 0; j < kParameters; ++j) {
+      TORCH_CHECK_VALUE(j % 2 == 1 || p[j].has_value(), "encoder: a weight of layer ", i, " is missing");
+      sources_.push_back(p[j].has_value() ? std::optional<Source>(Source(*p[j])) : std::nullopt);
+    }
+    if (i == 0) {
+      hidden_ = p[0]->size(1);
+      intermediate_ = p[10]->size(0);
+    }
+    for (int j : {0, 2, 4, 6}) check_shape(*p[j], {hidden_, hidden_}, "a weight of the attention");
+    check_shape(*p[10], {intermediate_, hidden_}, "the first feed-forward weight");
+    check_shape(*p[12], {hidden_, intermediate_}, "the second feed-forward weight");
+    for (int j : {8, 9, 14, 15}) {
+      TORCH_CHECK_VALUE(p[j].has_value(), "encoder: a norm of layer ", i, " has no weight or no bias");
+      check_shape(*p[j], {hidden_}, "a norm's parameter");
+    }
+    TORCH_CHECK_VALUE(heads > 0 && hidden_ % heads == 0 && hidden_ / heads <= kLargestHead, "encoder: ", hidden_,
+                      " hidden units do not make ", heads, " heads of at most ", kLargestHead);
+    auto norm = [](const at::Tensor& weight, const at::Tensor& bias, double e) {
+      return Norm{as_float(weight.detach()).clone(), as_float(bias.detach()).clone(), static_cast<float>(e)};
+    };
+    const at::Tensor qkv = at::cat({p[0]->detach(), p[2]->detach(), p[4]->detach()});
+    layers_.push_back({pack_weight(qkv, dtype, int8), pack_weight(*p[6], dtype, int8), pack_weight(*p[10], dtype, int8),
+                       pack_weight(*p[12], dtype, int8), bias_of({p[1], p[3], p[5]}), bias_of({p[7]}), bias_of({p[11]}),
+                       bias_of({p[13]}), norm(*p[8], *p[9], eps[i].first), norm(*p[14], *p[15], eps[i].second)});
+  }
+}
+
+bool Encoder::is_current(const Parameters& parameters) const {
+  if (parameters.size() != sources_.size()) return false;
+  for (size_t i = 0; i < sources_.size(); ++i) {
+    if (parameters[i].has_value() != sources_[i].has_value()) return false;
+    if (parameters[i].has_value() && !sources_[i]->is_current(*parameters[i])) return false;
+  }
+  return true;
+}
+
+int64_t Encoder::nbytes() const {
+  int64_t total = 0;
+  auto add = [&](const at::Tensor& t) { total += t.defined() ? static_cast<int64_t>(t.nbytes()) : 0; };
+  for (const Layer& layer : layers_) {
+    for (const PackedWeight* w : {&layer.qkv, &layer.projection, &layer.up, &layer.down}) {
+      for (const at::Tensor* t : {&w->data, &w->scale, &w->sum}) add(*t);
+    }
+    for (const at::Tensor* t : {&layer.qkv_bias, &layer.projection_bias, &layer.up_bias, &layer.down_bias}) add(*t);
+    for (const Norm* norm : {&layer.attention_norm, &layer.output_norm}) add(norm->weight), add(norm->bias);
+  }
+  return total;
+}
+
+// x: the residual stream. One allocation, cut up.
+struct Encoder::Buffers {
+  char *x, *qkv, *context, *sum, *middle;
+  float *lse, *mean, *rstd;
+  const std::vector<AttentionItem>* items;
+  int64_t longest;
+};
+
+at::Tensor Encoder::forward(const at::Tensor& x_in, const at::Tensor& cu_seqlens, int64_t max_seqlen) const {
+  TORCH_CHECK_VALUE(
+      x_in.device().is_cpu() && x_in.dim() == 2 && x_in.size(1) == hidden_ && x_in.scalar_type() == dtype_,
+      "encoder: x must be [T, ", hidden_, "] of ", dtype_, " on a CPU, got ", x_in.scalar_type(), " ", x_in.sizes());
+  const int64_t tokens = x_in.size(0);
+  Buffers b{};
+  const std::vector<Sequence> sequences = packed_sequences(cu_seqlens, tokens, max_seqlen, b.longest);
+  const std::vector<AttentionItem> items = items_of(sequences, heads_, true);
+  b.items = &items;
+  at::Tensor y = at::empty(x_in.sizes(), x_in.options());
+  y.copy_(x_in);
+  const int64_t itemsize = static_cast<int64_t>(c10::elementSize(dtype_));
+  auto floats = [&](int64_t bytes) { return (bytes / 4 + kAlign) / kAlign * kAlign; };
+  const int64_t sizes[] = {floats(3 * tokens * hidden_ * itemsize),
+                           floats(tokens * hidden_ * itemsize),
+                           floats(tokens * hidden_ * itemsize),
+                           floats(std::min(tokens, kMiddleTokens) * intermediate_ * itemsize),
+                           floats(heads_ * tokens * 4),
+                           floats(tokens * 4),
+                           floats(tokens * 4)};
+  int64_t total = 0;
+  for (int64_t size : sizes) total += size;
+  const at::Tensor scratch = at::empty({total}, at::kFloat);
+  expect_whole_use(scratch);
+  float* at = scratch.mutable_data_ptr<float>();
+  int next = 0;
+  auto take = [&] {
+    float* found = at;
+    at += sizes[next++];
+    return found;
+  };
+  b.x = static_cast<char*>(y.mutable_data_ptr());
+  for (char** buffer : {&b.qkv, &b.context, &b.sum, &b.middle}) *buffer = reinterpret_cast<char*>(take());
+  for (float** buffer : {&b.lse, &b.mean, &b.rstd}) *buffer = take();
+  for (const Layer& layer : layers_) {
+    attend(layer, tokens, b);
+    feed_forward(layer, tokens, b);
+  }
+  return y;
+}
+
+void Encoder::attend(const Layer& layer, int64_t tokens, const Buffers& b) const {
+  packed_linear(b.x, tokens, layer.qkv, data_or_null(layer.qkv_bias), Activation::kNone, b.qkv);
+  AttentionProblem p{};
+  p.bfloat16 = dtype_ == at::kBFloat16;
+  p.heads = heads_;
+  p.size = hidden_ / heads_;
+  p.qkv = b.qkv;
+  p.scale = static_cast<float>(scale_);
+  p.inverse_keep = 1.0;
+  p.out = b.context;
+  p.lse = b.lse;
+  run_attention(p, *b.items, b.longest);
+  packed_linear(b.context, tokens, layer.projection, data_or_null(layer.projection_bias), Activation::kNone, b.sum);
+  add_norm(layer.attention_norm, b.sum, b.x, tokens, b.x, b);
+}
+
+void Encoder::feed_forward(const Layer& layer, int64_t tokens, const Buffers& b) const {
+  const int64_t parts = std::max<int64_t>(1, (tokens + kMiddleTokens - 1) / kMiddleTokens);
+  const int64_t row = hidden_ * static_cast<int64_t>(c10::elementSize(dtype_));
+  for (int64_t part = 0; part < parts; ++part) {
+    const int64_t begin = tokens * part / parts, count = tokens * (part + 1) / parts - begin;
+    char* x = b.x + begin * row;
+    packed_linear(x, count, layer.up, data_or_null(layer.up_bias), activation_, b.middle);
+    packed_linear(b.middle, count, layer.down, data_or_null(layer.down_bias), Activation::kNone, b.sum);
+    add_norm(layer.output_norm, b.sum, x, count, x, b);
+  }
+}
+
+// y may be the residual itself: a row is read before it is written.
+void Encoder::add_norm(const Norm& norm, const void* x, const void* residual, int64_t rows, void* y,
+                       const Buffers& b) const {
+  const Storage storage = dtype_ == at::kFloat ? Storage::kFloat : Storage::kBFloat16;
+  const AddNorm work{hidden_,
+                     x,
+                     nullptr,
+                     residual,
+                     norm.weight.const_data_ptr<float>(),
+                     norm.bias.const_data_ptr<float>(),
+                     norm.eps,
+                     {0, 0, 0, 0, 1.0f},
+                     y,
+                     b.mean,
+                     b.rstd};
+  at::parallel_for(0, rows, kRowGrain,
+                   [&](int64_t begin, int64_t end) { norm_kernels().add_norm(storage, storage, work, begin, end); });
+}
+
+}  // namespace bertfast

@@ -24,11 +24,16 @@ PEERS = ("stock", "openvino", "onnxruntime")
 
 @dataclass
 class Side:
-    """One engine on one row. ratio: its time over ours, so above 1 where we are faster; for int8, ours over its."""
+    """One engine on one row. ratio: its time over ours, so above 1 where we are faster; for int8, ours over its.
+
+    memory: bytes that a call needs above what its process held before; held: what the process keeps between calls.
+    Errors are the largest of hidden states (real tokens) and pooled output; cosine the smallest of any vector.
+    """
 
     seconds: Spread | None = None
     ratio: Spread | None = None
     memory: int | None = None
+    held: int | None = None
     max_error: float | None = None
     rms_error: float | None = None
     cosine: float | None = None
@@ -47,6 +52,7 @@ class Measured:
     useful_flops: float
     sides: dict[str, Side] = field(default_factory=dict)
     share: Spread | None = None
+    matrix_rate: float | None = None
 
 
 @dataclass
@@ -82,7 +88,7 @@ class Results:
             "inference": [asdict(m) for m in self.inference],
             "pairs": [asdict(p) for p in self.pairs],
             "problems": self.problems,
-            "targets": [asdict(v) for v in verdicts(self)],
+            "targets": [{**asdict(v), "met": v.met} for v in verdicts(self)],
         }
 
 
@@ -152,33 +158,28 @@ def _workers(
             worker.close()
 
 
-def _rotate(workers: dict[str, Worker], turns: int, reasons: dict[str, str]) -> dict[str, list[float]]:
-    """Values of `turns` turns of each side. A side that fails leaves, with its reason."""
-    first = {side: worker("turn", 1) for side, worker in list(workers.items()) if _alive(side, worker, reasons)}
-    names = [side for side in workers if side in first]
-    calls = calls_for(first[OURS]) if OURS in first else 1
+def _ask(workers: dict[str, Worker], side: str, failed: dict[str, str], name: str, *arguments: Any) -> Any:
+    """The answer of a side, or None from one that has failed, now or before; the reason goes into `failed`."""
+    if side not in workers or side in failed:
+        return None
+    try:
+        return workers[side](name, *arguments)
+    except WorkerError as error:
+        failed[side] = str(error)
+        return None
+
+
+def _rotate(workers: dict[str, Worker], turns: int, failed: dict[str, str]) -> dict[str, list[float]]:
+    """Values of `turns` turns of each side. A side that fails leaves, with its reason in `failed`."""
+    first = {side: _ask(workers, side, failed, "turn", 1) for side in workers}
+    names = [side for side in workers if side not in failed]
+    calls = calls_for(first[OURS]) if OURS in names else calls_for(min((first[n] for n in names), default=1.0))
     values: dict[str, list[float]] = {side: [] for side in names}
     for turn in range(turns):
         shift = turn % max(1, len(names))
         for side in names[shift:] + names[:shift]:
-            if side in reasons:
-                continue
-            try:
-                values[side].append(workers[side]("turn", calls))
-            except WorkerError as error:
-                reasons[side] = str(error)
-    return {side: got for side, got in values.items() if side not in reasons}
-
-
-def _alive(side: str, worker: Worker, reasons: dict[str, str]) -> bool:
-    if side in reasons:
-        return False
-    try:
-        worker("turn", 1)
-    except WorkerError as error:
-        reasons[side] = str(error)
-        return False
-    return True
+            values[side].append(_ask(workers, side, failed, "turn", calls))
+    return {side: got for side, got in values.items() if side not in failed}
 
 
 def _errors(side: Side, outputs: list[np.ndarray], exact: list[np.ndarray]) -> None:
@@ -193,31 +194,32 @@ def _errors(side: Side, outputs: list[np.ndarray], exact: list[np.ndarray]) -> N
     side.cosine = min(cosines(a, e) for a, e in zip(outputs, exact, strict=True))
 
 
-def _set_batch(workers: dict[str, Worker], batch: Batch) -> None:
-    for side, worker in workers.items():
+def _set_batch(workers: dict[str, Worker], failed: dict[str, str], batch: Batch) -> None:
+    for side in workers:
         if side != MACHINE:
-            worker("batch", batch.input_ids.numpy(), batch.attention_mask.numpy())
+            _ask(workers, side, failed, "batch", batch.input_ids.numpy(), batch.attention_mask.numpy())
 
 
-def _measure(workers: dict[str, Worker], reasons: dict[str, str], m: Measured, turns: int) -> None:
-    timed = {side: worker for side, worker in workers.items() if side != EXACT}
-    failed = dict(reasons)
-    seconds = _rotate(timed, turns, failed)
-    exact = workers[EXACT]("outputs") if EXACT in workers else None
+def _measure(workers: dict[str, Worker], failed: dict[str, str], m: Measured, turns: int) -> None:
+    """Times, errors and memory of every side on the batch they hold, into `m`."""
+    seconds = _rotate({side: worker for side, worker in workers.items() if side != EXACT}, turns, failed)
+    exact = _ask(workers, EXACT, failed, "outputs")
     ours = seconds.get(OURS)
     for name in (OURS, *PEERS, INT8):
-        side = m.sides[name] = Side(reason=failed.get(name))
-        if name not in seconds or side.reason is not None:
-            continue
-        side.seconds = Spread.of(seconds[name])
-        if ours is not None:
-            pairs = list(zip(seconds[name], ours, strict=True))
-            side.ratio = Spread.of([b / a if name == INT8 else a / b for a, b in pairs])
-        side.memory = workers[name]("memory")
-        if exact is not None:
-            _errors(side, workers[name]("outputs"), exact)
+        side = m.sides[name] = Side()
+        if name in seconds:
+            side.seconds = Spread.of(seconds[name])
+            if ours is not None:
+                pairs = list(zip(seconds[name], ours, strict=True))
+                side.ratio = Spread.of([b / a if name == INT8 else a / b for a, b in pairs])
+            side.memory, side.held = _ask(workers, name, failed, "memory") or (None, None)
+            outputs = _ask(workers, name, failed, "outputs")
+            if exact is not None and outputs is not None:
+                _errors(side, outputs, exact)
+        side.reason = failed.get(name)
     if MACHINE in seconds and ours is not None:
         m.share = Spread.of([m.useful_flops / s / rate for s, rate in zip(ours, seconds[MACHINE], strict=True)])
+        m.matrix_rate = Spread.of(seconds[MACHINE]).p50
 
 
 def inference(
@@ -237,9 +239,16 @@ def inference(
             lengths = batch.attention_mask.sum(1)
             padding = 1.0 - batch.real_tokens / batch.attention_mask.numel()
             m = Measured(model, dtype, row.name, batch.real_tokens, padding, plan.useful_flops(config, lengths))
-            _set_batch(workers, batch)
-            _measure(workers, reasons, m, turns)
+            failed = dict(reasons)
+            _set_batch(workers, failed, batch)
+            _measure(workers, failed, m, turns)
+            results.problems += _new(failed, reasons, f"{model} {dtype} {row.name}")
             results.inference.append(m)
+
+
+def _new(failed: dict[str, str], reasons: dict[str, str], where: str) -> list[str]:
+    """Lines of what failed on a row, beyond what never loaded."""
+    return [f"{where} {side}: {reason}" for side, reason in failed.items() if side not in reasons]
 
 
 def _pair(kind: str, sides: tuple[str, str], threads: dict[str, int], model: str, dtype: str, rows: list[Row],
@@ -247,20 +256,19 @@ def _pair(kind: str, sides: tuple[str, str], threads: dict[str, int], model: str
     """Rows of two sides alone; the second is the one we are compared with."""
     vocabulary = load_model(model).config.vocab_size
     with _workers(sides, model, dtype, threads, note) as (workers, reasons):
-        for row in rows:
+        results.problems += [f"{kind} {model} {dtype} {side}: {reason}" for side, reason in reasons.items()]
+        for row in rows if not reasons else ():
             note(f"{kind}: {model} {dtype} {row.name}")
-            failed = dict(reasons)
-            batch = random_batch(vocabulary, row.batch, row.length, row.padding)
-            _set_batch(workers, batch)
+            failed: dict[str, str] = {}
+            _set_batch(workers, failed, random_batch(vocabulary, row.batch, row.length, row.padding))
             seconds = _rotate(workers, turns, failed)
-            results.problems += [f"{kind} {model} {dtype} {side}: {reason}" for side, reason in failed.items()]
-            if len(seconds) < 2:
-                continue
-            ours, other = (seconds[side] for side in sides)
-            ratio = Spread.of([b / a for a, b in zip(ours, other, strict=True)])
-            memory = [workers[side]("memory") for side in sides]
-            middles = [Spread.of(values).p50 for values in (ours, other)]
-            results.pairs.append(Pair(kind, model, dtype, row.name, ratio, *middles, *memory))
+            if not failed:
+                ours, other = (seconds[side] for side in sides)
+                ratio = Spread.of([b / a for a, b in zip(ours, other, strict=True)])
+                memory = [(_ask(workers, side, failed, "memory") or (None,))[0] for side in sides]
+                middles = [Spread.of(values).p50 for values in (ours, other)]
+                results.pairs.append(Pair(kind, model, dtype, row.name, ratio, *middles, *memory))
+            results.problems += _new(failed, reasons, f"{kind} {model} {dtype} {row.name}")
 
 
 def training(dtype: str, rows: list[Row], turns: int, results: Results, note: Callable[[str], None]) -> None:

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 import bertfast
-from bertfast.bench.cases import DTYPES, Batch
+from bertfast.bench.cases import DTYPES, Batch, BenchError
 from bertfast.ops import onednn, packed_linear
 
 Call = Callable[[Batch], list[np.ndarray]]
-EXTRA = "pip install 'bertfast[bench]'"
+EXTRA = "pip install openvino onnxruntime onnx"
 
 
-class SideError(Exception):
+class SideError(BenchError):
     """Why a side is not in the table, in words."""
 
 

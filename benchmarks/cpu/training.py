@@ -1,14 +1,13 @@
 """A step of pre-training: BertForPreTraining, masked-LM on 15 % of the real tokens and next-sentence, dropout 0.1."""
 
 import contextlib
-import statistics
-import time
 from typing import Any
 
 import numpy as np
 import torch
 
 import bertfast
+from benchmarks.cpu.worker import timed_turn
 from bertfast.bench.cases import PRESETS, SEED, BenchError
 from bertfast.bench.protocol import peak_memory
 
@@ -59,13 +58,7 @@ class Training:
         return float(loss)
 
     def turn(self, calls: int) -> float:
-        self.step()
-        seconds = []
-        for _ in range(calls):
-            begin = time.perf_counter()
-            self.step()
-            seconds.append(time.perf_counter() - begin)
-        return statistics.median(seconds)
+        return timed_turn(self.step, calls)
 
-    def memory(self) -> int | None:
-        return peak_memory(self.step)
+    def memory(self) -> tuple[int | None, int | None]:
+        return peak_memory(self.step), None

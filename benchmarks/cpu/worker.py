@@ -4,11 +4,17 @@ Engines in one process disturb each other: a pool of threads that still spins af
 twice as slow on a batch of 16 tokens. It also makes peak memory nobody's.
 """
 
+import contextlib
+import gc
+import importlib
+import logging
 import multiprocessing
+import signal
 import statistics
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -18,7 +24,7 @@ import numpy as np
 import torch
 
 from bertfast.bench.cases import Batch, BenchError
-from bertfast.bench.protocol import peak_memory
+from bertfast.bench.protocol import peak_memory, resident_memory
 
 PAUSE = 0.05  # seconds before a turn, in which the threads of the side before fall asleep
 AIM = 0.25  # seconds that the timed calls of a turn are to take together
@@ -29,6 +35,18 @@ class WorkerError(Exception):
     """What went wrong in the process of a side, in one line."""
 
 
+def timed_turn(call: Callable[[], Any], calls: int) -> float:
+    """Seconds of the middle one of `calls` calls, after a pause and a call that wakes the threads and does not count."""
+    time.sleep(PAUSE)
+    call()
+    seconds = []
+    for _ in range(calls):
+        begin = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds)
+
+
 class _Inference:
     """A side of inference: see sides.py."""
 
@@ -37,29 +55,29 @@ class _Inference:
         from bertfast.bench.cases import load_model
 
         torch.set_num_threads(threads)
-        self.folder = tempfile.TemporaryDirectory()
-        self.call: Callable[[Any], Any] = sides.SIDES[side](load_model(model), dtype, Path(self.folder.name))
+        importlib.import_module("transformers.models.bert.modeling_bert")
+        self.before = resident_memory()
+        with tempfile.TemporaryDirectory() as folder:
+            self.call: Callable[[Any], Any] = sides.SIDES[side](load_model(model), dtype, Path(folder))
+        gc.collect()  # what an engine was exported from is not what it needs
 
     def batch(self, ids: np.ndarray, mask: np.ndarray) -> None:
         self.now = Batch(torch.from_numpy(ids.copy()), torch.from_numpy(mask.copy()))
 
     def turn(self, calls: int) -> float:
-        time.sleep(PAUSE)
-        self.call(self.now)
-        seconds = []
-        for _ in range(calls):
-            begin = time.perf_counter()
-            self.call(self.now)
-            seconds.append(time.perf_counter() - begin)
-        return statistics.median(seconds)
+        return timed_turn(lambda: self.call(self.now), calls)
 
     def outputs(self) -> list[np.ndarray]:
         """Hidden states of real tokens [T, E] and the pooled output [B, E]."""
         hidden, *pooled = self.call(self.now)
         return [np.array(hidden[self.now.attention_mask.bool().numpy()]), *(np.array(p) for p in pooled)]
 
-    def memory(self) -> int | None:
-        return peak_memory(lambda: self.call(self.now))
+    def memory(self) -> tuple[int | None, int | None]:
+        """Bytes that a call needs above what was held before it, and those held: weights, their copies, arenas."""
+        held = resident_memory()
+        if held is not None and self.before is not None:
+            held = max(0, held - self.before)
+        return peak_memory(lambda: self.call(self.now)), held
 
 
 class _Matrix:
@@ -79,6 +97,9 @@ class _Matrix:
 def _serve(pipe: Connection, side: str, model: str, dtype: str, threads: int) -> None:
     from benchmarks.cpu.training import Training
 
+    warnings.simplefilter("ignore")  # exporters warn of much, and the table's progress line shares their terminal
+    logging.disable(logging.WARNING)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; only the parent acts on it
     kind = Training if side.startswith("training") else _Matrix if side == "machine" else _Inference
     try:
         target = kind(side, model, dtype, threads)
@@ -89,12 +110,10 @@ def _serve(pipe: Connection, side: str, model: str, dtype: str, threads: int) ->
     while True:
         try:
             name, arguments = pipe.recv()
-        except (EOFError, KeyboardInterrupt):
+        except EOFError:
             return
         try:
             pipe.send(("ok", getattr(target, name)(*arguments)))
-        except KeyboardInterrupt:
-            return
         except Exception as error:
             pipe.send(("error", _line(error)))
 
@@ -109,28 +128,33 @@ class Worker:
 
     def __init__(self, side: str, model: str, dtype: str, threads: int):
         context = multiprocessing.get_context("spawn")
-        self.side = side
+        self.ended: str | None = None
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, side, model, dtype, threads), daemon=True)
         self.process.start()
         theirs.close()
-        self._answer()
+        try:
+            self._answer()
+        except BaseException:
+            self.close()
+            raise
 
     def _answer(self) -> Any:
         try:
             state, value = self.pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):
             self.process.join(5)
-            raise WorkerError(f"its process ended with exit code {self.process.exitcode}") from None
+            self.ended = f"its process ended with exit code {self.process.exitcode}"
+            raise WorkerError(self.ended) from None
         if state == "error":
             raise WorkerError(value)
         return value
 
     def __call__(self, name: str, *arguments: Any) -> Any:
-        try:
+        if self.ended:
+            raise WorkerError(self.ended)
+        with contextlib.suppress(OSError):  # a process that is gone is found when its answer is read
             self.pipe.send((name, arguments))
-        except OSError as error:
-            raise WorkerError(f"its process is gone: {error}") from error
         return self._answer()
 
     def close(self) -> None:

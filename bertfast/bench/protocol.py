@@ -62,13 +62,21 @@ def _status(field: str) -> int:
     raise OSError(f"no {field} in /proc/self/status")
 
 
-def peak_memory(function: Callable[[], object]) -> int | None:
-    """Bytes of resident memory that one call needs above what the process held before; None where Linux is silent."""
+def resident_memory() -> int | None:
+    """Bytes of memory the process holds once free heap is given back; None where Linux is silent."""
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+        return _status("VmRSS")
+    except OSError:
+        return None
+
+
+def peak_memory(function: Callable[[], object]) -> int | None:
+    """Bytes of resident memory that one call needs above what the process held before; None where Linux is silent."""
+    before = resident_memory()
+    try:
         Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back to the present size
-        before = _status("VmRSS")
         function()
-        return max(0, _status("VmHWM") - before)
+        return None if before is None else max(0, _status("VmHWM") - before)
     except OSError:
         return None

@@ -53,7 +53,7 @@ def speed_table(results: Results) -> Table:
 
 def error_table(results: Results) -> Table:
     table = Table(
-        title="errors against stock in float64 on real tokens (rms / largest / 1 - cosine), memory of a call + held between calls",
+        title="errors against stock in float64 on real tokens (rms / largest, 1 - cosine); memory of a call + held between calls",
         box=box.SIMPLE_HEAD,
     )
     sides = (OURS, *PEERS, INT8)
@@ -63,7 +63,7 @@ def error_table(results: Results) -> Table:
     def cell(side: Side | None) -> str:
         if side is None or side.seconds is None:
             return "-"
-        errors = "-" if side.cosine is None else f"{side.rms_error:.0e} / {side.max_error:.0e} / {1 - side.cosine:.0e}"
+        errors = "-" if side.cosine is None else f"{side.rms_error:.0e} / {side.max_error:.0e}\n{1 - side.cosine:.0e}"
         return f"{errors}\n{_mib(side.memory)} + {_mib(side.held)} MiB"
 
     for m in results.inference:

@@ -26,6 +26,7 @@ class Row:
 ROWS = (Row(1, 16), Row(1, 128), Row(16, 128), Row(4, 512), Row(16, 128, 0.5), Row(8, 512, 0.5))
 TRAINING_ROWS = (Row(8, 128), Row(8, 128, 0.5))
 THREAD_ROW = Row(16, 128)
+BRIEF = ("1x16", "16x128", "16x128 half")
 
 _QUERY, _HALF, _LARGE = ("1x16",), ("16x128 half", "8x512 half"), ("16x128", "4x512")
 _FULL = ("1x128", *_LARGE)

@@ -7,7 +7,7 @@ from rich import box
 from rich.table import Table
 
 from benchmarks.cpu import plan
-from benchmarks.cpu.run import INT8, OURS, PEERS, Results, Side, Verdict, verdicts
+from benchmarks.cpu.run import INT8, OURS, PEERS, Measured, Results, Side, Verdict, verdicts
 from bertfast.bench.protocol import Spread
 
 _COLOURS = {"stock": "#8a8f98", "openvino": "#8250df", "onnxruntime": "#1a7f64"}
@@ -15,9 +15,9 @@ _LOSS, _TARGET = "#c4432b", "#24292f"
 _SHORT = {"float32": "fp32", "bfloat16": "bf16"}
 
 
-def _ratio(spread: Spread | None, least: float | None) -> str:
+def _ratio(spread: Spread | None, least: float | None, reason: str | None = None) -> str:
     if spread is None:
-        return "-"
+        return "[red]failed[/]" if reason else "-"
     text = f"{spread.p50:.2f}x ({spread.p20:.2f}-{spread.p80:.2f})"
     if least is not None:
         return f"[{'green' if spread.p50 >= least else 'red'}]{text}[/] / {least:g}"
@@ -40,18 +40,20 @@ def speed_table(results: Results) -> Table:
         cells = []
         for peer in PEERS:
             side = m.sides.get(peer)
-            cells.append(_ratio(side.ratio if side else None, plan.targets_of("speed", peer, m.dtype, m.row)))
+            least = plan.targets_of("speed", peer, m.dtype, m.row)
+            cells.append(_ratio(side.ratio, least, side.reason) if side else "-")
         least = plan.targets_of("share of matrix rate", "machine", m.dtype, m.row)
         share = "-" if m.share is None else f"{m.share.p50:.0%}" + (f" / {least:.0%}" if least else "")
         int8 = m.sides.get(INT8)
-        cells += [share, _ratio(int8.ratio if int8 else None, plan.targets_of("int8 speed", OURS, m.dtype, m.row))]
+        least = plan.targets_of("int8 speed", OURS, m.dtype, m.row)
+        cells += [share, _ratio(int8.ratio, least, int8.reason) if int8 else "-"]
         table.add_row(m.model, _SHORT[m.dtype], m.row, f"{m.padding:.0%}", *cells)
     return table
 
 
 def error_table(results: Results) -> Table:
     table = Table(
-        title="errors against stock in float64 on real tokens (rms / largest / 1 - cosine), peak memory of a call in MiB",
+        title="errors against stock in float64 on real tokens (rms / largest, 1 - cosine); memory of a call + held between calls",
         box=box.SIMPLE_HEAD,
     )
     sides = (OURS, *PEERS, INT8)
@@ -61,8 +63,8 @@ def error_table(results: Results) -> Table:
     def cell(side: Side | None) -> str:
         if side is None or side.seconds is None:
             return "-"
-        errors = "-" if side.cosine is None else f"{side.rms_error:.0e} / {side.max_error:.0e} / {1 - side.cosine:.0e}"
-        return f"{errors}\n{_mib(side.memory)} MiB"
+        errors = "-" if side.cosine is None else f"{side.rms_error:.0e} / {side.max_error:.0e}\n{1 - side.cosine:.0e}"
+        return f"{errors}\n{_mib(side.memory)} + {_mib(side.held)} MiB"
 
     for m in results.inference:
         table.add_row(m.model, _SHORT[m.dtype], m.row, *(cell(m.sides.get(side)) for side in sides))
@@ -97,6 +99,36 @@ def target_lines(results: Results) -> list[str]:
     return [f"[bold]{len(judged) - len(missed)} of {len(judged)} targets met[/]", *map(line, missed)]
 
 
+def _panel(axis: Any, rows: list[Measured]) -> None:
+    """Bars of one model and dtype, the first row on top; a red figure where a target is missed or a peer is faster."""
+    peers = [p for p in PEERS if any(m.sides.get(p) and m.sides[p].ratio for m in rows)]
+    height = 0.8 / max(1, len(peers))
+    for i, m in enumerate(rows):
+        for j, peer in enumerate(peers):
+            side = m.sides.get(peer)
+            if side is None or side.ratio is None:
+                continue
+            ratio, at = side.ratio, -i + 0.4 - (j + 0.5) * height
+            axis.barh(at, ratio.p50, height=height * 0.92, color=_COLOURS[peer], zorder=2)
+            axis.plot([ratio.p20, ratio.p80], [at, at], color=_TARGET, linewidth=1, zorder=3)
+            least = plan.targets_of("speed", peer, m.dtype, m.row)
+            if least is not None:
+                axis.plot([least] * 2, [at - height * 0.45, at + height * 0.45], color=_TARGET, linewidth=2, zorder=4)
+            colour = _LOSS if ratio.p50 < (least or 1.0) else "black"
+            end = max(ratio.p80, least or 0)
+            axis.annotate(
+                f"{ratio.p50:.2f}", (end, at), (4, 0), textcoords="offset points", va="center", fontsize=8, color=colour
+            )
+    axis.axvline(1, color=_TARGET, linewidth=1, linestyle="--", zorder=1)
+    labels = [f"{m.row.removesuffix(' half')}\n{f'{m.padding:.0%} padding' if m.padding else 'full'}" for m in rows]
+    axis.set_yticks([-i for i in range(len(rows))], labels, fontsize=8.5)
+    axis.set_xlim(0, axis.get_xlim()[1] * 1.08)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.tick_params(axis="y", length=0)
+    axis.grid(axis="x", color="#e3e6ea", zorder=0)
+    axis.set_axisbelow(True)
+
+
 def plot(results: Results, environment: dict[str, Any], path: Path) -> None:
     """A panel for each model and dtype: a bar for each peer and row, whiskers p20 to p80, a tick at the target."""
     import matplotlib
@@ -107,40 +139,13 @@ def plot(results: Results, environment: dict[str, Any], path: Path) -> None:
     groups = list(dict.fromkeys((m.model, m.dtype) for m in results.inference))
     columns = min(2, len(groups))
     lines = -(-len(groups) // columns)
-    figure, axes = plt.subplots(
-        lines, columns, figsize=(6.4 * columns, 1.2 + 4.2 * lines), layout="constrained", squeeze=False
-    )
+    size = (max(8.0, 6.4 * columns), 1.4 + 4.2 * lines)
+    figure, axes = plt.subplots(lines, columns, figsize=size, layout="constrained", squeeze=False)
     for axis in axes.flat[len(groups) :]:
         axis.set_axis_off()
     for axis, (model, dtype) in zip(axes.flat, groups, strict=False):
-        rows = [m for m in results.inference if (m.model, m.dtype) == (model, dtype)]
-        peers = [p for p in PEERS if any(m.sides.get(p) and m.sides[p].ratio for m in rows)]
-        height = 0.8 / max(1, len(peers))
-        for i, m in enumerate(rows):
-            for j, peer in enumerate(peers):
-                ratio = m.sides[peer].ratio
-                if ratio is None:
-                    continue
-                at = -i + 0.4 - (j + 0.5) * height
-                axis.barh(at, ratio.p50, height=height * 0.92, color=_COLOURS[peer], zorder=2)
-                axis.plot([ratio.p20, ratio.p80], [at, at], color=_TARGET, linewidth=1, zorder=3)
-                least = plan.targets_of("speed", peer, dtype, m.row)
-                if least is not None:
-                    axis.plot([least] * 2, [at - height * 0.45, at + height * 0.45], color=_TARGET, lw=2, zorder=4)
-                colour = _LOSS if ratio.p50 < (least or 1.0) else "black"
-                axis.text(
-                    max(ratio.p80, least or 0) + 0.05, at, f"{ratio.p50:.2f}", va="center", fontsize=8, color=colour
-                )
-        axis.axvline(1, color=_TARGET, linewidth=1, linestyle="--", zorder=1)
-        axis.set_yticks(
-            [-i for i in range(len(rows))], [f"{m.row}\n{m.padding:.0%} padding" for m in rows], fontsize=8.5
-        )
+        _panel(axis, [m for m in results.inference if (m.model, m.dtype) == (model, dtype)])
         axis.set_title(f"{model}, {_SHORT[dtype]}", loc="left", fontsize=10.5, fontweight="bold")
-        axis.set_xlim(0, axis.get_xlim()[1] * 1.08)
-        axis.spines[["top", "right", "left"]].set_visible(False)
-        axis.tick_params(axis="y", length=0)
-        axis.grid(axis="x", color="#e3e6ea", zorder=0)
-        axis.set_axisbelow(True)
     handles = [plt.Rectangle((0, 0), 1, 1, color=_COLOURS[p]) for p in PEERS]
     handles.append(plt.Line2D([], [], color=_TARGET, linewidth=2))
     figure.legend(handles, [f"times as fast as {p}" for p in PEERS] + ["target"], loc="outside lower center", ncols=4,

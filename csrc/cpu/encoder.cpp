@@ -67,11 +67,6 @@ std::vector<uint32_t> Source::read() const {
   return found;
 }
 
-void Source::prefetch() const {
-  const char* at = static_cast<const char*>(held_.const_data_ptr());
-  for (int64_t i = 0; i < count_; ++i) __builtin_prefetch(at + i * step_ * itemsize_);
-}
-
 bool Source::is_current(const at::Tensor& t) const {
   // A subclass that answers for its own memory (fake, sharded, quantized) may have none to look at.
   if (t.unsafeGetTensorImpl()->is_python_dispatch() || !t.device().is_cpu()) return false;
@@ -83,17 +78,10 @@ bool Source::is_current(const at::Tensor& t) const {
   const int64_t end = (held_.storage_offset() + (count_ > 0 ? (count_ - 1) * step_ + 1 : 0)) * itemsize_;
   if (static_cast<int64_t>(held_.storage().nbytes()) < end) return false;  // emptied, as sharding libraries do
   const char* at = static_cast<const char*>(held_.const_data_ptr());
-  uint32_t changed = 0;
   for (int64_t i = 0; i < count_; ++i) {
-    uint32_t found = 0;
-    if (itemsize_ == 4) {
-      std::memcpy(&found, at + i * step_ * 4, 4);
-    } else {
-      std::memcpy(&found, at + i * step_ * 2, 2);
-    }
-    changed |= found ^ samples_[i];
+    if (std::memcmp(&samples_[i], at + i * step_ * itemsize_, itemsize_) != 0) return false;
   }
-  return changed == 0;
+  return true;
 }
 
 Encoder::Encoder(at::ScalarType dtype, bool int8, int64_t heads, double scale, int64_t activation,
@@ -136,9 +124,7 @@ Encoder::Encoder(at::ScalarType dtype, bool int8, int64_t heads, double scale, i
 
 bool Encoder::is_current(const Parameters& parameters) const {
   if (parameters.size() != sources_.size()) return false;
-  constexpr size_t kAhead = 2;
   for (size_t i = 0; i < sources_.size(); ++i) {
-    if (i + kAhead < sources_.size() && sources_[i + kAhead].has_value()) sources_[i + kAhead]->prefetch();
     if (parameters[i].has_value() != sources_[i].has_value()) return false;
     if (parameters[i].has_value() && !sources_[i]->is_current(*parameters[i])) return false;
   }

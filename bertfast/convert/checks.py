@@ -77,13 +77,20 @@ def _plain(module: Any, kind: type, name: str, device: torch.device, dtype: torc
     """`module` is exactly `kind`, unhooked, and its parameters are ordinary tensors on `device`, of `dtype` where given."""
     if type(module) is not kind:
         return f"{name} is {type(module).__name__}, not a plain {kind.__name__}"
-    reason = hook_reason(module, name)
-    if reason is not None:
-        return reason
+    if (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or ("forward" in module.__dict__)
+    ):
+        reason = hook_reason(module, name)
+        if reason is not None:
+            return reason
     for parameter in module._parameters.values():
         if parameter is None:
             continue
-        if type(parameter) not in (nn.Parameter, Tensor) or parameter.device != device:
+        if (type(parameter) is not nn.Parameter and type(parameter) is not Tensor) or parameter.device != device:
             where = f"on the {parameter.device.type} device" if parameter.device != device else type(parameter).__name__
             return f"the weights of {name} are {where}"
         if dtype is not None and parameter.dtype != dtype:
@@ -100,6 +107,14 @@ def approximate_of(activation: Any) -> str | None:
     if type(activation) is nn.GELU:
         return activation.approximate
     return _ACTIVATIONS.get(type(activation))
+
+
+def kind_of(layer: Any) -> tuple[int, float, str | None]:
+    """Heads, scale of the scores and form of GELU of a BertLayer that `layer_reason` found plain."""
+    children = layer._modules
+    attention = children["attention"]._modules["self"]
+    activation = children["intermediate"]._modules["intermediate_act_fn"]
+    return attention.num_attention_heads, attention.scaling, approximate_of(activation)
 
 
 def _parts(layer: Any) -> tuple[tuple[Any, type, str], ...]:
@@ -144,7 +159,7 @@ def layer_reason(layer: Any, device: torch.device, dtype: torch.dtype | None = N
         if reason is not None:
             return reason
     attention, intermediate = parts[1][0], parts[10][0]
-    activation = intermediate.intermediate_act_fn
+    activation = intermediate._modules.get("intermediate_act_fn", intermediate.__dict__.get("intermediate_act_fn"))
     if approximate_of(activation) is None:
         return f"its activation is {getattr(activation, '__name__', type(activation).__name__)}, not GELU"
     reason = hook_reason(activation, "intermediate.intermediate_act_fn")

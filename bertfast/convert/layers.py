@@ -278,10 +278,7 @@ class FastBertEncoder(hf.BertEncoder):
 
     def _stack(self, x: Tensor, layout: Packed) -> Tensor | None:
         """All layers in one call, or None where that cannot be. `_reason` has found them all plain."""
-        kinds = {
-            (p.num_attention_heads, p.scaling, checks.approximate_of(layer.intermediate.intermediate_act_fn))
-            for layer, p in ((layer, layer.attention.self) for layer in self.layer)
-        }
+        kinds = {checks.kind_of(layer) for layer in self.layer}
         if option(self, "prepack") is False or len(kinds) != 1:
             return None
         heads, scale, approximate = kinds.pop()

@@ -8,6 +8,7 @@ from bert_cases import batch_of, outcome, pair
 from torch import nn
 
 import bertfast
+from bertfast.nn import stack
 
 
 def test_report_of_stock_and_optimised_models():
@@ -34,14 +35,15 @@ def test_to_dict_is_json_and_counts_prepacked_bytes():
         fast(**batch_of("right"))
     described = json.loads(json.dumps(bertfast.report(fast).to_dict()))
     assert described["fast"] == 4
-    linears = sum(
-        p.numel()
-        for layer in fast.encoder.layer
-        for m in layer.modules()
-        if isinstance(m, nn.Linear)
+    copied = sum(
+        p.nbytes
+        for m in fast.encoder.layer.modules()
+        # One call for the whole stack keeps the norms' parameters too; layer by layer only Linears are reordered.
+        if isinstance(m, (nn.Linear, nn.LayerNorm) if stack.memory(fast) else nn.Linear)
         for p in m.parameters()
     )
-    assert described["prepacked_bytes"] in (0, 4 * linears)  # 0 where torch has no oneDNN
+    assert described["prepacked_bytes"] in (0, copied)  # 0 where torch has no oneDNN
+    assert described["prepacked_bytes"] >= stack.memory(fast)
     bertfast.optimize(fast, prepack=False)
     assert bertfast.report(fast).to_dict()["prepacked_bytes"] == 0
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -29,8 +30,9 @@ _current: ContextVar[Handover | None] = ContextVar("bertfast_handover", default=
 
 
 def current() -> Handover | None:
-    """What the head above wants of the stack in this call; None where no head asked."""
-    return _current.get()
+    """What the head above wants of the stack in this call; None where no head asked, and in a compiled graph, which cannot
+    read a context variable and whose heads never ask."""
+    return None if torch.compiler.is_compiling() else _current.get()
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bertfast import ops
+from bertfast.nn import stack
 from bertfast.nn.core import Layout, Packed, Padded, attention_block, dropout_rate, mlp_block
 from bertfast.ops.rng import new_rng
 
@@ -286,8 +287,32 @@ class BertEncoder(nn.Module):
             packing = ops.pack(attention_mask)
             packed = self(ops.unpad(x, packing), cu_seqlens=packing.cu_seqlens, max_seqlen=packing.max_seqlen)
             return ops.repad(packed, packing)
+        y = self._stacked(x, cu_seqlens, max_seqlen) if attention_mask is None else None
+        if y is not None:
+            return y
         for layer in self.layer:
             x = layer(x, attention_mask, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen)
         if attention_mask is not None:
             x = x * attention_mask.to(torch.bool)[..., None]
         return x
+
+    def _stacked(self, x: Tensor, cu_seqlens: Tensor | None, max_seqlen: int | None) -> Tensor | None:
+        """All layers in one call, or None where it cannot be (`stack.run`) or a layer is not as this class made it."""
+        kinds = set()
+        for layer in self.layer:
+            if type(layer) is not BertLayer or type(layer.attention) is not BertAttention:
+                return None
+            if not (stack.untouched(layer) and stack.untouched(layer.attention)):
+                return None
+            kinds.add((layer.attention.num_attention_heads, layer.approximate))
+        if len(kinds) != 1 or x.numel() == 0 or x.dim() != (3 if cu_seqlens is None else 2):
+            return None
+        if cu_seqlens is None:
+            max_seqlen = x.shape[1]
+            cu_seqlens = torch.arange(0, x.shape[0] * max_seqlen + 1, max_seqlen, dtype=torch.int32)
+        if max_seqlen is None:
+            return None
+        heads, approximate = kinds.pop()
+        flat, scale = x.reshape(-1, x.shape[-1]), (x.shape[-1] // heads) ** -0.5
+        y = stack.run(self, self.layer, flat, cu_seqlens, max_seqlen, heads=heads, scale=scale, approximate=approximate)
+        return None if y is None else y.view(x.shape)

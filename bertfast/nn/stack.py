@@ -11,13 +11,29 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
 from bertfast import _ext
 from bertfast.ops import packed_linear
 
+_TYPES = (nn.Parameter, Tensor)
+_PARAMETERS = 16  # of a layer, in the order of csrc/cpu/encoder.h
+_LARGEST_HEAD = 256  # kLargestHead of csrc/cpu/attention.h
 _FORMS = {"none": 1, "tanh": 2}  # GELU's `approximate` to the activation's number
 _cache: "WeakKeyDictionary[nn.Module, dict[Any, Any]]" = WeakKeyDictionary()
 _lock = threading.Lock()
+
+
+def untouched(module: nn.Module) -> bool:
+    """Whether calling `module` runs its class's forward and nothing else: no hooks, no `forward` set on the instance."""
+    return not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+        or torch_module._has_any_global_hook()
+    )
 
 
 def _parts(layer: nn.Module) -> tuple[tuple[Any, ...], tuple[Any, ...]] | None:
@@ -52,19 +68,30 @@ def _collect(layers: Iterable[nn.Module]) -> tuple[list[Tensor | None], list[tup
     return parameters, eps
 
 
-def _takes(x: Tensor, parameters: list[Tensor | None], int8: bool) -> bool:
-    """Whether the kernels multiply these: dtype and sizes, and nothing needs a gradient."""
-    weights = [p for p in parameters if p is not None]
-    if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in weights)):
+def _plain_call(x: Tensor, parameters: list[Tensor | None]) -> bool:
+    """Whether C++ may read these tensors behind torch's back: nothing records, transforms or differentiates this call."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # a graph must hold the weights, not copies of them
+        return False
+    if torch._C._functorch.peek_interpreter_stack() is not None or torch._C._len_torch_dispatch_stack() > 0:
         return False
     if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != x.dtype:
         return False
-    width, inner = x.shape[-1], weights[10].shape[0]
+    if not torch.is_grad_enabled():
+        return True
+    return not (x.requires_grad or any(p.requires_grad for p in parameters if p is not None))
+
+
+def _takes(x: Tensor, parameters: list[Tensor | None], heads: int, int8: bool) -> bool:
+    """Whether the kernels multiply these: types, dtypes and sizes. All of it holds as long as the parameters are current."""
+    shapes = [None if p is None else p.shape for p in parameters]
+    width, query, up = x.shape[-1], shapes[0], shapes[10]
     return (
-        type(x) is Tensor
-        and all(p.dtype == x.dtype and p.device.type == "cpu" for p in weights)
-        and weights[0].shape == (width, width)
-        and all(packed_linear.available(x.dtype, size, int8=int8) for size in (width, inner))
+        all(type(p) in _TYPES and p.dtype == x.dtype and p.device.type == "cpu" for p in parameters if p is not None)
+        and shapes == shapes[:_PARAMETERS] * (len(shapes) // _PARAMETERS)
+        and query == (width, width)
+        and width <= heads * _LARGEST_HEAD
+        and up is not None
+        and all(packed_linear.available(x.dtype, size, int8=int8) for size in (width, up[0]))
     )
 
 
@@ -93,28 +120,36 @@ def run(
         [T, E]; or None: gradients or dropout are wanted, autocast changes the dtype, a module was replaced, or this processor
         has no kernels for dtype or sizes (`packed_linear.available`).
     """
-    if _ext.load() is None or x.device.type != "cpu":
+    if _ext.load() is None or type(x) is not Tensor or x.device.type != "cpu":
         return None
     found = _collect(layers)
-    if found is None or not _takes(x, found[0], int8):
+    if found is None or not _plain_call(x, found[0]):
         return None
-    key = (x.dtype, int8, heads, scale, approximate, tuple(found[1]))
-    return _encoder(owner, key, found[0]).forward(x, cu_seqlens, max_seqlen)
+    parameters, eps = found
+    key = (x.dtype, int8, heads, scale, approximate, tuple(eps))
+    entry = _cache.get(owner, {}).get(key)
+    if entry is None or not entry.is_current(parameters):
+        _drop_stale(owner, parameters)
+        if not _takes(x, parameters, heads, int8):
+            return None
+        entry = _build(owner, key, parameters)
+    return entry.forward(x, cu_seqlens, max_seqlen)
 
 
-def _encoder(owner: nn.Module, key: tuple[Any, ...], parameters: list[Tensor | None]) -> Any:
-    entries = _cache.get(owner)
-    entry = None if entries is None else entries.get(key)
-    if entry is not None and entry.is_current(parameters):
-        return entry
+def _drop_stale(owner: nn.Module, parameters: list[Tensor | None]) -> None:
+    """Entries of other dtypes go too when the parameters changed: they would keep the old storage alive for nothing."""
+    with _lock:
+        entries = _cache.get(owner, {})
+        for key in [k for k, e in entries.items() if not e.is_current(parameters)]:
+            del entries[key]
+
+
+def _build(owner: nn.Module, key: tuple[Any, ...], parameters: list[Tensor | None]) -> Any:
     with _lock:
         entries = _cache.setdefault(owner, {})
-        # Entries under other keys go too when the parameters changed: they would keep the old storage alive for nothing.
-        for other in [k for k, e in entries.items() if not e.is_current(parameters)]:
-            del entries[other]
-        if key not in entries:
+        if key not in entries or not entries[key].is_current(parameters):
             dtype, int8, heads, scale, approximate, eps = key
-            layers = [parameters[i : i + 16] for i in range(0, len(parameters), 16)]
+            layers = [parameters[i : i + _PARAMETERS] for i in range(0, len(parameters), _PARAMETERS)]
             extension: Any = _ext.load()
             entries[key] = extension.Encoder(dtype, int8, heads, scale, _FORMS[approximate], layers, list(eps))
         return entries[key]

@@ -51,8 +51,8 @@ def linear(x: Tensor, weight: PackedWeight, bias: Tensor | None, activation: str
     """activation(x W^T + bias).
 
     Args:
-        x: [T, K] in the dtype that the weight was packed for. With int8 each token is rounded to integers within +-127 of
-            a scale of its own; a token with a NaN or an infinity gives NaN.
+        x: [T, K] in the dtype that the weight was packed for. With int8 each token is rounded to 256 steps over
+            its own range; a token with a NaN or an infinity gives NaN.
         bias: [N] or None.
         activation: "none", "gelu" (exact erf) or "gelu_tanh".
 

@@ -39,8 +39,9 @@ std::vector<AttentionItem> items_of(const std::vector<Sequence>& sequences, int6
 
 std::vector<Sequence> packed_sequences(const at::Tensor& cu_seqlens, int64_t tokens, int64_t max_seqlen,
                                        int64_t& longest) {
-  TORCH_CHECK_VALUE(cu_seqlens.dim() == 1 && cu_seqlens.numel() > 0 && cu_seqlens.scalar_type() == at::kInt,
-                    "attention: cu_seqlens must be int32 [B + 1], got ", cu_seqlens.scalar_type(), " ",
+  TORCH_CHECK_VALUE(cu_seqlens.device().is_cpu() && cu_seqlens.dim() == 1 && cu_seqlens.numel() > 0 &&
+                        cu_seqlens.scalar_type() == at::kInt,
+                    "attention: cu_seqlens must be int32 [B + 1] on a CPU, got ", cu_seqlens.scalar_type(), " ",
                     cu_seqlens.sizes());
   const at::Tensor bounds = cu_seqlens.contiguous();
   const int32_t* at = bounds.const_data_ptr<int32_t>();

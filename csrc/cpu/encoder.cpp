@@ -68,6 +68,8 @@ std::vector<uint32_t> Source::read() const {
 }
 
 bool Source::is_current(const at::Tensor& t) const {
+  // A subclass that answers for its own memory (fake, sharded, quantized) may have none to look at.
+  if (t.unsafeGetTensorImpl()->is_python_dispatch() || !t.device().is_cpu()) return false;
   if (t.const_data_ptr() != held_.const_data_ptr() || t.sizes() != held_.sizes() || t.strides() != held_.strides() ||
       t.scalar_type() != held_.scalar_type() ||
       (t.is_inference() ? -1 : static_cast<int64_t>(t._version())) != version_) {
@@ -92,6 +94,9 @@ Encoder::Encoder(at::ScalarType dtype, bool int8, int64_t heads, double scale, i
     TORCH_CHECK_VALUE(p.size() == kParameters, "encoder: layer ", i, " has ", p.size(), " parameters, not 16");
     for (size_t j = 0; j < kParameters; ++j) {
       TORCH_CHECK_VALUE(j % 2 == 1 || p[j].has_value(), "encoder: a weight of layer ", i, " is missing");
+      TORCH_CHECK_VALUE(!p[j].has_value() || (is_kernel_dtype(*p[j]) && p[j]->device().is_cpu()), "encoder: parameter ",
+                        j, " of layer ", i, " must be float32 or bfloat16 on a CPU, got ", p[j]->scalar_type(), " on ",
+                        p[j]->device());
       sources_.push_back(p[j].has_value() ? std::optional<Source>(Source(*p[j])) : std::nullopt);
     }
     if (i == 0) {

@@ -77,7 +77,7 @@ PackedWeight pack_weight(const at::Tensor& weight, at::ScalarType dtype, bool in
   at::Tensor plain;
   if (int8) {
     std::tie(plain, packed.scale) = quantize_weight(weight.detach());
-    packed.sum = at::sum(plain, {1}, false, at::kInt).to(at::kFloat).mul_(128);
+    packed.sum = at::sum(plain, {1}, false, at::kInt).to(at::kFloat);
   } else {
     plain = weight.detach().to(dtype).contiguous();
   }
@@ -105,16 +105,17 @@ void packed_linear(const void* x, int64_t rows, const PackedWeight& w, const flo
   at::Tensor bytes, scales;
   if (w.int8) {
     bytes = at::empty({rows, w.inputs}, at::kByte);
-    scales = at::empty({rows}, at::kFloat);
+    scales = at::empty({2, rows}, at::kFloat);
     uint8_t* to = bytes.mutable_data_ptr<uint8_t>();
-    float* scale = scales.mutable_data_ptr<float>();
+    float *scale = scales.mutable_data_ptr<float>(), *low = scale + rows;
     const int64_t stride = w.inputs * (p.y_bfloat16 ? 2 : 4);
     at::parallel_for(0, rows, kQuantizeGrain, [&](int64_t begin, int64_t end) {
       kernels.quantize(static_cast<const char*>(x) + begin * stride, p.y_bfloat16, end - begin, w.inputs,
-                       to + begin * w.inputs, scale + begin);
+                       to + begin * w.inputs, scale + begin, low + begin);
     });
     p.x = to;
     p.x_scale = scale;
+    p.x_low = low;
     p.w_scale = w.scale.const_data_ptr<float>();
     p.w_sum = w.sum.const_data_ptr<float>();
   }

@@ -98,8 +98,8 @@ BERTFAST_INLINE Vec finish(const PackedProduct& p, int64_t row, int64_t column, 
     return columns == kLanes ? load(from + column) : load_tail(from + column, columns);
   };
   if (kBytes) {
-    total = __builtin_convertvector((VecI)total, Vec) - of(p.w_sum);
-    total = total * (of(p.w_scale) * p.x_scale[row]);
+    total = __builtin_convertvector((VecI)total, Vec) * p.x_scale[row] + of(p.w_sum) * p.x_low[row];
+    total = total * of(p.w_scale);
   }
   if (p.bias != nullptr) total += of(p.bias);
   if (p.activation == 1) return gelu_value<false>(total);
@@ -156,37 +156,41 @@ void pack(const float* words, int64_t outputs, int64_t inner, float* to) {
 typedef uint8_t VecBytes __attribute__((vector_size(kLanes)));
 
 template <class T>
-void quantize_rows(const T* x, int64_t rows, int64_t cols, uint8_t* to, float* scale) {
+void quantize_rows(const T* x, int64_t rows, int64_t cols, uint8_t* to, float* scale, float* low) {
   const Vec magic = splat(12582912.0f);  // adding 1.5 * 2^23 rounds to the nearest integer in the low bits
   for (int64_t r = 0; r < rows; ++r, x += cols, to += cols) {
-    Vec largest = Vec{}, poison = Vec{};
+    Vec least = splat(to_float(x[0])), largest = least, poison = Vec{};
     auto look = [&](Vec v) {
-      largest = vmax(largest, vmax(v, -v));
+      least = vmin(least, v);
+      largest = vmax(largest, v);
       poison += v * 0.0f;  // NaN from NaN and from infinity, which no step stands for; else 0
     };
-    for_columns(cols, [&](int64_t c) { look(load(x + c)); }, [&](int64_t c, int n) { look(load_tail(x + c, n)); });
-    const float peak = max_of(largest);
-    const float inverse = peak > 0.0f ? 127.0f / peak : 0.0f;
-    scale[r] = peak / 127.0f + sum(poison);
+    int64_t c = 0;
+    for (; c + kLanes <= cols; c += kLanes) look(load(x + c));
+    for (; c < cols; ++c) look(splat(to_float(x[c])));
+    const float bottom = -max_of(-least), range = max_of(largest) - bottom;
+    const float inverse = range > 0.0f ? 255.0f / range : 0.0f;
+    scale[r] = range / 255.0f + sum(poison);
+    low[r] = bottom;
     auto bytes = [&](Vec v) {
-      return __builtin_convertvector((VecI)(v * inverse + magic) - (VecI)magic + 128, VecBytes);
+      return __builtin_convertvector((VecI)((v - bottom) * inverse + magic) - (VecI)magic, VecBytes);
     };
     for_columns(
         cols,
-        [&](int64_t c) {
-          const VecBytes q = bytes(load(x + c));
-          std::memcpy(to + c, &q, sizeof(q));
+        [&](int64_t at) {
+          const VecBytes q = bytes(load(x + at));
+          std::memcpy(to + at, &q, sizeof(q));
         },
-        [&](int64_t c, int n) {
-          const VecBytes q = bytes(load_tail(x + c, n));
-          std::memcpy(to + c, &q, n);
+        [&](int64_t at, int n) {
+          const VecBytes q = bytes(load_tail(x + at, n));
+          std::memcpy(to + at, &q, n);
         });
   }
 }
 
-void quantize(const void* x, bool bfloat16, int64_t rows, int64_t cols, uint8_t* to, float* scale) {
-  bfloat16 ? quantize_rows(static_cast<const BFloat16*>(x), rows, cols, to, scale)
-           : quantize_rows(static_cast<const float*>(x), rows, cols, to, scale);
+void quantize(const void* x, bool bfloat16, int64_t rows, int64_t cols, uint8_t* to, float* scale, float* low) {
+  bfloat16 ? quantize_rows(static_cast<const BFloat16*>(x), rows, cols, to, scale, low)
+           : quantize_rows(static_cast<const float*>(x), rows, cols, to, scale, low);
 }
 #endif
 

@@ -13,10 +13,11 @@ enum PackedKind { kPackedFloat, kPackedBFloat16, kPackedInt8, kPackedKinds };
 // y [rows, outputs] = activation(x W^T + bias).
 struct PackedProduct {
   const void* x;         // [rows, words] words, rows one after another
-  const float* x_scale;  // int8 only: [rows], what one step of x's integers is worth
+  const float* x_scale;  // int8 only: [rows], what one step of x's integers is worth,
+  const float* x_low;    // and what the integer 0 stands for
   const float* weights;  // as `pack` wrote them
   const float* w_scale;  // int8 only: [outputs]
-  const float* w_sum;    // int8 only: [outputs], 128 times the sum of the weight's integers
+  const float* w_sum;    // int8 only: [outputs], the sum of the weight's integers
   const float* bias;     // [outputs], or null
   void* y;               // [rows, outputs]
   int64_t rows, words, outputs;
@@ -31,8 +32,9 @@ struct PackedLinearKernels {
   void (*pack)(const float* words, int64_t outputs, int64_t inner, float* to);
   // Rows [row, row + count) of one panel. scratch: [count, panel] words.
   void (*run[kPackedKinds])(const PackedProduct&, int64_t panel_index, int64_t row, int64_t count, float* scratch);
-  // Rows [rows, cols] of float or bfloat16 as bytes q + 128, and what a step of each row's q, within +-127, is worth.
-  void (*quantize)(const void* x, bool bfloat16, int64_t rows, int64_t cols, uint8_t* to, float* scale);
+  // Rows [rows, cols] of float or bfloat16 as bytes q: x is about low + q * scale, over the whole range of a row. What
+  // comes out of GELU reaches far up and hardly down, so a scale around zero would waste half of the integers.
+  void (*quantize)(const void* x, bool bfloat16, int64_t rows, int64_t cols, uint8_t* to, float* scale, float* low);
 };
 
 BERTFAST_DECLARE_KERNELS(PackedLinearKernels, packed_linear)

@@ -12,6 +12,7 @@ from bertfast.bench.protocol import Spread
 
 _COLOURS = {"stock": "#8a8f98", "openvino": "#8250df", "onnxruntime": "#1a7f64"}
 _LOSS, _TARGET = "#c4432b", "#24292f"
+_WIDEST = 6.0  # ratios past this end at the edge of the picture, their figure beside them: the targets are below 3.1
 _SHORT = {"float32": "fp32", "bfloat16": "bf16"}
 
 
@@ -109,13 +110,14 @@ def _panel(axis: Any, rows: list[Measured]) -> None:
             if side is None or side.ratio is None:
                 continue
             ratio, at = side.ratio, -i + 0.4 - (j + 0.5) * height
-            axis.barh(at, ratio.p50, height=height * 0.92, color=_COLOURS[peer], zorder=2)
-            axis.plot([ratio.p20, ratio.p80], [at, at], color=_TARGET, linewidth=1, zorder=3)
+            shown = [min(value, _WIDEST) for value in (ratio.p20, ratio.p50, ratio.p80)]
+            axis.barh(at, shown[1], height=height * 0.92, color=_COLOURS[peer], zorder=2)
+            axis.plot([shown[0], shown[2]], [at, at], color=_TARGET, linewidth=1, zorder=3)
             least = plan.targets_of("speed", peer, m.dtype, m.row)
             if least is not None:
                 axis.plot([least] * 2, [at - height * 0.45, at + height * 0.45], color=_TARGET, linewidth=2, zorder=4)
             colour = _LOSS if ratio.p50 < (least or 1.0) else "black"
-            end = max(ratio.p80, least or 0)
+            end = max(shown[2], shown[1], least or 0)
             axis.annotate(
                 f"{ratio.p50:.2f}", (end, at), (4, 0), textcoords="offset points", va="center", fontsize=8, color=colour
             )

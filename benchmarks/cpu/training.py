@@ -55,7 +55,7 @@ class Training:
             loss = self.model(**self.inputs).loss
         loss.backward()
         self.model.zero_grad(set_to_none=True)
-        return float(loss)
+        return float(loss.detach())
 
     def turn(self, calls: int) -> float:
         return timed_turn(self.step, calls)

@@ -109,7 +109,7 @@ def optimize(
             attention; heads that would read them (a pooler under left padding; with gradients enabled the losses of
             BertForQuestionAnswering and BertLMHeadModel) stay padded.
         prepack: keep reordered copies of the weights for inference on a CPU. They take as much memory as the encoder's
-            Linear weights, follow changes of the weights, and go with `restore` or the model. An edit of a few elements
+            Linear weights (twice that where calls for the hidden states of every layer alternate with others), follow changes of the weights, and go with `restore` or the model. An edit of a few elements
             through `.data`, which torch does not count as a change, can be missed: call `optimize` again after it.
         masked_head: in training, make the logits of the masked tokens only. BertForPreTraining and BertForMaskedLM then
             return None for `prediction_logits` or `logits` while the model is in training mode with gradients enabled and

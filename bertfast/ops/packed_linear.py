@@ -44,7 +44,8 @@ def pack(weight: Tensor, dtype: torch.dtype, *, int8: bool = False) -> PackedWei
 
     With int8 every output's row is rounded to integers within +-127 of a scale of its own.
     """
-    return PackedWeight(*torch.ops.bertfast_cpu.pack_weight(weight, dtype, int8), weight.shape[0])
+    data, scale, total = torch.ops.bertfast_cpu.pack_weight(weight, dtype, int8)
+    return PackedWeight(data, scale, total, weight.shape[0])
 
 
 def linear(x: Tensor, weight: PackedWeight, bias: Tensor | None, activation: str = "none") -> Tensor:

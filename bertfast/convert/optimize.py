@@ -109,8 +109,9 @@ def optimize(
             attention; heads that would read them (a pooler under left padding; with gradients enabled the losses of
             BertForQuestionAnswering and BertLMHeadModel) stay padded.
         prepack: keep reordered copies of the weights for inference on a CPU. They take as much memory as the encoder's
-            Linear weights (twice that where calls for the hidden states of every layer alternate with others), follow changes of the weights, and go with `restore` or the model. An edit of a few elements
-            through `.data`, which torch does not count as a change, can be missed: call `optimize` again after it.
+            Linear weights (twice that where calls for the hidden states of every layer alternate with others), follow
+            changes of the weights, and go with `restore` or the model. An edit of a few elements through `.data`, which
+            torch does not count as a change, can be missed: call `optimize` again after it.
         masked_head: in training, make the logits of the masked tokens only. BertForPreTraining and BertForMaskedLM then
             return None for `prediction_logits` or `logits` while the model is in training mode with gradients enabled and
             labels given; the loss is stock's mean over the labels other than -100, in float32, except that a batch without

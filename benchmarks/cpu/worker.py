@@ -99,7 +99,6 @@ def _serve(pipe: Connection, side: str, model: str, dtype: str, threads: int) ->
 
     warnings.simplefilter("ignore")  # exporters warn of much, and the table's progress line shares their terminal
     logging.disable(logging.WARNING)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; only the parent acts on it
     kind = Training if side.startswith("training") else _Matrix if side == "machine" else _Inference
     try:
         target = kind(side, model, dtype, threads)
@@ -131,7 +130,12 @@ class Worker:
         self.ended: str | None = None
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, side, model, dtype, threads), daemon=True)
-        self.process.start()
+        # Ctrl-C reaches the whole group and only the parent acts on it: a process inherits what its parent ignores.
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            self.process.start()
+        finally:
+            signal.signal(signal.SIGINT, handler)
         theirs.close()
         try:
             self._answer()

@@ -1,6 +1,8 @@
 """The CPU suite on fake engines and a tiny model: turns, errors, targets, failing and missing peers, files, processes."""
 
 import json
+import os
+import signal
 import sys
 from typing import ClassVar
 
@@ -298,6 +300,9 @@ def test_a_real_process_answers_fails_and_ends(tmp_path):
         assert [t.shape for t in process("outputs")] == [(16, 64), (2, 64)]
         with pytest.raises(worker.WorkerError, match="AttributeError"):
             process("nonsense")
+        os.kill(process.process.pid, signal.SIGINT)  # a terminal's Ctrl-C reaches it too
+        assert process("turn", 1) > 0
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         process.process.kill()
         for _ in range(2):
             with pytest.raises(worker.WorkerError, match="exit code -9"):

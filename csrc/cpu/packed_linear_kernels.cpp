@@ -13,6 +13,8 @@
 namespace bertfast {
 namespace {
 
+// Where so few register blocks cover all rows, blocks of the panel that fit the first-level cache are up to 5 % faster.
+constexpr int64_t kFew = 3, kShortBlock = 64;
 constexpr int kLine = 16;                                    // words of a cache line
 constexpr int kLines = kPanel < kLine ? 1 : kPanel / kLine;  // of a panel's row
 
@@ -124,7 +126,8 @@ template <class Words, bool kBytes>
 void run(const PackedProduct& p, int64_t panel_index, int64_t row, int64_t count, float* scratch) {
   const float* x = static_cast<const float*>(p.x);
   const float* panel = p.weights + panel_index * p.words * kPanel;
-  const int64_t pieces = (p.words + Words::kBlock - 1) / Words::kBlock, blocks = (count + kRows - 1) / kRows;
+  const int64_t blocks = (count + kRows - 1) / kRows, size = blocks <= kFew ? kShortBlock : Words::kBlock;
+  const int64_t pieces = (p.words + size - 1) / size;
   const int64_t lines = blocks >= kLines ? 1 : (kLines + blocks - 1) / blocks;
   for (int64_t piece = 0; piece < pieces; ++piece) {
     const int64_t begin = p.words * piece / pieces, end = p.words * (piece + 1) / pieces, steps = end - begin;

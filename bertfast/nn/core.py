@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from bertfast import ops
 from bertfast.nn import prepack
+from bertfast.nn.cast import cast_weights
+from bertfast.nn.feed_forward import feed_forward
 from bertfast.ops.rng import new_rng
 
 
@@ -65,10 +67,8 @@ def _prepacked(x: Tensor, linears: tuple[nn.Linear, ...], dtype: torch.dtype, wa
 
 
 def _cat(parts: list[Tensor | None], dtype: torch.dtype) -> Tensor | None:
-    present = [part.to(dtype) for part in parts if part is not None]
-    if not present:
-        return None
-    return present[0] if len(present) == 1 else torch.cat(present)
+    present = [part for part in parts if part is not None]
+    return cast_weights(present, dtype) if present else None
 
 
 def _linear(x: Tensor, linears: tuple[nn.Linear, ...], dtype: torch.dtype, *, bias: bool) -> Tensor:
@@ -166,5 +166,9 @@ def mlp_block(
         activation = "gelu" if approximate == "none" else "gelu_tanh"
         hidden = prepack.fused_linear(flat.to(dtype), (up,), activation, int8=int8)
     else:
-        hidden = ops.linear_gelu(flat.to(dtype), up.weight.to(dtype), up.bias.to(dtype), approximate=approximate)
+        weight, bias = cast_weights([up.weight], dtype), up.bias.to(dtype)
+        if not _prepacked(flat, (down,), dtype, use_prepack):
+            out = feed_forward(flat.to(dtype), weight, bias, cast_weights([down.weight], dtype), approximate)
+            return _add_norm(out, flat, down.bias, norm, hidden_p).view(x.shape)
+        hidden = ops.linear_gelu(flat.to(dtype), weight, bias, approximate=approximate)
     return _project_add_norm(hidden, flat, down, norm, hidden_p, use_prepack, int8).view(x.shape)

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bertfast.ops.memory import fresh
+
 ACTIVATIONS = ("none", "gelu", "gelu_tanh")
 
 # oneDNN adds a fp32 product's K terms in one running sum, MKL in short ones: at K = 768 its root mean square error is
@@ -83,7 +85,7 @@ def matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     should be made in pieces.
     """
     if not _usable(a, b.t()):
-        return a @ b if out is None else torch.mm(a, b, out=out)
+        return torch.mm(a, b, out=fresh(a, (a.shape[0], b.shape[1])) if out is None else out)
     product = _unpacked(a, b.t(), None)
     return product if out is None else out.copy_(product)
 

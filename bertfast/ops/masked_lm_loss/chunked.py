@@ -9,14 +9,13 @@ interleaved): float32 1.57, 1.29 and 1.08 times its speed, bfloat16 1.38, 1.12 a
 the page faults of the weight gradient among them; those are what is won at few rows.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from bertfast import _ext
 from bertfast.ops import onednn
 from bertfast.ops.masked_lm_loss import reference
+from bertfast.ops.memory import fresh
 
 # Both passes at 1228 rows took the same in pieces of 4 to 32 MB, within 4 %; float32 in pieces of 128 MB took 7 % more.
 LOGITS_BYTES = 32 << 20
@@ -31,14 +30,6 @@ def _pieces(total: int, bytes_each: int) -> list[slice]:
 
 def _native(x: Tensor) -> bool:
     return x.dtype in (torch.float32, torch.bfloat16) and _ext.load() is not None
-
-
-def _fresh(like: Tensor, shape: Sequence[int]) -> Tensor:
-    """Uninitialised, to be written whole; in huge pages where it is large: faults of 4 KB were a third of a product's time."""
-    made = like.new_empty(shape)
-    if _ext.load() is not None:
-        torch.ops.bertfast_cpu.expect_whole_use(made)
-    return made
 
 
 def _with_bias(product: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
@@ -56,7 +47,7 @@ def forward(
     lse, argmax = torch.empty_like(loss), labels.new_empty(rows)
     bias = bias.to(loss.dtype).contiguous()
     pieces = [slice(0, rows)] if keep else _pieces(rows, columns * x.element_size())
-    logits = _fresh(x, (pieces[0].stop, columns))
+    logits = fresh(x, (pieces[0].stop, columns))
     for part in pieces:
         product = logits[: part.stop - part.start, :vocabulary]
         for words in _pieces(vocabulary, product.shape[0] * x.element_size()):
@@ -90,9 +81,9 @@ def backward(
     dloss, labels, native = dloss.to(lse.dtype).contiguous(), labels.contiguous(), _native(x)
     added = bias.to(lse.dtype).contiguous()
     pieces = _pieces(vocabulary, rows * x.element_size())
-    buffer = _fresh(x, (rows, reference.padded(pieces[0].stop)))
+    buffer = fresh(x, (rows, reference.padded(pieces[0].stop)))
     dx = lse.new_zeros(x.shape if needs_dx else (0,))
-    dweight = _fresh(weight, weight.shape if needs_dweight else (0,))
+    dweight = fresh(weight, weight.shape if needs_dweight else (0,))
     dbias = torch.empty_like(added)
     for words in pieces:
         some, dlogits = weight[words], buffer[:, : words.stop - words.start]

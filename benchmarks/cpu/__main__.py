@@ -64,7 +64,7 @@ def _show(results: run.Results, about: dict[str, Any], json_path: Path, plot: Pa
         console.print(render.speed_table(results), render.error_table(results))
     if results.pairs:
         console.print(render.pair_table(results))
-    for line in render.target_lines(results):
+    for line in [*render.sentence_lines(results), *render.target_lines(results)]:
         console.print(line)
     for problem in results.problems:
         console.print(f"note: {problem}", markup=False)

@@ -26,6 +26,7 @@ class Row:
 ROWS = (Row(1, 16), Row(1, 128), Row(16, 128), Row(4, 512), Row(16, 128, 0.5), Row(8, 512, 0.5))
 TRAINING_ROWS = (Row(8, 128), Row(8, 128, 0.5))
 THREAD_ROW = Row(16, 128)
+SENTENCES = "real sentences"
 BRIEF = ("1x16", "16x128", "16x128 half")
 
 _QUERY, _HALF, _LARGE = ("1x16",), ("16x128 half", "8x512 half"), ("16x128", "4x512")
@@ -60,7 +61,7 @@ TARGETS = (
     Target("share of matrix rate", "machine", FLOAT32, _LARGE, 0.9),
     Target("share of matrix rate", "machine", BFLOAT16, _LARGE, 0.85),
     Target("int8 speed", "bertfast", BFLOAT16, _LARGE, 1.5),
-    Target("int8 cosine", "exact", BFLOAT16, tuple(row.name for row in ROWS), 0.995),
+    Target("int8 mean cosine", "exact", BFLOAT16, (SENTENCES,), 0.995),
     Target("threads", "1 thread", FLOAT32, (THREAD_ROW.name,), 1.8),
     Target("threads", "1 thread", BFLOAT16, (THREAD_ROW.name,), 1.8),
     Target("training speed", "stock", FLOAT32, ("8x128",), 1.5),

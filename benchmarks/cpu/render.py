@@ -131,6 +131,14 @@ def _panel(axis: Any, rows: list[Measured]) -> None:
     axis.set_axisbelow(True)
 
 
+def sentence_lines(results: Results) -> list[str]:
+    return [
+        f"int8, {s.row}: cosine to float64 of {s.model}'s sentence embeddings {s.mean:.4f} in the mean, "
+        f"{s.p01:.4f} at the first percentile, {s.worst:.4f} at worst"
+        for s in results.sentences
+    ]
+
+
 def plot(results: Results, environment: dict[str, Any], path: Path) -> None:
     """A panel for each model and dtype: a bar for each peer and row, whiskers p20 to p80, a tick at the target."""
     import matplotlib

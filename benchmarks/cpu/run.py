@@ -75,11 +75,24 @@ class Pair:
 
 
 @dataclass
+class Sentences:
+    """Cosines of int8's sentence embeddings to those of stock in float64, over real sentences."""
+
+    model: str
+    dtype: str
+    mean: float
+    p01: float
+    worst: float
+    row: str = plan.SENTENCES
+
+
+@dataclass
 class Results:
     """All that was measured so far."""
 
     inference: list[Measured] = field(default_factory=list)
     pairs: list[Pair] = field(default_factory=list)
+    sentences: list["Sentences"] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     def to_dict(self, environment: dict[str, Any]) -> dict[str, Any]:
@@ -87,6 +100,7 @@ class Results:
             "environment": environment,
             "inference": [asdict(m) for m in self.inference],
             "pairs": [asdict(p) for p in self.pairs],
+            "int8_sentences": [asdict(s) for s in self.sentences],
             "problems": self.problems,
             "targets": [{**asdict(v), "met": v.met} for v in verdicts(self)],
         }
@@ -115,7 +129,7 @@ def verdicts(results: Results) -> list[Verdict]:
     """Every target that has a measurement, in the order of the rows."""
     found: list[Verdict] = []
 
-    def judge(kind: str, peer: str, at: Measured | Pair, value: Spread | float | None) -> None:
+    def judge(kind: str, peer: str, at: Measured | Pair | Sentences, value: Spread | float | None) -> None:
         least = plan.targets_of(kind, peer, at.dtype, at.row)
         if least is None or value is None:
             return
@@ -128,7 +142,8 @@ def verdicts(results: Results) -> list[Verdict]:
         judge("share of matrix rate", MACHINE, m, m.share)
         if INT8 in m.sides:
             judge("int8 speed", OURS, m, m.sides[INT8].ratio)
-            judge("int8 cosine", EXACT, m, m.sides[INT8].cosine)
+    for s in results.sentences:
+        judge("int8 mean cosine", EXACT, s, s.mean)
     for pair in results.pairs:
         if pair.kind == "threads":
             judge("threads", "1 thread", pair, pair.ratio)
@@ -182,16 +197,16 @@ def _rotate(workers: dict[str, Worker], turns: int, failed: dict[str, str]) -> d
     return {side: got for side, got in values.items() if side not in failed}
 
 
+def _cosines(a: np.ndarray, exact: np.ndarray) -> np.ndarray:
+    wide = a.astype(np.float64)
+    return (wide * exact).sum(-1) / (np.linalg.norm(wide, axis=-1) * np.linalg.norm(exact, axis=-1))
+
+
 def _errors(side: Side, outputs: list[np.ndarray], exact: list[np.ndarray]) -> None:
     differences = [np.abs(a.astype(np.float64) - e) for a, e in zip(outputs, exact, strict=True)]
     side.max_error = max(float(d.max()) for d in differences)
     side.rms_error = max(float(np.sqrt((d**2).mean())) for d in differences)
-
-    def cosines(a: np.ndarray, e: np.ndarray) -> float:
-        wide = a.astype(np.float64)
-        return float(((wide * e).sum(-1) / (np.linalg.norm(wide, axis=-1) * np.linalg.norm(e, axis=-1))).min())
-
-    side.cosine = min(cosines(a, e) for a, e in zip(outputs, exact, strict=True))
+    side.cosine = min(float(_cosines(a, e).min()) for a, e in zip(outputs, exact, strict=True))
 
 
 def _set_batch(workers: dict[str, Worker], failed: dict[str, str], batch: Batch) -> None:
@@ -244,6 +259,18 @@ def inference(
             _measure(workers, failed, m, turns)
             results.problems += _new(failed, reasons, f"{model} {dtype} {row.name}")
             results.inference.append(m)
+        if model == "minilm" and INT8 in workers:
+            _sentences(workers, reasons, model, dtype, results)
+
+
+def _sentences(workers: dict[str, Worker], reasons: dict[str, str], model: str, dtype: str, results: Results) -> None:
+    failed = dict(reasons)
+    ours, exact = (_ask(workers, side, failed, "sentences") for side in (INT8, EXACT))
+    results.problems += _new(failed, reasons, f"{model} {dtype} {plan.SENTENCES}")
+    if ours is not None and exact is not None:
+        cosines = _cosines(ours, exact)
+        mean, p01, worst = float(cosines.mean()), float(np.percentile(cosines, 1)), float(cosines.min())
+        results.sentences.append(Sentences(model, dtype, mean, p01, worst))
 
 
 def _new(failed: dict[str, str], reasons: dict[str, str], where: str) -> list[str]:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bertfast.bench.cases import Batch, BenchError
+from bertfast.bench.cases import Batch, BenchError, minilm_folder, sentence_batches
 from bertfast.bench.protocol import peak_memory, resident_memory
 
 PAUSE = 0.05  # seconds before a turn, in which the threads of the side before fall asleep
@@ -71,6 +71,14 @@ class _Inference:
         """Hidden states of real tokens [T, E] and the pooled output [B, E]."""
         hidden, *pooled = self.call(self.now)
         return [np.array(hidden[self.now.attention_mask.bool().numpy()]), *(np.array(p) for p in pooled)]
+
+    def sentences(self) -> np.ndarray:
+        """Mean-pooled embeddings [N, E] of the project's real sentences through the real checkpoint's tokenizer."""
+        embeddings = []
+        for batch in sentence_batches(minilm_folder()):
+            mask = batch.attention_mask.numpy()[..., None]
+            embeddings.append((self.call(batch)[0] * mask).sum(1) / mask.sum(1))
+        return np.concatenate(embeddings).astype(np.float64)
 
     def memory(self) -> tuple[int | None, int | None]:
         """Bytes that a call needs above what was held before it, and those held: weights, their copies, arenas."""

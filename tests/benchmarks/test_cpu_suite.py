@@ -56,6 +56,8 @@ class Fake:
             return SECONDS[self.side] * (2 / self.threads if self.side == "bertfast" else 1)
         if name == "memory":
             return (100 if self.side.endswith("bertfast") else 300), 1000
+        if name == "sentences":
+            return np.array([[1.0, 0.0], [1.0, 0.0 if self.side == "exact" else 1.0]])
         if name == "outputs":
             return [np.ones((3, 4)) + (0 if self.side == "exact" else 0.01), np.ones((2, 4))]
         return None
@@ -95,6 +97,17 @@ def test_ratios_are_the_others_time_over_ours(fake):
     assert first.sides["stock"].ratio.p50 == pytest.approx(3)
     assert first.sides["onnxruntime"].ratio.p50 == pytest.approx(0.5)
     assert first.share.p50 == pytest.approx(first.useful_flops / 0.1 / 1e9)
+
+
+def test_int8_is_judged_by_real_sentences(fake):
+    results = run.Results()
+    run.inference("minilm", "bfloat16", [plan.ROWS[0]], 1, results, lambda text: None)
+    found = results.sentences[0]
+    assert (found.mean, found.worst) == (pytest.approx((1 + 0.5**0.5) / 2), pytest.approx(0.5**0.5))
+    verdict = next(v for v in run.verdicts(results) if v.kind == "int8 mean cosine")
+    assert not verdict.met
+    assert "at worst" in render.sentence_lines(results)[0]
+    assert not _inference("bfloat16").sentences  # only the checkpoint that was trained
 
 
 def test_int8_is_compared_with_our_bfloat16(fake):

@@ -8,7 +8,7 @@ import torch
 
 import bertfast
 from benchmarks.cpu.worker import timed_turn
-from bertfast.bench.cases import PRESETS, SEED, BenchError
+from bertfast.bench.cases import PRESETS, SEED, BenchError, preset_config
 from bertfast.bench.protocol import peak_memory
 
 MASKED = 0.15
@@ -18,21 +18,13 @@ class Training:
     """A side's model and batch. bfloat16 is autocast over float32 weights."""
 
     def __init__(self, side: str, model: str, dtype: str, threads: int):
-        from transformers import BertConfig, BertForPreTraining
+        from transformers import BertForPreTraining
 
         if model not in PRESETS:
             raise BenchError(f"training is measured on a preset ({', '.join(PRESETS)}), got {model!r}")
         torch.set_num_threads(threads)
         torch.manual_seed(SEED)
-        hidden, layers, heads, inner = PRESETS[model]
-        config = BertConfig(
-            hidden_size=hidden,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            intermediate_size=inner,
-            attn_implementation="sdpa",
-        )
-        self.model = BertForPreTraining(config).train()
+        self.model = BertForPreTraining(preset_config(model)).train()
         self.autocast = dtype == "bfloat16"
         if side == "training bertfast":
             bertfast.optimize(self.model, masked_head=True)

@@ -5,6 +5,7 @@ import json
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -85,26 +86,32 @@ def _folder(model: str) -> Path:
     return folder
 
 
+def preset_config(name: str) -> Any:
+    """The BertConfig of a preset, with sdpa attention."""
+    from transformers import BertConfig
+
+    hidden, layers, heads, feed_forward = PRESETS[name]
+    return BertConfig(
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=feed_forward,
+        attn_implementation="sdpa",
+    )
+
+
 def load_model(model: str) -> nn.Module:
     """A stock BertModel in float32, sdpa attention, evaluation mode, from a preset's name or a checkpoint's folder."""
     try:
-        from transformers import AutoModel, BertConfig, BertModel
+        from transformers import AutoModel, BertModel
         from transformers.utils import logging
     except ImportError as error:
         raise BenchError("this needs transformers: pip install 'bertfast[hf]'") from error
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     if model in PRESETS:
-        hidden, layers, heads, feed_forward = PRESETS[model]
         torch.manual_seed(SEED)
-        config = BertConfig(
-            hidden_size=hidden,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            intermediate_size=feed_forward,
-            attn_implementation="sdpa",
-        )
-        return BertModel(config).eval()
+        return BertModel(preset_config(model)).eval()
     folder = _folder(model)
     try:
         return AutoModel.from_pretrained(

@@ -77,20 +77,13 @@ def _plain(module: Any, kind: type, name: str, device: torch.device, dtype: torc
     """`module` is exactly `kind`, unhooked, and its parameters are ordinary tensors on `device`, of `dtype` where given."""
     if type(module) is not kind:
         return f"{name} is {type(module).__name__}, not a plain {kind.__name__}"
-    if (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or ("forward" in module.__dict__)
-    ):
-        reason = hook_reason(module, name)
-        if reason is not None:
-            return reason
+    reason = hook_reason(module, name)
+    if reason is not None:
+        return reason
     for parameter in module._parameters.values():
         if parameter is None:
             continue
-        if (type(parameter) is not nn.Parameter and type(parameter) is not Tensor) or parameter.device != device:
+        if type(parameter) not in (nn.Parameter, Tensor) or parameter.device != device:
             where = f"on the {parameter.device.type} device" if parameter.device != device else type(parameter).__name__
             return f"the weights of {name} are {where}"
         if dtype is not None and parameter.dtype != dtype:

@@ -20,7 +20,7 @@ struct PackedProduct {
   const float* w_sum;    // int8 only: [outputs], the sum of the weight's integers
   const float* bias;     // [outputs], or null
   void* y;               // [rows, outputs]
-  int64_t rows, words, outputs;
+  int64_t words, outputs;
   int activation;   // 0 none, 1 erf GELU, 2 tanh GELU
   bool y_bfloat16;  // else float
 };

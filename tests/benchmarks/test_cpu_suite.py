@@ -183,7 +183,7 @@ def test_training_and_threads_are_pairs(fake):
     assert threads.ratio.p50 == pytest.approx(2)
 
 
-def test_targets_of_the_issue():
+def test_targets_by_row():
     assert plan.targets_of("speed", "openvino", "float32", "16x128 half") == 1.85
     assert plan.targets_of("speed", "stock", "bfloat16", "1x16") is None
     assert plan.targets_of("speed", "onnxruntime", "bfloat16", "16x128") is None

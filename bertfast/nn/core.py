@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from bertfast import ops
 from bertfast.nn import prepack
-from bertfast.nn.cast import cast_weights
 from bertfast.nn.feed_forward import feed_forward
+from bertfast.nn.linear import joined_linear
 from bertfast.ops.rng import new_rng
 
 
@@ -66,16 +66,6 @@ def _prepacked(x: Tensor, linears: tuple[nn.Linear, ...], dtype: torch.dtype, wa
     return prepack.can_fuse(linears, dtype)
 
 
-def _cat(parts: list[Tensor | None], dtype: torch.dtype) -> Tensor | None:
-    present = [part for part in parts if part is not None]
-    return cast_weights(present, dtype) if present else None
-
-
-def _linear(x: Tensor, linears: tuple[nn.Linear, ...], dtype: torch.dtype, *, bias: bool) -> Tensor:
-    weight = _cat([linear.weight for linear in linears], dtype)
-    return ops.linear(x, weight, _cat([linear.bias for linear in linears], dtype) if bias else None)
-
-
 def _add_norm(out: Tensor, residual: Tensor, bias: Tensor | None, norm: nn.LayerNorm, p: float) -> Tensor:
     rng = new_rng(out.device) if p > 0.0 else None
     return ops.dropout_add_norm(out, residual, norm.weight, norm.bias, bias=bias, eps=norm.eps, dropout_p=p, rng=rng)
@@ -87,7 +77,7 @@ def _project_add_norm(
     dtype = product_dtype(residual)
     if _prepacked(x, (dense,), dtype, use_prepack):
         return _add_norm(prepack.fused_linear(x.to(dtype), (dense,), int8=int8), residual, None, norm, p)
-    return _add_norm(_linear(x.to(dtype), (dense,), dtype, bias=False), residual, dense.bias, norm, p)
+    return _add_norm(joined_linear(x.to(dtype), (dense,), bias=False), residual, dense.bias, norm, p)
 
 
 def attention_block(
@@ -124,7 +114,7 @@ def attention_block(
     if _prepacked(x, projections, dtype, use_prepack):
         qkv = prepack.fused_linear(flat.to(dtype), projections, int8=int8)
     else:
-        qkv = _linear(flat.to(dtype), projections, dtype, bias=True)
+        qkv = joined_linear(flat.to(dtype), projections, bias=True)
     size = query.weight.shape[0] // heads
     rng = new_rng(x.device) if attention_p > 0.0 else None
     if isinstance(layout, Packed):
@@ -166,9 +156,9 @@ def mlp_block(
         activation = "gelu" if approximate == "none" else "gelu_tanh"
         hidden = prepack.fused_linear(flat.to(dtype), (up,), activation, int8=int8)
     else:
-        weight, bias = cast_weights([up.weight], dtype), up.bias.to(dtype)
         if not _prepacked(flat, (down,), dtype, use_prepack):
-            out = feed_forward(flat.to(dtype), weight, bias, cast_weights([down.weight], dtype), approximate)
+            out = feed_forward(flat.to(dtype), up.weight, up.bias, down.weight, approximate)
             return _add_norm(out, flat, down.bias, norm, hidden_p).view(x.shape)
+        weight, bias = up.weight.to(dtype), up.bias.to(dtype)
         hidden = ops.linear_gelu(flat.to(dtype), weight, bias, approximate=approximate)
     return _project_add_norm(hidden, flat, down, norm, hidden_p, use_prepack, int8).view(x.shape)

@@ -12,10 +12,11 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bertfast.nn import stack
-from bertfast.ops import onednn, packed_linear
+from bertfast.ops import onednn, packed_linear, products
 
 _SAMPLES = 32
 _DTYPES = (torch.float32, torch.bfloat16)
@@ -119,7 +120,8 @@ def fused_linear(x: Tensor, linears: tuple[nn.Linear, ...], activation: str = "n
         raise ValueError(f"fused_linear: activation must be one of {onednn.ACTIVATIONS}, got {activation!r}")
     entry = _entry(linears, x.dtype, int8) if x.dtype in _DTYPES else None
     if entry is None:
-        return onednn.linear_activated(x, *_concatenated(linears, x.dtype), activation)
+        y = products.linear(x, *_concatenated(linears, x.dtype))
+        return y if activation == "none" else F.gelu(y, approximate="tanh" if activation == "gelu_tanh" else "none")
     return entry.product(x, activation)
 
 

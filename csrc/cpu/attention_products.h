@@ -43,6 +43,18 @@ struct PairProduct {
 };
 #endif
 
+#if defined(__AVX512BF16__)
+// Two floats of a matrix that is to be multiplied in bfloat16: loads as the one word they become.
+struct FloatPair {
+  float low, high;
+};
+
+BERTFAST_INLINE Vec load(const FloatPair* at) {
+  const float* floats = &at->low;
+  return (Vec)_mm512_cvtne2ps_pbh((__m512)load(floats + kLanes), (__m512)load(floats));
+}
+#endif
+
 inline int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
 // C [R, V vectors] (+)= A B. A(r, k) = a[r * lda + k], or a[k * lda + r] where it is Transposed.
@@ -153,18 +165,30 @@ void gather_panels(const T* from, int64_t stride, int64_t count, int64_t size, i
   }
 }
 
-// Rows [count, size] of bfloat16 as words [ceil(count / 2), width]: word d of a row holds element d of two rows, the
+// The first `count` elements as bfloat16, in the high halves of words.
+BERTFAST_INLINE VecU bfloat16_bits(const BFloat16* at, int count) {
+  return (VecU)(count == kLanes ? load(at) : load_tail(at, count));
+}
+BERTFAST_INLINE VecU bfloat16_bits(const float* at, int count) {
+  BFloat16 rounded[kLanes];
+  store(rounded, count == kLanes ? load(at) : load_tail(at, count));
+  return bfloat16_bits(rounded, kLanes);
+}
+
+// Rows [count, size] as words [ceil(count / 2), width]: word d of a row holds element d of two rows as bfloat16, the
 // earlier one low. An odd last row is paired with zeros.
-inline void interleave_rows(const BFloat16* from, int64_t stride, int64_t count, int64_t size, int64_t width,
-                            float* to) {
-  auto word = [](Vec low, Vec high) { return (Vec)(((VecU)low >> 16) | (VecU)high); };
+template <class T>
+void interleave_rows(const T* from, int64_t stride, int64_t count, int64_t size, int64_t width, float* to) {
   for (int64_t i = 0; i < count; i += 2) {
-    const BFloat16* low = from + i * stride;
-    const BFloat16* high = i + 1 < count ? low + stride : nullptr;
+    const T* low = from + i * stride;
+    const T* high = i + 1 < count ? low + stride : nullptr;
     float* row = to + i / 2 * width;
+    auto words = [&](int64_t d, int n) {
+      return (Vec)((bfloat16_bits(low + d, n) >> 16) | (high ? bfloat16_bits(high + d, n) : VecU{}));
+    };
     for_columns(
-        size, [&](int64_t d) { store(row + d, word(load(low + d), high ? load(high + d) : Vec{})); },
-        [&](int64_t d, int n) { store(row + d, word(load_tail(low + d, n), high ? load_tail(high + d, n) : Vec{})); });
+        size, [&](int64_t d) { store(row + d, words(d, kLanes)); },
+        [&](int64_t d, int n) { store(row + d, words(d, n)); });
   }
 }
 

@@ -89,6 +89,21 @@ PackedWeight pack_weight(const at::Tensor& weight, at::ScalarType dtype, bool in
   return packed;
 }
 
+void run_product(const PackedProduct& p, PackedKind kind, int64_t rows) {
+  const PackedLinearKernels& kernels = packed_linear_kernels();
+  const int64_t panels = panels_of(p.outputs), pieces = (rows + kUnitRows - 1) / kUnitRows;
+  // In whole register blocks where there are several pieces.
+  const int64_t step =
+      pieces <= 1 ? rows : ((rows + pieces - 1) / pieces + kernels.rows - 1) / kernels.rows * kernels.rows;
+  at::parallel_for(0, panels * pieces, 1, [&](int64_t begin, int64_t end) {
+    const at::Tensor scratch = at::empty({step * kernels.panel}, at::kFloat);
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t row = unit / panels * step, count = std::min(step, rows - row);
+      if (count > 0) kernels.run[kind](p, unit % panels, row, count, scratch.mutable_data_ptr<float>());
+    }
+  });
+}
+
 void packed_linear(const void* x, int64_t rows, const PackedWeight& w, const float* bias, Activation activation,
                    void* y) {
   const PackedLinearKernels& kernels = packed_linear_kernels();
@@ -98,8 +113,8 @@ void packed_linear(const void* x, int64_t rows, const PackedWeight& w, const flo
   p.weights = w.data.const_data_ptr<float>();
   p.bias = bias;
   p.y = y;
-  p.words = w.inputs / per_word(kind);
-  p.outputs = w.outputs;
+  p.words = p.x_stride = w.inputs / per_word(kind);
+  p.outputs = p.y_stride = w.outputs;
   p.activation = static_cast<int>(activation);
   p.y_bfloat16 = w.dtype == at::kBFloat16;
   at::Tensor bytes, scales;
@@ -119,17 +134,7 @@ void packed_linear(const void* x, int64_t rows, const PackedWeight& w, const flo
     p.w_scale = w.scale.const_data_ptr<float>();
     p.w_sum = w.sum.const_data_ptr<float>();
   }
-  const int64_t panels = panels_of(w.outputs), pieces = (rows + kUnitRows - 1) / kUnitRows;
-  // In whole register blocks where there are several pieces.
-  const int64_t step =
-      pieces <= 1 ? rows : ((rows + pieces - 1) / pieces + kernels.rows - 1) / kernels.rows * kernels.rows;
-  at::parallel_for(0, panels * pieces, 1, [&](int64_t begin, int64_t end) {
-    const at::Tensor scratch = at::empty({step * kernels.panel}, at::kFloat);
-    for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t row = unit / panels * step, count = std::min(step, rows - row);
-      if (count > 0) kernels.run[kind](p, unit % panels, row, count, scratch.mutable_data_ptr<float>());
-    }
-  });
+  run_product(p, kind, rows);
 }
 
 namespace {

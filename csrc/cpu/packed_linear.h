@@ -31,4 +31,7 @@ PackedWeight pack_weight(const at::Tensor& weight, at::ScalarType dtype, bool in
 void packed_linear(const void* x, int64_t rows, const PackedWeight& w, const float* bias, Activation activation,
                    void* y);
 
+// All panels of p for `rows` rows.
+void run_product(const PackedProduct& p, PackedKind kind, int64_t rows);
+
 }  // namespace bertfast

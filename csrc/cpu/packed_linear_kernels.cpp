@@ -112,7 +112,7 @@ template <class T, bool kBytes>
 void write_rows(const PackedProduct& p, int64_t first, int64_t row, int64_t count, const float* from) {
   const int64_t width = std::min(kPanel, p.outputs - first);
   for (int64_t r = 0; r < count; ++r) {
-    T* to = static_cast<T*>(p.y) + (row + r) * p.outputs + first;
+    T* to = static_cast<T*>(p.y) + (row + r) * p.y_stride + first;
     for_columns(
         width,
         [&](int64_t c) { store(to + c, finish<kBytes>(p, row + r, first + c, kLanes, load(from + r * kPanel + c))); },
@@ -135,7 +135,7 @@ void run(const PackedProduct& p, int64_t panel_index, int64_t row, int64_t count
     for (int64_t i = 0, at = 0; i < blocks; ++i) {
       const int64_t rows = (count - at + blocks - i - 1) / (blocks - i);
       const int64_t fetch = i * lines < kLines ? lines : 0;
-      find_product<Words>(rows, fetch)(steps, x + (row + at) * p.words + begin, p.words, panel + begin * kPanel,
+      find_product<Words>(rows, fetch)(steps, x + (row + at) * p.x_stride + begin, p.x_stride, panel + begin * kPanel,
                                        scratch + at * kPanel, piece > 0, next + i * lines * steps * kLine);
       if (piece == pieces - 1) {
         const int64_t first = panel_index * kPanel;

@@ -12,15 +12,15 @@ enum PackedKind { kPackedFloat, kPackedBFloat16, kPackedInt8, kPackedKinds };
 
 // y [rows, outputs] = activation(x W^T + bias).
 struct PackedProduct {
-  const void* x;         // [rows, words] words, rows one after another
+  const void* x;         // [rows, words] words, rows x_stride words apart
   const float* x_scale;  // int8 only: [rows], what one step of x's integers is worth,
   const float* x_low;    // and what the integer 0 stands for
   const float* weights;  // as `pack` wrote them
   const float* w_scale;  // int8 only: [outputs]
   const float* w_sum;    // int8 only: [outputs], the sum of the weight's integers
   const float* bias;     // [outputs], or null
-  void* y;               // [rows, outputs]
-  int64_t words, outputs;
+  void* y;               // [rows, outputs], rows y_stride elements apart
+  int64_t words, outputs, x_stride, y_stride;
   int activation;   // 0 none, 1 erf GELU, 2 tanh GELU
   bool y_bfloat16;  // else float
 };

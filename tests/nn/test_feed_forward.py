@@ -1,4 +1,4 @@
-"""The feed-forward products as one step, and weights cast in one pass: the numbers and gradients of the ops they stand for."""
+"""The feed-forward products as one step: the numbers and gradients of the ops they stand for."""
 
 import itertools
 
@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from bertfast import ops
-from bertfast.nn.cast import cast_weights
 from bertfast.nn.feed_forward import feed_forward
-from bertfast.testing import leaves
+from bertfast.testing import assert_within_budget, leaves, rms_error
 
 NAMES = ("x", "up", "up_bias", "down")
 
@@ -49,22 +48,16 @@ def test_only_the_gradients_that_are_wanted(needed):
             torch.testing.assert_close(part.grad, full.grad)
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_cast_weights(count):
-    parts = [torch.randn(5 + i, 6, requires_grad=i != 1) for i in range(count)]
-    whole = cast_weights(parts, torch.bfloat16)
-    assert torch.equal(whole, torch.cat([p.detach() for p in parts]).bfloat16())
-    gradient = torch.randn(whole.shape).bfloat16()
-    whole.backward(gradient)
-    at = 0
-    for part in parts:
-        if part.requires_grad:
-            assert torch.equal(part.grad, gradient[at : at + part.shape[0]].float())
-        else:
-            assert part.grad is None
-        at += part.shape[0]
-
-
-def test_a_weight_that_needs_no_cast_is_itself():
-    weight = torch.randn(3, 4)
-    assert cast_weights([weight], torch.float32) is weight
+def test_parameters_of_another_dtype():
+    # As under autocast: the products are bfloat16's, and the float32 gradients are not rounded to it.
+    parts = inputs(torch.float32)
+    x, dy = parts[0].bfloat16(), torch.randn(7, 24).bfloat16()
+    results = []
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        mine = leaves([x if dtype != torch.float64 else x.double(), *(p.bfloat16().to(dtype) for p in parts[1:])])
+        y = feed_forward(*mine, "none")
+        y.backward(dy.to(y.dtype))
+        results.append([y.detach(), *(t.grad for t in mine)])
+    for name, ours, eager, exact in zip(("y", *NAMES), *results, strict=True):
+        assert_within_budget(ours, eager, exact, name, measure=rms_error)
+    assert [g.dtype for g in results[0]] == [torch.bfloat16] * 2 + [torch.float32] * 3

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bertfast import _library
-from bertfast.ops import onednn
+from bertfast.ops import products
 from bertfast.ops.dropout_add_norm.reference import compute_dtype
 
 
@@ -36,7 +36,7 @@ def bias_gelu_backward(dy: Tensor, pre: Tensor, bias: Tensor, tanh: bool) -> tup
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor, tanh: bool) -> tuple[Tensor, Tensor]:
-    pre = onednn.linear(x, weight)
+    pre = products.linear(x, weight)
     return _library.op("bias_gelu_fwd")(pre, bias, tanh), pre
 
 
@@ -45,6 +45,6 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     dpre, dbias = _library.op("bias_gelu_bwd")(dy, pre, bias, tanh)
     absent = dy.new_empty(0)
-    dx = onednn.matmul(dpre, weight) if needs_dx else absent.clone()
-    dweight = onednn.matmul(dpre.t(), x) if needs_dweight else absent.clone()
+    dx = products.matmul(dpre, weight) if needs_dx else absent.clone()
+    dweight = products.matmul(dpre.t(), x) if needs_dweight else absent.clone()
     return dx, dweight, dbias

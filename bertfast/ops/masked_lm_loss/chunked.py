@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bertfast import _ext
-from bertfast.ops import onednn
+from bertfast.ops import products
 from bertfast.ops.masked_lm_loss import reference
 from bertfast.ops.memory import fresh
 
@@ -24,7 +24,7 @@ LOGITS_BYTES = 32 << 20
 def _pieces(total: int, bytes_each: int) -> list[slice]:
     """Even pieces, at least one, of so many rows or words, whose logits take `bytes_each`."""
     count = max(-(-total * bytes_each // LOGITS_BYTES), 1)
-    step = max(-(-total // count), 1)
+    step = max(-(-total // count + 1) // 2 * 2, 2)  # even: bfloat16 is multiplied in pairs
     return [slice(at, min(at + step, total)) for at in range(0, max(total, 1), step)]
 
 
@@ -51,7 +51,7 @@ def forward(
     for part in pieces:
         product = logits[: part.stop - part.start, :vocabulary]
         for words in _pieces(vocabulary, product.shape[0] * x.element_size()):
-            onednn.matmul(x[part], weight[words].t(), out=product[:, words])
+            products.matmul(x[part], weight[words].t(), out=product[:, words])
         if native:
             torch.ops.bertfast_cpu.cross_entropy_statistics(
                 product, bias, labels[part], loss[part], lse[part], argmax[part]
@@ -87,7 +87,7 @@ def backward(
     dbias = torch.empty_like(added)
     for words in pieces:
         some, dlogits = weight[words], buffer[:, : words.stop - words.start]
-        logits = kept[:, words] if kept.dim() == 2 else onednn.matmul(x, some.t(), out=dlogits)
+        logits = kept[:, words] if kept.dim() == 2 else products.matmul(x, some.t(), out=dlogits)
         if native:
             torch.ops.bertfast_cpu.cross_entropy_gradient(
                 logits, added[words], labels, lse, dloss, words.start, dlogits, dbias[words]
@@ -95,9 +95,8 @@ def backward(
         else:
             wide = reference.gradient_(_with_bias(logits, added[words], lse.dtype), labels, lse, dloss, words.start)
             dbias[words], dlogits = wide.sum(0), wide.to(x.dtype)
-        # Not by way of oneDNN: it was half as fast as MKL where the sum is as long as the vocabulary, or takes no `out`.
         if needs_dx:
-            dx += torch.mm(dlogits, some)
+            dx += products.matmul(dlogits, some)
         if needs_dweight:
-            torch.mm(dlogits.t(), x, out=dweight[words])
+            products.matmul(dlogits.t(), x, out=dweight[words])
     return dx.to(x.dtype), dweight, (dbias if needs_dbias else dbias.new_empty(0)).to(bias.dtype)

@@ -149,12 +149,17 @@ def masked_lm_loss(
     """
     if dense_bias is None or decoder_bias is None:
         raise ValueError("masked_lm_loss: dense_bias and decoder_bias must be given; BERT's heads have both")
+    decoder_dtype = hidden.dtype
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, dense_weight, dense_bias = hidden.to(dtype), dense_weight.to(dtype), dense_bias.to(dtype)
-        decoder_weight, decoder_bias = decoder_weight.to(dtype), decoder_bias.to(dtype)
+        if (
+            hidden.device.type != "cpu"
+        ):  # whose products read another dtype on their way: a cast takes longer than they do
+            decoder_weight, decoder_bias = decoder_weight.to(dtype), decoder_bias.to(dtype)
+        decoder_dtype = decoder_weight.dtype
     _check(hidden, labels, positions, dense_weight, [norm_weight, norm_bias])
-    transformed = hidden.new_empty(()).expand(*hidden.shape[:-1], dense_weight.shape[0])
+    transformed = hidden.new_empty((), dtype=decoder_dtype).expand(*hidden.shape[:-1], dense_weight.shape[0])
     check_shapes("masked_lm_loss (decoder)", transformed, decoder_weight, decoder_bias)
     rows, chosen, places = _gather(hidden.flatten(0, -2), labels.flatten(), positions, ignore_index)
     if not torch.compiler.is_compiling():

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bertfast.ops import linear_gelu, onednn
+from bertfast.ops import linear_gelu, products
 from bertfast.testing import assert_within_budget, leaves
 
 # rows, K, N. 768 is BERT-base, 257 has a tail in every vector width; rows: nothing, one, a few, several chunks.
@@ -31,8 +31,8 @@ def run(function, inputs, dy):
 @pytest.mark.parametrize("approximate", FORMS)
 @pytest.mark.parametrize("size", SIZES)
 def test_parity(implementation, size, dtype, approximate, monkeypatch):
-    # Eager's own product, so that the budget judges bias and GELU; test_linear.py judges oneDNN's.
-    monkeypatch.setattr(onednn, "prefers_unpacked", lambda: False)
+    # Eager's own product, so that the budget judges bias and GELU; test_products.py judges ours.
+    monkeypatch.setattr(products, "preferred", lambda: False)
     inputs = x, weight, bias = make(*size, dtype)
     dy = torch.randn(size[0], size[2]).to(dtype)
     y, pre = implementation.linear_gelu_fwd(x, weight, bias, FORMS[approximate])
@@ -106,8 +106,8 @@ def test_gradcheck(approximate):
 
 def test_backward_does_not_multiply_again(monkeypatch):
     calls = []
-    product = onednn.linear
-    monkeypatch.setattr(onednn, "linear", lambda *t: (calls.append(1), product(*t))[1])
+    product = products.linear
+    monkeypatch.setattr(products, "linear", lambda *t: (calls.append(1), product(*t))[1])
     linear_gelu(*leaves(make(4, 8, 6, torch.float32))).sum().backward()
     assert len(calls) == 1
 

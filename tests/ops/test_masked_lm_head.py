@@ -114,6 +114,7 @@ def test_ignore_index():
 
 def test_autocast():
     tensors, labels = head(48, 1031, torch.float32)
+    tensors = [*tensors[:-1], tensors[-1].bfloat16().float()]  # the decoder's bias is not rounded to autocast's dtype
     mine, narrow = leaves(tensors), leaves([t.bfloat16() for t in tensors])
     with torch.autocast("cpu", torch.bfloat16):
         loss, _, _ = ours(mine, labels)

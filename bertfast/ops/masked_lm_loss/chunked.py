@@ -24,7 +24,7 @@ LOGITS_BYTES = 32 << 20
 def _pieces(total: int, bytes_each: int) -> list[slice]:
     """Even pieces, at least one, of so many rows or words, whose logits take `bytes_each`."""
     count = max(-(-total * bytes_each // LOGITS_BYTES), 1)
-    step = max(-(-total // count + 1) // 2 * 2, 2)  # even: bfloat16 is multiplied in pairs
+    step = max(-(-total // (2 * count)) * 2, 2)  # even: bfloat16 is multiplied in pairs
     return [slice(at, min(at + step, total)) for at in range(0, max(total, 1), step)]
 
 

@@ -55,9 +55,12 @@ bool is_across(const at::Tensor& t) { return t.stride(0) == 1 || t.size(0) == 1;
 // t [lines, inner], in rows or in columns.
 ProductSide describe(const at::Tensor& t, bool pairs) {
   const bool across = !is_lines(t);
-  return {t.const_data_ptr(), t.scalar_type() == at::kFloat ? kFloatStorage : kBFloat16Storage,
-          across,             across ? t.stride(1) : t.stride(0),
-          t.size(0),          t.size(1),
+  return {t.const_data_ptr(),
+          t.scalar_type() == at::kFloat ? kFloatStorage : kBFloat16Storage,
+          across,
+          across ? t.stride(1) : t.stride(0),
+          t.size(0),
+          t.size(1),
           pairs};
 }
 
@@ -67,8 +70,8 @@ bool fits(const at::Tensor& t, bool pairs) {
   return is_across(t);
 }
 
-// The right side, of one or several matrices b_i: joined along the inner dimension where `along` is 0, along the columns
-// of the result where it is 1. As lines of the kernels it is transposed.
+// The right side, of one or several matrices b_i: joined along the inner dimension where `along` is 0, along the
+// columns of the result where it is 1. As lines of the kernels it is transposed.
 struct RightSide {
   std::vector<ProductSide> parts;
   int64_t along, lines = 0, inner = 0;

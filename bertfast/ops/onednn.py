@@ -18,7 +18,6 @@ def available() -> bool:
     return (
         torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        and hasattr(torch.ops.mkldnn._linear_pointwise, "binary")
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
     )
 

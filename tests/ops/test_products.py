@@ -16,7 +16,7 @@ from bertfast.testing import assert_within_budget, rms_error
 SIZES = [(1, 2, 90), (7, 16, 9), (65, 31, 130), (200, 77, 64), (154, 768, 300), (5, 70000, 140), (2500, 48, 40)]
 
 
-@pytest.fixture(params=["ours", "torch"])
+@pytest.fixture(params=["ours", "torch"], ids=["cpu", "torch"])  # "cpu": test_isa.py runs these under every build
 def owner(request, monkeypatch):
     """Both branches, whatever processor this is."""
     monkeypatch.setattr(products, "preferred", lambda: request.param == "ours")

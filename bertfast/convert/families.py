@@ -7,8 +7,10 @@ from transformers.models.bert import modeling_bert
 
 from bertfast.convert.heads import HEADS
 from bertfast.convert.layers import FastBertEmbeddings, FastBertEncoder, FastBertLayer
+from bertfast.convert.model import FastBertModel
 
 SWAPS: dict[type[nn.Module], type[nn.Module]] = {
+    modeling_bert.BertModel: FastBertModel,
     modeling_bert.BertEmbeddings: FastBertEmbeddings,
     modeling_bert.BertEncoder: FastBertEncoder,
     modeling_bert.BertLayer: FastBertLayer,

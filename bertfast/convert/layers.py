@@ -184,7 +184,10 @@ class FastBertEncoder(hf.BertEncoder):
         packing = None
         if reason is None:
             real = checks.key_padding(attention_mask, *hidden_states.shape[:2])
-            reason, packing = self._pack(attention_mask, real)
+            if attention_mask is not None and real is None:
+                reason = "the mask is more than padding"
+            else:
+                reason, packing = self.packing(real)
         if reason is not None:
             count(self, f"kept padded: {reason}")
             return super().forward(
@@ -203,8 +206,6 @@ class FastBertEncoder(hf.BertEncoder):
         self, x: Tensor, mask: Any, encoder_hidden_states: Any, past_key_values: Any, kwargs: dict
     ) -> str | None:
         """Why this call stays padded, apart from what the mask says."""
-        if option(self, "unpad") is False:
-            return "unpad=False"
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return "a compiled graph needs shapes that do not depend on data"
         if x.is_cuda and torch.cuda.is_current_stream_capturing():
@@ -218,11 +219,17 @@ class FastBertEncoder(hf.BertEncoder):
             return "the loss of this head runs over padding too"
         if x.dim() != 3 or x.numel() == 0:
             return f"hidden states have shape {tuple(x.shape)}"
-        reason = (
-            checks.tensor_reason(x, bool(option(self, "unverified_kernels")))
-            or checks.call_reason(self.config, kwargs)
+        return (
+            checks.call_reason(self.config, kwargs)
             or checks.mask_reason(mask, x, self.config._attn_implementation)
+            or self.stack_reason(x)
         )
+
+    def stack_reason(self, x: Tensor) -> str | None:
+        """What about the stack as it stands keeps it padded, for hidden states of x's device and dtype."""
+        if option(self, "unpad") is False:
+            return "unpad=False"
+        reason = checks.tensor_reason(x, bool(option(self, "unverified_kernels")))
         if reason is not None:
             return reason
         for i, layer in enumerate(self.layer):
@@ -233,12 +240,9 @@ class FastBertEncoder(hf.BertEncoder):
                 return f"layer {i}: {reason}"
         return None
 
-    def _pack(self, mask: Tensor | None, real: Tensor | None) -> tuple[str | None, ops.Packing | None]:
-        if mask is None:
-            return None, None
-        if real is None:
-            return "the mask is more than padding", None
-        if bool(real.all()):
+    def packing(self, real: Tensor | None) -> tuple[str | None, ops.Packing | None]:
+        """Why a batch whose real tokens are these [B, S] stays padded, or else its packing; that is None where all are real."""
+        if real is None or bool(real.all()):
             return None, None
         if option(self, "first_token_read") and not bool(real[:, 0].all()):
             return "the pooler reads position 0, which is padding in some sequence", None
@@ -255,17 +259,23 @@ class FastBertEncoder(hf.BertEncoder):
             layout = Packed(packing.cu_seqlens, packing.max_seqlen)
             packed = ops.unpad(x, packing)
         read = self._read(packing, (batch, seqlen))
-        y = self._stack(packed, layout) if read is None else None
-        if y is not None:
-            packed = y
-        else:
-            for i, layer in enumerate(self.layer):
-                last = read is not None and i == len(self.layer) - 1
-                packed = layer(packed, replace(layout, read=read) if last else layout, **kwargs)
+        packed = self.through(packed, layout, read, kwargs)
         if read is not None:
             places = read if packing is None else packing.indices[read]
             return ops.repad(packed, ops.Packing(places, layout.cu_seqlens, layout.max_seqlen, batch, seqlen))
         return packed.view(batch, seqlen, size) if packing is None else ops.repad(packed, packing)
+
+    def through(
+        self, x: Tensor, layout: Packed, read: Tensor | None = None, kwargs: dict[str, Any] | None = None
+    ) -> Tensor:
+        """Packed tokens [T, E] through all layers; of the last one only the rows `read`, where that is not None."""
+        y = self._stack(x, layout) if read is None else None
+        if y is not None:
+            return y
+        for i, layer in enumerate(self.layer):
+            last = read is not None and i == len(self.layer) - 1
+            x = layer(x, replace(layout, read=read) if last else layout, **(kwargs or {}))
+        return x
 
     def _read(self, packing: ops.Packing | None, shape: tuple[int, int]) -> Tensor | None:
         """Which rows of the last layer's output, among the packed ones, a head above reads; None where it may be all of them."""

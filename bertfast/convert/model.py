@@ -1,0 +1,156 @@
+"""BertModel whose plain inference calls go from ids to hidden states with nothing of transformers in between.
+
+What transformers does around the layers (defaults merged, recorders set up, a 4-D mask made, which the encoder then reads
+back) takes as long as one or two of MiniLM's layers on a query of 16 tokens; and embeddings, too, are summed for real
+tokens only.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
+from transformers.models.bert import modeling_bert as hf
+
+from bertfast import ops
+from bertfast.convert import checks
+from bertfast.convert.layers import FAST, UNPADDED, FastBertEmbeddings, FastBertEncoder, count
+from bertfast.nn.core import Packed
+from bertfast.nn.modules import embed
+
+try:
+    from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
+except ImportError:  # transformers 5.0 and 5.1 ask the class itself
+    _CAN_RECORD_REGISTRY = None  # type: ignore[assignment]
+
+WHOLE = "fast, from ids to hidden states"
+_INTEGERS = (torch.bool, torch.int64, torch.int32)
+
+
+class FastBertModel(hf.BertModel):
+    """BertModel that does the whole of a plain inference call on a CPU itself, on real tokens alone.
+
+    Any other call goes the way of stock's forward through the modules inside, each of which may be fast. Ids at padding are
+    not looked at, so a wrong one there raises no error.
+    """
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        others = {
+            "inputs_embeds": inputs_embeds,
+            "encoder_hidden_states": encoder_hidden_states,
+            "encoder_attention_mask": encoder_attention_mask,
+            "past_key_values": past_key_values,
+            "use_cache": use_cache,
+            **kwargs,
+        }
+        reason = self._reason(input_ids, attention_mask, token_type_ids, position_ids, others)
+        if reason is None and input_ids is not None:
+            reason, packing = self.encoder.packing(None if attention_mask is None else attention_mask.to(torch.bool))
+            if reason is None:
+                count(self, WHOLE)
+                return self._whole(input_ids, token_type_ids, position_ids, packing)
+        count(self, f"module by module: {reason}")
+        return super().forward(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            **others,
+        )
+
+    def _reason(
+        self,
+        ids: Tensor | None,
+        mask: Tensor | None,
+        segments: Tensor | None,
+        positions: Tensor | None,
+        others: dict[str, Any],
+    ) -> str | None:
+        """Why this call goes module by module, apart from what the mask says."""
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return "it is traced"
+        if torch.is_grad_enabled():
+            return "gradients are enabled"
+        if type(ids) is not Tensor or ids.dim() != 2 or ids.numel() == 0 or ids.device.type != "cpu":
+            return "there are no plain input_ids [B, S] on a CPU"
+        if mask is not None and (type(mask) is not Tensor or mask.shape != ids.shape or mask.dtype not in _INTEGERS):
+            return "the attention mask is not [B, S] of integers"
+        for name, value in (("token_type_ids", segments), ("position_ids", positions)):
+            if value is not None and (type(value) is not Tensor or value.shape not in (ids.shape, (1, ids.shape[1]))):
+                return f"{name} are not shaped as input_ids are"
+        return self._option_reason(others) or self._part_reason(ids.shape[1])
+
+    def _option_reason(self, others: dict[str, Any]) -> str | None:
+        """Anything asked for besides hidden states and the pooler's output, in the call or in the config."""
+        for name, value in others.items():
+            if value is not None and value is not False and not (name == "return_dict" and value is True):
+                return f"{name} was given"
+        if others.get("return_dict", getattr(self.config, "return_dict", True)) is False:
+            return "a tuple of outputs was asked for"
+        if getattr(self.config, "is_causal", None) is not None:
+            return "config.is_causal is set"
+        for name in ("output_hidden_states", "output_attentions"):
+            # An argument beats the config, so False given there lets the call through.
+            if others.get(name) is None and getattr(self.config, name, False):
+                return f"config.{name} is set"
+        recorded = checks.collected(self.config, others)
+        return f"{' and '.join(sorted(recorded))} are recorded above" if recorded else None
+
+    def _part_reason(self, seqlen: int) -> str | None:
+        """What about the modules inside keeps them from being run without being called."""
+        embeddings, encoder = self._modules["embeddings"], self._modules["encoder"]
+        if type(embeddings) is not FastBertEmbeddings or type(encoder) is not FastBertEncoder:
+            return "its embeddings or its encoder were replaced"
+        if seqlen > embeddings.position_embeddings.num_embeddings:
+            return "the batch is longer than the model's positions"
+        return (
+            checks.hook_reason(embeddings, "embeddings")
+            or checks.hook_reason(encoder, "encoder")
+            or checks.embeddings_reason(embeddings)
+            or encoder.stack_reason(embeddings.word_embeddings.weight)
+        )
+
+    def _whole(
+        self, ids: Tensor, segments: Tensor | None, positions: Tensor | None, packing: ops.Packing | None
+    ) -> BaseModelOutputWithPoolingAndCrossAttentions:
+        batch, seqlen = ids.shape
+        count(self.embeddings, FAST)
+        count(self.encoder, UNPADDED)
+        if packing is None:
+            x = embed(self.embeddings, ids, segments, positions).view(batch * seqlen, -1)
+            bounds = torch.arange(0, batch * seqlen + 1, seqlen, dtype=torch.int32)
+            y = self.encoder.through(x, Packed(bounds, seqlen)).view(batch, seqlen, -1)
+        else:
+            at = packing.indices
+
+            def real(t: Tensor) -> Tensor:
+                return t.expand(batch, seqlen).reshape(-1)[at]
+
+            x = embed(
+                self.embeddings,
+                real(ids),
+                None if segments is None else real(segments),
+                at % seqlen if positions is None else real(positions),
+            )
+            y = ops.repad(self.encoder.through(x, Packed(packing.cu_seqlens, packing.max_seqlen)), packing)
+        pooled = None if self.pooler is None else self.pooler(y)
+        return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=y, pooler_output=pooled)
+
+
+# save_pretrained writes a class's name into config.architectures, and Trainer looks it up: both know stock's name only.
+# What transformers may record it looks up by str(class), which is another for a swapped class.
+FastBertModel.__name__ = hf.BertModel.__name__
+if _CAN_RECORD_REGISTRY is not None:
+    dict.__setitem__(_CAN_RECORD_REGISTRY, str(FastBertModel), hf.BertModel._can_record_outputs)

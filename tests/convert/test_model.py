@@ -40,7 +40,8 @@ def test_whole_calls(padding, pooler):
         return
     assert outcome(fast, "BertModel") == WHOLE
     assert not got.last_hidden_state[~real].any()
-    assert type(got) is type(want) and got.keys() == want.keys()
+    assert type(got) is type(want)
+    assert got.keys() == want.keys()
     if pooler:
         assert_same(got.pooler_output, want.pooler_output)
 
@@ -98,7 +99,8 @@ def test_what_else_is_asked_for(options, reason, where):
     with torch.no_grad():
         want, got = (m(**inputs, **(options if where == "call" else {})) for m in (stock, fast))
     assert why(fast) == reason
-    assert type(got) is type(want) and len(got) == len(want)
+    assert type(got) is type(want)
+    assert len(got) == len(want)
     real = inputs["attention_mask"].bool()
     assert_same(got[0][real], want[0][real])
     if "output_hidden_states" in options:

@@ -43,7 +43,8 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init<at::ScalarType, bool, int64_t, double, int64_t, const std::vector<Encoder::Parameters>&,
                     const std::vector<std::pair<double, double>>&>(),
            unlocked)
-      .def("forward", &Encoder::forward, unlocked)
+      .def("forward", &Encoder::forward, py::arg("x"), py::arg("cu_seqlens"), py::arg("max_seqlen"),
+           py::arg("read") = py::none(), unlocked)
       .def("is_current", &Encoder::is_current)
       .def("nbytes", &Encoder::nbytes);
 }

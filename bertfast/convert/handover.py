@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,17 +16,18 @@ from torch import Tensor
 class Handover:
     """
     Attributes:
-        read: [B, S] bool, the positions of the last hidden state that the head and the pooler read; None where somebody else
-            may look at the others too.
-        decoder_weight: [V, E], the head's. Where it is the embeddings' word table, they put into `tied` what
-            `ops.tied_embedding_sum_norm` made of it.
+        read: the positions of the last hidden state that the head and the pooler read: [B, S] bool, or FIRST for each
+            sequence's first alone; None where somebody else may look at the others too.
+        decoder_weight: [V, E], that of a head that has one. Where it is the embeddings' word table, they put into `tied`
+            what `ops.tied_embedding_sum_norm` made of it.
     """
 
-    read: Tensor | None
-    decoder_weight: Tensor
+    read: Tensor | Literal["first"] | None
+    decoder_weight: Tensor | None = None
     tied: Tensor | None = None
 
 
+FIRST: Literal["first"] = "first"
 _current: ContextVar[Handover | None] = ContextVar("bertfast_handover", default=None)
 
 

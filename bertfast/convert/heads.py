@@ -17,7 +17,7 @@ from transformers.models.bert import modeling_bert as hf
 from bertfast import ops
 from bertfast.convert import checks, handover
 from bertfast.convert.layers import count, option
-from bertfast.convert.model import FastBertModel
+from bertfast.convert.pooled_heads import only_reader
 
 MASKED_ONLY = "fast, logits of masked tokens only"
 
@@ -51,17 +51,9 @@ def head_reason(model: Any) -> str | None:
     )
 
 
-def _only_reader(bert: Any) -> bool:
-    """Whether nobody but the pooler and the head above gets to see BertModel's last hidden state."""
-    seen: tuple[tuple[nn.Module | None, type], ...] = ((bert, FastBertModel), (bert.pooler, hf.BertPooler))
-    return all(m is None or (type(m) is kind and checks.hook_reason(m, "it") is None) for m, kind in seen) and (
-        checks.hook_reason(bert.encoder, "it") is None
-    )
-
-
 def _offer(model: Any, labels: Tensor) -> handover.Handover:
     read = None
-    if _only_reader(model.bert):
+    if only_reader(model.bert):
         read = labels != -100
         if model.bert.pooler is not None:
             read[:, 0] = True

@@ -251,43 +251,50 @@ class FastBertEncoder(hf.BertEncoder):
 
     def _run(self, x: Tensor, packing: ops.Packing | None, kwargs: dict) -> Tensor:
         batch, seqlen, size = x.shape
+        packed = x.reshape(-1, size) if packing is None else ops.unpad(x, packing)
+        return self.through(packed, packing, (batch, seqlen), kwargs)
+
+    def through(
+        self, x: Tensor, packing: ops.Packing | None, shape: tuple[int, int], kwargs: dict[str, Any] | None = None
+    ) -> Tensor:
+        """Real tokens [T, E] of a batch of `shape` (B, S) through all layers, to [B, S, E].
+
+        Zeros at padding and, where a head above reads some positions alone, at the others too.
+        """
+        batch, seqlen = shape
         if packing is None:
             bounds = torch.arange(0, batch * seqlen + 1, seqlen, dtype=torch.int32, device=x.device)
             layout = Packed(bounds, seqlen)
-            packed = x.reshape(-1, size)
         else:
             layout = Packed(packing.cu_seqlens, packing.max_seqlen)
-            packed = ops.unpad(x, packing)
-        read = self._read(packing, (batch, seqlen))
-        packed = self.through(packed, layout, read, kwargs)
+        read = self._read(packing, layout.cu_seqlens, shape)
+        last = layout if read is None else replace(layout, read=read)
+        y = self._stack(x, last)
+        if y is None:
+            y = x
+            for i, layer in enumerate(self.layer):
+                y = layer(y, last if i == len(self.layer) - 1 else layout, **(kwargs or {}))
         if read is not None:
             places = read if packing is None else packing.indices[read]
-            return ops.repad(packed, ops.Packing(places, layout.cu_seqlens, layout.max_seqlen, batch, seqlen))
-        return packed.view(batch, seqlen, size) if packing is None else ops.repad(packed, packing)
+            packing = ops.Packing(places, layout.cu_seqlens, layout.max_seqlen, batch, seqlen)
+        return y.view(batch, seqlen, -1) if packing is None else ops.repad(y, packing)
 
-    def through(
-        self, x: Tensor, layout: Packed, read: Tensor | None = None, kwargs: dict[str, Any] | None = None
-    ) -> Tensor:
-        """Packed tokens [T, E] through all layers; of the last one only the rows `read`, where that is not None."""
-        y = self._stack(x, layout) if read is None else None
-        if y is not None:
-            return y
-        for i, layer in enumerate(self.layer):
-            last = read is not None and i == len(self.layer) - 1
-            x = layer(x, replace(layout, read=read) if last else layout, **(kwargs or {}))
-        return x
-
-    def _read(self, packing: ops.Packing | None, shape: tuple[int, int]) -> Tensor | None:
+    def _read(self, packing: ops.Packing | None, bounds: Tensor, shape: tuple[int, int]) -> Tensor | None:
         """Which rows of the last layer's output, among the packed ones, a head above reads; None where it may be all of them."""
         wanted = handover.current()
-        if wanted is None or wanted.read is None or wanted.read.shape != shape:
+        if wanted is None or wanted.read is None:
+            return None
+        if isinstance(wanted.read, str):
+            # Position 0 is real in every sequence, or the batch would not have been packed.
+            return bounds[:-1].to(torch.int64) if option(self, "first_token_read") else None
+        if wanted.read.shape != shape:
             return None
         marked = wanted.read.flatten()
         rows = (marked if packing is None else marked[packing.indices]).nonzero()[:, 0]
         return rows if rows.numel() else None
 
     def _stack(self, x: Tensor, layout: Packed) -> Tensor | None:
-        """All layers in one call, or None where that cannot be. `_reason` has found them all plain."""
+        """All layers in one call, the last as `layout` says, or None where that cannot be. `_reason` has found them all plain."""
         kinds = {checks.kind_of(layer) for layer in self.layer}
         if option(self, "prepack") is False or len(kinds) != 1:
             return None
@@ -302,6 +309,7 @@ class FastBertEncoder(hf.BertEncoder):
             scale=scale,
             approximate=approximate,
             int8=option(self, "int8") is True,
+            read=layout.read,
         )
         if y is not None:
             for layer in self.layer:

@@ -15,7 +15,6 @@ from transformers.models.bert import modeling_bert as hf
 from bertfast import ops
 from bertfast.convert import checks
 from bertfast.convert.layers import FAST, UNPADDED, FastBertEmbeddings, FastBertEncoder, count
-from bertfast.nn.core import Packed
 from bertfast.nn.modules import embed
 
 try:
@@ -130,8 +129,6 @@ class FastBertModel(hf.BertModel):
         count(self.encoder, UNPADDED)
         if packing is None:
             x = embed(self.embeddings, ids, segments, positions).view(batch * seqlen, -1)
-            bounds = torch.arange(0, batch * seqlen + 1, seqlen, dtype=torch.int32)
-            y = self.encoder.through(x, Packed(bounds, seqlen)).view(batch, seqlen, -1)
         else:
             at = packing.indices
 
@@ -144,7 +141,7 @@ class FastBertModel(hf.BertModel):
                 None if segments is None else real(segments),
                 at % seqlen if positions is None else real(positions),
             )
-            y = ops.repad(self.encoder.through(x, Packed(packing.cu_seqlens, packing.max_seqlen)), packing)
+        y = self.encoder.through(x, packing, (batch, seqlen))
         pooled = None if self.pooler is None else self.pooler(y)
         return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=y, pooler_output=pooled)
 

@@ -106,6 +106,7 @@ def run(
     scale: float,
     approximate: str,
     int8: bool = False,
+    read: Tensor | None = None,
 ) -> Tensor | None:
     """The layers on packed tokens in inference, or None where they need the way layer by layer.
 
@@ -115,10 +116,15 @@ def run(
         x: [T, E], float32 or bfloat16 on a CPU, of the parameters' dtype.
         cu_seqlens, max_seqlen: [B + 1] int32, and a bound on the longest.
         int8: products of 8-bit integers, rounded anew for each token and each output.
+        read: [R] int64, rising: the tokens whose output anybody reads.
 
     Returns:
-        [T, E]; or None: gradients or dropout are wanted, autocast changes the dtype, a module was replaced, or this processor
-        has no kernels for dtype or sizes (`packed_linear.available`).
+        [T, E], or [R, E] of the rows `read`. None where gradients or dropout are wanted, autocast changes the dtype, a
+        module was replaced, or this processor has no kernels for dtype or sizes (`packed_linear.available`).
+
+    Raises:
+        IndexError: where `read` names a row outside x.
+        ValueError: where `read` does not rise, or cu_seqlens does not rise from 0 to T.
     """
     if _ext.load() is None or type(x) is not Tensor or x.device.type != "cpu":
         return None
@@ -133,7 +139,7 @@ def run(
         if not _takes(x, parameters, heads, int8):
             return None
         entry = _build(owner, key, parameters)
-    return entry.forward(x, cu_seqlens, max_seqlen)
+    return entry.forward(x, cu_seqlens, max_seqlen, read)
 
 
 def _drop_stale(owner: nn.Module, parameters: list[Tensor | None]) -> None:

@@ -41,6 +41,40 @@ void check_shape(const at::Tensor& t, at::IntArrayRef shape, const char* what) {
                     " belongs to the other weights");
 }
 
+at::Tensor checked_rows(const at::Tensor& read, int64_t tokens) {
+  TORCH_CHECK_VALUE(read.device().is_cpu() && read.dim() == 1 && read.scalar_type() == at::kLong,
+                    "encoder: read must be int64 [R] on a CPU, got ", read.scalar_type(), " ", read.sizes());
+  const at::Tensor rows = read.contiguous();
+  const int64_t* index = rows.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < rows.numel(); ++i) {
+    TORCH_CHECK_INDEX(index[i] >= 0 && index[i] < tokens, "encoder: row ", index[i], " at position ", i,
+                      " of read is outside the ", tokens, " tokens");
+    TORCH_CHECK_VALUE(i == 0 || index[i] > index[i - 1], "encoder: read must rise, but row ", index[i], " follows row ",
+                      index[i - 1]);
+  }
+  return rows;
+}
+
+constexpr int64_t kReadTogether = 48;  // queries near each other share a pass over the keys
+
+// Items that cover the rows `read` alone, which rise.
+std::vector<AttentionItem> items_at(const int64_t* read, int64_t count, const std::vector<Sequence>& sequences,
+                                    int64_t heads) {
+  std::vector<AttentionItem> items;
+  size_t b = 0;
+  for (int64_t i = 0; i < count;) {
+    while (read[i] >= sequences[b].first_token + sequences[b].length) ++b;
+    const Sequence& s = sequences[b];
+    const int64_t begin = read[i] - s.first_token, limit = std::min(s.length, begin + kReadTogether);
+    int64_t end = begin;
+    for (; i < count && read[i] - s.first_token < limit; ++i) end = read[i] - s.first_token + 1;
+    for (int64_t h = 0; h < heads; ++h) {
+      items.push_back({s.first_token, s.length, begin, end, static_cast<int64_t>(b), h, s.lse_base + h * s.lse_head});
+    }
+  }
+  return items;
+}
+
 }  // namespace
 
 Source::Source(const at::Tensor& t) : held_(t.detach()), version_(t.is_inference() ? -1 : t._version()) {
@@ -148,11 +182,11 @@ int64_t Encoder::nbytes() const {
 struct Encoder::Buffers {
   char *x, *qkv, *context, *sum, *middle;
   float *lse, *mean, *rstd;
-  const std::vector<AttentionItem>* items;
   int64_t longest;
 };
 
-at::Tensor Encoder::forward(const at::Tensor& x_in, const at::Tensor& cu_seqlens, int64_t max_seqlen) const {
+at::Tensor Encoder::forward(const at::Tensor& x_in, const at::Tensor& cu_seqlens, int64_t max_seqlen,
+                            const std::optional<at::Tensor>& read) const {
   TORCH_CHECK_VALUE(
       x_in.device().is_cpu() && x_in.dim() == 2 && x_in.size(1) == hidden_ && x_in.scalar_type() == dtype_,
       "encoder: x must be [T, ", hidden_, "] of ", dtype_, " on a CPU, got ", x_in.scalar_type(), " ", x_in.sizes());
@@ -160,7 +194,7 @@ at::Tensor Encoder::forward(const at::Tensor& x_in, const at::Tensor& cu_seqlens
   Buffers b{};
   const std::vector<Sequence> sequences = packed_sequences(cu_seqlens, tokens, max_seqlen, b.longest);
   const std::vector<AttentionItem> items = items_of(sequences, heads_, true);
-  b.items = &items;
+  const at::Tensor rows = read.has_value() ? checked_rows(*read, tokens) : at::Tensor();
   at::Tensor y = at::empty(x_in.sizes(), x_in.options());
   y.copy_(x_in);
   const int64_t itemsize = static_cast<int64_t>(c10::elementSize(dtype_));
@@ -187,13 +221,33 @@ at::Tensor Encoder::forward(const at::Tensor& x_in, const at::Tensor& cu_seqlens
   for (char** buffer : {&b.qkv, &b.context, &b.sum, &b.middle}) *buffer = reinterpret_cast<char*>(take());
   for (float** buffer : {&b.lse, &b.mean, &b.rstd}) *buffer = take();
   for (const Layer& layer : layers_) {
-    attend(layer, tokens, b);
+    if (rows.defined() && &layer == &layers_.back()) break;
+    attend(layer, tokens, items, b);
+    project(layer, tokens, b);
     feed_forward(layer, tokens, b);
   }
-  return y;
+  if (!rows.defined()) return y;
+  // Every token is a key and a value; only past attention does one that nobody reads cease to matter.
+  const Layer& last = layers_.back();
+  const int64_t count = rows.numel(), row = hidden_ * itemsize;
+  const int64_t* index = rows.const_data_ptr<int64_t>();
+  attend(last, tokens, items_at(index, count, sequences, heads_), b);
+  at::Tensor chosen = at::empty({count, hidden_}, x_in.options());
+  char* residual = static_cast<char*>(chosen.mutable_data_ptr());
+  for (int64_t i = 0; i < count; ++i) {
+    std::memcpy(residual + i * row, b.x + index[i] * row, row);
+    // Rows rise, so this overwrites none that is still to be moved; memmove because a row may move onto itself.
+    std::memmove(b.context + i * row, b.context + index[i] * row, row);
+  }
+  b.x = residual;
+  project(last, count, b);
+  feed_forward(last, count, b);
+  return chosen;
 }
 
-void Encoder::attend(const Layer& layer, int64_t tokens, const Buffers& b) const {
+// To the context of the items' queries.
+void Encoder::attend(const Layer& layer, int64_t tokens, const std::vector<AttentionItem>& items,
+                     const Buffers& b) const {
   packed_linear(b.x, tokens, layer.qkv, data_or_null(layer.qkv_bias), Activation::kNone, b.qkv);
   AttentionProblem p{};
   p.bfloat16 = dtype_ == at::kBFloat16;
@@ -204,7 +258,10 @@ void Encoder::attend(const Layer& layer, int64_t tokens, const Buffers& b) const
   p.inverse_keep = 1.0;
   p.out = b.context;
   p.lse = b.lse;
-  run_attention(p, *b.items, b.longest);
+  run_attention(p, items, b.longest);
+}
+
+void Encoder::project(const Layer& layer, int64_t tokens, const Buffers& b) const {
   packed_linear(b.context, tokens, layer.projection, data_or_null(layer.projection_bias), Activation::kNone, b.sum);
   add_norm(layer.attention_norm, b.sum, b.x, tokens, b.x, b);
 }

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "attention_kernels.h"
 #include "packed_linear.h"
 
 namespace bertfast {
@@ -35,8 +36,10 @@ class Encoder {
   Encoder(at::ScalarType dtype, bool int8, int64_t heads, double scale, int64_t activation,
           const std::vector<Parameters>& layers, const std::vector<std::pair<double, double>>& eps);
 
-  // x [T, E] to [T, E]; cu_seqlens [B + 1] int32. Safe from several threads at once.
-  at::Tensor forward(const at::Tensor& x, const at::Tensor& cu_seqlens, int64_t max_seqlen) const;
+  // x [T, E] to [T, E]; cu_seqlens [B + 1] int32. Of the last layer only the rows `read`, int64 [R] rising, where
+  // given: the result is [R, E]. Safe from several threads at once.
+  at::Tensor forward(const at::Tensor& x, const at::Tensor& cu_seqlens, int64_t max_seqlen,
+                     const std::optional<at::Tensor>& read) const;
 
   // Whether the parameters, all layers' one after another, are those it was made of, unchanged.
   bool is_current(const Parameters& parameters) const;
@@ -55,7 +58,8 @@ class Encoder {
   };
   struct Buffers;
 
-  void attend(const Layer& layer, int64_t tokens, const Buffers& b) const;
+  void attend(const Layer& layer, int64_t tokens, const std::vector<AttentionItem>& items, const Buffers& b) const;
+  void project(const Layer& layer, int64_t tokens, const Buffers& b) const;
   void feed_forward(const Layer& layer, int64_t tokens, const Buffers& b) const;
   void add_norm(const Norm& norm, const void* x, const void* residual, int64_t rows, void* y, const Buffers& b) const;
 

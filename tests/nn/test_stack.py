@@ -407,6 +407,46 @@ def test_hooks_run(kind):
 
 
 @needs_kernels
+@pytest.mark.parametrize("rows", ["first", "last", "some", "all", "none"])
+@pytest.mark.parametrize("size", [s for s in SIZES if sum(s[-1]) > 1])
+def test_rows_that_are_read(size, rows):
+    """The last layer of some rows is the rows of the whole last layer."""
+    *shape, lengths = size
+    encoder, (x, bounds, longest) = make(*shape), packed(lengths, shape[1])
+    full = [i for i, length in enumerate(lengths) if length]
+    read = {
+        "first": bounds[:-1][full].long(),
+        "last": bounds[1:][full].long() - 1,
+        "some": torch.arange(0, len(x), 3),
+        "all": torch.arange(len(x)),
+        "none": torch.arange(0),
+    }[rows]
+    options = {"heads": shape[2], "scale": (shape[1] // shape[2]) ** -0.5, "approximate": "none"}
+    kept = x.clone()
+    with torch.no_grad():
+        y = stack.run(encoder, encoder.layer, x, bounds, longest, read=read, **options)
+        assert y is not None
+        assert torch.equal(x, kept)
+        torch.testing.assert_close(y, eager(encoder, x, bounds)[read], rtol=1e-4, atol=1e-4)
+
+
+@needs_kernels
+def test_rows_that_cannot_be_read():
+    encoder, (x, bounds, longest) = make(), packed((5, 8), 64)
+    options = {"heads": 2, "scale": 0.25, "approximate": "none"}
+    with torch.no_grad():
+        for read, error, message in (
+            ([0, 13], IndexError, "row 13 at position 1 of read is outside the 13 tokens"),
+            ([-1, 2], IndexError, "row -1 at position 0"),
+            ([3, 3], ValueError, "must rise, but row 3 follows row 3"),
+        ):
+            with pytest.raises(error, match=message):
+                stack.run(encoder, encoder.layer, x, bounds, longest, read=torch.tensor(read), **options)
+        with pytest.raises(ValueError, match=r"read must be int64 \[R\]"):
+            stack.run(encoder, encoder.layer, x, bounds, longest, read=torch.tensor([1]).int(), **options)
+
+
+@needs_kernels
 def test_bad_bounds():
     encoder, (x, _, _) = make(), packed((5, 8), 64)
     for bounds, message in (

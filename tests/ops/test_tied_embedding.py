@@ -265,7 +265,9 @@ def test_compile(backend):
 
     torch.compile(step, fullgraph=True, backend=backend)(*mine).backward()
     step(*theirs).backward()
-    torch.testing.assert_close([t.grad for t in mine], [t.grad for t in theirs])
+    for got, want in zip(mine, theirs, strict=True):
+        # Inductor's tanh and sums are other ones: float32 rounding of the largest term shows in a small element.
+        torch.testing.assert_close(got.grad, want.grad, rtol=1e-6, atol=2e-6 * float(want.grad.abs().max()))
 
 
 def test_opcheck():

@@ -29,13 +29,16 @@ static std::map<std::string, std::string> build_info() {
   return {{"torch", BERTFAST_TORCH_VERSION},
           {"compiler", __VERSION__},
           {"isa", bertfast::isa_name(bertfast::chosen_isa())},
-          {"isa_detected", bertfast::isa_name(bertfast::detect_isa())}};
+          {"isa_detected", bertfast::isa_name(bertfast::detect_isa())},
+          {"bfloat16", bertfast::multiplies_pairs() ? "pairs" : "float"}};
 }
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "bertfast's C++ kernels; importing this module registers them with torch's dispatcher";
   m.def("cpu_features", &cpu_features, "Processor features that matter here, name to whether present");
-  m.def("build_info", &build_info, "Build and run-time facts: torch, compiler, isa (in use), isa_detected");
+  m.def("build_info", &build_info,
+        "Build and run-time facts: torch, compiler, isa (in use), isa_detected, "
+        "bfloat16 (how it is multiplied)");
 
   using bertfast::Encoder;
   const py::call_guard<py::gil_scoped_release> unlocked;

@@ -33,8 +33,8 @@ class PackedWeight:
 def available(dtype: torch.dtype, inputs: int, *, int8: bool = False) -> bool:
     """Whether this processor has kernels for x of `dtype` with that many inputs, and they are the fastest there are.
 
-    float32 needs AVX2; bfloat16 AVX512-BF16, an even number of inputs and no AMX, which oneDNN uses; int8 the same
-    instruction set as bfloat16, AVX512-VNNI included, and a multiple of 4.
+    float32 needs AVX2; bfloat16 too, an even number of inputs, and no AMX, which oneDNN uses: it is multiplied in pairs by
+    AVX512-BF16, or as float32 where that is faster (csrc/cpu/isa.h). int8 needs AVX512-BF16 and VNNI and a multiple of 4.
     """
     return _ext.load() is not None and torch.ops.bertfast_cpu.can_pack(dtype, inputs, int8)
 

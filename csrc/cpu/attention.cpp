@@ -90,6 +90,7 @@ AttentionProblem describe(const at::Tensor& qkv, int64_t heads, int64_t size, do
                           const OptionalTensor& rng) {
   AttentionProblem p{};
   p.bfloat16 = qkv.scalar_type() == at::kBFloat16;
+  p.pairs = multiplies_pairs();
   p.heads = heads;
   p.size = size;
   p.qkv = qkv.const_data_ptr();

@@ -182,7 +182,7 @@ void backward(const AttentionProblem& p, const AttentionItem& item, float* scrat
 void forward_any(const AttentionProblem& p, const AttentionItem& item, float* scratch) {
 #if defined(__AVX512BF16__)
   // softmax_row takes a positive scale.
-  if (p.bfloat16 && p.size % 2 == 0 && p.scale > 0.0f) return forward<PairHead>(p, item, scratch);
+  if (p.bfloat16 && p.pairs && p.size % 2 == 0 && p.scale > 0.0f) return forward<PairHead>(p, item, scratch);
 #endif
   p.bfloat16 ? forward<FloatHead<BFloat16>>(p, item, scratch) : forward<FloatHead<float>>(p, item, scratch);
 }

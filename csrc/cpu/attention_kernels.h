@@ -9,7 +9,8 @@
 namespace bertfast {
 
 struct AttentionProblem {
-  bool bfloat16;        // storage of qkv, out and the gradients; arithmetic is float
+  bool bfloat16;        // storage of qkv, out and the gradients; arithmetic is float,
+  bool pairs;           // but for products of bfloat16 in forward, where this is set and the build has them
   int64_t heads, size;  // H, D
   const void* qkv;      // [tokens, 3, H, D]
   float scale;

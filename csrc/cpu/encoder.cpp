@@ -251,6 +251,7 @@ void Encoder::attend(const Layer& layer, int64_t tokens, const std::vector<Atten
   packed_linear(b.x, tokens, layer.qkv, data_or_null(layer.qkv_bias), Activation::kNone, b.qkv);
   AttentionProblem p{};
   p.bfloat16 = dtype_ == at::kBFloat16;
+  p.pairs = multiplies_pairs();
   p.heads = heads_;
   p.size = hidden_ / heads_;
   p.qkv = b.qkv;

@@ -24,11 +24,15 @@ namespace {
 // Rows of a unit: 96 x 768 floats are 288 KB, a quarter of the second-level cache. 48 and 192 measured 1 to 3 % slower.
 constexpr int64_t kUnitRows = 96;
 
-constexpr int64_t kQuantizeGrain = 8;  // rows a thread takes at least
+constexpr int64_t kQuantizeGrain = 8;     // rows a thread takes at least
+constexpr int64_t kWidenGrain = 1 << 14;  // elements
 
 PackedKind kind_of(at::ScalarType dtype, bool int8) {
   return int8 ? kPackedInt8 : dtype == at::kBFloat16 ? kPackedBFloat16 : kPackedFloat;
 }
+
+// Which kernels multiply packed weights of this kind here.
+PackedKind kernel_of(PackedKind kind) { return kind == kPackedBFloat16 && !multiplies_pairs() ? kPackedWidened : kind; }
 
 // How many inputs a 32-bit word holds.
 int64_t per_word(PackedKind kind) { return kind == kPackedInt8 ? 4 : kind == kPackedBFloat16 ? 2 : 1; }
@@ -59,11 +63,16 @@ bool has_amx() {
 
 }  // namespace
 
+bool widens_bfloat16() {
+  return packed_linear_kernels().run[kPackedWidened] != nullptr && !multiplies_pairs() && !has_amx();
+}
+
 bool can_pack(at::ScalarType dtype, int64_t inputs, bool int8) {
   const PackedLinearKernels& kernels = packed_linear_kernels();
   if (kernels.panel == 0 || inputs == 0 || (dtype != at::kFloat && dtype != at::kBFloat16)) return false;
   const PackedKind kind = kind_of(dtype, int8);
-  return kernels.run[kind] != nullptr && inputs % per_word(kind) == 0 && !(kind == kPackedBFloat16 && has_amx());
+  return kernels.run[kernel_of(kind)] != nullptr && inputs % per_word(kind) == 0 &&
+         !(kind == kPackedBFloat16 && has_amx());
 }
 
 PackedWeight pack_weight(const at::Tensor& weight, at::ScalarType dtype, bool int8) {
@@ -96,7 +105,8 @@ void run_product(const PackedProduct& p, PackedKind kind, int64_t rows) {
   const int64_t step =
       pieces <= 1 ? rows : ((rows + pieces - 1) / pieces + kernels.rows - 1) / kernels.rows * kernels.rows;
   at::parallel_for(0, panels * pieces, 1, [&](int64_t begin, int64_t end) {
-    const at::Tensor scratch = at::empty({step * kernels.panel}, at::kFloat);
+    const at::Tensor scratch =
+        at::empty({step * kernels.panel + (kind == kPackedWidened ? kernels.block : 0)}, at::kFloat);
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t row = unit / panels * step, count = std::min(step, rows - row);
       if (count > 0) kernels.run[kind](p, unit % panels, row, count, scratch.mutable_data_ptr<float>());
@@ -117,7 +127,16 @@ void packed_linear(const void* x, int64_t rows, const PackedWeight& w, const flo
   p.outputs = p.y_stride = w.outputs;
   p.activation = static_cast<int>(activation);
   p.y_bfloat16 = w.dtype == at::kBFloat16;
-  at::Tensor bytes, scales;
+  at::Tensor bytes, scales, floats;
+  if (kernel_of(kind) == kPackedWidened) {
+    floats = at::empty({rows, w.inputs}, at::kFloat);
+    float* to = floats.mutable_data_ptr<float>();
+    at::parallel_for(0, rows * w.inputs, kWidenGrain, [&](int64_t begin, int64_t end) {
+      kernels.widen(static_cast<const char*>(x) + begin * 2, end - begin, to + begin);
+    });
+    p.x = to;
+    p.x_stride = w.inputs;
+  }
   if (w.int8) {
     bytes = at::empty({rows, w.inputs}, at::kByte);
     scales = at::empty({2, rows}, at::kFloat);
@@ -134,7 +153,7 @@ void packed_linear(const void* x, int64_t rows, const PackedWeight& w, const flo
     p.w_scale = w.scale.const_data_ptr<float>();
     p.w_sum = w.sum.const_data_ptr<float>();
   }
-  run_product(p, kind, rows);
+  run_product(p, kernel_of(kind), rows);
 }
 
 namespace {
@@ -179,6 +198,7 @@ at::Tensor linear(const at::Tensor& x_in, const at::Tensor& data, const at::Tens
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(bertfast_cpu, m) {
+  m.def("widens_bfloat16() -> bool", &widens_bfloat16);
   m.def("can_pack(ScalarType dtype, int inputs, bool int8=False) -> bool", &can_pack);
   m.def("pack_weight(Tensor weight, ScalarType dtype, bool int8=False) -> (Tensor data, Tensor scale, Tensor sum)");
   m.def(

@@ -20,6 +20,9 @@ struct PackedWeight {
   bool int8 = false;
 };
 
+// Whether bfloat16 is multiplied faster as float here: the processor has no AMX and no fast instruction for pairs.
+bool widens_bfloat16();
+
 // Whether there are kernels for x of this dtype with `inputs` columns, and they are the fastest there are: processors
 // with AMX multiply bfloat16 faster through oneDNN.
 bool can_pack(at::ScalarType dtype, int64_t inputs, bool int8 = false);

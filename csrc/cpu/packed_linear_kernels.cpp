@@ -93,6 +93,24 @@ BlockProduct find_product(int64_t rows, int64_t lines) {
   return lines == 2 ? find_rows<Words, std::min(2, kLines)>(rows, all) : find_rows<Words, kLines>(rows, all);
 }
 
+// Words [steps, panel] of two bfloat16 as floats [2 steps, panel].
+void widen_block(const float* words, int64_t steps, float* to) {
+  for (int64_t k = 0; k < steps; ++k, words += kPanel, to += 2 * kPanel) {
+    for (int64_t c = 0; c < kPanel; c += kLanes) {
+      const VecU pair = (VecU)load(words + c);
+      store(to + c, (Vec)(pair << 16));
+      store(to + kPanel + c, (Vec)(pair & 0xFFFF0000u));
+    }
+  }
+}
+
+void widen(const void* bfloat16, int64_t count, float* to) {
+  const BFloat16* from = static_cast<const BFloat16*>(bfloat16);
+  for_columns(
+      count, [&](int64_t i) { store(to + i, load(from + i)); },
+      [&](int64_t i, int n) { store_tail(to + i, load_tail(from + i, n), n); });
+}
+
 // Scale, bias and activation of up to kLanes columns of one row.
 template <bool kBytes>
 BERTFAST_INLINE Vec finish(const PackedProduct& p, int64_t row, int64_t column, int columns, Vec total) {
@@ -122,20 +140,28 @@ void write_rows(const PackedProduct& p, int64_t first, int64_t row, int64_t coun
   }
 }
 
-template <class Words, bool kBytes>
+template <class Words, bool kBytes, bool kWidened = false>
 void run(const PackedProduct& p, int64_t panel_index, int64_t row, int64_t count, float* scratch) {
+  constexpr int64_t kEach = kWidened ? 2 : 1;  // steps for each word of the weights
+  constexpr int64_t kFetch = std::max<int64_t>(1, kLines / kEach);
   const float* x = static_cast<const float*>(p.x);
   const float* panel = p.weights + panel_index * p.words * kPanel;
-  const int64_t blocks = (count + kRows - 1) / kRows, size = blocks <= kFew ? kShortBlock : Words::kBlock;
-  const int64_t pieces = (p.words + size - 1) / size;
-  const int64_t lines = blocks >= kLines ? 1 : (kLines + blocks - 1) / blocks;
+  const int64_t blocks = (count + kRows - 1) / kRows;
+  const int64_t size = (blocks <= kFew ? kShortBlock : Words::kBlock) / kEach, pieces = (p.words + size - 1) / size;
+  const int64_t lines = blocks >= kFetch ? 1 : (kFetch + blocks - 1) / blocks;
   for (int64_t piece = 0; piece < pieces; ++piece) {
-    const int64_t begin = p.words * piece / pieces, end = p.words * (piece + 1) / pieces, steps = end - begin;
-    const float* next = panel + end * kPanel;
+    const int64_t begin = p.words * piece / pieces, end = p.words * (piece + 1) / pieces;
+    const int64_t steps = (end - begin) * kEach;
+    const float *block = panel + begin * kPanel, *next = panel + end * kPanel;
+    if (kWidened) {
+      float* widened = scratch + count * kPanel;
+      widen_block(block, end - begin, widened);
+      block = widened;
+    }
     for (int64_t i = 0, at = 0; i < blocks; ++i) {
       const int64_t rows = (count - at + blocks - i - 1) / (blocks - i);
-      const int64_t fetch = i * lines < kLines ? lines : 0;
-      find_product<Words>(rows, fetch)(steps, x + (row + at) * p.x_stride + begin, p.x_stride, panel + begin * kPanel,
+      const int64_t fetch = i * lines < kFetch ? lines : 0;
+      find_product<Words>(rows, fetch)(steps, x + (row + at) * p.x_stride + begin * kEach, p.x_stride, block,
                                        scratch + at * kPanel, piece > 0, next + i * lines * steps * kLine);
       if (piece == pieces - 1) {
         const int64_t first = panel_index * kPanel;
@@ -199,12 +225,21 @@ void quantize(const void* x, bool bfloat16, int64_t rows, int64_t cols, uint8_t*
 
 }  // namespace
 
+constexpr auto kRunFloat = run<FloatWords, false>;
+constexpr auto kRunWidened = run<FloatWords, false, true>;
+
 #if defined(__AVX512BF16__)
 const PackedLinearKernels BERTFAST_TABLE(packed_linear) = {
-    kPanel, kRows, pack, {run<FloatWords, false>, run<PairWords, false>, run<ByteWords, true>}, quantize};
+    kPanel,
+    kRows,
+    FloatWords::kBlock * kPanel,
+    pack,
+    {kRunFloat, run<PairWords, false>, run<ByteWords, true>, kRunWidened},
+    quantize,
+    widen};
 #elif defined(__AVX2__)
 const PackedLinearKernels BERTFAST_TABLE(packed_linear) = {
-    kPanel, kRows, pack, {run<FloatWords, false>, nullptr, nullptr}, nullptr};
+    kPanel, kRows, FloatWords::kBlock * kPanel, pack, {kRunFloat, nullptr, nullptr, kRunWidened}, nullptr, widen};
 #else
 const PackedLinearKernels BERTFAST_TABLE(packed_linear) = {};
 #endif

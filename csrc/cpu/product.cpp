@@ -117,9 +117,9 @@ bool can_join(const at::Tensor& a, at::TensorList b, int64_t along) {
 }
 
 bool can_multiply(const at::Tensor& a, at::TensorList b, int64_t along) {
-  return product_kernels().panel != 0 && is_kernel_dtype(a) && can_pack(a.scalar_type(), 2) && a.dim() == 2 &&
-         a.numel() > 0 && fits(a, a.scalar_type() == at::kBFloat16) && (along == 0 || along == 1) &&
-         can_join(a, b, along);
+  return product_kernels().panel != 0 && is_kernel_dtype(a) && can_pack(a.scalar_type(), 2) &&
+         (a.scalar_type() == at::kFloat || multiplies_pairs()) && a.dim() == 2 && a.numel() > 0 &&
+         fits(a, a.scalar_type() == at::kBFloat16) && (along == 0 || along == 1) && can_join(a, b, along);
 }
 
 void product(const at::Tensor& a, at::TensorList b, int64_t along, const OptionalTensor& bias, const at::Tensor& c) {

@@ -9,15 +9,21 @@ import pytest
 
 from bertfast import _ext
 
+OTHERS = [("BERTFAST_CPU_ISA", isa) for isa in ("avx512", "avx2", "portable")]
+OTHERS += [("BERTFAST_BFLOAT16", how) for how in ("pairs", "float")]
 
-@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
-def test_parity_of_other_builds(isa):
+
+@pytest.mark.parametrize(("variable", "value"), OTHERS, ids=lambda v: v)
+def test_parity_of_other_builds(variable, value):
     extension = _ext.load()
     if extension is None:
         pytest.skip(f"no C++ kernels: {_ext.why_absent()}")
-    order = ["portable", "avx2", "avx512", "avx512bf16"]
-    if order.index(extension.build_info()["isa_detected"]) <= order.index(isa):
-        pytest.skip(f"{isa} is not below what this processor has")
+    order, info = ["portable", "avx2", "avx512", "avx512bf16"], extension.build_info()
+    if variable == "BERTFAST_BFLOAT16":
+        if info["isa_detected"] != order[-1] or info["bfloat16"] == value:
+            pytest.skip(f"bfloat16 is multiplied as {info['bfloat16']}, and {value} is that or cannot be had")
+    elif order.index(info["isa_detected"]) <= order.index(value):
+        pytest.skip(f"{value} is not below what this processor has")
     done = subprocess.run(
         [
             sys.executable,
@@ -29,7 +35,7 @@ def test_parity_of_other_builds(isa):
             "-p",
             "no:cacheprovider",
         ],
-        env={**os.environ, "BERTFAST_CPU_ISA": isa, "BERTFAST_DEMAND_EXT": "1"},
+        env={**os.environ, variable: value, "BERTFAST_DEMAND_EXT": "1"},
         capture_output=True,
         text=True,
     )

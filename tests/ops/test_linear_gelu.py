@@ -32,7 +32,8 @@ def run(function, inputs, dy):
 @pytest.mark.parametrize("size", SIZES)
 def test_parity(implementation, size, dtype, approximate, monkeypatch):
     # Eager's own product, so that the budget judges bias and GELU; test_products.py judges ours.
-    monkeypatch.setattr(products, "preferred", lambda: False)
+    for other in ("preferred", "widens"):
+        monkeypatch.setattr(products, other, lambda: False)
     inputs = x, weight, bias = make(*size, dtype)
     dy = torch.randn(size[0], size[2]).to(dtype)
     y, pre = implementation.linear_gelu_fwd(x, weight, bias, FORMS[approximate])

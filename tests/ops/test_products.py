@@ -16,10 +16,14 @@ from bertfast.testing import assert_within_budget, rms_error
 SIZES = [(1, 2, 90), (7, 16, 9), (65, 31, 130), (200, 77, 64), (154, 768, 300), (5, 70000, 140), (2500, 48, 40)]
 
 
-@pytest.fixture(params=["ours", "torch"], ids=["cpu", "torch"])  # "cpu": test_isa.py runs these under every build
+@pytest.fixture(
+    params=["ours", "torch", "widened"], ids=["cpu", "torch", "widened"]
+)  # "cpu": test_isa.py runs these under every build
 def owner(request, monkeypatch):
-    """Both branches, whatever processor this is."""
+    """Every branch, whatever processor this is."""
     monkeypatch.setattr(products, "preferred", lambda: request.param == "ours")
+    monkeypatch.setattr(products, "widens", lambda: request.param == "widened")
+    monkeypatch.setattr(products, "_MANY_ROWS", 0)
     if request.param == "ours" and not torch.ops.bertfast_cpu.can_multiply(torch.ones(2, 2), [torch.ones(2, 2)], 0):
         pytest.skip("this build of the kernels multiplies by torch's products")
     return request.param
@@ -43,8 +47,9 @@ def test_parity(owner, size, dtypes):
         room = torch.full((rows, cols + 3), 7.0, dtype=result)
         products.product(a, [b], bias=bias, out=room[:, :cols])
         assert (room[:, cols:] == 7).all()
+        whole = b.double()  # what widened products read; the others round float32 on its way in
         b, added = b.to(left), 0.0 if bias is None else bias.to(left)
-        exact = a.double() @ b.double() + (0.0 if bias is None else bias.double())
+        exact = a.double() @ (whole if owner == "widened" else b.double()) + (0.0 if bias is None else bias.double())
         assert_within_budget(room[:, :cols], (a @ b + added).to(result), exact, "c", measure=rms_error)
 
 
@@ -58,7 +63,7 @@ def test_ours_takes_what_training_needs():
         takes(matrix(4, 3, torch.float32, a), [matrix(3, 5, torch.float32, b)], 0)
         for a, b in itertools.product((False, True), repeat=2)
     )
-    if _ext.load() and torch.ops.bertfast_cpu.can_pack(torch.bfloat16, 2):
+    if _ext.load().build_info()["bfloat16"] == "pairs" and torch.ops.bertfast_cpu.can_pack(torch.bfloat16, 2):
         for right in (torch.bfloat16, torch.float32):
             assert takes(matrix(4, 3, torch.bfloat16, True), [matrix(3, 5, right, False)], 0)
             assert not takes(matrix(4, 3, torch.bfloat16, False), [matrix(3, 5, right, False)], 0)

@@ -3,7 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-NATIVE := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h) setup.py
+NATIVE := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h) setup.py
 RESULTS := benchmarks/results
 GPU_PYTHON = $(if $(filter command environment,$(origin PYTHON)),$(PYTHON),python3)
 STAGES ?=

@@ -1,6 +1,6 @@
 // The pybind11 module bertfast._C. Importing it registers the CPU kernels with torch's dispatcher (static initialisers
 // of csrc/cpu/*.cpp); it binds only what is no tensor op: facts about the build and the processor, for `bertfast
-// doctor`, and the encoder, which holds its weights.
+// doctor`, the encoder, which holds its weights, and snapshots of Python objects.
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
 
@@ -9,6 +9,7 @@
 
 #include "cpu/encoder.h"
 #include "cpu/isa.h"
+#include "snapshot.h"
 
 namespace py = pybind11;
 
@@ -50,4 +51,9 @@ PYBIND11_MODULE(_C, m) {
            py::arg("read") = py::none(), unlocked)
       .def("is_current", &Encoder::is_current)
       .def("nbytes", &Encoder::nbytes);
+
+  using bertfast::Snapshot;
+  py::class_<Snapshot>(m, "Snapshot", "Whether Python objects are what they were; see csrc/snapshot.h")
+      .def(py::init<const py::object&, const std::vector<py::object>&, const py::tuple&, const py::set&>())
+      .def("holds", &Snapshot::holds);
 }

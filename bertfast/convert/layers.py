@@ -28,12 +28,14 @@ _calls: "WeakKeyDictionary[nn.Module, Counter[str]]" = WeakKeyDictionary()
 
 def count(module: nn.Module, outcome: str) -> None:
     """Note what a call of `module` did, for report(); nothing while compiling, which runs Python only once."""
-    if torch.compiler.is_compiling():
-        return
-    counter = _calls.get(module)
-    if counter is None:
-        counter = _calls.setdefault(module, Counter())
-    counter[outcome] += 1
+    if not torch.compiler.is_compiling():
+        counter(module)[outcome] += 1
+
+
+def counter(module: nn.Module) -> Counter[str]:
+    """The outcomes of `module`'s calls; until `forget` the same object."""
+    found = _calls.get(module)
+    return _calls.setdefault(module, Counter()) if found is None else found
 
 
 def calls(module: nn.Module) -> dict[str, int]:
@@ -255,11 +257,17 @@ class FastBertEncoder(hf.BertEncoder):
         return self.through(packed, packing, (batch, seqlen), kwargs)
 
     def through(
-        self, x: Tensor, packing: ops.Packing | None, shape: tuple[int, int], kwargs: dict[str, Any] | None = None
+        self,
+        x: Tensor,
+        packing: ops.Packing | None,
+        shape: tuple[int, int],
+        kwargs: dict[str, Any] | None = None,
+        found: stack.Found | None = None,
     ) -> Tensor:
         """Real tokens [T, E] of a batch of `shape` (B, S) through all layers, to [B, S, E].
 
-        Zeros at padding and, where a head above reads some positions alone, at the others too.
+        Zeros at padding and, where a head above reads some positions alone, at the others too. found: what `find` found for
+        such x, ready, where it need not be asked again; the layers' calls are then not counted.
         """
         batch, seqlen = shape
         if packing is None:
@@ -269,7 +277,7 @@ class FastBertEncoder(hf.BertEncoder):
             layout = Packed(packing.cu_seqlens, packing.max_seqlen)
         read = self._read(packing, layout.cu_seqlens, shape)
         last = layout if read is None else replace(layout, read=read)
-        y = self._stack(x, last)
+        y = self._stack(x, last) if found is None else found.forward(x, last.cu_seqlens, last.max_seqlen, last.read)
         if y is None:
             y = x
             for i, layer in enumerate(self.layer):
@@ -293,25 +301,20 @@ class FastBertEncoder(hf.BertEncoder):
         rows = (marked if packing is None else marked[packing.indices]).nonzero()[:, 0]
         return rows if rows.numel() else None
 
-    def _stack(self, x: Tensor, layout: Packed) -> Tensor | None:
-        """All layers in one call, the last as `layout` says, or None where that cannot be. `_reason` has found them all plain."""
+    def find(self, x: Tensor) -> stack.Found | None:
+        """What computes all layers on such x in one call, or None where nothing can. `stack_reason` has found them all plain."""
         kinds = {checks.kind_of(layer) for layer in self.layer}
         if option(self, "prepack") is False or len(kinds) != 1:
             return None
         heads, scale, approximate = kinds.pop()
-        y = stack.run(
-            self,
-            self.layer,
-            x,
-            layout.cu_seqlens,
-            layout.max_seqlen,
-            heads=heads,
-            scale=scale,
-            approximate=approximate,
-            int8=option(self, "int8") is True,
-            read=layout.read,
-        )
-        if y is not None:
-            for layer in self.layer:
-                count(layer, UNPADDED)
-        return y
+        int8 = option(self, "int8") is True
+        return stack.find(self, self.layer, x, heads=heads, scale=scale, approximate=approximate, int8=int8)
+
+    def _stack(self, x: Tensor, layout: Packed) -> Tensor | None:
+        """All layers in one call, the last as `layout` says, or None where that cannot be."""
+        found = self.find(x)
+        if found is None:
+            return None
+        for layer in self.layer:
+            count(layer, UNPADDED)
+        return found.forward(x, layout.cu_seqlens, layout.max_seqlen, layout.read)

@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 from transformers.models.bert import modeling_bert as hf
 
 from bertfast import ops
-from bertfast.convert import checks
+from bertfast.convert import checks, plans
 from bertfast.convert.layers import FAST, UNPADDED, FastBertEmbeddings, FastBertEncoder, count
 from bertfast.nn.modules import embed
 
@@ -23,7 +23,8 @@ except ImportError:  # transformers 5.0 and 5.1 ask the class itself
     _CAN_RECORD_REGISTRY = None  # type: ignore[assignment]
 
 WHOLE = "fast, from ids to hidden states"
-_INTEGERS = (torch.bool, torch.int64, torch.int32)
+_IDS = (torch.int64, torch.int32)
+_INTEGERS = (torch.bool, *_IDS)
 
 
 class FastBertModel(hf.BertModel):
@@ -54,12 +55,16 @@ class FastBertModel(hf.BertModel):
             "use_cache": use_cache,
             **kwargs,
         }
-        reason = self._reason(input_ids, attention_mask, token_type_ids, position_ids, others)
+        reason = self._call_reason(input_ids, attention_mask, token_type_ids, position_ids, others)
+        plan = None
+        if reason is None:
+            plan = plans.find(self)
+            reason = self._config_reason(others) or self._structure_reason() if plan is None else None
         if reason is None and input_ids is not None:
             reason, packing = self.encoder.packing(None if attention_mask is None else attention_mask.to(torch.bool))
             if reason is None:
                 count(self, WHOLE)
-                return self._whole(input_ids, token_type_ids, position_ids, packing)
+                return self._whole(input_ids, token_type_ids, position_ids, packing, plan)
         count(self, f"module by module: {reason}")
         return super().forward(
             input_ids,
@@ -69,7 +74,7 @@ class FastBertModel(hf.BertModel):
             **others,
         )
 
-    def _reason(
+    def _call_reason(
         self,
         ids: Tensor | None,
         mask: Tensor | None,
@@ -77,26 +82,33 @@ class FastBertModel(hf.BertModel):
         positions: Tensor | None,
         others: dict[str, Any],
     ) -> str | None:
-        """Why this call goes module by module, apart from what the mask says."""
+        """Why this call goes module by module, whatever the model is, apart from what the mask says."""
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return "it is traced"
         if torch.is_grad_enabled():
             return "gradients are enabled"
         if type(ids) is not Tensor or ids.dim() != 2 or ids.numel() == 0 or ids.device.type != "cpu":
             return "there are no plain input_ids [B, S] on a CPU"
+        if any(t is not None and t.dtype not in _IDS for t in (ids, segments, positions)):
+            return "ids are not int32 or int64"
         if mask is not None and (type(mask) is not Tensor or mask.shape != ids.shape or mask.dtype not in _INTEGERS):
             return "the attention mask is not [B, S] of integers"
         for name, value in (("token_type_ids", segments), ("position_ids", positions)):
             if value is not None and (type(value) is not Tensor or value.shape not in (ids.shape, (1, ids.shape[1]))):
                 return f"{name} are not shaped as input_ids are"
-        return self._option_reason(others) or self._part_reason(ids.shape[1])
-
-    def _option_reason(self, others: dict[str, Any]) -> str | None:
-        """Anything asked for besides hidden states and the pooler's output, in the call or in the config."""
         for name, value in others.items():
             if value is not None and value is not False and not (name == "return_dict" and value is True):
                 return f"{name} was given"
-        if others.get("return_dict", getattr(self.config, "return_dict", True)) is False:
+        if others.get("return_dict") is False:
+            return "a tuple of outputs was asked for"
+        if ids.shape[1] > self._modules["embeddings"]._modules["position_embeddings"].num_embeddings:
+            return "the batch is longer than the model's positions"
+        recorded = checks.collected(None, {"output_hidden_states": False, "output_attentions": False})
+        return f"{' and '.join(sorted(recorded))} are recorded above" if recorded else None
+
+    def _config_reason(self, others: dict[str, Any]) -> str | None:
+        """What the config asks for besides hidden states, where no argument beats it."""
+        if getattr(self.config, "return_dict", True) is False and "return_dict" not in others:
             return "a tuple of outputs was asked for"
         if getattr(self.config, "is_causal", None) is not None:
             return "config.is_causal is set"
@@ -104,16 +116,13 @@ class FastBertModel(hf.BertModel):
             # An argument beats the config, so False given there lets the call through.
             if others.get(name) is None and getattr(self.config, name, False):
                 return f"config.{name} is set"
-        recorded = checks.collected(self.config, others)
-        return f"{' and '.join(sorted(recorded))} are recorded above" if recorded else None
+        return None
 
-    def _part_reason(self, seqlen: int) -> str | None:
+    def _structure_reason(self) -> str | None:
         """What about the modules inside keeps them from being run without being called."""
         embeddings, encoder = self._modules["embeddings"], self._modules["encoder"]
         if type(embeddings) is not FastBertEmbeddings or type(encoder) is not FastBertEncoder:
             return "its embeddings or its encoder were replaced"
-        if seqlen > embeddings.position_embeddings.num_embeddings:
-            return "the batch is longer than the model's positions"
         return (
             checks.hook_reason(embeddings, "embeddings")
             or checks.hook_reason(encoder, "encoder")
@@ -122,26 +131,36 @@ class FastBertModel(hf.BertModel):
         )
 
     def _whole(
-        self, ids: Tensor, segments: Tensor | None, positions: Tensor | None, packing: ops.Packing | None
+        self,
+        ids: Tensor,
+        segments: Tensor | None,
+        positions: Tensor | None,
+        packing: ops.Packing | None,
+        plan: plans.Plan | None,
     ) -> BaseModelOutputWithPoolingAndCrossAttentions:
         batch, seqlen = ids.shape
-        count(self.embeddings, FAST)
-        count(self.encoder, UNPADDED)
-        if packing is None:
-            x = embed(self.embeddings, ids, segments, positions).view(batch * seqlen, -1)
-        else:
-            at = packing.indices
 
-            def real(t: Tensor) -> Tensor:
-                return t.expand(batch, seqlen).reshape(-1)[at]
+        def real(t: Tensor) -> Tensor:
+            flat = t.expand(batch, seqlen).reshape(-1)
+            return flat if packing is None else flat[packing.indices]
 
-            x = embed(
-                self.embeddings,
-                real(ids),
-                None if segments is None else real(segments),
-                at % seqlen if positions is None else real(positions),
+        ids, segments = real(ids), None if segments is None else real(segments)
+        if positions is None:
+            positions = (
+                torch.arange(seqlen).expand(batch, seqlen).reshape(-1) if packing is None else packing.indices % seqlen
             )
-        y = self.encoder.through(x, packing, (batch, seqlen))
+        else:
+            positions = real(positions)
+        if plan is None:
+            count(self.embeddings, FAST)
+            count(self.encoder, UNPADDED)
+            x = embed(self.embeddings, ids, segments, positions)
+            y = self.encoder.through(x, packing, (batch, seqlen))
+            if self._config_reason({}) is None:  # else an argument beat the config, which the next call may not do
+                plans.make(self, self.encoder.find(x))
+        else:
+            plan.count()
+            y = self.encoder.through(plan.embed(ids, segments, positions), packing, (batch, seqlen), found=plan.found)
         pooled = None if self.pooler is None else self.pooler(y)
         return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=y, pooler_output=pooled)
 

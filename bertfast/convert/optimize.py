@@ -8,7 +8,7 @@ from torch import nn
 from transformers.models.bert.modeling_bert import BertForQuestionAnswering, BertLMHeadModel, BertModel
 
 from bertfast import _ext
-from bertfast.convert import layers
+from bertfast.convert import layers, plans
 from bertfast.convert.families import FAMILIES, STOCK, SWAPS
 from bertfast.convert.heads import HEADS
 from bertfast.nn import prepack as prepack_cache
@@ -166,12 +166,14 @@ def optimize(
         head.__dict__.pop("_bertfast", None)
         if masked_head:
             head.__dict__["_bertfast"] = {"unverified_kernels": unverified_kernels}
+    plans.forget(model)
     prepack_cache.clear(model)  # made anew when first needed, whatever happened to the weights
     return model
 
 
 def restore(model: Model) -> Model:
     """Undo `optimize` exactly: stock classes, no options, no copies of weights. A model never optimised is left alone."""
+    plans.forget(model)
     prepack_cache.clear(model)
     for module in model.modules():
         stock = STOCK.get(type(module))

@@ -6,6 +6,7 @@ and is used only while every parameter it was made of is unchanged: storage, lay
 
 import threading
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -95,6 +96,53 @@ def _takes(x: Tensor, parameters: list[Tensor | None], heads: int, int8: bool) -
     )
 
 
+@dataclass(frozen=True)
+class Found:
+    """What `find` found: the C++ encoder, and the parameters that it was made of, all layers' one after another."""
+
+    encoder: Any
+    parameters: list[Tensor | None]
+
+    def forward(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int, read: Tensor | None) -> Tensor:
+        """As `run`."""
+        return self.encoder.forward(x, cu_seqlens, max_seqlen, read)
+
+    def is_ready(self) -> bool:
+        """Whether a call without gradients may go to the encoder: nothing records or transforms it, no parameter changed."""
+        if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+            return False
+        if torch._C._functorch.peek_interpreter_stack() is not None or torch._C._len_torch_dispatch_stack() > 0:
+            return False
+        return self.encoder.is_current(self.parameters)
+
+
+def find(
+    owner: nn.Module,
+    layers: Iterable[nn.Module],
+    x: Tensor,
+    *,
+    heads: int,
+    scale: float,
+    approximate: str,
+    int8: bool = False,
+) -> Found | None:
+    """The encoder that `run` would call for such x, made where there is none yet or its parameters changed."""
+    if _ext.load() is None or type(x) is not Tensor or x.device.type != "cpu":
+        return None
+    found = _collect(layers)
+    if found is None or not _plain_call(x, found[0]):
+        return None
+    parameters, eps = found
+    key = (x.dtype, int8, heads, scale, approximate, tuple(eps))
+    entry = _cache.get(owner, {}).get(key)
+    if entry is None or not entry.is_current(parameters):
+        _drop_stale(owner, parameters)
+        if not _takes(x, parameters, heads, int8):
+            return None
+        entry = _build(owner, key, parameters)
+    return Found(entry, parameters)
+
+
 def run(
     owner: nn.Module,
     layers: Iterable[nn.Module],
@@ -126,20 +174,8 @@ def run(
         IndexError: where `read` names a row outside x.
         ValueError: where `read` does not rise, or cu_seqlens does not rise from 0 to T.
     """
-    if _ext.load() is None or type(x) is not Tensor or x.device.type != "cpu":
-        return None
-    found = _collect(layers)
-    if found is None or not _plain_call(x, found[0]):
-        return None
-    parameters, eps = found
-    key = (x.dtype, int8, heads, scale, approximate, tuple(eps))
-    entry = _cache.get(owner, {}).get(key)
-    if entry is None or not entry.is_current(parameters):
-        _drop_stale(owner, parameters)
-        if not _takes(x, parameters, heads, int8):
-            return None
-        entry = _build(owner, key, parameters)
-    return entry.forward(x, cu_seqlens, max_seqlen, read)
+    found = find(owner, layers, x, heads=heads, scale=scale, approximate=approximate, int8=int8)
+    return None if found is None else found.forward(x, cu_seqlens, max_seqlen, read)
 
 
 def _drop_stale(owner: nn.Module, parameters: list[Tensor | None]) -> None:

@@ -31,12 +31,12 @@ Snapshot::Snapshot(const py::object& owner, const std::vector<py::object>& other
 
 void Snapshot::see(const py::object& object, bool keep, const py::tuple& kinds, const py::set& inside) {
   const py::object dict = dict_of(object);
-  seen_.push_back({keep ? object : py::object(), Py_TYPE(object.ptr()), dict});
-  list(dict, kinds, inside);
+  seen_.push_back({keep ? object : py::object(), keep ? dict : py::object(), Py_TYPE(object.ptr())});
+  list(dict, keep, kinds, inside);
 }
 
-void Snapshot::list(const py::object& dict, const py::tuple& kinds, const py::set& inside) {
-  Table table{dict, {}};
+void Snapshot::list(const py::object& dict, bool keep, const py::tuple& kinds, const py::set& inside) {
+  Table table{keep ? dict : py::object(), {}};
   std::vector<py::object> inner;
   PyObject *key, *value;
   for (Py_ssize_t at = 0; PyDict_Next(dict.ptr(), &at, &key, &value);) {
@@ -45,19 +45,20 @@ void Snapshot::list(const py::object& dict, const py::tuple& kinds, const py::se
     if (PyDict_Check(value) && PySet_Contains(inside.ptr(), key) == 1) inner.push_back(object);
   }
   tables_.push_back(std::move(table));
-  for (const py::object& each : inner) list(each, kinds, py::set());
+  for (const py::object& each : inner) list(each, true, kinds, py::set());
 }
 
 bool Snapshot::holds(const py::object& owner) const {
   for (const Seen& seen : seen_) {
     const py::handle object = seen.object ? py::handle(seen.object) : py::handle(owner);
-    if (Py_TYPE(object.ptr()) != seen.type || !dict_of(object).is(seen.dict)) return false;
+    if (Py_TYPE(object.ptr()) != seen.type || (seen.dict && !dict_of(object).is(seen.dict))) return false;
   }
+  const py::object own = dict_of(owner);
   for (const Table& table : tables_) {
-    if (PyDict_Size(table.dict.ptr()) != static_cast<Py_ssize_t>(table.items.size())) return false;
-    PyObject *key, *value;
+    PyObject *dict = table.dict ? table.dict.ptr() : own.ptr(), *key, *value;
+    if (PyDict_Size(dict) != static_cast<Py_ssize_t>(table.items.size())) return false;
     auto item = table.items.begin();
-    for (Py_ssize_t at = 0; PyDict_Next(table.dict.ptr(), &at, &key, &value); ++item) {
+    for (Py_ssize_t at = 0; PyDict_Next(dict, &at, &key, &value); ++item) {
       if (item->first.ptr() != key || (item->second && item->second.ptr() != value)) return false;
     }
   }

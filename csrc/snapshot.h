@@ -24,17 +24,16 @@ class __attribute__((visibility("hidden"))) Snapshot {
 
  private:
   struct Table {
-    pybind11::object dict;
+    pybind11::object dict;  // null for the owner's own, which may lead back to the owner
     std::vector<std::pair<pybind11::object, pybind11::object>> items;  // a value is null where it is not looked at
   };
   struct Seen {
-    pybind11::object object;  // null for the owner
+    pybind11::object object, dict;  // null for the owner
     PyTypeObject* type;
-    pybind11::object dict;
   };
 
   void see(const pybind11::object& object, bool keep, const pybind11::tuple& kinds, const pybind11::set& inside);
-  void list(const pybind11::object& dict, const pybind11::tuple& kinds, const pybind11::set& inside);
+  void list(const pybind11::object& dict, bool keep, const pybind11::tuple& kinds, const pybind11::set& inside);
 
   std::vector<Seen> seen_;
   std::vector<Table> tables_;

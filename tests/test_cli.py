@@ -41,7 +41,7 @@ def test_several_models_are_measured_in_one_run(checkpoint, tmp_path):
     assert done.exit_code == 0, done.output
     results = json.loads(out.read_text())["results"]
     assert len(results) == 2
-    assert results[0]["coverage"] == {"fast": 3, "total": 3, "reasons": []}
+    assert results[0]["coverage"] == {"fast": 4, "total": 4, "reasons": []}
     assert results[0]["prepacked"] >= 0
 
 
@@ -71,7 +71,7 @@ def test_bench_exits_1_and_still_writes_where_parity_fails(checkpoint, tmp_path,
 def test_a_model_that_stayed_stock_is_not_praised_silently(checkpoint, monkeypatch):
     monkeypatch.setattr(bertfast, "optimize", lambda model: model, raising=False)
     done = runner.invoke(app, ["verify", checkpoint])
-    assert "0 of 3 modules took the fast path" in said(done)
+    assert "0 of 4 modules took the fast path" in said(done)
 
 
 def test_shapes_without_a_model_are_refused():

@@ -10,7 +10,7 @@ import torch
 
 import bertfast
 from bertfast import _ext, _library
-from bertfast.ops import onednn
+from bertfast.ops import onednn, products
 from bertfast.triton import verified
 
 
@@ -75,10 +75,13 @@ def _advice(extension: Any) -> list[dict[str, str]]:
                     "mend": "none: use a newer processor",
                 }
             )
-        if not extension.cpu_features().get("avx512bf16", False):
-            mend = "prefer float32 on this processor"
+        if products.widens():
             found.append(
-                {"what": "bfloat16 may be slower than float32", "why": "the processor has no AVX512-BF16", "mend": mend}
+                {
+                    "what": "bfloat16 is multiplied as float32, so it is no faster on large batches",
+                    "why": "the processor has neither AMX nor a fast AVX512-BF16",
+                    "mend": "prefer float32 on this processor, unless memory is short",
+                }
             )
     if not onednn.available():
         mend = "use a torch build with oneDNN (torch.backends.mkldnn)"

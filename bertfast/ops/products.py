@@ -42,19 +42,34 @@ def _usable(tensors: Sequence[Tensor]) -> bool:
     )
 
 
-def _joined(b: Sequence[Tensor], along: int, dtype: torch.dtype) -> Tensor:
-    return b[0].to(dtype) if len(b) == 1 else torch.cat([t.to(dtype) for t in b], along)
+def _multiply(a: Tensor, b: Sequence[Tensor], along: int, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
+    """`product` by torch, all of one dtype, `out` too where it is given."""
+    if len(b) > 1 and a.dtype == torch.float32:
+        y = fresh(a, (a.shape[0], sum(t.shape[1] for t in b) if along else b[0].shape[1])) if out is None else out
+        return _multiply_parts(a, b, along, bias, y)
+    whole = b[0] if len(b) == 1 else torch.cat(list(b), along)
+    y = fresh(a, (a.shape[0], whole.shape[1])) if out is None else out
+    return torch.mm(a, whole, out=y) if bias is None else torch.addmm(bias, a, whole, out=y)
 
 
-def _widened(a: Tensor, b: Sequence[Tensor], along: int, bias: Tensor | None, out: Tensor | None) -> Tensor:
-    whole = _joined(b, along, torch.float32)
-    if bias is not None:
-        y = torch.addmm(bias.float(), a.float(), whole)
-    elif out is not None and out.dtype == torch.float32:
-        return torch.mm(a.float(), whole, out=out)
-    else:
-        y = torch.mm(a.float(), whole, out=fresh(whole, (a.shape[0], whole.shape[1])))
-    return y.to(a.dtype) if out is None else out.copy_(y)
+def _multiply_parts(a: Tensor, b: Sequence[Tensor], along: int, bias: Tensor | None, y: Tensor) -> Tensor:
+    """The same into y without the b_i joined, which is a copy of every weight: float32 loses nothing in between."""
+    at = 0
+    for part in b:
+        end = at + part.shape[along]
+        if along:
+            mine = None if bias is None else bias[at:end]
+            _multiply(a, [part], 1, mine, y[:, at:end])
+        elif at == 0:
+            _multiply(a[:, :end], [part], 0, bias, y)
+        else:
+            y.addmm_(a[:, at:end], part)
+        at = end
+    if not along and at != a.shape[1]:
+        raise ValueError(f"product: the matrices have {at} rows in all, where a has {a.shape[1]} columns")
+    if bias is not None and bias.shape != y.shape[1:]:
+        raise ValueError(f"product: bias must be [{y.shape[1]}], got {tuple(bias.shape)}")
+    return y
 
 
 def product(
@@ -73,22 +88,21 @@ def product(
         out: [M, N] of any dtype, to write to and to return; of a's dtype, and made here, by default.
     """
     usable = _usable([a, *b])
-    if usable and a.dtype == torch.bfloat16 and a.shape[0] >= _MANY_ROWS and widens():
-        return _widened(a, b, along, bias, out)
-    if usable and preferred() and torch.ops.bertfast_cpu.can_multiply(a, b, along):
+    wide = usable and a.dtype == torch.bfloat16 and a.shape[0] >= _MANY_ROWS and widens()
+    if usable and not wide and preferred() and torch.ops.bertfast_cpu.can_multiply(a, b, along):
         if out is None:
             out = fresh(a, (a.shape[0], sum(t.shape[1] for t in b) if along else b[0].shape[1]))
         if out.dtype in (torch.float32, torch.bfloat16) and out.stride(1) == 1:
             torch.ops.bertfast_cpu.product(a, b, along, bias, out)
             return out
-    whole = _joined(b, along, a.dtype)
-    if bias is not None:
-        y = torch.addmm(bias.to(a.dtype), a, whole)
-    elif out is not None and out.dtype == a.dtype:
-        return torch.mm(a, whole, out=out)
-    else:
-        y = torch.mm(a, whole, out=fresh(a, (a.shape[0], whole.shape[1])))
-    return y if out is None else out.copy_(y)
+    dtype = torch.float32 if wide else a.dtype
+    into = out if out is not None and out.dtype == dtype else None
+    with torch.autocast("cpu", enabled=False):  # which would round what was widened
+        cast = None if bias is None else bias.to(dtype)
+        y = _multiply(a.to(dtype), [t.to(dtype) for t in b], along, cast, into)
+    if out is None:
+        return y.to(a.dtype)
+    return y if into is not None else out.copy_(y)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -86,6 +86,16 @@ def test_joined(owner, parts, dtype):
         assert_within_budget(products.product(a, b, along=along, bias=bias), eager, exact, "c", measure=rms_error)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_rounds_nothing(owner, dtype):
+    a, b, bias = torch.randn(70, 64).to(dtype), [torch.randn(64, 128), torch.randn(64, 64)], torch.randn(192)
+    plain = products.product(a, b, along=1, bias=bias)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = products.product(a, b, along=1, bias=bias)
+    assert found.dtype == dtype
+    assert torch.equal(found, plain)
+
+
 def test_odd_layouts(owner):
     x, w, b = torch.randn(5, 64), torch.randn(96, 64), torch.randn(96)
     for bias in (torch.randn(192)[::2], torch.randn(1).expand(96)):
@@ -105,6 +115,8 @@ def test_bad_shapes(owner):
         lambda: products.linear(x, torch.randn(96, 64), torch.randn(95)),
         lambda: products.matmul(x, torch.randn(2000, 96)),
         lambda: products.product(x, [torch.randn(32, 4), torch.randn(32, 5)]),
+        lambda: products.product(x, [torch.randn(32, 4), torch.randn(16, 4)]),
+        lambda: products.product(x, [torch.randn(64, 4)] * 2, along=1, bias=torch.randn(9)),
     ):
         with pytest.raises((RuntimeError, ValueError)):
             call()

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import modeling_utils
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.models.bert import modeling_bert as hf
 
@@ -16,11 +17,6 @@ from bertfast import ops
 from bertfast.convert import checks, plans
 from bertfast.convert.layers import FAST, UNPADDED, FastBertEmbeddings, FastBertEncoder, count
 from bertfast.nn.modules import embed
-
-try:
-    from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
-except ImportError:  # transformers 5.0 and 5.1 ask the class itself
-    _CAN_RECORD_REGISTRY = None  # type: ignore[assignment]
 
 WHOLE = "fast, from ids to hidden states"
 _IDS = (torch.int64, torch.int32)
@@ -168,5 +164,4 @@ class FastBertModel(hf.BertModel):
 # save_pretrained writes a class's name into config.architectures, and Trainer looks it up: both know stock's name only.
 # What transformers may record it looks up by str(class), which is another for a swapped class.
 FastBertModel.__name__ = hf.BertModel.__name__
-if _CAN_RECORD_REGISTRY is not None:
-    dict.__setitem__(_CAN_RECORD_REGISTRY, str(FastBertModel), hf.BertModel._can_record_outputs)
+dict.__setitem__(modeling_utils._CAN_RECORD_REGISTRY, str(FastBertModel), hf.BertModel._can_record_outputs)

@@ -57,7 +57,7 @@ class FastBertModel(hf.BertModel):
             plan = plans.find(self)
             reason = self._config_reason(others) or self._structure_reason() if plan is None else None
         if reason is None and input_ids is not None:
-            reason, packing = self.encoder.packing(None if attention_mask is None else attention_mask.to(torch.bool))
+            reason, packing = self._packing(input_ids, attention_mask)
             if reason is None:
                 count(self, WHOLE)
                 return self._whole(input_ids, token_type_ids, position_ids, packing, plan)
@@ -97,8 +97,6 @@ class FastBertModel(hf.BertModel):
                 return f"{name} was given"
         if others.get("return_dict") is False:
             return "a tuple of outputs was asked for"
-        if ids.shape[1] > self._modules["embeddings"]._modules["position_embeddings"].num_embeddings:
-            return "the batch is longer than the model's positions"
         recorded = checks.collected(None, {"output_hidden_states": False, "output_attentions": False})
         return f"{' and '.join(sorted(recorded))} are recorded above" if recorded else None
 
@@ -125,6 +123,11 @@ class FastBertModel(hf.BertModel):
             or checks.embeddings_reason(embeddings)
             or encoder.stack_reason(embeddings.word_embeddings.weight)
         )
+
+    def _packing(self, ids: Tensor, mask: Tensor | None) -> tuple[str | None, ops.Packing | None]:
+        if ids.shape[1] > self.embeddings.position_embeddings.num_embeddings:
+            return "the batch is longer than the model's positions", None
+        return self.encoder.packing(None if mask is None else mask.to(torch.bool))
 
     def _whole(
         self,

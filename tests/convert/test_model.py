@@ -169,6 +169,18 @@ def test_parts_put_in_place_of_ours_are_called(name):
     assert why(fast) == "its embeddings or its encoder were replaced"
 
 
+def test_embeddings_of_another_kind_are_called():
+    class Embeddings(torch.nn.Module):
+        def forward(self, input_ids, **others):
+            return torch.ones(*input_ids.shape, HIDDEN)
+
+    stock, fast = pair()
+    stock.embeddings = fast.embeddings = Embeddings()
+    inputs = batch_of("none")
+    with torch.no_grad():
+        assert_same(fast(**inputs).last_hidden_state, stock(**inputs).last_hidden_state)
+
+
 def test_stock_name_and_restore(tmp_path):
     _, fast = pair()
     fast.save_pretrained(tmp_path)

@@ -76,7 +76,10 @@ def _global_hooks() -> bool:
 def _plain(module: Any, kind: type, name: str, device: torch.device, dtype: torch.dtype | None = None) -> str | None:
     """`module` is exactly `kind`, unhooked, and its parameters are ordinary tensors on `device`, of `dtype` where given."""
     if type(module) is not kind:
-        return f"{name} is {type(module).__name__}, not a plain {kind.__name__}"
+        found = type(module)
+        # An adapter may have the name of what it wraps, as LoRA's Linear has.
+        said = found.__name__ if found.__name__ != kind.__name__ else f"{found.__module__}.{found.__name__}"
+        return f"{name} is {said}, not a plain {kind.__name__}"
     reason = hook_reason(module, name)
     if reason is not None:
         return reason

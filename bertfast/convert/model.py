@@ -20,7 +20,7 @@ from bertfast.nn.modules import embed
 
 WHOLE = "fast, from ids to hidden states"
 _IDS = (torch.int64, torch.int32)
-_INTEGERS = (torch.bool, *_IDS)
+_UNREAD = frozenset({"num_items_in_batch"})  # what Trainer gives to the loss, and nothing below a head reads
 
 
 class FastBertModel(hf.BertModel):
@@ -55,7 +55,7 @@ class FastBertModel(hf.BertModel):
         plan = None
         if reason is None:
             plan = plans.find(self)
-            reason = self._config_reason(others) or self._structure_reason() if plan is None else None
+            reason = self._config_reason(others) or self.structure_reason() if plan is None else None
         if reason is None and input_ids is not None:
             reason, packing = self._packing(input_ids, attention_mask)
             if reason is None:
@@ -87,13 +87,14 @@ class FastBertModel(hf.BertModel):
             return "there are no plain input_ids [B, S] on a CPU"
         if any(t is not None and t.dtype not in _IDS for t in (ids, segments, positions)):
             return "ids are not int32 or int64"
-        if mask is not None and (type(mask) is not Tensor or mask.shape != ids.shape or mask.dtype not in _INTEGERS):
-            return "the attention mask is not [B, S] of integers"
+        if mask is not None and (type(mask) is not Tensor or mask.shape != ids.shape):
+            return "the attention mask is not [B, S]"
         for name, value in (("token_type_ids", segments), ("position_ids", positions)):
             if value is not None and (type(value) is not Tensor or value.shape not in (ids.shape, (1, ids.shape[1]))):
                 return f"{name} are not shaped as input_ids are"
         for name, value in others.items():
-            if value is not None and value is not False and not (name == "return_dict" and value is True):
+            known = name in _UNREAD or (name == "return_dict" and value is True)
+            if value is not None and value is not False and not known:
                 return f"{name} was given"
         if others.get("return_dict") is False:
             return "a tuple of outputs was asked for"
@@ -104,15 +105,16 @@ class FastBertModel(hf.BertModel):
         """What the config asks for besides hidden states, where no argument beats it."""
         if getattr(self.config, "return_dict", True) is False and "return_dict" not in others:
             return "a tuple of outputs was asked for"
-        if getattr(self.config, "is_causal", None) is not None:
-            return "config.is_causal is set"
+        for name in ("is_causal", "is_decoder"):
+            if getattr(self.config, name, None):
+                return f"config.{name} is set"
         for name in ("output_hidden_states", "output_attentions"):
             # An argument beats the config, so False given there lets the call through.
             if others.get(name) is None and getattr(self.config, name, False):
                 return f"config.{name} is set"
         return None
 
-    def _structure_reason(self) -> str | None:
+    def structure_reason(self) -> str | None:
         """What about the modules inside keeps them from being run without being called."""
         embeddings, encoder = self._modules["embeddings"], self._modules["encoder"]
         if type(embeddings) is not FastBertEmbeddings or type(encoder) is not FastBertEncoder:

@@ -172,7 +172,13 @@ def optimize(
 
 
 def restore(model: Model) -> Model:
-    """Undo `optimize` exactly: stock classes, no options, no copies of weights. A model never optimised is left alone."""
+    """Undo `optimize` exactly: stock classes, no options, no copies of weights. A model never optimised is left alone.
+
+    Raises:
+        TypeError: where `model` is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"bertfast.restore takes a torch.nn.Module, got {type(model).__name__}")
     plans.forget(model)
     prepack_cache.clear(model)
     for module in model.modules():

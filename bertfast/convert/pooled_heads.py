@@ -16,7 +16,7 @@ from bertfast.convert import checks, handover
 from bertfast.convert.layers import count
 from bertfast.convert.model import FastBertModel
 
-FIRST_ALONE = "fast, last layer for the first tokens alone"
+FIRST_ALONE = "asked for the first tokens of the last layer alone"
 
 
 def only_reader(bert: Any) -> bool:

@@ -9,7 +9,8 @@ from bertfast import _ext
 from bertfast.convert import checks
 from bertfast.convert.families import STOCK, SWAPS
 from bertfast.convert.heads import HEADS, head_reason
-from bertfast.convert.layers import FastBertEmbeddings, FastBertEncoder, FastBertLayer, calls, option
+from bertfast.convert.layers import FastBertEmbeddings, FastBertLayer, calls, option
+from bertfast.convert.model import FastBertModel
 from bertfast.nn import prepack
 
 
@@ -70,6 +71,8 @@ def _static_reason(module: nn.Module) -> str:
         reason = checks.tensor_reason(parameter.detach(), bool(option(module, "unverified_kernels")))
     if reason is None and isinstance(module, FastBertLayer) and parameter is not None:
         reason = checks.layer_reason(module, parameter.device)
+    if reason is None and isinstance(module, FastBertModel):
+        reason = module.structure_reason()
     if reason is None and isinstance(module, FastBertEmbeddings):
         reason = checks.embeddings_reason(module)
     return reason or ""
@@ -78,8 +81,15 @@ def _static_reason(module: nn.Module) -> str:
 def report(model: nn.Module) -> Report:
     """Say of every BERT module inside `model` whether it takes the fast path, and why not; stock or optimised alike.
 
-    An encoder's counts tell how many calls ran without padding and why others stayed padded.
+    The state is that of the module now; counts are of all calls since `optimize`. Those of a BertModel tell how many calls it
+    did itself ("from ids to hidden states": plain inference on a CPU) and why others went module by module, which may be
+    fast too; those of an encoder how many ran without padding and why others stayed padded.
+
+    Raises:
+        TypeError: where `model` is no module.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"bertfast.report takes a torch.nn.Module, got {type(model).__name__}")
     rows = []
     for name, module in model.named_modules():
         if type(module) in SWAPS or type(module) in STOCK:
@@ -92,7 +102,7 @@ def report(model: nn.Module) -> Report:
         notes.append(f"the C++ kernels are missing, so the fast path is slow: {absent}")
     if not rows:
         notes.append("there is no BERT module inside; the model was left untouched")
-    if any(isinstance(module, FastBertEncoder) for module in model.modules()):
+    if any(row.kind == "BertLayer" and row.state == "fast" for row in rows):
         notes.append("where padding is removed, hidden states at padding positions are zeros")
     if any(type(module) in HEADS.values() for module in model.modules()):
         notes.append("logits are not made in training: only those of masked tokens, inside the loss")

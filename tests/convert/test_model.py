@@ -46,7 +46,7 @@ def test_whole_calls(padding, pooler):
         assert_same(got.pooler_output, want.pooler_output)
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.int32, torch.int64])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int32, torch.int64, torch.float32])
 @pytest.mark.parametrize("form", ["a row of segments", "a row of positions", "int32 ids", "no segments", "no mask"])
 def test_forms_of_input(form, dtype):
     inputs = batch_of("holes")
@@ -107,6 +107,26 @@ def test_what_else_is_asked_for(options, reason, where):
         assert_same(got.hidden_states[1][real], want.hidden_states[1][real])
 
 
+def test_what_trainer_gives_to_the_loss():
+    _, fast = pair()
+    with torch.no_grad():
+        fast(**batch_of("right"), num_items_in_batch=5)
+    assert outcome(fast, "BertModel") == WHOLE
+
+
+@pytest.mark.parametrize("called", [False, True])
+def test_a_decoder_made_afterwards(called):
+    stock, fast = pair()
+    inputs = batch_of("right")
+    real = inputs["attention_mask"].bool()
+    with torch.no_grad():
+        if called:
+            fast(**inputs)
+        stock.config.is_decoder = fast.config.is_decoder = True
+        want, got = (m(**inputs, use_cache=False).last_hidden_state[real] for m in (stock, fast))
+    assert_same(got, want)
+
+
 def test_an_argument_beats_the_config():
     _, fast = pair()
     fast.config.output_hidden_states = True
@@ -125,7 +145,7 @@ def test_what_a_head_above_records():
         assert_same(ours, theirs)
 
 
-@pytest.mark.parametrize("form", ["gradients", "embeddings", "4-D mask", "mask of floats", "wide segments", "too long"])
+@pytest.mark.parametrize("form", ["gradients", "embeddings", "4-D mask", "wide segments", "too long"])
 def test_other_calls_go_module_by_module(form):
     stock, fast = pair()
     inputs = batch_of("none")
@@ -133,8 +153,6 @@ def test_other_calls_go_module_by_module(form):
         inputs["inputs_embeds"] = torch.randn(*inputs.pop("input_ids").shape, HIDDEN)
     if form == "4-D mask":
         inputs["attention_mask"] = torch.ones(4, 1, 12, 12, dtype=torch.bool).tril()
-    if form == "mask of floats":
-        inputs["attention_mask"] = inputs["attention_mask"].float()
     if form == "wide segments":
         inputs["token_type_ids"] = torch.zeros(4, 13, dtype=torch.int64)
     if form == "too long":

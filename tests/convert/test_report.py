@@ -3,6 +3,7 @@
 import copy
 import json
 
+import pytest
 import torch
 from bert_cases import batch_of, outcome, pair
 from torch import nn
@@ -17,7 +18,7 @@ def test_report_of_stock_and_optimised_models():
     assert "not optimised" in str(bertfast.report(stock))
     fast.encoder.layer[1].output.dense = nn.Identity()
     described = bertfast.report(fast).to_dict()
-    assert [row["state"] for row in described["modules"]] == ["fast", "fast", "fast", "fast", "fallback"]
+    assert [row["state"] for row in described["modules"]] == ["fallback", "fast", "fast", "fast", "fallback"]
     assert "Identity" in str(bertfast.report(fast))
 
 
@@ -46,6 +47,12 @@ def test_to_dict_is_json_and_counts_prepacked_bytes():
     assert described["prepacked_bytes"] >= stack.memory(fast)
     bertfast.optimize(fast, prepack=False)
     assert bertfast.report(fast).to_dict()["prepacked_bytes"] == 0
+
+
+def test_what_is_no_module():
+    for call in (bertfast.report, bertfast.restore):
+        with pytest.raises(TypeError, match=r"takes a torch\.nn\.Module, got NoneType"):
+            call(None)
 
 
 def test_a_module_without_bert():

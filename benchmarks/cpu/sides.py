@@ -19,7 +19,7 @@ from bertfast.bench.cases import DTYPES, Batch, BenchError
 from bertfast.ops import onednn, packed_linear
 
 Call = Callable[[Batch], list[np.ndarray]]
-EXTRA = "make bench-cpu, or pip install openvino onnxruntime onnx 'numpy<2.4',"
+EXTRA = "make bench-cpu (or pip install openvino onnxruntime onnx 'numpy<2.4')"
 
 
 class SideError(BenchError):

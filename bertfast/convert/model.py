@@ -85,13 +85,19 @@ class FastBertModel(hf.BertModel):
             return "gradients are enabled"
         if type(ids) is not Tensor or ids.dim() != 2 or ids.numel() == 0 or ids.device.type != "cpu":
             return "there are no plain input_ids [B, S] on a CPU"
-        if any(t is not None and t.dtype not in _IDS for t in (ids, segments, positions)):
-            return "ids are not int32 or int64"
+        if ids.dtype not in _IDS:
+            return f"input_ids are {ids.dtype}"
         if mask is not None and (type(mask) is not Tensor or mask.shape != ids.shape):
             return "the attention mask is not [B, S]"
         for name, value in (("token_type_ids", segments), ("position_ids", positions)):
-            if value is not None and (type(value) is not Tensor or value.shape not in (ids.shape, (1, ids.shape[1]))):
-                return f"{name} are not shaped as input_ids are"
+            if value is None:
+                continue
+            if (
+                type(value) is not Tensor
+                or value.dtype not in _IDS
+                or value.shape not in (ids.shape, (1, ids.shape[1]))
+            ):
+                return f"{name} are not integers shaped as input_ids are"
         for name, value in others.items():
             known = name in _UNREAD or (name == "return_dict" and value is True)
             if value is not None and value is not False and not known:

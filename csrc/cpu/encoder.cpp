@@ -220,11 +220,11 @@ at::Tensor Encoder::forward(const at::Tensor& x_in, const at::Tensor& cu_seqlens
   b.x = static_cast<char*>(y.mutable_data_ptr());
   for (char** buffer : {&b.qkv, &b.context, &b.sum, &b.middle}) *buffer = reinterpret_cast<char*>(take());
   for (float** buffer : {&b.lse, &b.mean, &b.rstd}) *buffer = take();
-  for (const Layer& layer : layers_) {
-    if (rows.defined() && &layer == &layers_.back()) break;
-    attend(layer, tokens, items, b);
-    project(layer, tokens, b);
-    feed_forward(layer, tokens, b);
+  const size_t whole = layers_.size() - (rows.defined() ? 1 : 0);
+  for (size_t i = 0; i < whole; ++i) {
+    attend(layers_[i], tokens, items, b);
+    project(layers_[i], tokens, b);
+    feed_forward(layers_[i], tokens, b);
   }
   if (!rows.defined()) return y;
   // Every token is a key and a value; only past attention does one that nobody reads cease to matter.

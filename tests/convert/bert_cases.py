@@ -9,6 +9,7 @@ from transformers import BertConfig
 from transformers.models.bert import modeling_bert as hf
 
 import bertfast
+from bertfast.convert import layers
 
 VOCAB, HIDDEN, BATCH, SEQLEN = 99, 64, 4, 12
 LENGTHS = (12, 3, 7, 1)
@@ -127,6 +128,19 @@ def assert_same(ours: Tensor, stock: Tensor, what: str = "result", tolerance: fl
     error = float((ours.detach() - stock.detach()).abs().max()) if stock.numel() else 0.0
     assert ours.shape == stock.shape, f"{what}: {tuple(ours.shape)} against {tuple(stock.shape)}"
     assert error <= tolerance * scale, f"{what}: differs by {error:.2e} at a scale of {scale:.2e}"
+
+
+def feed_forward_rows(monkeypatch) -> list[int]:
+    """A list that gets the number of rows of every later call of a layer's feed-forward half, where layers are called singly."""
+    rows: list[int] = []
+    original = layers.mlp_block
+
+    def mlp_block(x, **options):
+        rows.append(x.shape[0])
+        return original(x, **options)
+
+    monkeypatch.setattr(layers, "mlp_block", mlp_block)
+    return rows
 
 
 def outcome(model: nn.Module, kind: str) -> dict[str, int]:

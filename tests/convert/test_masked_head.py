@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from bert_cases import assert_same, head_inputs, outcome, pair, tiny_config
+from bert_cases import assert_same, feed_forward_rows, head_inputs, outcome, pair, tiny_config
 from torch import nn
 from transformers.models.bert import modeling_bert as hf
 
@@ -120,16 +120,7 @@ def test_a_label_that_is_no_word_is_an_error():
 
 
 def test_the_last_layer_computes_what_is_read(monkeypatch):
-    from bertfast.convert import layers
-
-    rows = []
-    original = layers.mlp_block
-
-    def mlp_block(x, **options):
-        rows.append(x.shape[0])
-        return original(x, **options)
-
-    monkeypatch.setattr(layers, "mlp_block", mlp_block)
+    rows = feed_forward_rows(monkeypatch)
     fast = pair(hf.BertForPreTraining, train=True, options=OPTIONS)[1]
     inputs = inputs_of(hf.BertForPreTraining)
     read = inputs["labels"] != -100

@@ -4,13 +4,13 @@ import inspect
 
 import pytest
 import torch
-from bert_cases import PADDINGS, assert_same, head_inputs, outcome, pair
+from bert_cases import PADDINGS, assert_same, feed_forward_rows, head_inputs, outcome, pair
 from transformers.models.bert import modeling_bert as hf
 
 import bertfast
-from bertfast.convert import layers
 from bertfast.convert.pooled_heads import FIRST_ALONE, POOLED
 from bertfast.nn import stack
+from bertfast.ops import packed_linear
 from bertfast.testing import rounding_step
 
 by_name = pytest.mark.parametrize("head", list(POOLED), ids=lambda head: head.__name__)
@@ -18,16 +18,7 @@ by_name = pytest.mark.parametrize("head", list(POOLED), ids=lambda head: head.__
 
 @pytest.fixture
 def rows(monkeypatch):
-    """Rows of each layer's feed-forward half, where layers are called one by one."""
-    seen = []
-    original = layers.mlp_block
-
-    def mlp_block(x, **options):
-        seen.append(x.shape[0])
-        return original(x, **options)
-
-    monkeypatch.setattr(layers, "mlp_block", mlp_block)
-    return seen
+    return feed_forward_rows(monkeypatch)
 
 
 @pytest.mark.parametrize("padding", ["none", "right", "holes"])
@@ -71,6 +62,16 @@ def test_one_call_for_the_whole_stack(monkeypatch, head, dtype, padding):
         assert not read
     else:
         assert len(read[0]) == inputs["attention_mask"].flatten(0, -2).shape[0]
+
+
+@pytest.mark.skipif(not packed_linear.available(torch.float32, 4, int8=True), reason="no int8 kernels here")
+def test_int8():
+    fast = pair(hf.BertForSequenceClassification, options={"dtype": "int8"})[1]
+    inputs = head_inputs(hf.BertForSequenceClassification, "right")
+    with torch.no_grad():
+        got = fast(**inputs).logits
+        fast.bert.register_forward_hook(lambda *_: None)
+        assert_same(got, fast(**inputs).logits)
 
 
 @pytest.mark.parametrize("name", ["bert", "bert.encoder", "bert.pooler"])

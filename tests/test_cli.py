@@ -11,7 +11,8 @@ from transformers import BertConfig, BertModel
 from typer.testing import CliRunner
 
 import bertfast
-from bertfast.cli import _plain, app
+from bertfast.cli import app
+from bertfast.cli.common import plain
 
 runner = CliRunner()
 
@@ -125,4 +126,4 @@ def test_missing_transformers_is_named(checkpoint, monkeypatch):
 
 
 def test_json_has_no_infinity():
-    assert _plain({"a": [float("inf"), 1.0, (float("nan"),)]}) == {"a": [None, 1.0, [None]]}
+    assert plain({"a": [float("inf"), 1.0, (float("nan"),)]}) == {"a": [None, 1.0, [None]]}

@@ -1,69 +1,17 @@
-"""The command line: doctor, verify, bench. Thin: it parses, calls, prints, and turns mistakes into one line."""
+"""doctor, verify and bench: what runs here, whether the numbers are the same, and how much faster."""
 
 import importlib.util
 import json
-import math
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
 from rich.table import Table
 
-import bertfast
-
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="Fused kernels and unpadding for BERT encoders.")
-# Tables keep their columns when the output is a file or a pipe.
-console = Console(width=None if Console().is_terminal else 190)
+from bertfast.cli.common import check_target, console, fail, write_json
 
 
-def _fail(message: str) -> typer.Exit:
-    Console(stderr=True).print(f"bertfast: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
-    return typer.Exit(2)
-
-
-def _check_target(option: str, path: Path | None) -> None:
-    """A file that cannot be written is found before minutes of measuring, not after them."""
-    if path is None:
-        return
-    if path.is_dir():
-        raise _fail(f"{option} {path}: this is a folder, name a file in it")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _fail(f"{option} {path}: the folder cannot be made ({error.strerror}); choose another place") from None
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise _fail(f"{option} {path}: no permission to write there; choose another place")
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no infinity and no NaN: null stands for them."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _write_json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(_plain(content), indent=1, allow_nan=False) + "\n")
-    console.print(f"wrote {path}", highlight=False)
-
-
-def _version(value: bool) -> None:
-    if value:
-        print(bertfast.__version__)
-        raise typer.Exit
-
-
-@app.callback()
-def main(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False) -> None:
-    """Fused kernels and unpadding for BERT encoders: the same numbers, faster."""
-
-
-@app.command()
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
     """Say which implementation owns each (op, device), what is slow here and why, and how to mend it."""
     from bertfast.doctor import examine
@@ -109,7 +57,6 @@ def _warn_fallback(ran: Any) -> None:
         )
 
 
-@app.command()
 def verify(
     model: Annotated[str, typer.Argument(help="folder of a BERT checkpoint, 'minilm', or a preset such as bert-base")],
     json_path: Annotated[Path | None, typer.Option("--json", help="write the rows here")] = None,
@@ -120,24 +67,23 @@ def verify(
     from bertfast.bench.run import Models, coverage
     from bertfast.bench.verify import verify as rows_of
 
-    _check_target("--json", json_path)
+    check_target("--json", json_path)
     try:
         with console.status("comparing"):
             models = Models(model)
             rows = list(rows_of(models))
     except BenchError as error:
-        raise _fail(str(error)) from None
+        raise fail(str(error)) from None
     console.print(verify_table(rows, model))
     _warn_fallback(coverage(models.fast(torch.float32)))
     failed = sum(not row.parity.passed for row in rows)
     console.print(f"{len(rows) - failed} of {len(rows)} rows within the budget", highlight=False)
     if json_path:
-        _write_json(json_path, [row.to_dict() for row in rows])
+        write_json(json_path, [row.to_dict() for row in rows])
     if failed:
         raise typer.Exit(1)
 
 
-@app.command()
 def bench(
     models: Annotated[
         list[str] | None,
@@ -166,19 +112,19 @@ def bench(
     from bertfast.bench import render, run
 
     if device != "cpu":
-        raise _fail(f"--device {device}: only cpu is measured here; on a GPU run `make gpu`")
+        raise fail(f"--device {device}: only cpu is measured here; on a GPU run `make gpu`")
     shape = {"--dtype": dtype, "--batch": batch, "--length": length, "--padding": padding}
     given = [option for option, value in shape.items() if value is not None]
     if given and not models:
-        raise _fail(f"{', '.join(given)}: the default suite has its own shapes; name a model, for example minilm")
+        raise fail(f"{', '.join(given)}: the default suite has its own shapes; name a model, for example minilm")
     dtype, batch, length = dtype or "float32", batch or 16, length or 128
     padding = 0.5 if padding is None else padding
     if dtype not in case_list.DTYPES:
-        raise _fail(f"--dtype {dtype}: choose one of {', '.join(case_list.DTYPES)}")
-    _check_target("--json", json_path)
-    _check_target("--plot", plot)
+        raise fail(f"--dtype {dtype}: choose one of {', '.join(case_list.DTYPES)}")
+    check_target("--json", json_path)
+    check_target("--plot", plot)
     if plot and importlib.util.find_spec("matplotlib") is None:
-        raise _fail("--plot needs matplotlib: pip install 'bertfast[plot]'")
+        raise fail("--plot needs matplotlib: pip install 'bertfast[plot]'")
     if threads:
         torch.set_num_threads(threads)
     try:
@@ -187,7 +133,7 @@ def bench(
         for model in models or []:
             loaded[model] = run.Models(model)
             if length > loaded[model].positions:
-                raise _fail(f"--length {length}: {model} has {loaded[model].positions} positions")
+                raise fail(f"--length {length}: {model} has {loaded[model].positions} positions")
             data = case_list.random_batch(loaded[model].vocabulary, batch, length, padding)
             name = f"{Path(model).name} {batch}x{length}, {dtype}"
             todo.append(case_list.Case(name, model, dtype, (data,), runs=7))
@@ -202,12 +148,12 @@ def bench(
             _warn_fallback(result.coverage)
             results.append(result)
     except case_list.BenchError as error:
-        raise _fail(str(error)) from None
+        raise fail(str(error)) from None
     environment = run.environment()
     for table in render.bench_tables(results, environment):
         console.print(table)
     if json_path:
-        _write_json(json_path, {"environment": environment, "results": [r.to_dict() for r in results]})
+        write_json(json_path, {"environment": environment, "results": [r.to_dict() for r in results]})
     if plot:
         render.plot(results, environment, plot)
         console.print(f"wrote {plot}", highlight=False)

@@ -1,0 +1,25 @@
+"""The command line. Thin: a command parses, calls, prints, and turns mistakes into one line."""
+
+from typing import Annotated
+
+import typer
+
+import bertfast
+from bertfast.cli import measure
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Fused kernels and unpadding for BERT encoders.")
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(bertfast.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def main(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False) -> None:
+    """Fused kernels and unpadding for BERT encoders: the same numbers, faster."""
+
+
+for command in (measure.doctor, measure.verify, measure.bench):
+    app.command()(command)

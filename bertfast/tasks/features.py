@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from bertfast.data.tokenizer import Tokenizer
 
 
-
 @dataclass(frozen=True)
 class Feature:
     """One sequence.
@@ -50,3 +49,12 @@ def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
     if short + long > room:
         short, long = room // 2, room - room // 2
     return (long, short) if first > second else (short, long)
+
+
+def window_bounds(pieces: int, room: int, stride: int) -> list[tuple[int, int]]:
+    """(first, after the last) piece of each window over a text; one window, empty, for an empty text."""
+    bounds = [(0, min(room, pieces))]
+    while bounds[-1][1] < pieces:
+        begin = bounds[-1][0] + min(stride, room)
+        bounds.append((begin, min(begin + room, pieces)))
+    return bounds

@@ -13,7 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 def _both(predicted: ArrayLike, expected: ArrayLike) -> tuple[NDArray, NDArray]:
     found, wanted = np.asarray(predicted), np.asarray(expected)
     if found.shape != wanted.shape or found.ndim != 1:
-        raise ValueError(f"predictions and labels must be of one shape [N]: {found.shape} and {wanted.shape} were given")
+        raise ValueError(
+            f"predictions and labels must be of one shape [N]: {found.shape} and {wanted.shape} were given"
+        )
     if not found.size:
         raise ValueError("there is nothing to score: no predictions were given")
     return found, wanted

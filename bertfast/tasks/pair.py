@@ -215,7 +215,9 @@ def pair_features(
     pair = bool(examples) and examples[0].second is not None
     room = max_length - (3 if pair else 2)
     if room < 1 + pair:
-        raise ValueError(f"max_length {max_length} has no room for text beside the special tokens; give at least {4 + pair}")
+        raise ValueError(
+            f"max_length {max_length} has no room for text beside the special tokens; give at least {4 + pair}"
+        )
     firsts = tokenizer.encode_batch([example.first for example in examples])
     seconds = tokenizer.encode_batch([example.second or "" for example in examples]) if pair else [None] * len(examples)
     features, cut = [], 0

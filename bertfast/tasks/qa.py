@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bertfast.tasks.features import Feature, assemble
+from bertfast.tasks.features import Feature, assemble, window_bounds
 from bertfast.tasks.lines import BadLines, DataError, read_bytes
 
 if TYPE_CHECKING:
@@ -184,15 +184,6 @@ def qa_features(
             window = _window(tokenizer, question.ids[:max_question], context, begin, end, index)
             windows.append(_aimed(window, span, begin, end) if training else window)
     return QAFeatures(windows, cut, len(examples) - len(used) + lost)
-
-
-def window_bounds(pieces: int, room: int, stride: int) -> list[tuple[int, int]]:
-    """(first, after the last) piece of each window over a text; one window, empty, for an empty text."""
-    bounds = [(0, min(room, pieces))]
-    while bounds[-1][1] < pieces:
-        begin = bounds[-1][0] + min(stride, room)
-        bounds.append((begin, min(begin + room, pieces)))
-    return bounds
 
 
 def answer_span(offsets: Sequence[tuple[int, int]], answer: Answer) -> tuple[int, int] | None:

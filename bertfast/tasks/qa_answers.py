@@ -94,9 +94,7 @@ def _spans(
     pieces = last[None, :] - first[:, None] + 1
     allowed = np.argwhere((pieces >= 1) & (pieces <= max_answer))
     order = np.argsort(-scores[allowed[:, 0], allowed[:, 1]], kind="stable")[:n_best]
-    return [
-        ((window.offsets[first[i]][0], window.offsets[last[j]][1]), float(scores[i, j])) for i, j in allowed[order]
-    ]
+    return [((window.offsets[first[i]][0], window.offsets[last[j]][1]), float(scores[i, j])) for i, j in allowed[order]]
 
 
 def _best(context: str, spans: Mapping[tuple[int, int], float], n_best: int) -> list[Candidate]:
@@ -109,9 +107,7 @@ def _best(context: str, spans: Mapping[tuple[int, int], float], n_best: int) -> 
         if len(kept) == n_best:
             break
     shares = softmax([candidate.score for candidate in kept.values()])
-    return [
-        Candidate(c.text, c.start, c.end, c.score, share) for c, share in zip(kept.values(), shares, strict=True)
-    ]
+    return [Candidate(c.text, c.start, c.end, c.score, share) for c, share in zip(kept.values(), shares, strict=True)]
 
 
 def softmax(scores: Sequence[float]) -> list[float]:

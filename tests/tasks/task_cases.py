@@ -9,7 +9,15 @@ ENGLISH = [
     *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz0123456789"),
     "the", "paris", "is", "capital", "of", "france", "what", "who", "##s", "##ing", "play", "good", "bad", "film", "very",
 ]  # fmt: skip
-JAPANESE = [*SPECIALS, *dict.fromkeys("私は学生です東京に住んでいますどこか。？[]SEP梅雨北海道"), "学生", "東京", "住ん", "##道", "##海"]
+JAPANESE = [
+    *SPECIALS,
+    *dict.fromkeys("私は学生です東京に住んでいますどこか。？[]SEP梅雨北海道"),
+    "学生",
+    "東京",
+    "住ん",
+    "##道",
+    "##海",
+]
 
 
 def tokenizer_folder(folder: Path, language: str = "en") -> Path:

@@ -33,8 +33,8 @@ def test_unknown_tags_are_refused(tag):
 
 
 def test_scores_counted_by_hand():
-    expected = ["B-PER I-PER O B-LOC".split(), "B-ORG O".split()]
-    predicted = ["B-PER I-PER O B-ORG".split(), "B-ORG B-LOC".split()]
+    expected = [["B-PER", "I-PER", "O", "B-LOC"], ["B-ORG", "O"]]
+    predicted = [["B-PER", "I-PER", "O", "B-ORG"], ["B-ORG", "B-LOC"]]
     got = entity_scores(predicted, expected)
     # Right: PER, the second sentence's ORG. Predicted 4, expected 3.
     assert got["precision"] == pytest.approx(2 / 4)

@@ -24,9 +24,13 @@ def seen(examples):
     [
         ("a.tsv", "good film\t1\nbad\t0\n", [("good film", None, "1"), ("bad", None, "0")]),
         ("a.tsv", "a\tb\tyes\r\nc\td\tno", [("a", "b", "yes"), ("c", "d", "no")]),
-        ("a.tsv", "sentence\tlabel\nit's \"so\"\t1\n", [('it\'s "so"', None, "1")]),  # a header, and no quoting
+        ("a.tsv", 'sentence\tlabel\nit\'s "so"\t1\n', [('it\'s "so"', None, "1")]),  # a header, and no quoting
         ("a.csv", 'label,sentence1,sentence2\nx,"a, b",c\n', [("a, b", "c", "x")]),
-        ("a.jsonl", '{"sentence1": "a", "label": 1}\n\n{"sentence1": "b", "label": 0}\n', [("a", None, "1"), ("b", None, "0")]),
+        (
+            "a.jsonl",
+            '{"sentence1": "a", "label": 1}\n\n{"sentence1": "b", "label": 0}\n',
+            [("a", None, "1"), ("b", None, "0")],
+        ),
         ("a.jsonl", '\ufeff{"sentence1": "あ", "sentence2": "い", "label": "含意"}', [("あ", "い", "含意")]),
     ],
 )
@@ -79,7 +83,11 @@ def test_bad_lines_are_refused_or_left_out_and_named(tmp_path, name, text, messa
         ("a.tsv", "a\tb\tc\td\n", "4 columns"),
         ("a.xml", "x", "files end in"),
         ("a.csv", "text,label\na,1\n", "no column 'sentence1'"),
-        ("a.jsonl", '{"sentence1": "a", "label": 1}\n{"sentence1": "a", "sentence2": "b", "label": 1}\n', "a.jsonl:2: single"),
+        (
+            "a.jsonl",
+            '{"sentence1": "a", "label": 1}\n{"sentence1": "a", "sentence2": "b", "label": 1}\n',
+            "a.jsonl:2: single",
+        ),
     ],
 )
 def test_unusable_files(tmp_path, name, text, message):

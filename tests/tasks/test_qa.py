@@ -6,8 +6,9 @@ import math
 import numpy as np
 import pytest
 
+from bertfast.tasks.features import window_bounds
 from bertfast.tasks.lines import BadLines, DataError
-from bertfast.tasks.qa import Answer, QAExample, answer_span, qa_features, read_squad, window_bounds
+from bertfast.tasks.qa import Answer, QAExample, answer_span, qa_features, read_squad
 from bertfast.tasks.qa_answers import Prediction, predict_answers
 
 CONTEXT = "Paris is the capital of France. The film is very, very good."
@@ -34,7 +35,10 @@ def test_reading(tmp_path):
 @pytest.mark.parametrize(
     ("questions", "message"),
     [
-        ([question("q1", [(23, "France")])], "question q1: an answer that is not at its answer_start: 'France', there is ' Franc'"),
+        (
+            [question("q1", [(23, "France")])],
+            "question q1: an answer that is not at its answer_start: 'France', there is ' Franc'",
+        ),
         ([question("q1", [(-6, "good.")])], "question q1: an answer that is not"),
         ([question("q1"), question("q1")], "question q1: an id that another question has"),
         ([{"id": "q1", "question": " ", "answers": []}], "question q1: no id or no text"),

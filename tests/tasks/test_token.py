@@ -6,16 +6,8 @@ import numpy as np
 import pytest
 
 from bertfast.tasks.lines import BadLines, DataError
-from bertfast.tasks.token import (
-    IGNORED,
-    discover_tags,
-    from_words,
-    marked_entities,
-    predict_tags,
-    read_tokens,
-    split_words,
-    token_features,
-)
+from bertfast.tasks.token import discover_tags, from_words, read_tokens
+from bertfast.tasks.token_features import IGNORED, marked_entities, predict_tags, split_words, token_features
 
 
 def write(path, text):
@@ -35,7 +27,10 @@ TWO = [(("Paris", "is", "good"), ("B-LOC", "O", "O")), (("Who",), ("O",))]
     [
         ("a.conll", "-DOCSTART- -X- O\n\nParis NNP B-LOC\nis VBZ O\ngood JJ O\n\n\nWho WP O"),
         ("a.tsv", "Paris\tB-LOC\nis\tO\ngood\tO\n\nWho\tO\n"),
-        ("a.jsonl", [{"tokens": ["Paris", "is", "good"], "tags": ["B-LOC", "O", "O"]}, {"tokens": ["Who"], "tags": ["O"]}]),
+        (
+            "a.jsonl",
+            [{"tokens": ["Paris", "is", "good"], "tags": ["B-LOC", "O", "O"]}, {"tokens": ["Who"], "tags": ["O"]}],
+        ),
     ],
 )
 def test_formats(tmp_path, name, text):
@@ -53,7 +48,11 @@ def test_formats(tmp_path, name, text):
         ("a.conll", "x\tO\n\tO\n\nWho\tO\n", "a.conll:2: no word before the tag"),
         ("a.jsonl", [{"tokens": ["a", "b"], "tags": ["O"]}, {"tokens": ["Who"], "tags": ["O"]}], "2 tokens and 1 tags"),
         ("a.jsonl", [{"tokens": ["a"], "tags": ["PER"]}, {"tokens": ["Who"], "tags": ["O"]}], "'PER' is neither"),
-        ("a.jsonl", [{"words": ["a"]}, {"tokens": ["Who"], "tags": ["O"]}], "a.jsonl:1: text that is no example: KeyError"),
+        (
+            "a.jsonl",
+            [{"words": ["a"]}, {"tokens": ["Who"], "tags": ["O"]}],
+            "a.jsonl:1: text that is no example: KeyError",
+        ),
         ("a.jsonl", '{"tokens": ["Who"], "tags": ["O"]}\n{', "a.jsonl:2: text that is no example"),
     ],
 )
@@ -68,7 +67,8 @@ def test_bad_lines_are_refused_or_left_out_with_their_sentence(tmp_path, name, t
 
 
 @pytest.mark.parametrize(
-    "entity", [{"start": 0, "end": 99, "label": "X"}, {"start": 2, "end": 2, "label": "X"}, {"start": 0, "end": 2, "label": ""}]
+    "entity",
+    [{"start": 0, "end": 99, "label": "X"}, {"start": 2, "end": 2, "label": "X"}, {"start": 0, "end": 2, "label": ""}],
 )
 def test_entities_outside_the_text(tmp_path, entity):
     with pytest.raises(DataError, match="not within the text"):

@@ -57,5 +57,13 @@ def token_arrays(
     return rows
 
 
+def qa_logits(
+    model: nn.Module, features: Sequence[Feature], pad_id: int
+) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
+    """Start and end logits, [L] each, of each feature."""
+    both = token_arrays(model, features, pad_id, lambda found: torch.stack((found.start_logits, found.end_logits), -1))
+    return [rows[:, 0] for rows in both], [rows[:, 1] for rows in both]
+
+
 def _numbers(tensor: Tensor) -> NDArray[np.float32]:
     return tensor.float().cpu().numpy()

@@ -55,7 +55,8 @@ def make_batch(features: Sequence[Feature], layout: Layout, pad_id: int) -> Batc
 
 def _sample(feature: Feature) -> Sample:
     tokens = {name: label for name, label in feature.labels.items() if isinstance(label, np.ndarray)}
-    return Sample(feature.ids, feature.type_ids, tokens, {k: v for k, v in feature.labels.items() if k not in tokens})
+    numbers = {name: label for name, label in feature.labels.items() if not isinstance(label, np.ndarray)}
+    return Sample(feature.ids, feature.type_ids, tokens, numbers)
 
 
 def by_length(features: Sequence[Feature], batching: Batching, pad_id: int) -> Iterator[tuple[list[int], Batch]]:
@@ -68,9 +69,9 @@ def by_length(features: Sequence[Feature], batching: Batching, pad_id: int) -> I
 class FeatureLoader:
     """This rank's share of an endless sequence of shuffled batches, as the training loop wants it.
 
-    Rank r of R takes the global batches r, r + R, ... from where the loader stands; ranks run in lockstep, and the state is the global
-    batch after the last round. Batches have `counts["loss"]`, the number of targets: labelled sequences, or for labels of
-    tokens those that are not -100.
+    Rank r of R takes the global batches r, r + R, ... from where the loader stands; ranks run in lockstep, and the state is the
+    global batch after the last round. Batches have `counts["loss"]`, the number of targets: labelled sequences, or for labels
+    of tokens those that are not -100.
 
     Raises:
         ValueError: there are no features, or one is longer than the token budget.

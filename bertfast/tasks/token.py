@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def from_words(words: Sequence[str], tags: Sequence[str] | None, where: str) -> 
 
 
 def _conll(path: Path, bad: BadLines, labelled: bool) -> Iterator[TokenExample]:
-    """word<TAB>tag or columns parted by spaces (first: word, last: tag), a blank line after a sentence; -DOCSTART- is passed over."""
+    """word<TAB>tag, or columns parted by spaces (first: word, last: tag); a blank line ends a sentence, -DOCSTART- is none."""
     words: list[str] = []
     tags: list[str] = []
     start, broken = "", False
@@ -94,7 +95,7 @@ def _jsonl(path: Path, bad: BadLines, labelled: bool) -> Iterator[TokenExample]:
 
 
 def _object(item: dict[str, Any], where: str, labelled: bool) -> TokenExample:
-    """{"tokens": [...], "tags": [...]} or {"text": ..., "entities": [{"start", "end", "label"}]}; raises ValueError and its like."""
+    """{"tokens": [...], "tags": [...]} or {"text": ..., "entities": [{"start", "end", "label"}]}; else raises ValueError or so."""
     if "tokens" in item:
         words, tags = item["tokens"], item["tags"] if labelled else None
         if not words or not all(isinstance(word, str) and word.strip() for word in words):
@@ -116,7 +117,7 @@ def _object(item: dict[str, Any], where: str, labelled: bool) -> TokenExample:
         for span in marked:
             if not 0 <= span.start < span.end <= len(text) or not span.label:
                 raise ValueError(f"the entity {span.label!r} at {span.start}..{span.end} is not within the text")
-        if any(a.end > b.start for a, b in zip(marked, marked[1:], strict=False)):
+        if any(a.end > b.start for a, b in pairwise(marked)):
             raise ValueError("entities overlap, which tags cannot say")
     return TokenExample(text, (), (), None, where, marked, is_text=True)
 

@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+# fmt: off
 ENGLISH = [
     *SPECIALS, *"abcdefghijklmnopqrstuvwxyz0123456789.,?![]()'-",
     *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz0123456789"),
     "the", "paris", "is", "capital", "of", "france", "what", "who", "##s", "##ing", "play", "good", "bad", "film", "very",
-]  # fmt: skip
+]
 JAPANESE = [
+# fmt: on
     *SPECIALS,
     *dict.fromkeys("私は学生です東京に住んでいますどこか。？[]SEP梅雨北海道"),
     "学生",

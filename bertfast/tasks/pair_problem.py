@@ -55,11 +55,10 @@ class PairProblem(Problem):
             self.labels = list(options.labels or discover_labels(examples))
             if len(self.labels) < 2:
                 raise DataError(f"{train}: all labels are {self.labels[0]!r}; a classifier needs two classes at least")
-        self.features, _ = self._prepare(train, examples, bad)
+        _, _, self.features = self._prepare(train, examples, bad)
         self.dev: list[PairExample] = []
         if dev is not None:
-            examples, bad = self._read(dev, self.sentences)
-            self.dev_features, self.dev_targets = self._prepare(dev, examples, bad)
+            self.dev, self.dev_targets, self.dev_features = self._prepare(dev, *self._read(dev, self.sentences))
 
     def _read(self, path: Path, sentences: int | None) -> tuple[list[PairExample], BadLines]:
         bad = BadLines(self.options.skip_bad_lines)
@@ -67,17 +66,16 @@ class PairProblem(Problem):
 
     def _prepare(
         self, path: Path, examples: list[PairExample], bad: BadLines
-    ) -> tuple[list[Feature], list[int | float]]:
+    ) -> tuple[list[PairExample], list[int | float], list[Feature]]:
         kept, targets = with_targets(examples, self.labels, bad)
         made = pair_features(kept, self.tokenizer, self.options.max_length, targets)
-        self.dev = kept
         if bad:
             self.notes.append(f"{path}: {bad.summary()}")
         if made.cut:
             self.notes.append(
                 f"{path}: {made.cut} of {len(kept)} examples were cut to {self.options.max_length} pieces"
             )
-        return made.features, targets
+        return kept, targets, made.features
 
     def overrides(self) -> dict[str, Any]:
         if self.labels is None:

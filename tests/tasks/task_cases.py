@@ -4,21 +4,13 @@ import json
 from pathlib import Path
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-# fmt: off
-ENGLISH = [
-    *SPECIALS, *"abcdefghijklmnopqrstuvwxyz0123456789.,?![]()'-",
-    *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz0123456789"),
-    "the", "paris", "is", "capital", "of", "france", "what", "who", "##s", "##ing", "play", "good", "bad", "film", "very",
-]
+LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
+WORDS = "the paris is capital of france what who ##s ##ing play good bad film very"
+ENGLISH = [*SPECIALS, *LETTERS, *".,?![]()'-", *(f"##{c}" for c in LETTERS), *WORDS.split()]
 JAPANESE = [
-# fmt: on
     *SPECIALS,
-    *dict.fromkeys("私は学生です東京に住んでいますどこか。？[]SEP梅雨北海道"),
-    "学生",
-    "東京",
-    "住ん",
-    "##道",
-    "##海",
+    *dict.fromkeys("私は学生です東京に住んでいますどこか。[]SEP梅雨北海道"),
+    *["学生", "東京", "住ん", "##道", "##海"],
 ]
 
 

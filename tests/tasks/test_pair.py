@@ -111,7 +111,7 @@ def test_integer_labels_stay_in_the_order_of_integers(tmp_path):
 
 def test_targets(tmp_path):
     given = examples(tmp_path, ["b", "a", "c"])
-    with pytest.raises(DataError, match="l.tsv:3: a label that is none of a, b: 'c'"):
+    with pytest.raises(DataError, match=r"l\.tsv:3: a label that is none of a, b: 'c'"):
         with_targets(given, ["a", "b"], BadLines())
     bad = BadLines(skip=True)
     assert with_targets(given, ["a", "b"], bad)[1] == [1, 0]

@@ -1,0 +1,1 @@
+"""Fine-tuning tasks: readers, features, losses' targets, metrics and predictions for pairs, question answering and tokens."""

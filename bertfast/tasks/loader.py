@@ -1,0 +1,160 @@
+"""Batches of features: an endless, resumable sequence for training, and one pass in order of length for prediction.
+
+The order of an epoch is a permutation drawn from (seed, epoch) alone, so that every rank, and a run that is resumed, sees the same
+batches. A batch is `batch_size` sequences, packed without padding, which is what fine-tuning recipes mean by batch size; with
+a token budget it ends earlier where the next sequence would exceed that.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bertfast.data.batches import Batch, Layout, Sample, collate
+from bertfast.data.random import Purpose, permutation
+from bertfast.tasks.features import Feature
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How features become batches.
+
+    batch_size: most sequences of a batch. token_budget: most tokens of a packed one. layout: "packed" or "padded".
+    """
+
+    batch_size: int = 32
+    token_budget: int | None = None
+    layout: Layout = "packed"
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or (self.token_budget is not None and self.token_budget < 1):
+            raise ValueError(f"batch_size {self.batch_size} and token_budget {self.token_budget} must be at least 1")
+
+    def cut(self, order: Sequence[int], lengths: NDArray[np.int64]) -> list[list[int]]:
+        """The batches of one pass over `order`; the last one may be smaller."""
+        batches: list[list[int]] = []
+        tokens = 0
+        for index in order:
+            tokens += int(lengths[index])
+            full = batches and len(batches[-1]) == self.batch_size
+            if not batches or full or (self.token_budget is not None and tokens > self.token_budget):
+                batches.append([])
+                tokens = int(lengths[index])
+            batches[-1].append(index)
+        return batches
+
+
+def make_batch(features: Sequence[Feature], layout: Layout, pad_id: int) -> Batch:
+    """One batch of features in their order; `counts["loss"]` is the number of labels."""
+    return collate([_sample(feature) for feature in features], layout, pad_id)
+
+
+def _sample(feature: Feature) -> Sample:
+    tokens = {name: label for name, label in feature.labels.items() if isinstance(label, np.ndarray)}
+    numbers = {name: label for name, label in feature.labels.items() if not isinstance(label, np.ndarray)}
+    return Sample(feature.ids, feature.type_ids, tokens, numbers)
+
+
+def by_length(features: Sequence[Feature], batching: Batching, pad_id: int) -> Iterator[tuple[list[int], Batch]]:
+    """Every feature once, longest first (a batch too large for the memory is then the first): (its indices, batch)."""
+    lengths = np.asarray([len(feature) for feature in features], dtype=np.int64)
+    for indices in batching.cut(np.argsort(-lengths, kind="stable").tolist(), lengths):
+        yield indices, make_batch([features[i] for i in indices], batching.layout, pad_id)
+
+
+class FeatureLoader:
+    """This rank's share of an endless sequence of shuffled batches, as the training loop wants it.
+
+    Rank r of R takes the global batches r, r + R, ... from where the loader stands; ranks run in lockstep, and the state is the
+    global batch after the last round. Batches have `counts["loss"]`, the number of targets: labelled sequences, or for labels
+    of tokens those that are not -100.
+
+    Raises:
+        ValueError: there are no features, or one is longer than the token budget.
+    """
+
+    def __init__(
+        self,
+        features: Sequence[Feature],
+        batching: Batching,
+        *,
+        pad_id: int,
+        seed: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        if not features:
+            raise ValueError("there is nothing to train on: no example made a feature")
+        self._features, self._batching, self._pad_id = features, batching, pad_id
+        self._seed, self._rank, self._ranks = seed, rank, ranks
+        self._lengths = np.asarray([len(feature) for feature in features], dtype=np.int64)
+        if batching.token_budget is not None and self._lengths.max() > batching.token_budget:
+            raise ValueError(
+                f"a sequence has {self._lengths.max()} tokens, more than token_budget {batching.token_budget}; raise the budget "
+                "or lower max_length"
+            )
+        self._epoch, self._index = 0, 0
+        self._planned: tuple[int, list[list[int]]] | None = None
+
+    def _plan(self, epoch: int) -> list[list[int]]:
+        """The batches of an epoch."""
+        if self._planned is None or self._planned[0] != epoch:
+            order = permutation(len(self._features), self._seed, epoch, Purpose.SAMPLES)
+            self._planned = epoch, self._batching.cut(order.tolist(), self._lengths)
+        return self._planned[1]
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            mine: tuple[list[int], dict[str, Any]] | None = None
+            epoch, index = self._epoch, self._index
+            for turn in range(self._ranks):
+                if turn == self._rank:
+                    mine = self._plan(epoch)[index], {"epoch": epoch, "batch": index, "data": self._fingerprint}
+                index += 1
+                if index == len(self._plan(epoch)):
+                    epoch, index = epoch + 1, 0
+            assert mine is not None
+            batch = make_batch([self._features[i] for i in mine[0]], self._batching.layout, self._pad_id)
+            # Moved on before the batch is handed out: a state asked for while it is computed on counts it as consumed.
+            self._epoch, self._index = epoch, index
+            yield replace(batch, position={**mine[1], "samples": mine[0]})
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        """What must be the same for a position to mean the same batches."""
+        batching = f"{self._batching.batch_size} {self._batching.token_budget}"
+        digest = hashlib.sha256(f"{self._seed} {batching} ".encode())
+        for feature in self._features:
+            digest.update(feature.ids.tobytes())
+            digest.update(b"".join(np.asarray(label).tobytes() for label in feature.labels.values()))
+        return digest.hexdigest()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain JSON, equal on all ranks: the next global batch, and a hash of data, seed and batch sizes."""
+        return {"epoch": self._epoch, "batch": self._index, "data": self._fingerprint}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken.
+
+        Raises:
+            ValueError: it was taken on other data, with another seed or batch size.
+        """
+        if state["data"] != self._fingerprint:
+            raise ValueError(
+                "the checkpoint was made with other training data, seed, lengths, batch size or vocabulary: a run can only be "
+                "resumed on its own; start a new run for new data"
+            )
+        self._epoch, self._index = int(state["epoch"]), int(state["batch"])
+
+    @property
+    def epoch(self) -> float:
+        """Epochs handed out so far."""
+        return self._epoch + self._index / len(self._plan(self._epoch))
+
+    def batches_per_epoch(self) -> int:
+        """Global batches of the present epoch; the same in every epoch unless there is a token budget."""
+        return len(self._plan(self._epoch))

@@ -1,0 +1,113 @@
+"""Sentences and pairs as a fine-tuning problem: classes, or numbers where regression is asked for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from bertfast.data.batches import Batch
+from bertfast.tasks import metrics
+from bertfast.tasks.features import Feature
+from bertfast.tasks.inference import sequence_logits
+from bertfast.tasks.lines import BadLines, DataError
+from bertfast.tasks.pair import FIELDS, PairExample, discover_labels, pair_features, read_pairs, with_targets
+from bertfast.tasks.problem import Evaluation, Problem
+
+if TYPE_CHECKING:
+    from bertfast.data.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class PairOptions:
+    """How files are read and sequences cut.
+
+    fields: names of first sentence, second sentence and label in JSONL and CSV.
+    sentences: 1 or 2 of a line; None as the file has them.
+    labels: the classes in their order; None for those of the training file, sorted.
+    regression: labels are numbers to be predicted.
+    """
+
+    max_length: int = 128
+    fields: Sequence[str] = FIELDS
+    sentences: int | None = None
+    labels: Sequence[str] | None = None
+    regression: bool = False
+    skip_bad_lines: bool = False
+
+
+class PairProblem(Problem):
+    """Training and held-out files, read. Raises DataError and ValueError as `tasks.pair` does."""
+
+    kind = "pair"
+    head = "BertForSequenceClassification"
+
+    def __init__(self, tokenizer: "Tokenizer", train: Path, dev: Path | None, options: PairOptions) -> None:
+        self.tokenizer, self.options, self.notes = tokenizer, options, []
+        self.metric = "pearson" if options.regression else "accuracy"
+        examples, bad = self._read(train, options.sentences)
+        self.sentences = 1 if examples[0].second is None else 2
+        self.labels: list[str] | None = None
+        if not options.regression:
+            self.labels = list(options.labels or discover_labels(examples))
+            if len(self.labels) < 2:
+                raise DataError(f"{train}: all labels are {self.labels[0]!r}; a classifier needs two classes at least")
+        _, _, self.features = self._prepare(train, examples, bad)
+        self.dev: list[PairExample] = []
+        if dev is not None:
+            self.dev, self.dev_targets, self.dev_features = self._prepare(dev, *self._read(dev, self.sentences))
+
+    def _read(self, path: Path, sentences: int | None) -> tuple[list[PairExample], BadLines]:
+        bad = BadLines(self.options.skip_bad_lines)
+        return read_pairs(path, bad, fields=self.options.fields, sentences=sentences), bad
+
+    def _prepare(
+        self, path: Path, examples: list[PairExample], bad: BadLines
+    ) -> tuple[list[PairExample], list[int | float], list[Feature]]:
+        kept, targets = with_targets(examples, self.labels, bad)
+        made = pair_features(kept, self.tokenizer, self.options.max_length, targets)
+        if bad:
+            self.notes.append(f"{path}: {bad.summary()}")
+        if made.cut:
+            self.notes.append(
+                f"{path}: {made.cut} of {len(kept)} examples were cut to {self.options.max_length} pieces"
+            )
+        return kept, targets, made.features
+
+    def overrides(self) -> dict[str, Any]:
+        if self.labels is None:
+            return {"num_labels": 1, "id2label": {0: "LABEL_0"}, "problem_type": "regression"}
+        names = dict(enumerate(self.labels))
+        return {"num_labels": len(names), "id2label": names, "problem_type": "single_label_classification"}
+
+    def settings(self) -> dict[str, Any]:
+        return {"task": self.kind, "max_length": self.options.max_length, "sentences": self.sentences}
+
+    def correct(self, output: Any, batch: Batch) -> Tensor | None:
+        return None if self.labels is None else (output.logits.argmax(-1) == batch.labels["labels"]).sum()
+
+    def evaluate(self, model: nn.Module) -> Evaluation | None:
+        if not self.dev:
+            return None
+        logits = sequence_logits(model, self.dev_features, self.tokenizer.pad_id)
+        if self.labels is None:
+            scores = metrics.regression(logits[:, 0], np.asarray(self.dev_targets))
+        else:
+            scores = metrics.classification(logits.argmax(-1), np.asarray(self.dev_targets), self.labels)
+        rows = [{**row, "expected": e.label} for row, e in zip(pair_rows(logits, self.labels), self.dev, strict=True)]
+        return Evaluation(scores, {"predictions.jsonl": rows})
+
+
+def pair_rows(logits: NDArray[np.float32], labels: Sequence[str] | None) -> list[dict[str, Any]]:
+    """What is said of each sequence from its logits [N, C]: {"label", "probabilities"}, or {"value"} where labels is None."""
+    if labels is None:
+        return [{"value": float(value)} for value in logits[:, 0]]
+    powers = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
+    shares = powers / powers.sum(-1, keepdims=True)
+    return [
+        {"label": labels[int(row.argmax())], "probabilities": dict(zip(labels, map(float, row), strict=True))}
+        for row in shares
+    ]

@@ -1,0 +1,67 @@
+"""What fine-tuning asks of a kind of task: features, the head's options, right answers in a batch, scores on held-out data."""
+
+import json
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from bertfast.data.batches import Batch
+from bertfast.tasks.features import Feature
+
+# The key of config.json under which a fine-tuned model keeps how it was fed; others pass over it.
+SETTINGS = "bertfast"
+
+
+@dataclass
+class Evaluation:
+    """Scores on held-out data, and what was predicted there: (file name, what JSON or lines of JSON it holds)."""
+
+    metrics: dict[str, float]
+    files: dict[str, Any] = field(default_factory=dict)
+
+
+class Problem(ABC):
+    """A task with its data.
+
+    Attributes:
+        kind: "pair", "qa" or "token".
+        head: the class of bertfast.models.
+        metric: the score by which the best model is chosen, unless another is asked for; larger is better.
+        features: of the training data.
+        notes: what was left out or cut, for the log.
+    """
+
+    kind: ClassVar[str]
+    head: ClassVar[str]
+    metric: str
+    features: list[Feature]
+    notes: list[str]
+
+    def overrides(self) -> dict[str, Any]:
+        """Options of the model's configuration."""
+        return {}
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """How the model is to be fed, kept under `SETTINGS` in its configuration. May change with an evaluation."""
+
+    def correct(self, output: Any, batch: Batch) -> Tensor | None:
+        """How many of a training batch's targets have the largest logit; None where that says nothing."""
+        return None
+
+    @abstractmethod
+    def evaluate(self, model: nn.Module) -> Evaluation | None:
+        """Scores on the held-out data; None where there is none. The model is in evaluation mode."""
+
+
+def write_files(folder: Path, files: dict[str, Any]) -> None:
+    """Write predictions: .jsonl one item a line, .json whole."""
+    for name, content in files.items():
+        if name.endswith(".jsonl"):
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content)
+        else:
+            text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+        (folder / name).write_text(text, encoding="utf-8")

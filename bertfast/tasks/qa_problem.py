@@ -1,0 +1,115 @@
+"""Extractive question answering as a fine-tuning problem, with the threshold of "no answer" found on the held-out questions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from bertfast.tasks.inference import qa_logits
+from bertfast.tasks.lines import BadLines
+from bertfast.tasks.problem import Evaluation, Problem
+from bertfast.tasks.qa import QAExample, QAFeatures, qa_features, read_squad
+from bertfast.tasks.qa_answers import Prediction, nbest_json, predict_answers
+from bertfast.tasks.squad_metrics import best_threshold, evaluate_answers
+
+if TYPE_CHECKING:
+    from bertfast.data.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class QAOptions:
+    """How contexts are cut into windows and answers chosen; lengths are in pieces.
+
+    threshold: how much "no answer" must exceed the best answer by; None for 0 while training and the best on the held-out
+        questions in the model that is saved. Without impossible questions in either file every question is answered.
+    language: of the score, "en" or "ja"; None for the tokenizer's.
+    """
+
+    max_length: int = 384
+    stride: int = 128
+    max_question: int = 64
+    max_answer: int = 30
+    n_best: int = 20
+    threshold: float | None = None
+    language: str | None = None
+    skip_bad_lines: bool = False
+
+
+class QAProblem(Problem):
+    """Training and held-out files, read. Raises DataError and ValueError as `tasks.qa` does."""
+
+    kind = "qa"
+    head = "BertForQuestionAnswering"
+    metric = "f1"
+
+    def __init__(self, tokenizer: "Tokenizer", train: Path, dev: Path | None, options: QAOptions) -> None:
+        self.tokenizer, self.options, self.notes = tokenizer, options, []
+        self.language = options.language or tokenizer.language
+        examples = self._read(train)
+        made = self._windows(train, examples, training=True)
+        self.features = made.features
+        self.dev = self._read(dev) if dev is not None else []
+        self.dev_windows = self._windows(dev, self.dev).windows if dev is not None else []
+        self.may_abstain = any(not example.answers for example in (*examples, *self.dev))
+        self.best: float | None = None
+
+    def _read(self, path: Path) -> list[QAExample]:
+        bad = BadLines(self.options.skip_bad_lines)
+        examples = read_squad(path, bad)
+        if bad:
+            self.notes.append(f"{path}: {bad.summary()}")
+        return examples
+
+    def _windows(self, path: Path, examples: list[QAExample], training: bool = False) -> QAFeatures:
+        o = self.options
+        made = qa_features(
+            examples,
+            self.tokenizer,
+            max_length=o.max_length,
+            stride=o.stride,
+            max_question=o.max_question,
+            training=training,
+        )
+        for count, what in (
+            (made.questions_cut, f"questions were cut to {o.max_question} pieces"),
+            (made.unanswerable, "questions have no answer that training could learn, and were left out"),
+        ):
+            if count:
+                self.notes.append(f"{path}: {count} of {len(examples)} {what}")
+        return made
+
+    @property
+    def threshold(self) -> float | None:
+        """In use on held-out data; None where every question is answered."""
+        return (self.options.threshold or 0.0) if self.may_abstain else None
+
+    def settings(self) -> dict[str, Any]:
+        o = self.options
+        saved = self.best if self.may_abstain and o.threshold is None and self.best is not None else self.threshold
+        lengths = {name: getattr(o, name) for name in ("max_length", "stride", "max_question", "max_answer")}
+        return {"task": self.kind, **lengths, "no_answer_threshold": saved}
+
+    def evaluate(self, model: nn.Module) -> Evaluation | None:
+        if not self.dev:
+            return None
+        found = answer(model, self.tokenizer.pad_id, self.dev, self.dev_windows, self.options)
+        golds = {example.id: example.answers for example in self.dev}
+        texts = {prediction.id: prediction.answer(self.threshold) for prediction in found}
+        scores = evaluate_answers(golds, texts, self.language)
+        if self.may_abstain:
+            margins = {prediction.id: prediction.null_margin for prediction in found}
+            best = best_threshold(golds, {p.id: p.text for p in found}, margins, self.language)
+            self.best = best["best_f1_threshold"]
+            scores |= best
+        nbest = {prediction.id: nbest_json(prediction) for prediction in found}
+        return Evaluation(scores, {"predictions.json": texts, "nbest.json": nbest})
+
+
+def answer(
+    model: nn.Module, pad_id: int, examples: Sequence[QAExample], windows: Sequence[Any], options: QAOptions
+) -> list[Prediction]:
+    """The n best answers of each question, by running the model on their windows."""
+    starts, ends = qa_logits(model, [window.feature for window in windows], pad_id)
+    return predict_answers(examples, windows, starts, ends, n_best=options.n_best, max_answer=options.max_answer)

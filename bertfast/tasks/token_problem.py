@@ -1,0 +1,88 @@
+"""Token classification as a fine-tuning problem, scored by whole entities."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from bertfast.data.batches import IGNORED, Batch
+from bertfast.tasks.entities import entity_scores
+from bertfast.tasks.inference import token_arrays
+from bertfast.tasks.lines import BadLines, DataError
+from bertfast.tasks.problem import Evaluation, Problem
+from bertfast.tasks.token import TokenExample, discover_tags, read_tokens
+from bertfast.tasks.token_features import TokenWindow, predict_tags, split_words, token_features
+
+if TYPE_CHECKING:
+    from bertfast.data.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class TokenOptions:
+    """How sentences are cut into windows (in pieces), and the tags in their order; None for those of the training file."""
+
+    max_length: int = 256
+    stride: int = 128
+    labels: Sequence[str] | None = None
+    skip_bad_lines: bool = False
+
+
+class TokenProblem(Problem):
+    """Training and held-out files, read. Raises DataError and ValueError as `tasks.token` does."""
+
+    kind = "token"
+    head = "BertForTokenClassification"
+    metric = "f1"
+
+    def __init__(self, tokenizer: "Tokenizer", train: Path, dev: Path | None, options: TokenOptions) -> None:
+        self.tokenizer, self.options, self.notes = tokenizer, options, []
+        examples = self._read(train)
+        self.labels = list(options.labels or discover_tags(examples))
+        if len(self.labels) < 2:
+            raise DataError(f"{train}: the only tag is {self.labels[0]}; there is nothing to learn")
+        self.features = [window.feature for window in self._windows(examples, self.labels)]
+        self.dev = self._read(dev) if dev is not None else []
+        # Tags that training never saw stay in the score, as wrong.
+        self.dev_windows = self._windows(self.dev, None)
+
+    def _read(self, path: Path) -> list[TokenExample]:
+        bad = BadLines(self.options.skip_bad_lines)
+        examples = split_words(read_tokens(path, bad), self.tokenizer, bad)
+        if bad:
+            self.notes.append(f"{path}: {bad.summary()}")
+        return examples
+
+    def _windows(self, examples: list[TokenExample], tags: Sequence[str] | None) -> list[TokenWindow]:
+        o = self.options
+        return token_features(examples, self.tokenizer, max_length=o.max_length, stride=o.stride, tags=tags)
+
+    def overrides(self) -> dict[str, Any]:
+        return {"num_labels": len(self.labels), "id2label": dict(enumerate(self.labels))}
+
+    def settings(self) -> dict[str, Any]:
+        return {"task": self.kind, "max_length": self.options.max_length, "stride": self.options.stride}
+
+    def correct(self, output: Any, batch: Batch) -> Tensor | None:
+        labels = batch.labels["labels"]
+        return ((output.logits.argmax(-1) == labels) & (labels != IGNORED)).sum()
+
+    def evaluate(self, model: nn.Module) -> Evaluation | None:
+        if not self.dev:
+            return None
+        tags = tag(model, self.tokenizer.pad_id, self.dev, self.dev_windows, self.labels)
+        scores = entity_scores(tags, [example.tags or () for example in self.dev])
+        rows = [
+            {"tokens": example.words, "tags": found, "expected": example.tags}
+            for example, found in zip(self.dev, tags, strict=True)
+        ]
+        return Evaluation(scores, {"predictions.jsonl": rows})
+
+
+def tag(
+    model: nn.Module, pad_id: int, examples: Sequence[TokenExample], windows: Sequence[TokenWindow], tags: Sequence[str]
+) -> list[list[str]]:
+    """The tag of every word of every example, by running the model on their windows."""
+    logits = token_arrays(model, [window.feature for window in windows], pad_id, lambda found: found.logits)
+    return predict_tags(examples, windows, [row.argmax(-1) for row in logits], tags)

@@ -1,0 +1,158 @@
+"""Tagged sentences from CoNLL and JSONL, windows that own each word once, and entities back in characters."""
+
+import json
+
+import numpy as np
+import pytest
+
+from bertfast.tasks.lines import BadLines, DataError
+from bertfast.tasks.token import discover_tags, from_words, read_tokens
+from bertfast.tasks.token_features import IGNORED, marked_entities, predict_tags, split_words, token_features
+
+
+def write(path, text):
+    path.write_text(text if isinstance(text, str) else "\n".join(map(json.dumps, text)), encoding="utf-8")
+    return path
+
+
+def seen(examples):
+    return [(e.words, e.tags) for e in examples]
+
+
+TWO = [(("Paris", "is", "good"), ("B-LOC", "O", "O")), (("Who",), ("O",))]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.conll", "-DOCSTART- -X- O\n\nParis NNP B-LOC\nis VBZ O\ngood JJ O\n\n\nWho WP O"),
+        ("a.tsv", "Paris\tB-LOC\nis\tO\ngood\tO\n\nWho\tO\n"),
+        (
+            "a.jsonl",
+            [{"tokens": ["Paris", "is", "good"], "tags": ["B-LOC", "O", "O"]}, {"tokens": ["Who"], "tags": ["O"]}],
+        ),
+    ],
+)
+def test_formats(tmp_path, name, text):
+    examples = read_tokens(write(tmp_path / name, text), BadLines())
+    assert seen(examples) == TWO
+    assert [examples[0].text[a:b] for a, b in examples[0].spans] == ["Paris", "is", "good"]
+    unlabelled = read_tokens(tmp_path / name, BadLines(), labelled=False)
+    assert seen(unlabelled) == [(words, None) for words, _ in TWO]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.conll", "x O\nParis B-LOC\nis\n\nWho O\n", "a.conll:3: a tag of no known scheme"),
+        ("a.conll", "x\tO\n\tO\n\nWho\tO\n", "a.conll:2: no word before the tag"),
+        ("a.jsonl", [{"tokens": ["a", "b"], "tags": ["O"]}, {"tokens": ["Who"], "tags": ["O"]}], "2 tokens and 1 tags"),
+        ("a.jsonl", [{"tokens": ["a"], "tags": ["PER"]}, {"tokens": ["Who"], "tags": ["O"]}], "'PER' is neither"),
+        (
+            "a.jsonl",
+            [{"words": ["a"]}, {"tokens": ["Who"], "tags": ["O"]}],
+            "a.jsonl:1: text that is no example: KeyError",
+        ),
+        ("a.jsonl", '{"tokens": ["Who"], "tags": ["O"]}\n{', "a.jsonl:2: text that is no example"),
+    ],
+)
+def test_bad_lines_are_refused_or_left_out_with_their_sentence(tmp_path, name, text, message):
+    path = write(tmp_path / name, text)
+    with pytest.raises(DataError) as error:
+        read_tokens(path, BadLines())
+    assert message in str(error.value)
+    bad = BadLines(skip=True)
+    assert seen(read_tokens(path, bad)) == [(("Who",), ("O",))]
+    assert bad.counts.total() == 1
+
+
+@pytest.mark.parametrize(
+    "entity",
+    [{"start": 0, "end": 99, "label": "X"}, {"start": 2, "end": 2, "label": "X"}, {"start": 0, "end": 2, "label": ""}],
+)
+def test_entities_outside_the_text(tmp_path, entity):
+    with pytest.raises(DataError, match="not within the text"):
+        read_tokens(write(tmp_path / "a.jsonl", [{"text": "Paris", "entities": [entity]}]), BadLines())
+
+
+def test_overlapping_entities(tmp_path):
+    marks = [{"start": 0, "end": 3, "label": "X"}, {"start": 2, "end": 5, "label": "Y"}]
+    with pytest.raises(DataError, match="overlap"):
+        read_tokens(write(tmp_path / "a.jsonl", [{"text": "Paris", "entities": marks}]), BadLines())
+
+
+def test_unusable_files(tmp_path):
+    for name, message in (("a.xml", "files end in"), ("a.conll", "no usable sentence")):
+        with pytest.raises(DataError, match=message):
+            read_tokens(write(tmp_path / name, "\n"), BadLines())
+
+
+def test_text_with_entities_becomes_words_and_back(tmp_path, english):
+    text = "In [SEP] Paris-France, who plays?"
+    marks = [{"start": 9, "end": 21, "label": "LOC"}, {"start": 27, "end": 32, "label": "ACT"}]
+    (example,) = split_words(
+        read_tokens(write(tmp_path / "a.jsonl", [{"text": text, "entities": marks}]), BadLines()), english, BadLines()
+    )
+    assert " ".join(example.words) == "In [ SEP ] Paris - France , who plays ?"
+    assert example.tags == ("O", "O", "O", "O", "B-LOC", "I-LOC", "I-LOC", "O", "O", "B-ACT", "O")
+    again = marked_entities(example, example.tags)
+    assert again == [{**mark, "text": text[mark["start"] : mark["end"]]} for mark in marks]
+
+
+def test_an_entity_that_parts_a_word(tmp_path, english):
+    path = write(tmp_path / "a.jsonl", [{"text": "Paris plays", "entities": [{"start": 6, "end": 10, "label": "V"}]}])
+    with pytest.raises(DataError, match=r"a\.jsonl:1: an entity that does not end where words do: 'play' at 6"):
+        split_words(read_tokens(path, BadLines()), english, BadLines())
+    bad = BadLines(skip=True)
+    (example,) = split_words(read_tokens(path, BadLines()), english, bad)
+    assert (example.tags, bad.counts.total()) == (("O", "B-V"), 1)
+
+
+def test_japanese_text(tmp_path, japanese):
+    text = "私は東京に住んでいます"
+    path = write(tmp_path / "a.jsonl", [{"text": text, "entities": [{"start": 2, "end": 4, "label": "LOC"}]}])
+    (example,) = split_words(read_tokens(path, BadLines()), japanese, BadLines())
+    assert "".join(example.words) == text
+    assert dict(zip(example.words, example.tags, strict=True))["東京"] == "B-LOC"
+    (window,) = token_features([example], japanese, tags=discover_tags([example]))
+    assert len(window.owned) == len(example.words)
+    assert marked_entities(example, example.tags)[0]["text"] == "東京"
+
+
+def test_discovered_tags():
+    assert discover_tags([from_words(["a", "b"], ["B-X", "S-Y"], "")]) == ["B-X", "I-X", "O", "S-Y"]
+
+
+def test_first_piece_has_the_label(english):
+    example = from_words(["Paris", "xyz", "is"], ["B-LOC", "I-LOC", "O"], "")
+    (window,) = token_features([example], english, tags=["B-LOC", "I-LOC", "O"])
+    assert english.tokens(window.feature.ids) == ["[CLS]", "paris", "x", "##y", "##z", "is", "[SEP]"]
+    assert window.feature.labels["labels"].tolist() == [IGNORED, 0, 1, IGNORED, IGNORED, 2, IGNORED]
+    with pytest.raises(DataError, match="the tag B-LOC is none of O"):
+        token_features([example], english, tags=["O"])
+
+
+@pytest.mark.parametrize("stride", [2, 5, 100])
+def test_a_long_sentence_is_read_whole_and_each_word_once(english, stride):
+    words = ["xyz", "paris", "is"] * 12
+    tags = [f"B-{i % 7}" for i in range(len(words))]
+    example = from_words(words, tags, "")
+    names = sorted(set(tags))
+    windows = token_features([example], english, max_length=12, stride=stride, tags=names)
+    assert all(len(window.feature) <= 12 for window in windows)
+    owned = [word for window in windows for word, _ in window.owned]
+    assert sorted(owned) == list(range(len(words)))
+    assert sum((w.feature.labels["labels"] != IGNORED).sum() for w in windows) == len(words)
+    perfect = [np.maximum(w.feature.labels["labels"], 0) for w in windows]
+    assert predict_tags([example], windows, perfect, names) == [tags]
+
+
+def test_a_word_without_pieces_is_outside(english):
+    example = from_words(["\u200b", "is"], None, "")  # removed by the normaliser
+    windows = token_features([example], english)
+    assert predict_tags([example], windows, [np.zeros(3, int)], ["B-X", "O"]) == [["O", "B-X"]]
+
+
+def test_lengths_are_checked(english):
+    with pytest.raises(ValueError, match="at least 3 and 1"):
+        token_features([], english, max_length=2)

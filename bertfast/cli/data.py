@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bertfast.cli.common import console, fail
+from bertfast.cli.common import check_target, console, fail
 
 app = typer.Typer(no_args_is_help=True, help="Vocabularies and corpora from text, and pictures of batches.")
 
@@ -36,6 +36,9 @@ DatasetOption = Annotated[
     str | None,
     typer.Option(help="A data set of `datasets`: a saved folder, a name, or json, csv, ... with SOURCE as its files."),
 ]
+SplitterOption = Annotated[Splitter | None, typer.Option(help="Is a line a sentence, or a paragraph to be split?")]
+ConfigOption = Annotated[str | None, typer.Option(help="Configuration of the data set.")]
+SplitOption = Annotated[str, typer.Option(help="Split of the data set.")]
 Workers = Annotated[
     int | None, typer.Option(min=1, help="Processes, one for each core unless said. The result does not depend on it.")
 ]
@@ -116,10 +119,10 @@ def build(
     ),
     format: FormatOption = "text",
     field: Field = "text",
-    splitter: Annotated[Splitter | None, typer.Option(help="Is a line a sentence, or a paragraph to be split?")] = None,
+    splitter: SplitterOption = None,
     dataset: DatasetOption = None,
-    config: Annotated[str | None, typer.Option(help="Configuration of the data set.")] = None,
-    split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
+    config: ConfigOption = None,
+    split: SplitOption = "train",
     holdout: Annotated[float, typer.Option(help="Share of the documents for OUT/eval, the rest in OUT/train.")] = 0.0,
     bad_lines: Annotated[
         BadLines, typer.Option(help="Name bad lines in skipped.jsonl and go on, or stop at one.")
@@ -142,3 +145,88 @@ def build(
     if manifest["skipped"]:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in manifest["skipped"].items())
         console.print(f"not taken: {reasons}; each is named in {out / 'skipped.jsonl'}", highlight=False)
+
+
+@app.command()
+def vocab(
+    out: Annotated[Path, typer.Option(help="The tokenizer's folder; transformers' AutoTokenizer loads it.")],
+    sources: Sources = None,
+    size: Annotated[int, typer.Option(help="Pieces, special tokens and alphabet included.")] = 8000,
+    language: Annotated[str, typer.Option(help="en or ja (MeCab words).")] = "en",
+    lowercase: Annotated[
+        bool | None, typer.Option(help="Lower-case the text; English does unless told otherwise.")
+    ] = None,
+    min_frequency: Annotated[int, typer.Option(help="How often a pair must occur to become a piece.")] = 2,
+    limit_alphabet: Annotated[
+        int | None, typer.Option(help="Characters kept; up to 1,000 for en, 6,000 for ja.")
+    ] = None,
+    words: Annotated[
+        str, typer.Option(help="Japanese: morphemes, or inflected (transformers does not know it).")
+    ] = "morphemes",
+    format: FormatOption = "text",
+    field: Field = "text",
+    splitter: SplitterOption = None,
+    dataset: DatasetOption = None,
+    config: ConfigOption = None,
+    split: SplitOption = "train",
+    workers: Workers = None,
+) -> None:
+    """Train a WordPiece vocabulary on text: the same text and options give the same files."""
+    from bertfast.data.lines import BadLine
+    from bertfast.data.vocab import VocabularyOptions, train_vocabulary
+
+    totals = {"documents": 0, "bad lines": 0}
+
+    def count(item: Any) -> None:
+        totals["bad lines" if isinstance(item, BadLine) else "documents"] += 1
+
+    with _mistakes():
+        source = _source(sources, format, field, dataset, config, split)
+        lower = language == "en" if lowercase is None else lowercase
+        options = VocabularyOptions(size, language, lower, min_frequency, limit_alphabet, words)
+        paragraphs = (splitter or source.splitter) == "sentences"
+        made = train_vocabulary(
+            source, out, options, split=paragraphs, workers=workers or os.cpu_count() or 1, on_item=count
+        )
+    read = f"{totals['documents']:,} documents, {totals['bad lines']:,} bad lines left out"
+    console.print(f"{out}: {made.vocab_size:,} pieces from {read}", highlight=False)
+
+
+@app.command()
+def show(
+    corpus: Annotated[
+        Path | None, typer.Argument(help="A corpus of `data build`; without one, the worked example.")
+    ] = None,
+    text: Annotated[list[str] | None, typer.Option(help="Text to show instead; two make a pair.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Folder of a tokenizer for --text.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Draw the sequences into this file.")] = None,
+    sample: Annotated[int, typer.Option(min=0, help="Number of the corpus' batch.")] = 0,
+    masked: Annotated[bool, typer.Option(help="With what is masked and is to be predicted.")] = False,
+    sequences: Annotated[int, typer.Option(min=1, help="How many sequences of the batch.")] = 4,
+    seed: Annotated[int, typer.Option(help="Of pairs and masks.")] = 0,
+) -> None:
+    """Print (and draw) a batch as the model is given it: tokens, positions, segments, words and masks."""
+    from bertfast.cli.tables import print_sequence
+    from bertfast.data import show as shown
+
+    check_target("--png", png)
+    with _mistakes():
+        if corpus is not None:
+            batch, pieces = shown.corpus_batch(corpus, sample=sample, seed=seed)
+        else:
+            texts = text or list(shown.EXAMPLE)
+            pieces = shown.load_tokenizer(tokenizer) if tokenizer else shown.example_tokenizer(texts)
+            batch = shown.text_batch(pieces, texts, masked=masked, seed=seed)
+        chosen = shown.sequences(batch, pieces, masked=masked)
+        for number, sequence in enumerate(chosen[:sequences]):
+            print_sequence(number, sequence)
+        bounds = batch.cu_seqlens.tolist() if batch.cu_seqlens is not None else []
+        console.print(f"cu_seqlens {bounds}", highlight=False)
+        console.print(
+            f"{batch.real_tokens} tokens in {batch.sequences} sequences, {len(batch.input_ids)} rows", highlight=False
+        )
+        if png is not None:
+            from bertfast.data.picture import draw
+
+            draw(chosen[:sequences], png, "What BERT reads" + (", and what it must predict" if masked else ""))
+            console.print(f"wrote {png}", highlight=False)

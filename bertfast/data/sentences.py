@@ -73,7 +73,10 @@ def split_english(paragraph: str) -> list[str]:
             end = stop.end() + 1
             after = paragraph[end : end + 40].lstrip()
         first = after.lstrip(OPENING + " ")[:1]
-        if not first or not (first.isupper() or first.isdigit() or not first.isascii()):
+        apart = stop.start() > 0 and paragraph[stop.start() - 1].isspace()
+        if not first or not (
+            first.isupper() or first.isdigit() or not first.isascii() or (apart and not first.isalpha())
+        ):
             continue
         if stop.group(1) == "." and _abbreviated(paragraph[max(start, stop.start() - 40) : stop.start()], after):
             continue

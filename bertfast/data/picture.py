@@ -7,7 +7,7 @@ below. Tokens to be predicted are outlined, with the true token above.
 import importlib.util
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,15 @@ PER_LINE = 12  # tokens side by side
 STEP, BOX, HEIGHT = 1.18, 1.0, 0.56  # width of a column, and of a box in it; height of a box
 ROW_GAP = 0.36  # between rows, room for a plus sign
 ROWS = ("input", "word", "segment", "position")
-TOP, BOTTOM = 0.95, 0.75  # room above a line of tokens (targets, title) and below it (bounds)
-LABEL_WIDTH = 2.25
+INCHES = 0.72  # of one unit
+TOP, BOTTOM = 1.35, 0.45  # room above a line of tokens (targets, segments) and below it (bounds)
+HEAD, FOOT = 0.7, 0.65  # room for the title and the notes
+LABEL_WIDTH = 3.35  # from the left edge to the middle of the first column
 NAMES = {"input": "Input", "word": "Word embedding", "segment": "Segment embedding", "position": "Position embedding"}
 
 INK, FAINT, PREDICT = "#23303f", "#8792a0", "#c8352b"
 FILLS = {"input": "#f3dfe6", "special": "#e3e3ea", "mask": "#23303f", "word": "#fdf0c4", "position": "#e9edf2"}
+LINES = ("#4f9a45", "#3f7fbd")
 SEGMENTS = ("#d7ecd3", "#cfe3f5")
 PREFERRED = (
     "Noto Sans CJK JP",
@@ -64,7 +67,10 @@ def find_font(text: frozenset[str]) -> str:
         return usual
     fonts = {font.fname: font.name for font in font_manager.fontManager.ttflist if font.style == "normal"}
     rank = {name: index for index, name in enumerate(PREFERRED)}
-    for path in sorted(fonts, key=lambda path: (rank.get(fonts[path], len(rank)), path)):
+    for path in sorted(
+        (p for p in fonts if not fonts[p].startswith("Last Resort")),
+        key=lambda path: (rank.get(fonts[path], len(rank)), path),
+    ):
         if _covers(path, needed):
             return path
     if (spec := importlib.util.find_spec("matplotlib_fontja")) is not None and spec.origin:
@@ -107,10 +113,22 @@ class _Page:
         )
 
 
-def _fitting(piece: str, largest: float) -> float:
-    """Font size at which a piece fits its box; a Japanese character is as wide as two Latin ones."""
-    width = sum(2 if _japanese(char) else 1.05 for char in piece)
-    return min(largest, largest * 7.4 / max(width, 1))
+def _width(piece: str, size: float) -> float:
+    """About how wide `piece` is, in units."""
+    return sum(1.0 if _japanese(char) else 0.58 for char in piece) * size / 72 / INCHES
+
+
+def _fitting(piece: str, largest: float, room: float = BOX - 0.12) -> float:
+    """Font size at which a piece fits."""
+    return min(largest, largest * room / max(_width(piece, largest), 1e-9))
+
+
+def _word_embedding(page: _Page, piece: str, x: float, y: float) -> None:
+    """E with the piece as its index."""
+    size = _fitting(piece, 9.5, BOX - 0.34)
+    left = x - (0.16 + _width(piece, size)) / 2
+    page.text(left, y + 0.02, "$E$", 12, math=True, ha="left")
+    page.text(left + 0.16, y + 0.08, piece, size, piece=True, ha="left")
 
 
 def _column(page: _Page, token: Token, x: float, y: float, special: bool) -> None:
@@ -124,7 +142,7 @@ def _column(page: _Page, token: Token, x: float, y: float, special: bool) -> Non
     if token.target is not None:
         page.text(x, rows["input"] - HEIGHT / 2 - 0.22, token.target, _fitting(token.target, 11), PREDICT, piece=True)
     page.box(x, rows["word"], FILLS["word"])
-    page.text(x, rows["word"], token.piece, _fitting(token.piece, 11), piece=True)
+    _word_embedding(page, token.piece, x, rows["word"])
     page.box(x, rows["segment"], SEGMENTS[token.segment % 2])
     page.text(x, rows["segment"], f"$E_{{{'AB'[token.segment % 2]}}}$", 12, math=True)
     page.box(x, rows["position"], FILLS["position"])
@@ -142,7 +160,17 @@ def _column(page: _Page, token: Token, x: float, y: float, special: bool) -> Non
 
 def _names(page: _Page, y: float) -> None:
     for index, name in enumerate(ROWS):
-        page.text(LABEL_WIDTH - 0.68, y + index * (HEIGHT + ROW_GAP), NAMES[name], 11, ha="right")
+        page.text(LABEL_WIDTH - BOX / 2 - 0.2, y + index * (HEIGHT + ROW_GAP), NAMES[name], 11.5, ha="right")
+
+
+def _segments(page: _Page, tokens: Sequence[Token], y: float) -> None:
+    """A line over each run of one segment, with its name."""
+    for segment, run in groupby(range(len(tokens)), key=lambda index: tokens[index].segment):
+        columns = list(run)
+        left, right = (LABEL_WIDTH + at * STEP + side * BOX / 2 for at, side in ((columns[0], -1), (columns[-1], 1)))
+        page.axes.plot([left, right], [y, y], color=LINES[segment % 2], lw=2.2, solid_capstyle="round")
+        name = f"sentence {'AB'[segment % 2]}, segment {segment}" if len(columns) > 2 else "AB"[segment % 2]
+        page.text((left + right) / 2, y - 0.2, name, 10, LINES[segment % 2])
 
 
 def _bracket(page: _Page, left: float, right: float, y: float, text: str, open_left: bool, open_right: bool) -> None:
@@ -181,8 +209,8 @@ def draw(shown: Sequence[Shown], path: Path, title: str) -> None:
     columns = min(PER_LINE, max(len(sequence.tokens) for sequence in shown))
     lines = list(_lines(shown))
     line_height = TOP + len(ROWS) * HEIGHT + (len(ROWS) - 1) * ROW_GAP + BOTTOM
-    width, height = LABEL_WIDTH + columns * STEP + 0.1, 0.75 + len(lines) * line_height + 0.55
-    figure = Figure(figsize=(width * 0.72, height * 0.72))
+    width, height = LABEL_WIDTH + columns * STEP - 0.28, HEAD + len(lines) * line_height + FOOT
+    figure = Figure(figsize=(width * INCHES, height * INCHES))
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_xlim(0, width)
@@ -191,7 +219,7 @@ def draw(shown: Sequence[Shown], path: Path, title: str) -> None:
     page = _Page(axes, find_font(characters))
     page.text(0.25, 0.42, title, 15, ha="left", weight="bold")
     for at, (number, sequence, start) in enumerate(lines):
-        _line(page, 0.75 + at * line_height + TOP, number, sequence, start)
+        _line(page, HEAD + at * line_height + TOP, number, sequence, start)
     notes = "Each token's input is the sum of three learned vectors: its word, its segment (A or B) and its position."
     if any(token.target is not None for sequence in shown for token in sequence.tokens):
         notes += " Red: the token to be predicted."
@@ -202,6 +230,7 @@ def draw(shown: Sequence[Shown], path: Path, title: str) -> None:
 def _line(page: _Page, y: float, number: int, sequence: Shown, start: int) -> None:
     tokens = sequence.tokens[start : start + PER_LINE]
     _names(page, y)
+    _segments(page, tokens, y - HEIGHT / 2 - 0.48)
     for index, token in enumerate(tokens):
         _column(page, token, LABEL_WIDTH + index * STEP, y, special=token.word < 0)
     left, right = LABEL_WIDTH - BOX / 2, LABEL_WIDTH + (len(tokens) - 1) * STEP + BOX / 2

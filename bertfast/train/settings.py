@@ -29,8 +29,6 @@ def option(
 ) -> Any:
     """A dataclass field with its help and limits. `free` marks what may change when a run is resumed."""
     metadata = {"help": help, "choices": tuple(choices), "low": low, "high": high, "free": free}
-    if isinstance(default, list):
-        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 

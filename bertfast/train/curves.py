@@ -44,6 +44,7 @@ def draw(lines: list[dict[str, Any]], path: Path, title: str) -> None:
         for name, (steps, values) in held_out.items():
             style = {"marker": "o", "markersize": 4, "linewidth": 1.0, "linestyle": "--"}
             axes.plot(steps, values, color=colours[name], label=f"{name.replace('_', ' ')}, held out", **style)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_xlabel("optimizer step")
         axes.set_ylabel(label)
         axes.grid(color="#e3e6ea")

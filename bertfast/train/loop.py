@@ -129,7 +129,9 @@ class Trainer:
             batches = iter(self.loader)
             due = self._clock()
             while self.step < end:
-                drawn = [next(batches) for _ in range(self.per_rank)]
+                # torch's DataLoader takes its workers' seed from the generator that dropout draws from.
+                with torch.random.fork_rng(devices=[]):
+                    drawn = [next(batches) for _ in range(self.per_rank)]
                 found = self._one_step(drawn, [self.stop.received is not None, next(due)])
                 stopping, timely = found.flags
                 last = self.step == end

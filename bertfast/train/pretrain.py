@@ -76,14 +76,14 @@ class PretrainTask(Task):
         self.held_out = Corpus.open(config.eval) if config.eval else None
         self.tokenizer = load_tokenizer(Path(config.corpus) / "tokenizer")
         self._check_held_out()
-        self.model = build_model(config.model, config.data.nsp, self.tokenizer, config.train.seed)
-        sizes = self.model.config
+        model = build_model(config.model, config.data.nsp, self.tokenizer, config.train.seed)
+        self.model, self.sizes = model.train(), model.config
+        sizes = self.sizes
         if config.data.max_seq_length > sizes.max_position_embeddings:
             raise ConfigError(
                 f"data.max_seq_length is {config.data.max_seq_length}, the model has {sizes.max_position_embeddings} "
                 "positions; lower the one or raise model.positions"
             )
-        self.model.train()
 
     def _check_held_out(self) -> None:
         if self.held_out is None:
@@ -112,7 +112,7 @@ class PretrainTask(Task):
         save_description(self.model, self.tokenizer, folder)
 
     def train_flops(self, tokens: int, squared_lengths: int, targets: dict[str, int]) -> float:
-        return training_flops(self.model.config, tokens, squared_lengths, targets["mlm"])
+        return training_flops(self.sizes, tokens, squared_lengths, targets["mlm"])
 
     def _held_out_batches(self) -> Iterator[Batch]:
         assert self.held_out is not None

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 import bertfast
-from bertfast.cli import data, measure
+from bertfast.cli import data, measure, pretrain
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Fused kernels and unpadding for BERT encoders.")
 
@@ -24,3 +24,4 @@ def main(version: Annotated[bool, typer.Option("--version", callback=_version, i
 for command in (measure.doctor, measure.verify, measure.bench):
     app.command()(command)
 app.add_typer(data.app, name="data")
+app.command(epilog=pretrain.EPILOG)(pretrain.pretrain)

@@ -110,7 +110,10 @@ def labels_of(head: str, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         "BertForPreTraining": {"labels": tokens, "next_sentence_label": sequences},
         "BertForMaskedLM": {"labels": tokens},
         "BertForTokenClassification": {"labels": tokens},
-        "BertForQuestionAnswering": {"start_positions": torch.tensor([2, 0, 6, 0]), "end_positions": torch.tensor([5, 2, 9, 0])},
+        "BertForQuestionAnswering": {
+            "start_positions": torch.tensor([2, 0, 6, 0]),
+            "end_positions": torch.tensor([5, 2, 9, 0]),
+        },
     }.get(head, {"labels": sequences})
 
 

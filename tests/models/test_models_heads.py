@@ -111,7 +111,9 @@ def test_tail_padding_and_empty_sequences_do_not_matter(head):
         assert torch.equal(other[: value.shape[0]], value), name
         assert torch.isfinite(other).all(), name
     if head == "BertModel":
-        short.loss, long.loss = (o.last_hidden_state[:tokens].exp().sum() + o.pooler_output[:batch].sum() for o in (short, long))
+        short.loss, long.loss = (
+            o.last_hidden_state[:tokens].exp().sum() + o.pooler_output[:batch].sum() for o in (short, long)
+        )
     want = gradients(ours, short.loss)
     got = gradients(ours, long.loss)
     assert torch.equal(long.loss, short.loss)

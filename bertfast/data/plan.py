@@ -5,7 +5,8 @@ can be made again. A block bounds memory: only its documents' rows are held, 56 
 """
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,34 +96,35 @@ class Block:
 
 
 class Planner:
-    """Plans epochs and blocks of one corpus and makes their batches; keeps the last epoch's order and the last block."""
+    """Plans epochs and blocks of one corpus and makes their batches.
+
+    The last two plans are kept: at the end of an epoch or block, steps of several ranks look into the next one and back.
+    """
 
     def __init__(self, corpus: Corpus, vocabulary: Vocabulary, options: PretrainDataOptions):
-        self.corpus, self.options = corpus, options
+        self.corpus, self.vocabulary, self.options = corpus, vocabulary, options
         self.masker = Masker(vocabulary, options.masks, options.pairs.max_seq_length)
         self.shape: Shape | None = None
         if options.static_shapes and options.layout == "packed":
             predictions = self.masker.most_predictions(options.token_budget, options.sequences)
             self.shape = Shape(options.token_budget, options.sequences, predictions)
-        self._epoch: tuple[int, list[NDArray[np.int64]]] | None = None
-        self._block: tuple[tuple[int, int], Block] | None = None
+        self.documents = lru_cache(2)(self._documents)
+        self.block = lru_cache(2)(self._block)
+        self.batches = lru_cache(1)(self._batches)
 
-    def documents(self, epoch: int) -> list[NDArray[np.int64]]:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.corpus, self.vocabulary, self.options)
+
+    def _documents(self, epoch: int) -> list[NDArray[np.int64]]:
         """The documents of each block of an epoch."""
-        if self._epoch is None or self._epoch[0] != epoch:
-            order = permutation(self.corpus.documents, self.options.seed, epoch, Purpose.DOCUMENTS)
-            ends = np.cumsum(np.diff(self.corpus.document_tokens)[order])
-            blocks = max(1, round(self.corpus.tokens / self.options.block_tokens))
-            cuts = np.searchsorted(ends, self.corpus.tokens * np.arange(1, blocks) // blocks, side="left") + 1
-            self._epoch = epoch, [part for part in np.split(order, cuts) if len(part)]
-        return self._epoch[1]
+        order = permutation(self.corpus.documents, self.options.seed, epoch, Purpose.DOCUMENTS)
+        ends = np.cumsum(np.diff(self.corpus.document_tokens)[order])
+        blocks = max(1, round(self.corpus.tokens / self.options.block_tokens))
+        cuts = np.searchsorted(ends, self.corpus.tokens * np.arange(1, blocks) // blocks, side="left") + 1
+        return [part for part in np.split(order, cuts) if len(part)]
 
-    def block(self, epoch: int, block: int) -> Block:
-        if self._block is None or self._block[0] != (epoch, block):
-            self._block = (epoch, block), self._plan(epoch, block)
-        return self._block[1]
-
-    def _plan(self, epoch: int, block: int) -> Block:
+    def _block(self, epoch: int, block: int) -> Block:
+        """One block's samples and batches."""
         options, seed = self.options, self.options.seed
         rows = make_pairs(self.corpus, self.documents(epoch)[block], options.pairs, seed, epoch)
         rows = rows[permutation(len(rows), seed, epoch, Purpose.SAMPLES, block)]
@@ -170,6 +172,6 @@ class Planner:
         inside = position.batch / len(self.block(position.epoch, position.block).members)
         return position.epoch + (position.block + inside) / blocks
 
-    def batches(self, epoch: int) -> int:
+    def _batches(self, epoch: int) -> int:
         """Batches of an epoch: exact where it is one block, otherwise the first block's times the number of blocks."""
         return len(self.block(epoch, 0).members) * len(self.documents(epoch))

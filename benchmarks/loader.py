@@ -102,7 +102,7 @@ def measure(planner: Planner, implementation: str, rounds: int) -> Result:
         rows = make_pairs(corpus, documents, options.pairs, seed, 0)
         paired = time.perf_counter()
         rows = rows[permutation(len(rows), seed, 0, Purpose.SAMPLES)]
-        best_fit(sample_lengths(rows), np.arange(len(rows)), options.token_budget, options.sequences)
+        best_fit(sample_lengths(rows), np.arange(len(rows)), options.token_budget, planner.sequences)
         permutation(len(members), seed, 0, Purpose.BATCHES)
         packed = time.perf_counter()
         real = places = 0
@@ -158,7 +158,8 @@ def handed_out(corpus: Corpus, vocabulary: Vocabulary, workers: int, batches: in
 def table_of(results: list[Result], what: str) -> Table:
     table = Table(
         title=f"pre-training batches on one core, {what}",
-        caption=f"need: 2 x 1.1 M tokens/s over 16 cores = {NEED:,.0f} real tokens/s on each; shares of the time",
+        caption=f"need: 2 x 1.1 M tokens/s over 16 cores = {NEED:,.0f} real tokens/s on each; shares of the time; "
+        f"NumPy gets a block of 1/{_SMALLER} of the tokens, whose last batches weigh more in its fill",
     )
     for name in (
         "by",

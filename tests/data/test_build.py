@@ -13,29 +13,16 @@ import pytest
 
 datasets = pytest.importorskip("datasets")
 
+import bertfast.data.build as building  # noqa: E402
 from bertfast.data import arrow  # noqa: E402
-from bertfast.data import build as building
 from bertfast.data.build import BuildError, Options, build  # noqa: E402
 from bertfast.data.corpus import Corpus  # noqa: E402
 from bertfast.data.sources import FileSource  # noqa: E402
 from bertfast.data.tokenizer import load_tokenizer  # noqa: E402
 from bertfast.data.vocab import VocabularyOptions, tokenizer_files  # noqa: E402
 
-PIECES = [
-    "[PAD]",
-    "[UNK]",
-    "[CLS]",
-    "[SEP]",
-    "[MASK]",
-    "word",
-    "##s",
-    ".",
-    "a",
-    "b",
-    "c",
-    *map(str, range(10)),
-    *(f"##{n}" for n in range(10)),
-]
+SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+PIECES = [*SPECIALS, "word", "##s", ".", "a", "b", "c", *map(str, range(10)), *(f"##{n}" for n in range(10))]
 SMALL = Options(shard_characters=400)
 
 

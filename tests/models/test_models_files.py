@@ -168,7 +168,7 @@ def test_shards(tmp_path):
     with pytest.raises(models.WeightsError, match="not a file beside it"):
         models.BertForMaskedLM.from_pretrained(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text("[]")
-    with pytest.raises(models.WeightsError, match="no.* index of shards"):
+    with pytest.raises(models.WeightsError, match=r"is not an index of shards"):
         models.BertForMaskedLM.from_pretrained(tmp_path)
 
 
@@ -187,7 +187,10 @@ def differ(state):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lose("bert.encoder.layer.1.output.dense.weight"), r"lacks 'bert.encoder.layer.1.output.dense.weight' of shape \(64, 128\)"),
+        (
+            lose("bert.encoder.layer.1.output.dense.weight"),
+            r"lacks 'bert.encoder.layer.1.output.dense.weight' of shape \(64, 128\)",
+        ),
         (cut("bert.encoder.layer.0.output.dense.weight"), r"\(63, 128\) where 'bert.encoder.*\(64, 128\)"),
         (cut("cls.seq_relationship.bias"), r"\(1,\) where 'cls.seq_relationship.bias' of the model has \(2,\)"),
         (lose("cls.seq_relationship.bias"), "only a part of 'cls.seq_relationship'"),
@@ -247,9 +250,9 @@ def test_a_gathered_state_and_parameters_without_data(tmp_path):
     model.save_pretrained(tmp_path, state_dict=state)
     assert torch.equal(weights(tmp_path)["cls.predictions.bias"], state["cls.predictions.bias"])
     state.pop("cls.predictions.bias")
-    with pytest.raises(ValueError, match="lacks \\['cls.predictions.bias'\\]"):
+    with pytest.raises(ValueError, match=r"lacks \['cls.predictions.bias'\]"):
         model.save_pretrained(tmp_path, state_dict=state)
-    with pytest.raises(ValueError, match="meta device.*gather"):
+    with pytest.raises(ValueError, match=r"meta device.*gather"):
         model.to("meta").save_pretrained(tmp_path)
 
 

@@ -198,7 +198,7 @@ def test_an_answer_outside_its_sequence_is_ignored():
     outside = torch.tensor([3, 3, -1, 500])  # the second sequence has 3 tokens
     got = ours(**inputs, start_positions=outside, end_positions=places)
     begin = torch.nn.functional.cross_entropy(got.start_logits[None, :12], torch.tensor([3]))
-    ends = got.end_logits.split(list((12, 3, 7, 1)))
+    ends = got.end_logits.split([12, 3, 7, 1])
     end = sum(torch.nn.functional.cross_entropy(e[None], p[None]) for e, p in zip(ends, places, strict=True)) / 4
     assert_close(got.loss, (begin + end) / 2, "loss")
     nowhere = torch.full((4,), -1)

@@ -136,7 +136,8 @@ def load(model: "BertPreTrainedModel", folder: Path, dtype: torch.dtype | None) 
     for plain, (name, parameter) in wanted.items():
         if plain in found:
             _check_shape(name, parameter, found[plain])
-            state[name] = found[plain][0].to(stored_dtype)
+            # A copy: what safetensors gives may be the file itself, mapped, and a file can be cut short under it.
+            state[name] = found[plain][0].to(stored_dtype, copy=True)
         else:
             state[name] = torch.empty(parameter.shape, dtype=stored_dtype)
     model.load_state_dict(state, assign=True)

@@ -108,7 +108,9 @@ def test_disk_full_at_every_step(tmp_path):
         with pytest.raises(DiskFullError, match="no space left") as caught:
             save(folder, 3, Fault(at, full))
         assert caught.value.exit_status == 4
-        assert not [path for path in folder.glob(f"{TEMPORARY}*") if "old" not in path.name], "the temporary folder stayed"
+        assert not [path for path in folder.glob(f"{TEMPORARY}*") if "old" not in path.name], (
+            "the temporary folder stayed"
+        )
         seen.add(assert_usable(folder, (2, 3)))
     assert seen == {2, 3}, "faults before the rename keep the old one, those after it the new one"
 

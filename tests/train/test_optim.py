@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from toy import ToyModel
 from torch import nn
+from toy import ToyModel
 
 from bertfast.models import BertConfig, BertForPreTraining
 from bertfast.train import schedule
@@ -21,9 +21,7 @@ def lamb_by_hand(weight, gradients, lr, beta1, beta2, eps, decay):
         for i, g in enumerate(float(value) for value in gradient):
             m[i] = beta1 * m[i] + (1 - beta1) * g
             v[i] = beta2 * v[i] + (1 - beta2) * g * g
-        r = [
-            (m[i] / (1 - beta1**t)) / (math.sqrt(v[i] / (1 - beta2**t)) + eps) + decay * x[i] for i in range(len(x))
-        ]
+        r = [(m[i] / (1 - beta1**t)) / (math.sqrt(v[i] / (1 - beta2**t)) + eps) + decay * x[i] for i in range(len(x))]
         size, length = (math.sqrt(sum(value * value for value in part)) for part in (x, r))
         trust = size / length if decay and size and length else 1.0
         x = [x[i] - lr * trust * r[i] for i in range(len(x))]

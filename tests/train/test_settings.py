@@ -30,7 +30,10 @@ def test_later_sources_win_and_defaults_fill_the_rest(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("train:\n  steps: 5\n  learnin_rate: 1\n", ["run.yaml:3", "train.learnin_rate", "did you mean learning_rate?"]),
+        (
+            "train:\n  steps: 5\n  learnin_rate: 1\n",
+            ["run.yaml:3", "train.learnin_rate", "did you mean learning_rate?"],
+        ),
         ("trian:\n  steps: 5\n", ["run.yaml:1", "unknown option trian", "did you mean train?"]),
         ("train:\n  steps: many\n", ["run.yaml:2", "train.steps must be a whole number or nothing", "'many'"]),
         ("train:\n  steps: 1.5\n", ["run.yaml:2", "whole number"]),

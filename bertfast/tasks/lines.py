@@ -9,7 +9,7 @@ SHOWN = 5
 
 
 class DataError(ValueError):
-    """A data file cannot be used as it is; the message names the file, the line, the reason and what to do."""
+    """Data, or an option about it, cannot be used as it is; the message names the file, the line, the reason and what to do."""
 
 
 @dataclass

@@ -210,12 +210,12 @@ def pair_features(
         targets: the label of each example, given to the model as `labels`; None for prediction.
 
     Raises:
-        ValueError: max_length leaves no room for a piece of each segment.
+        DataError: max_length leaves no room for a piece of each segment.
     """
     pair = bool(examples) and examples[0].second is not None
     room = max_length - (3 if pair else 2)
     if room < 1 + pair:
-        raise ValueError(
+        raise DataError(
             f"max_length {max_length} has no room for text beside the special tokens; give at least {4 + pair}"
         )
     firsts = tokenizer.encode_batch([example.first for example in examples])

@@ -158,10 +158,10 @@ def qa_features(
             place that are not impossible are left out and counted in `unanswerable`.
 
     Raises:
-        ValueError: the lengths leave no room for context, or are not positive.
+        DataError: the lengths leave no room for context, or are not positive.
     """
     if min(stride, max_question) < 1 or max_length - max_question - 3 < _LEAST_CONTEXT:
-        raise ValueError(
+        raise DataError(
             f"max_length {max_length}, stride {stride} and max_question {max_question} do not fit: lengths are at least 1, and "
             f"beside the question and 3 special tokens {_LEAST_CONTEXT} pieces of context need room"
         )

@@ -85,6 +85,9 @@ class QAProblem(Problem):
         """In use on held-out data; None where every question is answered."""
         return (self.options.threshold or 0.0) if self.may_abstain else None
 
+    def overrides(self) -> dict[str, Any]:
+        return {"num_labels": 2}
+
     def settings(self) -> dict[str, Any]:
         o = self.options
         saved = self.best if self.may_abstain and o.threshold is None and self.best is not None else self.threshold

@@ -1,0 +1,1 @@
+"""Documents to pairs, to packed batches, to masks."""

@@ -1,0 +1,1 @@
+"""Training: configuration, optimizers, the loop, checkpoints, and the pre-training recipe."""

@@ -1,0 +1,262 @@
+"""The training loop: steps, evaluation, checkpoints, and what stops it. The order of one step:
+
+draw this rank's micro-batches -> gradients (step.py) -> not finite? stop, nothing was updated -> clip, update
+-> log -> evaluate -> checkpoint -> a signal? stop
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bertfast.train import bad_batch, distributed, memory, optim, schedule, state
+from bertfast.train.checkpoint import FORMAT, Checkpoint, Store, load
+from bertfast.train.config import TrainConfig
+from bertfast.train.errors import CheckpointError, StoppedError
+from bertfast.train.files import Files, write_folder
+from bertfast.train.log import RunLog
+from bertfast.train.run_folder import RunFolder
+from bertfast.train.signals import Stop
+from bertfast.train.step import Gradients, Window, gradients, totals
+from bertfast.train.task import Task
+
+
+@dataclass
+class Outcome:
+    """How a run ended: `finished` is false where `stop_at` ended it before its last step."""
+
+    step: int
+    total_steps: int
+    finished: bool
+    evaluation: dict[str, float] = field(default_factory=dict)
+
+
+def train(
+    task: Task, config: TrainConfig, run: Path, *, record: Any = None, resume: bool = False, files: Files | None = None
+) -> Outcome:
+    """Train `task.model` in place, from the beginning or from the newest complete checkpoint in `run`.
+
+    record: the dataclass that goes to RUN/config.yaml and is compared when resuming; `config` where there is none.
+    files: the steps on the disk, for tests.
+
+    Under torchrun every rank calls this. The resumed run equals the one that was never stopped bit for bit (weights,
+    optimizer, logged losses) on the same kind of machine with the same number of ranks; with another number of ranks
+    to rounding, where dropout is off.
+    Raises ConfigError, CheckpointError, NotFiniteError, DiskFullError, OutOfMemoryError, StoppedError.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    with distributed.join(config.device) as ranks, Stop() as stop:
+        return Trainer(task, config, run, record or config, resume, ranks, stop, files).fit()
+
+
+class Trainer:
+    """One run on one rank; `train` is the way in."""
+
+    def __init__(
+        self,
+        task: Task,
+        config: TrainConfig,
+        run: Path,
+        record: Any,
+        resume: bool,
+        ranks: distributed.Ranks,
+        stop: Stop,
+        files: Files | None,
+    ) -> None:
+        self.task, self.config, self.ranks, self.stop = task, config, ranks, stop
+        self.per_rank = config.micro_batches(ranks.size)
+        self.folder = RunFolder(run, record, resume, ranks)
+        self.files = files or Files()
+        self.store = Store(self.folder.checkpoints, config.keep, self.files)
+        state.seed_all(config.seed, ranks.rank)
+        if config.gradient_checkpointing:
+            task.model.gradient_checkpointing_enable()  # type: ignore[operator]
+        task.model.to(ranks.device)
+        self.loader = task.loader(ranks.rank, ranks.size)
+        self.total = config.total_steps(self.loader.batches_per_epoch())
+        self.step = 0
+        self.saved: int | None = None  # step of the last checkpoint
+        self.window: Window | None = None
+        self.resumed = self._find() if resume else None
+        if self.resumed:
+            state.restore_model(task.model, self.resumed.model)
+        self.wrapped = distributed.wrap(task.model, ranks, config.parallel)
+        self.called: Any = torch.compile(self.wrapped) if config.compile else self.wrapped
+        self.optimizer = optim.build_optimizer(config, task.model)
+        if self.resumed:
+            self._restore(self.resumed)
+        self.log = RunLog(self.folder.path, config, task, ranks, self.step, self.total)
+        self.memory = memory.Meter(ranks.device)
+
+    def _find(self) -> Checkpoint | None:
+        """The newest complete checkpoint; says what was passed over or cleaned away."""
+        stale = self.store.clean() if self.ranks.main else []
+        path, passed_over = self.store.latest()
+        self.notes = [f"removed {name}, which a stopped run left half-written" for name in stale] + passed_over
+        if path is None:
+            if passed_over:
+                raise CheckpointError(f"{self.folder.checkpoints}: no complete checkpoint; {'; '.join(passed_over)}")
+            self.notes.append("there is no checkpoint yet: the run begins at step 0")
+            return None
+        self.notes.append(f"resumed from {path.name}")
+        return load(path)
+
+    def _restore(self, found: Checkpoint) -> None:
+        if found.state["task"] != self.task.name:
+            raise CheckpointError(f"the checkpoint is of task {found.state['task']}, this is {self.task.name}")
+        state.restore_optimizer(self.task.model, self.optimizer, found.optimizer)
+        self.loader.load_state_dict(found.state["loader"])
+        self.step = self.saved = found.step
+        self.total = found.state["total_steps"]
+        if found.state["window"]:
+            self.window = Window(found.state["terms"], self.ranks.device)
+            self.window.load_state_dict(found.state["window"])
+        state.restore_rng(found.rng, self.ranks, self.config.seed, found.step)
+
+    def fit(self) -> Outcome:
+        """Run to the last step, `stop_at`, or whatever comes first."""
+        end = min(self.total, self.config.stop_at or self.total)
+        evaluation: dict[str, float] = {}
+        self.task.model.train()
+        with self.log:
+            for note in getattr(self, "notes", []):
+                self.log.note(note)
+            batches = iter(self.loader)
+            due = self._clock()
+            while self.step < end:
+                drawn = [next(batches) for _ in range(self.per_rank)]
+                found = self._one_step(drawn, [self.stop.received is not None, next(due)])
+                stopping, timely = found.flags
+                last = self.step == end
+                if self._every(self.config.log_every) or self.step == self.total:
+                    self._log(found)
+                if self._every(self.config.eval_every) or self.step == self.total:
+                    evaluation = self._evaluate()
+                if self._every(self.config.save_every) or timely or stopping or last:
+                    self._save()
+                if stopping and not last:
+                    number = self.stop.received or 15
+                    raise StoppedError(
+                        f"stopped by signal {number} after step {self.step} of {self.total}; its checkpoint is "
+                        f"saved. Go on with --resume",
+                        number,
+                    )
+            if self.step == self.total:
+                self._export()
+        return Outcome(self.step, self.total, self.step == self.total, evaluation)
+
+    def _every(self, steps: int | None) -> bool:
+        return steps is not None and self.step % steps == 0
+
+    def _clock(self) -> Iterator[bool]:
+        """Whether `save_minutes` have gone by on the main rank, whose clock counts for all."""
+        last = time.monotonic()
+        while True:
+            minutes = self.config.save_minutes
+            due = self.ranks.main and minutes is not None and time.monotonic() - last >= 60 * minutes
+            last = time.monotonic() if due else last
+            yield due
+
+    def _one_step(self, batches: list[Any], flags: list[bool]) -> Gradients:
+        """Gradients and the update. Raises before the update where something is not finite."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        with self.memory.guard(self.task, self.config, batches):
+            found = gradients(self.task, self.called, batches, self.config, self.ranks, flags)
+        if not found.finite:
+            terms = totals(sorted(batches[0].counts), found.judged, found.sums.tolist())
+            bad_batch.stop(self.folder.path, self.step + 1, batches, terms, float(found.norm), self.saved, self.ranks)
+        optim.clip(self.task.model, found.norm, self.config.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.window is None:
+            self.window = Window(sorted(batches[0].counts), self.ranks.device)
+        self.window.add(found.sums, found.judged)
+        self.step += 1
+        self.log.advance(self.step)
+        return found
+
+    def learning_rate(self) -> float:
+        """Of the next update."""
+        warmup = self.config.warmup(self.total)
+        return self.config.learning_rate * schedule.factor(self.config.schedule, self.step, self.total, warmup)
+
+    def _log(self, found: Gradients) -> None:
+        assert self.window is not None
+        rate = self.optimizer.param_groups[0]["lr"]
+        self.log.train(self.step, self.window.totals(), float(found.norm), rate, self.loader.epoch, self.memory.peak())
+        self.window.clear()
+
+    def _evaluate(self) -> dict[str, float]:
+        """Evaluation draws no random numbers that training would have drawn, so how often it runs changes nothing."""
+        before = state.take_rng(self.ranks.device)
+        self.task.model.eval()
+        with (
+            self._paused(),
+            torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"),
+        ):
+            found = self.task.evaluate(self.wrapped if self.config.parallel == "fsdp" else self.task.model)
+        self.task.model.train()
+        state.put_rng(before, self.ranks.device)
+        if found:
+            self.log.evaluation(self.step, found)
+        return found
+
+    @contextmanager
+    def _paused(self) -> Iterator[None]:
+        """Time in which no training happens is left out of tokens/s."""
+        begun = time.perf_counter()
+        yield
+        self.log.paused(time.perf_counter() - begun)
+
+    def _save(self) -> None:
+        if self.saved == self.step:
+            return
+        with self._paused():
+            assert self.window is not None
+            checkpoint = Checkpoint(
+                step=self.step,
+                model=state.model_tensors(self.task.model),
+                optimizer=state.optimizer_tensors(self.task.model, self.optimizer),
+                rng=state.rng_tensors(self.ranks),
+                state={
+                    "task": self.task.name,
+                    "total_steps": self.total,
+                    "ranks": self.ranks.size,
+                    "loader": self.loader.state_dict(),
+                    "terms": self.window.terms,
+                    "window": self.window.state_dict(),
+                },
+            )
+            self._on_main(lambda: self.store.save(checkpoint, self.task.save))
+            self.saved = self.step
+
+    def _export(self) -> None:
+        """RUN/model/: the weights alone, whole or absent."""
+        tensors = state.model_tensors(self.task.model)
+
+        def fill(folder: Path) -> None:
+            self.files.write_tensors(folder / "model.safetensors", tensors)
+            self.task.save(folder)
+
+        facts = {**FORMAT, "format": "bertfast-model", "step": self.step}
+        self._on_main(lambda: write_folder(self.folder.model, fill, facts, self.files))
+
+    def _on_main(self, write: Any) -> None:
+        """Run `write` on the main rank; where it fails there, every rank raises."""
+        error: Exception | None = None
+        if self.ranks.main:
+            try:
+                write()
+            except Exception as found:
+                error = found
+        failed = self.ranks.agree(error is not None)
+        if error is not None:
+            raise error
+        if failed:
+            raise CheckpointError("rank 0 could not write; its message says why")

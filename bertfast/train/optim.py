@@ -1,0 +1,130 @@
+"""Optimizers: torch's fused AdamW, and LAMB for large batches; which parameters decay; gradient clipping.
+
+Both take plain parameters and FSDP's sharded ones (DTensor).
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from bertfast.train.config import TrainConfig
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this rank holds, sharing its memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _norms(tensors: list[Tensor], shards: list[Tensor]) -> Tensor:
+    """The L2 norm of each tensor, [n] float32; `shards` are the parameters, which say over which ranks to sum."""
+    squares = torch.stack(torch._foreach_norm([_local(t) for t in tensors])).square_()
+    if isinstance(shards[0], DTensor):
+        torch.distributed.all_reduce(squares, group=shards[0].device_mesh.get_group())
+    return squares.sqrt_()
+
+
+class Lamb(torch.optim.Optimizer):
+    """LAMB (You et al. 2019, arXiv:1904.00962, algorithm 2).
+
+    Adam's bias-corrected direction plus weight decay, scaled for each parameter by ||weight|| / ||direction||; 1 where either
+    is zero, and in groups without weight decay (biases and layer norms), as in the authors' code.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.01,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One update of every parameter that has a gradient."""
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if parameters:
+                self._update(group, parameters)
+        return loss
+
+    def _update(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        for p in parameters:
+            if not self.state[p]:
+                self.state[p] = {
+                    "step": torch.zeros((), dtype=torch.float32),
+                    "exp_avg": torch.zeros_like(p),
+                    "exp_avg_sq": torch.zeros_like(p),
+                }
+            self.state[p]["step"] += 1
+        beta1, beta2 = group["betas"]
+        done = float(self.state[parameters[0]]["step"])
+        weights = [_local(p) for p in parameters]
+        grads = [_local(p.grad) for p in parameters if p.grad is not None]
+        first = [_local(self.state[p]["exp_avg"]) for p in parameters]
+        second = [_local(self.state[p]["exp_avg_sq"]) for p in parameters]
+        torch._foreach_lerp_(first, grads, 1 - beta1)
+        torch._foreach_mul_(second, beta2)
+        torch._foreach_addcmul_(second, grads, grads, 1 - beta2)
+        below = torch._foreach_sqrt(second)
+        torch._foreach_div_(below, (1 - beta2**done) ** 0.5)
+        torch._foreach_add_(below, group["eps"])
+        direction = torch._foreach_div(first, below)
+        torch._foreach_div_(direction, 1 - beta1**done)
+        if group["weight_decay"]:
+            torch._foreach_add_(direction, weights, alpha=group["weight_decay"])
+            size, length = _norms(weights, parameters), _norms(list(direction), parameters)
+            trust = torch.where((size > 0) & (length > 0), size / length, 1.0)
+            torch._foreach_mul_(direction, list(trust.unbind()))
+        torch._foreach_add_(weights, direction, alpha=-group["lr"])
+
+
+def groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two parameter groups: those that decay, and biases and layer norms, which do not (Google's BERT)."""
+    still = {id(p) for m in model.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters(recurse=False)}
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    kept = [id(p) in still or name.endswith("bias") or ".LayerNorm." in f".{name}" for name, p in trained]
+    return [
+        {"params": [p for (_, p), keep in zip(trained, kept, strict=True) if not keep], "weight_decay": weight_decay},
+        {"params": [p for (_, p), keep in zip(trained, kept, strict=True) if keep], "weight_decay": 0.0},
+    ]
+
+
+def _adamw(config: TrainConfig, parameters: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    beta1, beta2 = config.betas
+    return torch.optim.AdamW(parameters, lr=config.learning_rate, betas=(beta1, beta2), eps=config.eps, fused=True)
+
+
+def _lamb(config: TrainConfig, parameters: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    beta1, beta2 = config.betas
+    return Lamb(parameters, lr=config.learning_rate, betas=(beta1, beta2), eps=config.eps)
+
+
+_OPTIMIZERS = {"adamw": _adamw, "lamb": _lamb}
+
+
+def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """The configured optimizer over `model`'s trained parameters. Build it after the model was moved and sharded."""
+    return _OPTIMIZERS[config.optimizer](config, groups(model, config.weight_decay))
+
+
+def gradient_norm(model: nn.Module) -> Tensor:
+    """Global L2 norm of all gradients, over all ranks' shards; a scalar tensor on the model's device."""
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(grads)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def clip(model: nn.Module, norm: Tensor, max_norm: float) -> None:
+    """Scale gradients so that their global norm, which is `norm`, is at most `max_norm`; 0 leaves them."""
+    if max_norm:
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm)

@@ -1,0 +1,215 @@
+"""Dataclasses from YAML, flags and `--set`: types checked, unknown keys refused, every mistake with its place.
+
+Nothing here knows the options of training; `config.py` holds those, and each command adds its own.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from bertfast.train.errors import ConfigError
+
+T = TypeVar("T")
+
+_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def option(
+    default: Any = dataclasses.MISSING,
+    help: str = "",
+    *,
+    choices: Sequence[str] = (),
+    low: float | None = None,
+    high: float | None = None,
+    free: bool = False,
+) -> Any:
+    """A dataclass field with its help and limits. `free` marks what may change when a run is resumed."""
+    metadata = {"help": help, "choices": tuple(choices), "low": low, "high": high, "free": free}
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+class Settings:
+    """Nested values with the origin of each: a file and line, a flag, or `--set`."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self.origins: dict[str, str] = {}
+
+    def put(self, path: str, value: Any, origin: str) -> None:
+        """Set the value at a dotted path, over what was there."""
+        *parents, last = path.split(".")
+        at = self.values
+        for parent in parents:
+            inner = at.setdefault(parent, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f"{origin}: {path} cannot be set, because {parent} is {inner!r} and no section")
+            at = inner
+        at[last] = value
+        self.origins[path] = origin
+
+    def read(self, path: Path) -> None:
+        """Read a YAML file. ConfigError names the line of what cannot be read, and of a key that stands twice."""
+        yaml = _yaml()
+        try:
+            node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: no valid YAML: {error}") from None
+        if values is None:
+            return
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}: expected sections of options, found {values!r}")
+        for key, line in _lines(node, ""):
+            if key in self.origins:
+                raise ConfigError(f"{path}:{line}: {key} stands twice, first in {self.origins[key]}; keep one")
+            self.origins[key] = f"{path}:{line}"
+        self.values = values
+
+    def origin(self, path: str) -> str:
+        """Where the value at `path`, or the nearest section around it, came from."""
+        while path:
+            if path in self.origins:
+                return self.origins[path]
+            path = path.rpartition(".")[0]
+        return "options"
+
+
+def _yaml() -> Any:
+    try:
+        import yaml
+    except ImportError:
+        raise ImportError("configuration files need PyYAML: pip install 'bertfast[train]'") from None
+    return yaml
+
+
+def _lines(node: Any, prefix: str) -> Iterator[tuple[str, int]]:
+    for key, value in node.value:
+        path = f"{prefix}{key.value}"
+        yield path, key.start_mark.line + 1
+        if value.id == "mapping":
+            yield from _lines(value, f"{path}.")
+
+
+def build(cls: type[T], settings: Settings, values: Any = None, path: str = "") -> T:
+    """An instance of dataclass `cls` from `settings`. ConfigError: unknown key, wrong type or value, missing option."""
+    values = settings.values if values is None and not path else values
+    where = settings.origin(path)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where}: {path} is a section of options, found {values!r}")
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in fields:
+            _refuse_unknown(settings, f"{path}{key}", str(key), list(fields))
+    kinds = typing.get_type_hints(cls)
+    given: dict[str, Any] = {}
+    for name, field in fields.items():
+        at = f"{path}{name}"
+        if name in values:
+            given[name] = _convert(settings, kinds[name], values[name], at)
+            _check_limits(settings, field, given[name], at)
+        elif dataclasses.is_dataclass(kinds[name]):
+            given[name] = build(kinds[name], settings, {}, f"{at}.")
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{at} is missing: {field.metadata.get('help') or 'it has no default'}")
+    try:
+        return cls(**given)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}" if path else str(error)) from None
+
+
+def _refuse_unknown(settings: Settings, path: str, key: str, known: list[str]) -> None:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(known)}"
+    raise ConfigError(f"{settings.origin(path)}: unknown option {path}{hint}")
+
+
+def _convert(settings: Settings, kind: Any, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return build(kind, settings, {} if value is None else value, f"{path}.")  # type: ignore[arg-type]
+    wanted = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    for each in wanted:
+        fits, found = _fit(each, value)
+        if fits:
+            return found
+    names = " or ".join("nothing" if each is type(None) else _name(each) for each in wanted)
+    raise ConfigError(f"{settings.origin(path)}: {path} must be {names}, got {value!r}")
+
+
+def _name(kind: Any) -> str:
+    inner = typing.get_args(kind)
+    return f"a list of {_name(inner[0])}" if inner else _NAMES.get(kind, kind.__name__)
+
+
+def _fit(kind: Any, value: Any) -> tuple[bool, Any]:
+    """Whether `value` is a `kind`, and it as one."""
+    if typing.get_origin(kind) is list:
+        inner = typing.get_args(kind)[0]
+        found = [_fit(inner, item) for item in value] if isinstance(value, (list, tuple)) else [(False, None)]
+        return all(fits for fits, _ in found), [item for _, item in found]
+    if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:  # YAML 1.1 reads 1e-4 as text
+            return True, float(value)
+        except ValueError:
+            return False, None
+    if kind is str and isinstance(value, Path):
+        return True, str(value)
+    return type(value) is kind, value
+
+
+def _check_limits(settings: Settings, field: Any, value: Any, path: str) -> None:
+    choices, low, high = (field.metadata.get(name) for name in ("choices", "low", "high"))
+    where = settings.origin(path)
+    if choices and value is not None and value not in choices:
+        raise ConfigError(f"{where}: {path} must be one of {', '.join(choices)}, got {value!r}")
+    for limit, word, bad in ((low, "at least", lambda v: v < low), (high, "at most", lambda v: v > high)):
+        if limit is not None and value is not None and not (value == value and not bad(value)):
+            raise ConfigError(f"{where}: {path} must be {word} {limit}, got {value!r}")
+
+
+def resolve(cls: type[T], file: Path | None = None, flags: Mapping[str, Any] = {}, sets: Sequence[str] = ()) -> T:
+    """The configuration of a command: defaults, then a YAML file, then flags, then `--set`, later ones winning.
+
+    flags: dotted path -> value; None means that the flag was not given. sets: texts such as "train.learning_rate=1e-4".
+    Raises ConfigError.
+    """
+    settings = Settings()
+    if file is not None:
+        settings.read(file)
+    for path, value in flags.items():
+        if value is not None:
+            settings.put(path, value, f"--{path.rpartition('.')[2].replace('_', '-')}")
+    for text in sets:
+        path, sign, value = text.partition("=")
+        if not sign or not path.strip():
+            raise ConfigError(f"--set {text}: expected name=value, for example train.learning_rate=1e-4")
+        yaml = _yaml()
+        try:
+            settings.put(path.strip(), yaml.safe_load(value), f"--set {text}")
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {text}: the value is no valid YAML") from None
+    return build(cls, settings)
+
+
+def to_yaml(config: Any) -> str:
+    """YAML that `resolve` reads back to an equal configuration."""
+    return _yaml().safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+
+
+def changes(old: Any, new: Any, path: str = "") -> list[str]:
+    """What differs between two configurations of one class and may not when a run is resumed, as "name: old -> new"."""
+    found: list[str] = []
+    for field in dataclasses.fields(new):
+        before, after = getattr(old, field.name), getattr(new, field.name)
+        if dataclasses.is_dataclass(after):
+            found += changes(before, after, f"{path}{field.name}.")
+        elif before != after and not field.metadata.get("free"):
+            found.append(f"{path}{field.name}: {before!r} -> {after!r}")
+    return found

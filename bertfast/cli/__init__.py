@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 import bertfast
-from bertfast.cli import measure
+from bertfast.cli import finetune, measure, predict
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Fused kernels and unpadding for BERT encoders.")
 
@@ -21,5 +21,6 @@ def main(version: Annotated[bool, typer.Option("--version", callback=_version, i
     """Fused kernels and unpadding for BERT encoders: the same numbers, faster."""
 
 
-for command in (measure.doctor, measure.verify, measure.bench):
+for command in (measure.doctor, measure.verify, measure.bench, predict.predict, predict.fill_mask):
     app.command()(command)
+app.add_typer(finetune.app, name="finetune")

@@ -18,7 +18,11 @@ app = typer.Typer(no_args_is_help=True, help="Fine-tune a checkpoint on sentence
 
 _SHORTER = {"train_file": "--train", "dev_file": "--dev"}
 _COMMON: list[tuple[str, Any, Any]] = [
-    ("out", Annotated[Path, typer.Option(help="folder of the run; model/, metrics.json and predictions go there")], ...),
+    (
+        "out",
+        Annotated[Path, typer.Option(help="folder of the run; model/, metrics.json and predictions go there")],
+        ...,
+    ),
     ("resume", Annotated[bool, typer.Option("--resume", help="go on from the newest checkpoint in --out")], False),
     ("config", Annotated[Path | None, typer.Option(help="YAML with any of these options; flags win")], None),
     ("set_", Annotated[list[str] | None, typer.Option("--set", help="any option: train.max_grad_norm=0.5")], None),
@@ -38,14 +42,22 @@ def _flags(cls: type, prefix: str = "") -> dict[str, tuple[str, Any]]:
         flag = "--" + field.name.replace("_", "-")
         plain = _plain(kind)
         names.append(f"{flag}/--no-{flag[2:]}" if plain is bool else flag)
-        usual = field.default if field.default is not dataclasses.MISSING else None
-        text = field.metadata.get("help", "")
-        if choices := field.metadata.get("choices"):
-            text = f"{text} [{'|'.join(choices)}]".strip()
-        if usual not in (None, ""):
-            text = f"{text} (default {usual})".strip()
-        found[field.name] = (f"{prefix}{field.name}", Annotated[plain | None, typer.Option(*names, help=text)])
+        flag_type = Annotated[plain | None, typer.Option(*names, help=_help(field))]
+        found[field.name] = (f"{prefix}{field.name}", flag_type)
     return found
+
+
+def _help(field: Any) -> str:
+    """The option's own text, its choices and its default."""
+    made = field.default_factory
+    usual = made() if made is not dataclasses.MISSING else field.default
+    choices = field.metadata.get("choices")
+    parts = [field.metadata.get("help", "")]
+    if choices:
+        parts.append("|".join(choices))
+    if usual is not dataclasses.MISSING and usual is not None:
+        parts.append(f"default {','.join(map(str, usual)) if isinstance(usual, list) else usual}")
+    return "; ".join(part for part in parts if part)
 
 
 def _plain(kind: Any) -> Any:

@@ -26,7 +26,9 @@ def predict(
     question: Annotated[str | None, typer.Option(help="in place of INPUT: a question about --context")] = None,
     context: Annotated[str | None, typer.Option(help="the text that the answer is cut from")] = None,
     n_best: Annotated[Path | None, typer.Option(help="questions: write the n best answers with scores here")] = None,
-    threshold: Annotated[float | None, typer.Option(help="questions: of no answer; the model's where not given")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="questions: of no answer; the model's where not given")
+    ] = None,
     fields: Annotated[
         str, typer.Option(help="of JSONL and CSV: first sentence, second, label")
     ] = "sentence1,sentence2,label",
@@ -112,7 +114,9 @@ def fill_mask(
     except mistakes as error:
         raise fail(str(error)) from None
     if as_json:
-        rows = [[{"piece": g.piece, "probability": g.probability, "text": g.text} for g in guesses] for guesses in found]
+        rows = [
+            [{"piece": g.piece, "probability": g.probability, "text": g.text} for g in guesses] for guesses in found
+        ]
         print(json.dumps(rows, ensure_ascii=False, indent=1))
         return
     for number, guesses in enumerate(found, 1):

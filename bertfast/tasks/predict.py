@@ -137,7 +137,9 @@ def from_line(
     texts = list(text or ())
     sentences = 1 if fitted.kind == "token" else fitted.settings.get("sentences", len(texts))
     if len(texts) != sentences or sentences not in (1, 2) or not all(t.strip() for t in texts):
-        raise DataError(f"{len(texts)} texts were given with --text; this model reads {sentences if sentences < 3 else 2}")
+        raise DataError(
+            f"{len(texts)} texts were given with --text; this model reads {sentences if sentences < 3 else 2}"
+        )
     if fitted.kind == "token":
         return [TokenExample(texts[0], (), (), None, "--text", is_text=True)]
     return [PairExample(texts[0], texts[1] if sentences == 2 else None, None, "--text")]

@@ -35,7 +35,9 @@ BEST = "best_score.json"
 
 def make_problem(config: Any, tokenizer: Tokenizer) -> Problem:
     """The data of a configuration, read, and how it is scored. Raises DataError and ConfigError."""
-    return _PROBLEMS[config.kind](config, tokenizer, Path(config.train_file), Path(config.dev_file) if config.dev_file else None)
+    return _PROBLEMS[config.kind](
+        config, tokenizer, Path(config.train_file), Path(config.dev_file) if config.dev_file else None
+    )
 
 
 def _pair(config: PairConfig, tokenizer: Tokenizer, train_file: Path, dev_file: Path | None) -> Problem:
@@ -52,7 +54,11 @@ def _token(config: TokenConfig, tokenizer: Tokenizer, train_file: Path, dev_file
     return TokenProblem(tokenizer, train_file, dev_file, _options(TokenOptions, config))
 
 
-_PROBLEMS: dict[str, Callable[[Any, Tokenizer, Path, Path | None], Problem]] = {"pair": _pair, "qa": _qa, "token": _token}
+_PROBLEMS: dict[str, Callable[[Any, Tokenizer, Path, Path | None], Problem]] = {
+    "pair": _pair,
+    "qa": _qa,
+    "token": _token,
+}
 
 
 def _options(cls: Any, config: Any) -> Any:
@@ -70,7 +76,9 @@ class FinetuneTask(Task):
         self.tokenizer = load_tokenizer(folder)
         positions = models.BertConfig.from_pretrained(folder).max_position_embeddings
         if config.max_length > positions:
-            raise ConfigError(f"max_length {config.max_length}: {folder} has {positions} positions; give at most {positions}")
+            raise ConfigError(
+                f"max_length {config.max_length}: {folder} has {positions} positions; give at most {positions}"
+            )
         if config.keep_best and not config.dev_file:
             raise ConfigError("keep_best chooses by a score on held-out data: give dev_file as well")
         if config.keep_best and config.train.parallel == "fsdp":
@@ -118,7 +126,9 @@ class FinetuneTask(Task):
         def fill(folder: Path) -> None:
             files.write_tensors(folder / "model.safetensors", state.model_tensors(self.model))
             self.save(folder)
-            files.write_text(folder / BEST, json.dumps({"metric": name, "score": scores[name], "scores": scores}) + "\n")
+            files.write_text(
+                folder / BEST, json.dumps({"metric": name, "score": scores[name], "scores": scores}) + "\n"
+            )
 
         write_folder(target, fill, {**FORMAT, "format": "bertfast-model"}, files)
 

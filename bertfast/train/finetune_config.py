@@ -33,7 +33,9 @@ class FinetuneConfig:
     token_budget: int | None = option(None, "most tokens of a micro-batch, beside batch_size", low=1)
     layout: str = option("packed", "padded: as other libraries compute", choices=("packed", "padded"))
     skip_bad_lines: bool = option(False, "leave bad lines of data out, counted and named, instead of refusing the file")
-    keep_best: str | None = option(None, "score by which the best model is kept in RUN/best, such as f1; larger is better")
+    keep_best: str | None = option(
+        None, "score by which the best model is kept in RUN/best, such as f1; larger is better"
+    )
     train: FinetuneTraining = field(default_factory=FinetuneTraining)
 
 
@@ -41,9 +43,11 @@ class FinetuneConfig:
 class PairConfig(FinetuneConfig):
     kind = "pair"
 
-    fields: list[str] = option(factory=lambda: ["sentence1", "sentence2", "label"], help="of JSONL and CSV: first sentence, second, label")
+    fields: list[str] = option(["sentence1", "sentence2", "label"], "of JSONL and CSV: first sentence, second, label")
     sentences: int | None = option(None, "1 or 2 of a line; as the file has them where not given", low=1, high=2)
-    labels: list[str] | None = option(None, "classes in their order; those of the training file, sorted, where not given")
+    labels: list[str] | None = option(
+        None, "classes in their order; those of the training file, sorted, where not given"
+    )
     regression: bool = option(False, "labels are numbers to be predicted")
 
 

@@ -5,15 +5,17 @@ print(bertfast.report(model))       # which layers are fast, and why not
 bertfast.restore(model)             # exactly as it was
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from bertfast import nn, ops
 
 __version__ = "0.1.0"
 
-__all__ = ["UnsupportedModelError", "__version__", "nn", "ops", "optimize", "report", "restore"]
+__all__ = ["UnsupportedModelError", "__version__", "models", "nn", "ops", "optimize", "report", "restore"]
 
 if TYPE_CHECKING:
+    from bertfast import models as models
     from bertfast.convert.optimize import UnsupportedModelError as UnsupportedModelError
     from bertfast.convert.optimize import optimize as optimize
     from bertfast.convert.optimize import restore as restore
@@ -26,4 +28,6 @@ def __getattr__(name: str) -> Any:
         from bertfast import convert
 
         return getattr(convert, name)
+    if name == "models":  # quick to import without: most programs use optimize alone
+        return importlib.import_module("bertfast.models")
     raise AttributeError(f"module 'bertfast' has no attribute {name!r}")

@@ -1,6 +1,6 @@
 """BERT's modules with BERT's parameter names, so that state dicts move to and from Hugging Face's model unchanged.
 
-They need no transformers. Each takes padded tokens [B, S, E] or packed ones [T, E]; the encoder packs once and unpacks once.
+They need no transformers. Each takes padded tokens [B, S, E] or packed ones [T, E].
 """
 
 from collections.abc import Callable
@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from bertfast import ops
-from bertfast.nn import stack
 from bertfast.nn.core import Layout, Packed, Padded, attention_block, dropout_rate, mlp_block
 from bertfast.ops.rng import new_rng
 
-_ACTIVATIONS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
+ACTIVATIONS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
 
 
 class LayerNorm(nn.LayerNorm):
@@ -54,14 +53,23 @@ class BertEmbeddings(nn.Module):
         self.dropout = nn.Dropout(hidden_dropout_prob)
 
     def forward(
-        self, input_ids: Tensor, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None
-    ) -> Tensor:
-        """input_ids [B, S], or packed [T] with position_ids [T]; returns [B, S, E] or [T, E]. Bad ids raise IndexError."""
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        *,
+        tied: bool = False,
+    ) -> Any:
+        """input_ids [B, S], or packed [T] with position_ids [T]; returns [B, S, E] or [T, E]. Bad ids raise IndexError.
+
+        tied: also return the word table [V, E] for use as a decoder's weight (`ops.tied_embedding_sum_norm`).
+        """
         if input_ids.dim() == 1 and position_ids is None:
             raise ValueError(
                 "BertEmbeddings: packed input_ids [T] need position_ids [T], which start again at each sequence"
             )
-        return embed(self, input_ids, token_type_ids, position_ids)
+        op = ops.tied_embedding_sum_norm if tied else ops.embedding_sum_norm
+        return embed(self, input_ids, token_type_ids, position_ids, op)
 
 
 def embed(
@@ -113,9 +121,16 @@ class _Intermediate(nn.Module):
 
 
 def _layout(
-    x: Tensor, attention_mask: Tensor | None, cu_seqlens: Tensor | None, max_seqlen: int | None, name: str
+    x: Tensor,
+    attention_mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+    max_seqlen: int | None,
+    read: Tensor | None,
+    name: str,
 ) -> Layout:
     if cu_seqlens is None:
+        if read is not None:
+            raise ValueError(f"{name}: read names rows of packed tokens, which need cu_seqlens and max_seqlen")
         if x.dim() != 3:
             raise ValueError(
                 f"{name}: padded tokens must be [B, S, E], got {tuple(x.shape)}; packed ones need cu_seqlens"
@@ -130,7 +145,7 @@ def _layout(
             f"{name}: packed tokens are [T, E] with cu_seqlens and max_seqlen and without attention_mask, got x {tuple(x.shape)}, "
             f"max_seqlen={max_seqlen}, attention_mask {'given' if attention_mask is not None else 'absent'}"
         )
-    return Packed(cu_seqlens, max_seqlen)
+    return Packed(cu_seqlens, max_seqlen, read)
 
 
 class BertAttention(nn.Module):
@@ -160,9 +175,13 @@ class BertAttention(nn.Module):
         *,
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
+        read: Tensor | None = None,
     ) -> Tensor:
-        """x [B, S, E] with attention_mask [B, S] (non-zero at real tokens), or packed [T, E] with cu_seqlens and max_seqlen."""
-        return self.block(x, _layout(x, attention_mask, cu_seqlens, max_seqlen, "BertAttention"))
+        """x [B, S, E] with attention_mask [B, S] (non-zero at real tokens), or packed [T, E] with cu_seqlens and max_seqlen.
+
+        read: [R] int64, rows of packed tokens: only theirs are made and returned, [R, E]; the others are keys and values.
+        """
+        return self.block(x, _layout(x, attention_mask, cu_seqlens, max_seqlen, read, "BertAttention"))
 
     def block(self, x: Tensor, layout: Layout) -> Tensor:
         return attention_block(
@@ -192,9 +211,9 @@ class BertMLP(nn.Module):
         layer_norm_eps: float = 1e-12,
     ):
         super().__init__()
-        if hidden_act not in _ACTIVATIONS:
-            raise ValueError(f"hidden_act must be one of {sorted(_ACTIVATIONS)}, got {hidden_act!r}")
-        self.approximate = _ACTIVATIONS[hidden_act]
+        if hidden_act not in ACTIVATIONS:
+            raise ValueError(f"hidden_act must be one of {sorted(ACTIVATIONS)}, got {hidden_act!r}")
+        self.approximate = ACTIVATIONS[hidden_act]
         self.intermediate = _Intermediate(hidden_size, intermediate_size)
         self.output = _Output(intermediate_size, hidden_size, hidden_dropout_prob, layer_norm_eps)
 
@@ -238,81 +257,9 @@ class BertLayer(BertMLP):
         *,
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
+        read: Tensor | None = None,
     ) -> Tensor:
         """Arguments as in `BertAttention.forward`."""
-        return self.feed_forward(self.attention(x, attention_mask, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen))
-
-
-class BertEncoder(nn.Module):
-    """A stack of layers. Padded input with a mask is packed once before the stack and put back once after it."""
-
-    def __init__(
-        self,
-        num_hidden_layers: int,
-        hidden_size: int,
-        num_attention_heads: int,
-        intermediate_size: int,
-        hidden_act: str = "gelu",
-        hidden_dropout_prob: float = 0.1,
-        attention_probs_dropout_prob: float = 0.1,
-        layer_norm_eps: float = 1e-12,
-    ):
-        super().__init__()
-        self.layer = nn.ModuleList(
-            BertLayer(
-                hidden_size,
-                num_attention_heads,
-                intermediate_size,
-                hidden_act,
-                hidden_dropout_prob,
-                attention_probs_dropout_prob,
-                layer_norm_eps,
-            )
-            for _ in range(num_hidden_layers)
+        return self.feed_forward(
+            self.attention(x, attention_mask, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen, read=read)
         )
-
-    def forward(
-        self,
-        x: Tensor,
-        attention_mask: Tensor | None = None,
-        *,
-        cu_seqlens: Tensor | None = None,
-        max_seqlen: int | None = None,
-    ) -> Tensor:
-        """x [B, S, E] with attention_mask [B, S], or packed [T, E] with cu_seqlens and max_seqlen; returns the shape of x.
-
-        Positions that attention_mask calls padding come back as zeros. Under torch.compile the batch stays padded.
-        """
-        if cu_seqlens is None and attention_mask is not None and not torch.compiler.is_compiling():
-            packing = ops.pack(attention_mask)
-            packed = self(ops.unpad(x, packing), cu_seqlens=packing.cu_seqlens, max_seqlen=packing.max_seqlen)
-            return ops.repad(packed, packing)
-        y = self._stacked(x, cu_seqlens, max_seqlen) if attention_mask is None else None
-        if y is not None:
-            return y
-        for layer in self.layer:
-            x = layer(x, attention_mask, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen)
-        if attention_mask is not None:
-            x = x * attention_mask.to(torch.bool)[..., None]
-        return x
-
-    def _stacked(self, x: Tensor, cu_seqlens: Tensor | None, max_seqlen: int | None) -> Tensor | None:
-        """All layers in one call, or None where it cannot be (`stack.run`) or a layer is not as this class made it."""
-        kinds = set()
-        for layer in self.layer:
-            if type(layer) is not BertLayer or type(layer.attention) is not BertAttention:
-                return None
-            if not (stack.untouched(layer) and stack.untouched(layer.attention)):
-                return None
-            kinds.add((layer.attention.num_attention_heads, layer.approximate))
-        if len(kinds) != 1 or x.numel() == 0 or x.dim() != (3 if cu_seqlens is None else 2):
-            return None
-        if cu_seqlens is None:
-            max_seqlen = x.shape[1]
-            cu_seqlens = torch.arange(0, x.shape[0] * max_seqlen + 1, max_seqlen, dtype=torch.int32)
-        if max_seqlen is None:
-            return None
-        heads, approximate = kinds.pop()
-        flat, scale = x.reshape(-1, x.shape[-1]), (x.shape[-1] // heads) ** -0.5
-        y = stack.run(self, self.layer, flat, cu_seqlens, max_seqlen, heads=heads, scale=scale, approximate=approximate)
-        return None if y is None else y.view(x.shape)

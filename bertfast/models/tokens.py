@@ -1,0 +1,262 @@
+"""The input of a model, packed or padded, as the one thing the layers see: rows of real tokens and where sequences begin.
+
+A padded batch is packed here, before the embeddings. Of a packed one with tail padding, the tail is cut off where that needs no
+wait for a device; elsewhere it stays, in sequences of its own, so that shapes do not depend on data.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bertfast import ops
+
+_IDS = (torch.int64, torch.int32)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Which rows of the last layer anybody reads, and where they are among what it returns.
+
+    Attributes:
+        rows: [R] int64, to be given to the encoder; None for all of them.
+        first: [B] int64, places of each sequence's first token in the encoder's output; of any row where it has none.
+        masked: [M] int64, places of the masked tokens there; negative for empty slots, R for positions past the input.
+    """
+
+    rows: Tensor | None
+    first: Tensor | None = None
+    masked: Tensor | None = None
+
+    def of(self, values: Tensor) -> Tensor:
+        """[N] to [R]: the values of the rows that are read."""
+        return values if self.rows is None else values[self.rows]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """
+    Attributes:
+        input_ids, position_ids: [N] int; token_type_ids: [N] or None for zeros.
+        cu_seqlens: [B + 1] int32, bounds of the batch's sequences, from 0 to N or less.
+        bounds: [B' + 1] int32, the same with the rows past them in further sequences, from 0 to N.
+        max_seqlen: a bound on the longest sequence.
+        shape: of the input, (T,) or (B, S).
+        exact: whether there are no rows past the sequences, so that bounds are cu_seqlens.
+        packing: of a padded batch whose padding was taken out.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    token_type_ids: Tensor | None
+    cu_seqlens: Tensor
+    bounds: Tensor
+    max_seqlen: int
+    shape: tuple[int, ...]
+    exact: bool
+    packing: ops.Packing | None = None
+
+    @property
+    def sequences(self) -> int:
+        """B, empty sequences included."""
+        return self.cu_seqlens.shape[0] - 1
+
+    @property
+    def lengths(self) -> Tensor:
+        """[B] int64, tokens of each sequence."""
+        return (self.cu_seqlens[1:] - self.cu_seqlens[:-1]).to(torch.int64)
+
+    @property
+    def first(self) -> Tensor:
+        """[B] int64, the row of each sequence's first token; some row or other for a sequence without any."""
+        return self.cu_seqlens[:-1].to(torch.int64).clamp(max=self.input_ids.shape[0] - 1)
+
+    def restore(self, rows: Tensor) -> Tensor:
+        """[N, ...] in the input's layout, [T, ...] or [B, S, ...]; zeros at padding that was taken out."""
+        if self.packing is not None:
+            return ops.repad(rows, self.packing)
+        if rows.shape[0] < self.shape[0] and len(self.shape) == 1:
+            rest = self.shape[0] - rows.shape[0]
+            return F.pad(rows, (0, 0) * (rows.dim() - 1) + (0, rest))
+        return rows.view(*self.shape, *rows.shape[1:])
+
+    def of(self, values: Tensor, outside: int) -> Tensor:
+        """[N], the rows of int64 `values` that the caller gave in the input's layout; `outside` past the last sequence."""
+        flat = values.reshape(-1)
+        if self.packing is not None:
+            return flat[self.packing.indices]
+        flat = flat[: self.input_ids.shape[0]]
+        if self.exact:
+            return flat
+        return torch.where(torch.arange(flat.shape[0], device=flat.device) < self.cu_seqlens[-1], flat, outside)
+
+    def row(self, places: Tensor) -> Tensor:
+        """Rows of int64 `places` among the flattened input: negative for none, N for those past the input."""
+        total, rows = self.shape[0] * (self.shape[1] if len(self.shape) == 2 else 1), self.input_ids.shape[0]
+        if self.packing is None:
+            found = torch.where(places < rows, places, -1)
+        else:
+            indices = self.packing.indices
+            found = torch.searchsorted(indices, places.clamp(0, total - 1)).clamp(max=rows - 1)
+            found = torch.where((places >= 0) & (indices[found] == places), found, -1)
+        return torch.where(places >= total, rows, found)
+
+    def reading(self, masked: Tensor | None = None, *, first: bool = True) -> Reading:
+        """What is to be read where nobody reads other rows than each sequence's first and the `masked` ones.
+
+        masked: [M] int64, rows as `row` gives them.
+        """
+        count = self.sequences if first else 0
+        parts = [self.first] if first else []
+        if masked is not None:
+            parts.append(masked.clamp(0, self.input_ids.shape[0] - 1))
+        wanted = torch.cat(parts)
+        if wanted.shape[0] == 0:  # a layer of no rows is of no use to anybody, but its parameters get their zeros
+            wanted = wanted.new_zeros(1)
+        if torch.compiler.is_compiling() or wanted.device.type != "cpu":
+            rows, places = wanted, torch.arange(wanted.shape[0], device=wanted.device)
+        else:
+            rows, places = torch.unique(wanted, return_inverse=True)
+        if masked is not None:
+            found = torch.where(masked < 0, -1, places[count : count + masked.shape[0]])
+            masked = torch.where(masked >= self.input_ids.shape[0], rows.shape[0], found)
+        return Reading(rows, places[:count] if first else None, masked)
+
+
+def arrange(
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    token_type_ids: Tensor | None,
+    position_ids: Tensor | None,
+    cu_seqlens: Tensor | None,
+    max_seqlen: int | None,
+    positions: int,
+) -> Tokens:
+    """The input of a model with so many `positions`, checked and packed.
+
+    Raises:
+        ValueError: on shapes, dtypes or bounds that do not belong together, and for sequences longer than the model's
+            positions. Values are looked at on a CPU only: on a GPU that would wait for it.
+    """
+    for name, ids in (("input_ids", input_ids), ("token_type_ids", token_type_ids), ("position_ids", position_ids)):
+        if ids is not None and ids.dtype not in _IDS:
+            raise ValueError(f"{name} must be int64 or int32, got {ids.dtype}")
+    if input_ids.numel() == 0:
+        raise ValueError(f"input_ids {tuple(input_ids.shape)} hold no tokens")
+    if cu_seqlens is not None:
+        if attention_mask is not None:
+            raise ValueError("packed input takes no attention_mask: cu_seqlens says which tokens are real")
+        return _packed(input_ids, token_type_ids, position_ids, cu_seqlens, max_seqlen, positions)
+    if input_ids.dim() != 2 or max_seqlen is not None:
+        raise ValueError(
+            f"padded input_ids must be [B, S] without max_seqlen, got {tuple(input_ids.shape)} and max_seqlen={max_seqlen}; "
+            "packed ones [T] need cu_seqlens [B + 1] as well"
+        )
+    return _padded(input_ids, attention_mask, token_type_ids, position_ids, positions)
+
+
+def _check_length(longest: int, positions: int) -> None:
+    if longest > positions:
+        raise ValueError(
+            f"a sequence has {longest} tokens but the model has {positions} positions (max_position_embeddings): "
+            "truncate the text"
+        )
+
+
+def _padded(
+    ids: Tensor, mask: Tensor | None, types: Tensor | None, position_ids: Tensor | None, positions: int
+) -> Tokens:
+    batch, seqlen = ids.shape
+    if mask is not None and mask.shape != ids.shape:
+        raise ValueError(
+            f"attention_mask {tuple(mask.shape)} does not fit input_ids {tuple(ids.shape)}: [B, S], true or 1 at real tokens"
+        )
+    for name, other in (("token_type_ids", types), ("position_ids", position_ids)):
+        if other is not None and other.shape not in ((batch, seqlen), (1, seqlen), (seqlen,)):
+            raise ValueError(f"{name} {tuple(other.shape)} do not fit input_ids {tuple(ids.shape)}")
+    packing = None if mask is None else ops.pack(mask)
+    if packing is not None and packing.indices.shape[0] == 0:
+        raise ValueError(f"attention_mask {tuple(ids.shape)} has no real token")
+    if packing is None or packing.indices.shape[0] == batch * seqlen:
+        bounds = torch.arange(0, batch * seqlen + 1, seqlen, dtype=torch.int32, device=ids.device)
+        longest, packing = seqlen, None
+    else:
+        bounds, longest = packing.cu_seqlens, packing.max_seqlen
+    if position_ids is None:
+        _check_length(longest, positions)
+
+    def real(values: Tensor) -> Tensor:
+        flat = values.expand(batch, seqlen).reshape(-1)
+        return flat if packing is None else flat[packing.indices]
+
+    if position_ids is not None:
+        places = real(position_ids)
+    elif packing is None:
+        places = torch.arange(seqlen, device=ids.device).expand(batch, seqlen).reshape(-1)
+    else:
+        places = packing.indices % seqlen
+    segments = None if types is None else real(types)
+    return Tokens(real(ids), places, segments, bounds, bounds, longest, (batch, seqlen), True, packing)
+
+
+def _packed(
+    ids: Tensor,
+    types: Tensor | None,
+    position_ids: Tensor | None,
+    cu_seqlens: Tensor,
+    max_seqlen: int | None,
+    positions: int,
+) -> Tokens:
+    if ids.dim() != 1:
+        raise ValueError(
+            f"packed input_ids must be [T], got {tuple(ids.shape)} with cu_seqlens {tuple(cu_seqlens.shape)}"
+        )
+    if cu_seqlens.dim() != 1 or cu_seqlens.dtype != torch.int32 or cu_seqlens.shape[0] < 2:
+        raise ValueError(f"cu_seqlens must be int32 [B + 1], got {cu_seqlens.dtype} {tuple(cu_seqlens.shape)}")
+    for name, other in (("token_type_ids", types), ("position_ids", position_ids)):
+        if other is not None and other.shape != ids.shape:
+            raise ValueError(f"{name} {tuple(other.shape)} do not fit input_ids {tuple(ids.shape)}")
+    if cu_seqlens.device != ids.device:
+        raise ValueError(f"cu_seqlens are on {cu_seqlens.device} and input_ids on {ids.device}")
+    total, exact = ids.shape[0], False
+    if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
+        tokens, longest = _checked(cu_seqlens, total, max_seqlen)
+        if position_ids is None:
+            _check_length(longest, positions)
+        max_seqlen = max(longest, 1) if max_seqlen is None else max_seqlen
+        exact = tokens > 0
+        if exact:
+            ids = ids[:tokens]
+            types, position_ids = (None if t is None else t[:tokens] for t in (types, position_ids))
+    if max_seqlen is None:
+        raise ValueError("packed input needs max_seqlen, a bound on the longest sequence, with cu_seqlens")
+    bounds = cu_seqlens if exact else _closed(cu_seqlens, total, max(max_seqlen, 1))
+    if position_ids is None:
+        row = torch.arange(ids.shape[0], dtype=torch.int32, device=ids.device)
+        position_ids = row - bounds[torch.searchsorted(bounds[1:], row, right=True)]
+    return Tokens(ids, position_ids, types, cu_seqlens, bounds, max(max_seqlen, 1), (total,), exact)
+
+
+def _checked(cu_seqlens: Tensor, total: int, max_seqlen: int | None) -> tuple[int, int]:
+    """Tokens in sequences, and those of the longest."""
+    bounds = cu_seqlens.tolist()
+    lengths = [end - begin for begin, end in pairwise(bounds)]
+    longest = max(lengths)
+    if bounds[0] != 0 or bounds[-1] > total or min(lengths) < 0:
+        fall = next((i for i, length in enumerate(lengths) if length < 0), None)
+        where = "" if fall is None else f" and a fall from {bounds[fall]} to {bounds[fall + 1]} at sequence {fall}"
+        raise ValueError(
+            f"cu_seqlens must rise from 0 to at most the {total} tokens of input_ids, got {bounds[0]} ... {bounds[-1]}{where}"
+        )
+    if max_seqlen is not None and longest > max_seqlen:
+        raise ValueError(f"max_seqlen is {max_seqlen} but a sequence has {longest} tokens")
+    return bounds[-1], longest
+
+
+def _closed(cu_seqlens: Tensor, total: int, max_seqlen: int) -> Tensor:
+    """cu_seqlens and, for the rows past them, sequences of max_seqlen at most; the number of these depends on sizes alone."""
+    pieces = -(-total // max_seqlen)
+    ends = cu_seqlens[-1:] + max_seqlen * torch.arange(1, pieces + 1, dtype=torch.int32, device=cu_seqlens.device)
+    return torch.cat([cu_seqlens, ends.clamp(max=total)])

@@ -85,15 +85,13 @@ def _answers(
 
     options = fitted.qa_options(threshold)
     found = predict_questions(fitted, examples, options)
-    for path, content in (
-        (out, {prediction.id: prediction.answer(options.threshold) for prediction in found}),
-        (n_best, {prediction.id: nbest_json(prediction) for prediction in found}),
-    ):
+    texts = {prediction.id: prediction.answer(options.threshold) for prediction in found}
+    for path, content in ((out, texts), (n_best, {prediction.id: nbest_json(prediction) for prediction in found})):
         if path is not None:
             path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
             console.print(f"wrote {path}", highlight=False)
-        elif path is out:
-            print(content[found[0].id] if single else json.dumps(content, ensure_ascii=False, indent=1))
+    if out is None:
+        print(texts[found[0].id] if single else json.dumps(texts, ensure_ascii=False, indent=1))
 
 
 def fill_mask(

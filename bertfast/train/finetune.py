@@ -6,6 +6,7 @@ data; RUN/metrics.json and RUN/predictions.* are of the last step.
 
 import json
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -87,7 +88,11 @@ class FinetuneTask(Task):
         # A new head's weights come from torch's generator.
         torch.manual_seed(config.train.seed)
         head = getattr(models, self.problem.head)
-        self.model: nn.Module = head.from_pretrained(folder, torch.float32, **self.problem.overrides())
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            self.model: nn.Module = head.from_pretrained(folder, torch.float32, **self.problem.overrides())
+        # That a head is new is how fine-tuning begins; it is noted like all that is known of the input.
+        self.problem.notes += [str(warning.message) for warning in said]
         self.last: Evaluation | None = None
 
     def loader(self, rank: int, ranks: int) -> FeatureLoader:

@@ -42,7 +42,7 @@ def _flags(cls: type, prefix: str = "") -> dict[str, tuple[str, Any]]:
         flag = "--" + field.name.replace("_", "-")
         plain = _plain(kind)
         names.append(f"{flag}/--no-{flag[2:]}" if plain is bool else flag)
-        flag_type: Any = Annotated[plain | None, typer.Option(*names, help=_help(field))]  # type: ignore[valid-type]
+        flag_type: Any = Annotated[plain | None, typer.Option(*names, help=_help(field))]
         found[field.name] = (f"{prefix}{field.name}", flag_type)
     return found
 

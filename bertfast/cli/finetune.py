@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 
 from bertfast.cli.common import console, fail
+from bertfast.cli.pretrain import EPILOG
 from bertfast.train.finetune_config import FinetuneConfig, PairConfig, QAConfig, TokenConfig
 
 app = typer.Typer(no_args_is_help=True, help="Fine-tune a checkpoint on sentences or pairs, questions, or tokens.")
@@ -126,7 +127,9 @@ def _run(cls: type[FinetuneConfig], values: dict[str, Any], given: dict[str, Any
         for name, value in scores.items():
             table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
         console.print(table)
-    if outcome.finished:
+    if not outcome.finished:
+        console.print(f"stopped at step {outcome.step} of {outcome.total_steps} as asked; go on with --resume")
+    else:
         console.print(f"the model is in {given['out'] / 'model'}", highlight=False)
 
 
@@ -139,6 +142,10 @@ def _ended(error: Any) -> typer.Exit:
     return typer.Exit(error.exit_status)
 
 
-app.command("pair")(_command(PairConfig, "Classify (or score) single sentences or sentence pairs: TSV, JSONL or CSV."))
-app.command("qa")(_command(QAConfig, "Answer questions from a text: SQuAD 1.1, SQuAD 2.0 or JSQuAD JSON."))
-app.command("token")(_command(TokenConfig, "Tag tokens, such as named entities: CoNLL or JSONL."))
+app.command("pair", epilog=EPILOG)(
+    _command(PairConfig, "Classify (or score) single sentences or sentence pairs: TSV, JSONL or CSV.")
+)
+app.command("qa", epilog=EPILOG)(
+    _command(QAConfig, "Answer questions from a text: SQuAD 1.1, SQuAD 2.0 or JSQuAD JSON.")
+)
+app.command("token", epilog=EPILOG)(_command(TokenConfig, "Tag tokens, such as named entities: CoNLL or JSONL."))

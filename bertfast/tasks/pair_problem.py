@@ -92,7 +92,7 @@ class PairProblem(Problem):
     def evaluate(self, model: nn.Module) -> Evaluation | None:
         if not self.dev:
             return None
-        logits = sequence_logits(model, self.dev_features, self.tokenizer.pad_id)
+        logits = sequence_logits(model, self.dev_features, self.tokenizer.pad_id, self.batching)
         if self.labels is None:
             scores = metrics.regression(logits[:, 0], np.asarray(self.dev_targets))
         else:

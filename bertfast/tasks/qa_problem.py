@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from bertfast.tasks.inference import qa_logits
+from bertfast.tasks.inference import EVALUATION, qa_logits
 from bertfast.tasks.lines import BadLines
+from bertfast.tasks.loader import Batching
 from bertfast.tasks.problem import Evaluation, Problem
-from bertfast.tasks.qa import QAExample, QAFeatures, qa_features, read_squad
+from bertfast.tasks.qa import QAExample, QAFeatures, Window, qa_features, read_squad
 from bertfast.tasks.qa_answers import Prediction, nbest_json, predict_answers
 from bertfast.tasks.squad_metrics import best_threshold, evaluate_answers
 
@@ -97,7 +98,7 @@ class QAProblem(Problem):
     def evaluate(self, model: nn.Module) -> Evaluation | None:
         if not self.dev:
             return None
-        found = answer(model, self.tokenizer.pad_id, self.dev, self.dev_windows, self.options)
+        found = answer(model, self.tokenizer.pad_id, self.dev, self.dev_windows, self.options, self.batching)
         golds = {example.id: example.answers for example in self.dev}
         texts = {prediction.id: prediction.answer(self.threshold) for prediction in found}
         scores = evaluate_answers(golds, texts, self.language)
@@ -111,8 +112,13 @@ class QAProblem(Problem):
 
 
 def answer(
-    model: nn.Module, pad_id: int, examples: Sequence[QAExample], windows: Sequence[Any], options: QAOptions
+    model: nn.Module,
+    pad_id: int,
+    examples: Sequence[QAExample],
+    windows: Sequence[Window],
+    options: QAOptions,
+    batching: Batching = EVALUATION,
 ) -> list[Prediction]:
     """The n best answers of each question, by running the model on their windows."""
-    starts, ends = qa_logits(model, [window.feature for window in windows], pad_id)
+    starts, ends = qa_logits(model, [window.feature for window in windows], pad_id, batching)
     return predict_answers(examples, windows, starts, ends, n_best=options.n_best, max_answer=options.max_answer)

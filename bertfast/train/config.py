@@ -19,7 +19,8 @@ class TrainConfig:
     optimizer: str = option("adamw", choices=("adamw", "lamb"))
     learning_rate: float = option(1e-4, "highest of the schedule", low=0)
     weight_decay: float = option(0.01, "decoupled; none on biases and layer norms", low=0)
-    betas: list[float] = option([0.9, 0.999], "decay of the first and second moment")
+    beta1: float = option(0.9, "decay of the mean of gradients", low=0, high=1)
+    beta2: float = option(0.999, "decay of the mean of their squares", low=0, high=1)
     eps: float = option(1e-6, "added to the root of the second moment", low=0)
     warmup_steps: int | None = option(None, "updates in which the rate rises from 0", low=0)
     warmup_ratio: float = option(0.1, "share of all updates, where warmup_steps is not given", low=0, high=1)
@@ -44,8 +45,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
             raise ConfigError(f"give either steps or epochs, got steps={self.steps} and epochs={self.epochs}")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ConfigError(f"betas must be two numbers from 0 to below 1, got {self.betas}")
+        if 1 in (self.beta1, self.beta2):
+            raise ConfigError(f"beta1 and beta2 must be below 1, got {self.beta1} and {self.beta2}")
 
     def micro_batches(self, ranks: int) -> int:
         """Micro-batches of one step on each rank. ConfigError where they cannot be shared out evenly."""

@@ -147,7 +147,7 @@ class FinetuneTask(Task):
         config.save_pretrained(folder)
         self.tokenizer.save(folder)
 
-    def train_flops(self, tokens: int, squares: int) -> float | None:
+    def train_flops(self, tokens: int, squares: int, targets: dict[str, int]) -> float | None:
         return training_flops(self.model.config, tokens, squares)  # type: ignore[arg-type]
 
 
@@ -180,8 +180,9 @@ def finetune(
         return outcome, {}
     if task.last is None and config.train.parallel != "fsdp":  # resumed after its last step
         task.evaluate(task.model.eval())
-    if task.last is None:
-        return outcome, {}
+    found = task.last or Evaluation({})
     if is_main():
-        write_files(run, {**task.last.files, "metrics.json": {"step": outcome.step, **task.last.metrics}})
-    return outcome, task.last.metrics
+        # What was left out or cut stands beside the scores that it bears on.
+        about = {"step": outcome.step, **found.metrics, "data": task.problem.notes}
+        write_files(run, {**found.files, "metrics.json": about})
+    return outcome, found.metrics

@@ -43,10 +43,13 @@ class FinetuneConfig:
 class PairConfig(FinetuneConfig):
     kind = "pair"
 
-    fields: list[str] = option(["sentence1", "sentence2", "label"], "of JSONL and CSV: first sentence, second, label")
+    fields: list[str] = field(
+        default_factory=lambda: ["sentence1", "sentence2", "label"],
+        metadata={"choices": (), "help": "of JSONL and CSV: first sentence, second, label"},
+    )
     sentences: int | None = option(None, "1 or 2 of a line; as the file has them where not given", low=1, high=2)
-    labels: list[str] | None = option(
-        None, "classes in their order; those of the training file, sorted, where not given"
+    labels: list[str] | None = field(
+        default=None, metadata={"choices": (), "help": "classes in their order; those of the training file, sorted, where not given"}
     )
     regression: bool = option(False, "labels are numbers to be predicted")
 
@@ -70,4 +73,6 @@ class TokenConfig(FinetuneConfig):
 
     max_length: int = option(256, "most pieces of a window, special tokens included", low=3)
     stride: int = option(128, "pieces between the starts of two windows of a long sentence", low=1)
-    labels: list[str] | None = option(None, "tags in their order; those of the training file, sorted, where not given")
+    labels: list[str] | None = field(
+        default=None, metadata={"choices": (), "help": "tags in their order; those of the training file, sorted, where not given"}
+    )

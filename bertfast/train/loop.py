@@ -82,6 +82,7 @@ class Trainer:
         self.step = 0
         self.saved: int | None = None  # step of the last checkpoint
         self.window: Window | None = None
+        self.notes: list[str] = []
         self.resumed = self._find() if resume else None
         if self.resumed:
             state.restore_model(task.model, self.resumed.model)
@@ -91,13 +92,12 @@ class Trainer:
         if self.resumed:
             self._restore(self.resumed)
         self.log = RunLog(self.folder.path, config, task, ranks, self.step, self.total)
-        self.memory = memory.Meter(ranks.device)
 
     def _find(self) -> Checkpoint | None:
         """The newest complete checkpoint; says what was passed over or cleaned away."""
         stale = self.store.clean() if self.ranks.main else []
         path, passed_over = self.store.latest()
-        self.notes = [f"removed {name}, which a stopped run left half-written" for name in stale] + passed_over
+        self.notes += [f"removed {name}, which a stopped run left half-written" for name in stale] + passed_over
         if path is None:
             if passed_over:
                 raise CheckpointError(f"{self.folder.checkpoints}: no complete checkpoint; {'; '.join(passed_over)}")
@@ -124,12 +124,14 @@ class Trainer:
         evaluation: dict[str, float] = {}
         self.task.model.train()
         with self.log:
-            for note in getattr(self, "notes", []):
+            for note in self.notes:
                 self.log.note(note)
             batches = iter(self.loader)
             due = self._clock()
             while self.step < end:
-                drawn = [next(batches) for _ in range(self.per_rank)]
+                # torch's DataLoader takes its workers' seed from the generator that dropout draws from.
+                with torch.random.fork_rng(devices=[]):
+                    drawn = [next(batches) for _ in range(self.per_rank)]
                 found = self._one_step(drawn, [self.stop.received is not None, next(due)])
                 stopping, timely = found.flags
                 last = self.step == end
@@ -166,7 +168,7 @@ class Trainer:
         """Gradients and the update. Raises before the update where something is not finite."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
-        with self.memory.guard(self.task, self.config, batches):
+        with memory.guard(self.task.model, self.config, self.ranks, self.step + 1, batches):
             found = gradients(self.task, self.called, batches, self.config, self.ranks, flags)
         if not found.finite:
             terms = totals(sorted(batches[0].counts), found.judged, found.sums.tolist())
@@ -188,8 +190,8 @@ class Trainer:
 
     def _log(self, found: Gradients) -> None:
         assert self.window is not None
-        rate = self.optimizer.param_groups[0]["lr"]
-        self.log.train(self.step, self.window.totals(), float(found.norm), rate, self.loader.epoch, self.memory.peak())
+        rate, peak = self.optimizer.param_groups[0]["lr"], memory.peak_gib(self.ranks.device)
+        self.log.train(self.step, self.window.totals(), float(found.norm), rate, self.loader.epoch, peak)
         self.window.clear()
 
     def _evaluate(self) -> dict[str, float]:

@@ -100,13 +100,13 @@ def groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 
 
 def _adamw(config: TrainConfig, parameters: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    beta1, beta2 = config.betas
-    return torch.optim.AdamW(parameters, lr=config.learning_rate, betas=(beta1, beta2), eps=config.eps, fused=True)
+    return torch.optim.AdamW(
+        parameters, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
+    )
 
 
 def _lamb(config: TrainConfig, parameters: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    beta1, beta2 = config.betas
-    return Lamb(parameters, lr=config.learning_rate, betas=(beta1, beta2), eps=config.eps)
+    return Lamb(parameters, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.eps)
 
 
 _OPTIMIZERS = {"adamw": _adamw, "lamb": _lamb}

@@ -29,8 +29,6 @@ def option(
 ) -> Any:
     """A dataclass field with its help and limits. `free` marks what may change when a run is resumed."""
     metadata = {"help": help, "choices": tuple(choices), "low": low, "high": high, "free": free}
-    if isinstance(default, list):
-        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -213,3 +211,19 @@ def changes(old: Any, new: Any, path: str = "") -> list[str]:
         elif before != after and not field.metadata.get("free"):
             found.append(f"{path}{field.name}: {before!r} -> {after!r}")
     return found
+
+
+def describe(cls: Any, path: str = "") -> str:
+    """All options of a configuration, one a line: name, kind, default, help."""
+    kinds = typing.get_type_hints(cls)
+    lines = []
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(kinds[field.name]):
+            lines.append(describe(kinds[field.name], f"{path}{field.name}."))
+            continue
+        choices = field.metadata["choices"]
+        needed = field.default is dataclasses.MISSING
+        default = "required" if needed else "none" if field.default is None else field.default
+        what = "; ".join(part for part in (" | ".join(choices), field.metadata["help"]) if part)
+        lines.append(f"{path + field.name:32} {default!s:10} {what}".rstrip())
+    return "\n".join(lines)

@@ -43,7 +43,7 @@ class Window:
 
     def totals(self) -> dict[str, Any]:
         """Plain numbers: "loss" and the means of each term, accuracies, and counts of tokens, sequences and targets."""
-        return totals(self.terms, self.judged, self.sums.tolist())
+        return totals(self.terms, self.judged, self.sums.tolist()) | {"steps": self.steps}
 
     def state_dict(self) -> dict[str, Any]:
         return {"sums": self.sums.tolist(), "steps": self.steps, "judged": sorted(self.judged)}

@@ -79,9 +79,25 @@ class Task(ABC):
         """Write what makes the weights loadable by transformers into `folder`: config.json and the tokenizer's files."""
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Figures on held-out data; empty where there is none. Called on every rank with the whole of the data."""
+        """Figures on held-out data; empty where there is none.
+
+        Called on every rank with the model in evaluation mode; each rank goes through all of the data, which FSDP needs.
+        """
         return {}
 
-    def train_flops(self, tokens: int, squares: int) -> float | None:
-        """FLOPs of forward and backward on `tokens` real tokens whose lengths have `squares` as their sum of squares."""
+    def train_flops(self, tokens: int, squared_lengths: int, targets: dict[str, int]) -> float | None:
+        """FLOPs of forward and backward on `tokens` real tokens in sequences of these summed squared lengths; `targets` of
+        each term. None where the task cannot say, and no utilisation is shown."""
         return None
+
+
+def save_description(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write config.json, with what transformers looks up in it, and the tokenizer's files beside weights that are not here.
+
+    model: a `BertPreTrainedModel`, possibly with sharded weights.
+    """
+    config = model.config.replace()
+    config.extra |= {"architectures": [type(model).__name__], "dtype": "float32"}
+    config.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save(folder)

@@ -1,0 +1,152 @@
+"""Pre-training: masked words and next sentences from a corpus (Devlin et al., 2018, 3.1), evaluated on one that is held out."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bertfast.data.batches import Batch
+from bertfast.data.corpus import Corpus
+from bertfast.data.loader import PretrainLoader
+from bertfast.data.masking import MaskOptions
+from bertfast.data.pairs import PairOptions
+from bertfast.data.plan import PretrainDataOptions
+from bertfast.data.tokenizer import load_tokenizer
+from bertfast.models import BertConfig, BertForMaskedLM, BertForPreTraining
+from bertfast.models.flops import training_flops
+from bertfast.train.errors import ConfigError
+from bertfast.train.loop import Outcome, train
+from bertfast.train.pretrain_config import DataOptions, ModelOptions, PretrainConfig
+from bertfast.train.task import Task, Term, save_description
+
+# Of held-out pairs and masks, whatever the run's own: so that every evaluation of every run sees the same.
+_EVAL_SEED = 20181011
+
+
+def batch_options(options: DataOptions, seed: int) -> PretrainDataOptions:
+    """What the loader takes."""
+    return PretrainDataOptions(
+        seed=seed,
+        token_budget=options.token_budget,
+        pairs=PairOptions(options.max_seq_length, options.short_seq_prob, options.nsp),
+        masks=MaskOptions(options.mask_prob, options.max_predictions, whole_word=options.whole_word),
+        layout="padded" if options.layout == "padded" else "packed",
+    )
+
+
+def build_model(options: ModelOptions, nsp: bool, tokenizer: Any, seed: int) -> BertForPreTraining | BertForMaskedLM:
+    """A model from scratch, its weights drawn from `seed`, or from `options.init`. ConfigError: sizes that do not fit."""
+    kind = BertForPreTraining if nsp else BertForMaskedLM
+    with torch.random.fork_rng(devices=[]):  # a head that a checkpoint lacks is drawn from torch's own generator
+        torch.manual_seed(seed)
+        if options.init is not None:
+            model = kind.from_pretrained(options.init)
+            words = model.config.vocab_size
+            if words < tokenizer.vocab_size:
+                raise ConfigError(
+                    f"{options.init} has {words} words and the corpus's tokenizer {tokenizer.vocab_size}: they do not "
+                    "belong together; build the corpus with the checkpoint's tokenizer"
+                )
+            return model
+        config = BertConfig(
+            vocab_size=tokenizer.vocab_size,
+            hidden_size=options.hidden,
+            num_hidden_layers=options.layers,
+            num_attention_heads=options.heads,
+            intermediate_size=options.feed_forward or 4 * options.hidden,
+            max_position_embeddings=options.positions,
+            hidden_dropout_prob=options.dropout,
+            attention_probs_dropout_prob=options.dropout,
+            pad_token_id=tokenizer.pad_id,
+        )
+        return kind(config)
+
+
+class PretrainTask(Task):
+    """BertForPreTraining, or BertForMaskedLM where next-sentence prediction is off, on a corpus."""
+
+    def __init__(self, config: PretrainConfig) -> None:
+        self.config = config
+        self.name = "pretrain"
+        self.corpus = Corpus.open(config.corpus)
+        self.held_out = Corpus.open(config.eval) if config.eval else None
+        self.tokenizer = load_tokenizer(Path(config.corpus) / "tokenizer")
+        self._check_held_out()
+        model = build_model(config.model, config.data.nsp, self.tokenizer, config.train.seed)
+        self.model, self.sizes = model.train(), model.config
+        sizes = self.sizes
+        if config.data.max_seq_length > sizes.max_position_embeddings:
+            raise ConfigError(
+                f"data.max_seq_length is {config.data.max_seq_length}, the model has {sizes.max_position_embeddings} "
+                "positions; lower the one or raise model.positions"
+            )
+
+    def _check_held_out(self) -> None:
+        if self.held_out is None:
+            return
+        wanted, found = (corpus.manifest["tokenizer"]["sha256"] for corpus in (self.corpus, self.held_out))
+        if wanted != found:
+            raise ConfigError(
+                f"{self.config.eval} was built with another tokenizer than {self.config.corpus}; build it again with "
+                f"--tokenizer {Path(self.config.corpus) / 'tokenizer'}"
+            )
+
+    def loader(self, rank: int, ranks: int) -> PretrainLoader:
+        options = batch_options(self.config.data, self.config.train.seed)
+        pinned = next(self.model.parameters()).is_cuda
+        return PretrainLoader(
+            self.corpus, self.tokenizer, options, rank, ranks, self.config.data.workers, pin_memory=pinned
+        )
+
+    def terms(self, model: nn.Module, batch: Batch) -> dict[str, Term]:
+        out = model(**batch.inputs())
+        if not self.config.data.nsp:
+            return {"mlm": Term(out.loss, out.mlm_correct)}
+        return {"mlm": Term(out.mlm_loss, out.mlm_correct), "nsp": Term(out.nsp_loss, out.nsp_correct)}
+
+    def save(self, folder: Path) -> None:
+        save_description(self.model, self.tokenizer, folder)
+
+    def train_flops(self, tokens: int, squared_lengths: int, targets: dict[str, int]) -> float:
+        return training_flops(self.sizes, tokens, squared_lengths, targets["mlm"])
+
+    def _held_out_batches(self) -> Iterator[Batch]:
+        assert self.held_out is not None
+        options = dataclasses.replace(batch_options(self.config.data, _EVAL_SEED), static_shapes=False)
+        loader = PretrainLoader(self.held_out, self.tokenizer, options)
+        limit = self.config.eval_batches or math.inf
+        for number, batch in enumerate(loader, 1):
+            yield batch
+            if loader.epoch >= 1 or number >= limit:
+                return
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Masked-LM loss (nats a masked token), its perplexity and accuracy, next-sentence loss and accuracy.
+
+        Pairs and masks are the same in every evaluation.
+        """
+        if self.held_out is None:
+            return {}
+        device = next(self.model.parameters()).device
+        loss: dict[str, float] = {}
+        right: dict[str, int] = {}
+        count: dict[str, int] = {}
+        for batch in self._held_out_batches():
+            for name, term in self.terms(model, batch.to(device)).items():
+                targets = batch.counts[name]
+                loss[name] = loss.get(name, 0.0) + float(term.mean) * targets
+                right[name] = right.get(name, 0) + int(term.correct if term.correct is not None else 0)
+                count[name] = count.get(name, 0) + targets
+        found = {f"{name}_loss": loss[name] / max(1, count[name]) for name in loss}
+        found |= {f"{name}_accuracy": right[name] / max(1, count[name]) for name in loss}
+        return found | {"mlm_perplexity": math.exp(min(found["mlm_loss"], 700.0))}
+
+
+def pretrain(config: PretrainConfig, resume: bool = False) -> Outcome:
+    """Pre-train as configured; under torchrun on every rank. Errors as `loop.train`, CorpusError, TokenizerError."""
+    return train(PretrainTask(config), config.train, Path(config.out), record=config, resume=resume)

@@ -121,7 +121,8 @@ def _run(cls: type[FinetuneConfig], values: dict[str, Any], given: dict[str, Any
     if not is_main():
         return
     if scores:
-        table = Table(title=f"{config.dev_file} after step {outcome.step}")
+        console.print(f"on {config.dev_file} after step {outcome.step}:", markup=False, highlight=False)
+        table = Table()
         table.add_column("score")
         table.add_column("value", justify="right")
         for name, value in scores.items():

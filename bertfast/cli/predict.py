@@ -1,6 +1,7 @@
 """predict and fill-mask: a trained model on a file, on texts given on the line, or on masked words."""
 
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,6 +9,11 @@ import typer
 from rich.table import Table
 
 from bertfast.cli.common import check_target, console, fail
+
+
+class BadLinesPolicy(StrEnum):
+    refuse = "refuse"
+    skip = "skip"
 
 
 def _mistakes() -> tuple[type[Exception], ...]:
@@ -32,9 +38,9 @@ def predict(
     fields: Annotated[
         str, typer.Option(help="of JSONL and CSV: first sentence, second, label")
     ] = "sentence1,sentence2,label",
-    skip_bad_lines: Annotated[
-        bool, typer.Option("--skip-bad-lines", help="leave bad lines out, counted and named")
-    ] = False,
+    bad_lines: Annotated[
+        BadLinesPolicy, typer.Option(help="skip: left out, counted and named")
+    ] = BadLinesPolicy.refuse,
 ) -> None:
     """Predict with a fine-tuned model: labels and probabilities, answers, or entities, as the model was made for."""
     check_target("--out", out)
@@ -50,7 +56,7 @@ def predict(
         mistakes = _mistakes()
     except ImportError as error:
         raise fail(str(error)) from None
-    bad = BadLines(skip_bad_lines)
+    bad = BadLines(bad_lines is BadLinesPolicy.skip)
     try:
         fitted = tasks.Fitted.load(model)
         if data is not None:

@@ -141,18 +141,18 @@ def load(model: "BertPreTrainedModel", folder: Path, dtype: torch.dtype | None) 
     model.load_state_dict(state, assign=True)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
-    _initialise_missing(model, {wanted[plain][0] for plain in missing}, initialise)
+    _initialise_missing(model, {wanted[plain][0] for plain in missing}, folder, initialise)
     _warn(folder, [wanted[plain][0] for plain in missing], [k for k in found if k not in wanted])
 
 
-def _initialise_missing(model: "BertPreTrainedModel", names: set[str], initialise: Any) -> None:
+def _initialise_missing(model: "BertPreTrainedModel", names: set[str], folder: Path, initialise: Any) -> None:
     for prefix, part in model.named_modules():
         own = {f"{prefix}.{name}" for name, _ in part.named_parameters(recurse=False)}
         if not own & names:
             continue
         if not own <= names:
             raise WeightsError(
-                f"the checkpoint has only a part of {prefix!r}: it lacks {sorted(own & names)}; fetch it again, or remove the rest"
+                f"{folder} has only a part of {prefix!r}: it lacks {sorted(own & names)}; fetch it again, or remove the rest"
             )
         initialise(_alone(part), model.config.initializer_range)
 

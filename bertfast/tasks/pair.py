@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bertfast.tasks.features import Feature, assemble, longest_first
-from bertfast.tasks.lines import BadLines, DataError, text_lines
+from bertfast.tasks.lines import BadLines, DataError, text_fault, text_lines
 
 if TYPE_CHECKING:
     from bertfast.data.tokenizer import Tokenizer
@@ -136,6 +136,8 @@ def read_pairs(
             bad.report(where, f"no text in {fields[1]}")
         elif labelled and not (label or "").strip():
             bad.report(where, "no label")
+        elif wrong := text_fault(first, second):
+            bad.report(where, *wrong)
         else:
             kept = None if sentences == 1 else second
             examples.append(PairExample(first, kept, label.strip() if label else None, where))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertfast.tasks.features import Feature, assemble, window_bounds
-from bertfast.tasks.lines import BadLines, DataError, read_bytes
+from bertfast.tasks.lines import BadLines, DataError, read_bytes, text_fault
 
 if TYPE_CHECKING:
     from bertfast.data.tokenizer import Encoding, Tokenizer
@@ -96,6 +96,9 @@ def _question(item: dict[str, Any], context: str, title: str, path: Path, bad: B
     where = f"{path}: question {name}"
     if name is None or not isinstance(question, str) or not question.strip():
         bad.report(where, "no id or no text of the question")
+        return None
+    if wrong := text_fault(question, context):
+        bad.report(where, *wrong)
         return None
     impossible = bool(item.get("is_impossible", False))
     texts, placed = [], []

@@ -32,11 +32,15 @@ class FinetuneConfig:
     batch_size: int = option(32, "sequences of a micro-batch", low=1)
     token_budget: int | None = option(None, "most tokens of a micro-batch, beside batch_size", low=1)
     layout: str = option("packed", "padded: as other libraries compute", choices=("packed", "padded"))
-    skip_bad_lines: bool = option(False, "leave bad lines of data out, counted and named, instead of refusing the file")
+    bad_lines: str = option("refuse", "skip: left out, counted and named", choices=("refuse", "skip"))
     keep_best: str | None = option(
         None, "score by which the best model is kept in RUN/best, such as f1; larger is better"
     )
     train: FinetuneTraining = field(default_factory=FinetuneTraining)
+
+    @property
+    def skip_bad_lines(self) -> bool:
+        return self.bad_lines == "skip"
 
 
 @dataclass
@@ -49,7 +53,8 @@ class PairConfig(FinetuneConfig):
     )
     sentences: int | None = option(None, "1 or 2 of a line; as the file has them where not given", low=1, high=2)
     labels: list[str] | None = field(
-        default=None, metadata={"choices": (), "help": "classes in their order; those of the training file, sorted, where not given"}
+        default=None,
+        metadata={"choices": (), "help": "classes in their order; those of the training file, sorted, where not given"},
     )
     regression: bool = option(False, "labels are numbers to be predicted")
 
@@ -74,5 +79,6 @@ class TokenConfig(FinetuneConfig):
     max_length: int = option(256, "most pieces of a window, special tokens included", low=3)
     stride: int = option(128, "pieces between the starts of two windows of a long sentence", low=1)
     labels: list[str] | None = field(
-        default=None, metadata={"choices": (), "help": "tags in their order; those of the training file, sorted, where not given"}
+        default=None,
+        metadata={"choices": (), "help": "tags in their order; those of the training file, sorted, where not given"},
     )

@@ -192,7 +192,7 @@ def test_bad_lines_are_noted(tmp_path, checkpoint):
     train.write_text(train.read_text() + "only text\n")
     out = ("--out", tmp_path / "run", *FAST, "--epochs", 1)
     assert "train.tsv:17" in run("finetune", "pair", "--model", checkpoint, "--train", train, *out, status=2)
-    output = run("finetune", "pair", "--model", checkpoint, "--train", train, *out, "--skip-bad-lines")
+    output = run("finetune", "pair", "--model", checkpoint, "--train", train, *out, "--bad-lines", "skip")
     assert "1 with another number of columns" in output.replace("\n", " ")
 
 

@@ -47,7 +47,7 @@ class PairProblem(Problem):
 
     def __init__(self, tokenizer: "Tokenizer", train: Path, dev: Path | None, options: PairOptions) -> None:
         self.tokenizer, self.options, self.notes = tokenizer, options, []
-        self.metric = "pearson" if options.regression else "accuracy"
+        self.scores = ("pearson", "spearman") if options.regression else ("accuracy", "f1", "macro_f1", "matthews")
         examples, bad = self._read(train, options.sentences)
         self.sentences = 1 if examples[0].second is None else 2
         self.labels: list[str] | None = None

@@ -31,7 +31,7 @@ class Problem(ABC):
     Attributes:
         kind: "pair", "qa" or "token".
         head: the class of bertfast.models.
-        metric: the score by which the best model is chosen, unless another is asked for; larger is better.
+        scores: those by which a best model can be chosen; larger is better.
         features: of the training data.
         notes: what was left out or cut, for the log.
         batching: of held-out data.
@@ -39,7 +39,7 @@ class Problem(ABC):
 
     kind: ClassVar[str]
     head: ClassVar[str]
-    metric: str
+    scores: tuple[str, ...]
     features: list[Feature]
     notes: list[str]
     batching: Batching = EVALUATION

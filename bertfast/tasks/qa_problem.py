@@ -43,7 +43,7 @@ class QAProblem(Problem):
 
     kind = "qa"
     head = "BertForQuestionAnswering"
-    metric = "f1"
+    scores = ("f1", "exact", "best_f1", "best_exact", "HasAns_f1", "HasAns_exact")
 
     def __init__(self, tokenizer: "Tokenizer", train: Path, dev: Path | None, options: QAOptions) -> None:
         self.tokenizer, self.options, self.notes = tokenizer, options, []

@@ -35,7 +35,7 @@ class TokenProblem(Problem):
 
     kind = "token"
     head = "BertForTokenClassification"
-    metric = "f1"
+    scores = ("f1", "precision", "recall", "accuracy")
 
     def __init__(self, tokenizer: "Tokenizer", train: Path, dev: Path | None, options: TokenOptions) -> None:
         self.tokenizer, self.options, self.notes = tokenizer, options, []

@@ -85,6 +85,8 @@ class FinetuneTask(Task):
         if config.keep_best and config.train.parallel == "fsdp":
             raise ConfigError("keep_best does not work with parallel fsdp; use ddp, or take the last model")
         self.problem = make_problem(config, self.tokenizer)
+        if config.keep_best and config.keep_best not in self.problem.scores:
+            raise ConfigError(f"keep_best {config.keep_best}: choose one of {', '.join(self.problem.scores)}")
         # A new head's weights come from torch's generator.
         torch.manual_seed(config.train.seed)
         head = getattr(models, self.problem.head)
@@ -121,7 +123,9 @@ class FinetuneTask(Task):
     def _keep_best(self, scores: dict[str, float]) -> None:
         name = self.config.keep_best
         if name not in scores:
-            raise ConfigError(f"keep_best {name}: there is no such score; there are {', '.join(scores)}")
+            raise ConfigError(
+                f"keep_best {name}: the held-out data has no questions of this kind; there are {', '.join(scores)}"
+            )
         target = self.run / "best"
         known = json.loads((target / BEST).read_text())["score"] if (target / BEST).is_file() else None
         if not is_main() or (known is not None and scores[name] <= known):

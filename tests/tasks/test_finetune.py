@@ -172,6 +172,7 @@ def test_regression(tmp_path, checkpoint):
     [
         (("--max-length", 99), "64 positions"),
         (("--keep-best", "f1"), "give dev_file as well"),
+        (("--keep-best", "exact", "--dev", "train.tsv"), "choose one of accuracy, f1"),
         (("--labels", "x,y"), "train.tsv:1: a label that is none of x, y"),
         (("--fields", "a,b"), "fields must be three names"),
         (("--set", "train.lerning_rate=1"), "did you mean learning_rate"),
@@ -182,6 +183,8 @@ def test_mistakes_end_as_one_line(tmp_path, checkpoint, options, message):
     train = pair_file(tmp_path / "train.tsv", 8, 1)
     arguments = {"--model": checkpoint, "--train": train, "--out": tmp_path / "run", "--max-length": 48}
     arguments |= dict(zip(options[::2], options[1::2], strict=True))
+    if "--dev" in arguments:
+        arguments["--dev"] = train
     output = run("finetune", "pair", *(part for pair in arguments.items() for part in pair), status=2)
     assert message in output.replace("\n", " ")
     assert "Traceback" not in output

@@ -162,10 +162,18 @@ def speed(corpus: Corpus, tokenizer: Tokenizer, row: Row, dtype: str, turns: int
     }
 
 
-def convergence(corpus: Corpus, tokenizer: Tokenizer, dtype: str, steps: int, size: str = "4x256") -> dict[str, Any]:
+def convergence(
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    dtype: str,
+    steps: int,
+    size: str = "4x256",
+    tokens: int = 2048,
+    rate: float = 1e-4,
+) -> dict[str, Any]:
     """Both sides over the same batches without dropout: loss curves, and how far losses and weights have come apart."""
-    row, band = Row(size, 128, 2048), BANDS[dtype]
-    stock, ours = sides(size, tokenizer.vocab_size, row.length, dtype, dropout=0.0, rate=1e-4)
+    row, band = Row(size, 128, tokens), BANDS[dtype]
+    stock, ours = sides(size, tokenizer.vocab_size, row.length, dtype, dropout=0.0, rate=rate)
     curves: list[list[float]] = [[], []]
     for _, batch in zip(range(steps), _loader(corpus, tokenizer, row, "packed"), strict=False):
         curves[0].append(stock.step(stock_inputs(batch)))
@@ -173,7 +181,7 @@ def convergence(corpus: Corpus, tokenizer: Tokenizer, dtype: str, steps: int, si
     far = [abs(a - b) / (band.atol + band.rtol * abs(a)) for a, b in zip(*curves, strict=True)]
     theirs = dict(stock.model.named_parameters())
     weights = max(
-        float(((p - theirs[name]).abs() / (band.weights * (1 + theirs[name].abs()))).max())
+        float(((p.detach() - theirs[name].detach()).abs() / (band.weights * (1 + theirs[name].detach().abs()))).max())
         for name, p in ours.model.named_parameters()
     )
     judged = far[: band.steps]

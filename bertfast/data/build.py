@@ -178,22 +178,18 @@ def _shards(
     source: Source, tokenizer: Tokenizer, work: Path, options: Options, workers: int, report: Report
 ) -> list[dict[str, Any]]:
     """Writes the shards that are not there yet; returns the records of all."""
-    folder = work / "shards"
-    folder.mkdir(exist_ok=True)
+    (folder := work / "shards").mkdir(exist_ok=True)
     records: list[dict[str, Any]] = []
     while (path := folder / f"{len(records):05d}" / "record.json").is_file():
         records.append(json.loads(path.read_text("utf-8")))
-    totals: Counter[str] = Counter()
-    for record in records:
-        _count(totals, record)
+    totals = _totals(Counter(), *records)
     parts: list[Encoded] = []
     with Workers(workers, tokenizer.files, tokenizer) as pool:
         for part in pool.map(encode, _batches(source, sum(record["items"] for record in records), options)):
             if part.skipped and options.refuse_bad_lines:
                 raise _refused(part.skipped[0])
             parts.append(part)
-            _count(totals, _record([part]))
-            report(dict(totals))
+            report(dict(_totals(totals, _record([part]))))
             if sum(part.size for part in parts) >= options.shard_characters:
                 records.append(_write_shard(folder / f"{len(records):05d}", parts, tokenizer))
                 parts = []
@@ -218,10 +214,13 @@ def _record(parts: list[Encoded]) -> dict[str, Any]:
     }
 
 
-def _count(totals: Counter[str], record: dict[str, Any]) -> None:
-    for side in SIDES:
-        totals.update(record[side])
-    totals["skipped"] += sum(record["skipped"].values())
+def _totals(totals: Counter[str], *records: dict[str, Any]) -> Counter[str]:
+    """`totals` with these records added."""
+    for record in records:
+        for side in SIDES:
+            totals.update(record[side])
+        totals["skipped"] += sum(record["skipped"].values())
+    return totals
 
 
 def _write_shard(target: Path, parts: list[Encoded], tokenizer: Tokenizer) -> dict[str, Any]:
@@ -267,9 +266,8 @@ def _assemble(work: Path, records: list[dict[str, Any]], tokenizer: Tokenizer, p
             target = folder / arrow.DATA_NAME.format(at, len(filled))
             if not target.exists():
                 os.replace(work / "shards" / f"{index:05d}" / f"{side}.arrow", target)
-        dtype = arrow.dtype_for(tokenizer.vocab_size)
         fingerprint = tokenizer.sha256[:8] + plan["sources"][0]["sha256"][:8]
-        arrow.write_dataset_files(folder, len(filled), dtype, fingerprint)
+        arrow.write_dataset_files(folder, len(filled), arrow.dtype_for(tokenizer.vocab_size), fingerprint)
         tokenizer.save(folder / "tokenizer")
         manifests[side] = _manifest(records, side if options.holdout else None, tokenizer, plan)
         arrow.write_json(folder / "manifest.json", manifests[side])

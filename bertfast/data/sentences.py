@@ -4,6 +4,7 @@ A rule that is unsure keeps text together: a sentence too long costs next-senten
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable
 
 
@@ -90,13 +91,16 @@ def _bracketed(paragraph: str) -> list[tuple[int, int]]:
     """Outermost pairs of brackets; one that never closes is no pair, so it keeps nothing together."""
     waiting: list[tuple[str, int]] = []
     pairs: list[tuple[int, int]] = []
+    wanted: Counter[str] = Counter()
     for index, char in enumerate(paragraph):
         if char in BRACKETS:
             waiting.append((BRACKETS[char], index))
-        elif any(char == closing for closing, _ in waiting):
-            while waiting[-1][0] != char:
-                waiting.pop()
-            start = waiting.pop()[1]
+            wanted[BRACKETS[char]] += 1
+        elif wanted[char]:
+            closing = ""
+            while closing != char:
+                closing, start = waiting.pop()
+                wanted[closing] -= 1
             while pairs and pairs[-1][0] > start:
                 pairs.pop()
             pairs.append((start, index))

@@ -95,6 +95,7 @@ def sequences(batch: Batch, tokenizer: Tokenizer, *, masked: bool = True) -> lis
     ids, segments, positions = batch.input_ids.tolist(), batch.token_type_ids.tolist(), batch.position_ids.tolist()
     labels = batch.labels["labels"].tolist() if "labels" in batch.labels else [IGNORED] * len(ids)
     follows = batch.labels["next_sentence_label"].tolist() if "next_sentence_label" in batch.labels else []
+    marks = {tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id, tokenizer.mask_id}
     shown = []
     for number, (first, end) in enumerate(pairwise(bounds)):
         if first == end:
@@ -104,7 +105,7 @@ def sequences(batch: Batch, tokenizer: Tokenizer, *, masked: bool = True) -> lis
         for at in range(first, end):
             true = labels[at] if labels[at] != IGNORED else ids[at]
             # Which pieces make a word is a matter of the text, not of what masking put in its place.
-            special = bool(tokenizer.special[true])
+            special = true in marks
             word += not special and not tokenizer.continuation[true]
             index = ids[at] if masked else true
             target = tokenizer.pieces[true] if masked and labels[at] != IGNORED else None

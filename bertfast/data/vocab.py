@@ -133,15 +133,16 @@ def train_pieces(words: Counter[str], options: VocabularyOptions) -> list[str]:
         raise missing_extra(error, "data", "training a vocabulary") from None
     if not words:
         raise VocabularyError("the text has no words; check the source and its format")
+    words = Counter({word: count for word, count in words.items() if len(word) <= LONGEST_WORD})
     characters: Counter[str] = Counter()
     for word, count in words.items():
         for char in word:
             characters[char] += count
     alphabet = set(sorted(characters, key=lambda char: (-characters[char], char))[: options.alphabet])
-    kept = {word: count for word, count in words.items() if alphabet.issuperset(word) and len(word) <= LONGEST_WORD}
-    first = sorted({word[0] for word in kept})
+    kept = {word: count for word, count in words.items() if alphabet.issuperset(word)}
+    # Every character may begin a word of another text; only those that were seen inside one continue a word.
     continuing = sorted({CONTINUES + char for word in kept for char in word[1:]})
-    given = [*SPECIAL_ROLES.values(), *first, *continuing]
+    given = [*SPECIAL_ROLES.values(), *sorted(alphabet), *continuing]
     if len(given) > options.size:
         raise VocabularyError(
             f"size {options.size} is too small: special tokens and {len(alphabet)} characters need {len(given)} pieces; "
@@ -153,7 +154,6 @@ def train_pieces(words: Counter[str], options: VocabularyOptions) -> list[str]:
         vocab_size=options.size,
         min_frequency=options.min_frequency,
         special_tokens=given,
-        initial_alphabet=first,
         continuing_subword_prefix=CONTINUES,
         show_progress=False,
     )

@@ -5,6 +5,7 @@ and FSDP alike, so the loop multiplies its loss by the number of ranks.
 """
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -65,13 +66,16 @@ def _device(name: str, local: int) -> torch.device:
 
 @contextmanager
 def join(device: str = "auto") -> Iterator[Ranks]:
-    """The ranks that torchrun started (RANK, WORLD_SIZE, LOCAL_RANK), or this process alone. ConfigError: no such device."""
+    """The ranks that torchrun started (RANK, WORLD_SIZE, LOCAL_RANK), or this process alone.
+
+    A process group that is there already is used and left. ConfigError: no such device.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     found = _device(device, int(os.environ.get("LOCAL_RANK", "0")))
     if found.type == "cuda":
         torch.cuda.set_device(found)
-    if size == 1:
-        yield Ranks(0, 1, found)
+    if size == 1 or dist.is_initialized():
+        yield Ranks(dist.get_rank() if size > 1 else 0, size, found)
         return
     # device_id binds NCCL at once, so that a GPU that fails is found here and not in the first step.
     dist.init_process_group(
@@ -88,13 +92,15 @@ def wrap(model: nn.Module, ranks: Ranks, parallel: str) -> nn.Module:
     if ranks.size == 1:
         return model
     if parallel == "fsdp":
+        # A layer returns a view of its last product's rows, which nothing changes in place.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
         mesh = dist.device_mesh.init_device_mesh(ranks.device.type, (ranks.size,))
         for module in list(model.modules()):
             if isinstance(module, BertLayer):
                 fully_shard(module, mesh=mesh)
         fully_shard(model, mesh=mesh)
         return model
-    return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
 def accumulating(model: nn.Module, last: bool) -> AbstractContextManager[None]:

@@ -21,7 +21,7 @@ from bertfast.train.files import Files, write_folder
 from bertfast.train.log import RunLog
 from bertfast.train.run_folder import RunFolder
 from bertfast.train.signals import Stop
-from bertfast.train.step import Gradients, Window, gradients, totals
+from bertfast.train.step import Flags, Gradients, Window, gradients, totals
 from bertfast.train.task import Task
 
 
@@ -50,8 +50,12 @@ def train(
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    with distributed.join(config.device) as ranks, Stop() as stop:
-        return Trainer(task, config, run, record or config, resume, ranks, stop, files).fit()
+    with (
+        distributed.join(config.device) as ranks,
+        Stop() as stop,
+        RunFolder(run, record or config, resume, ranks) as folder,
+    ):
+        return Trainer(task, config, folder, resume, ranks, stop, files).fit()
 
 
 class Trainer:
@@ -61,8 +65,7 @@ class Trainer:
         self,
         task: Task,
         config: TrainConfig,
-        run: Path,
-        record: Any,
+        folder: RunFolder,
         resume: bool,
         ranks: distributed.Ranks,
         stop: Stop,
@@ -70,7 +73,7 @@ class Trainer:
     ) -> None:
         self.task, self.config, self.ranks, self.stop = task, config, ranks, stop
         self.per_rank = config.micro_batches(ranks.size)
-        self.folder = RunFolder(run, record, resume, ranks)
+        self.folder = folder
         self.files = files or Files()
         self.store = Store(self.folder.checkpoints, config.keep, self.files)
         state.seed_all(config.seed, ranks.rank)
@@ -132,7 +135,7 @@ class Trainer:
                 # torch's DataLoader takes its workers' seed from the generator that dropout draws from.
                 with torch.random.fork_rng(devices=[]):
                     drawn = [next(batches) for _ in range(self.per_rank)]
-                found = self._one_step(drawn, [self.stop.received is not None, next(due)])
+                found = self._one_step(drawn, lambda: [self.stop.received is not None, next(due)])
                 stopping, timely = found.flags
                 last = self.step == end
                 if self._every(self.config.log_every) or self.step == self.total:
@@ -164,7 +167,7 @@ class Trainer:
             last = time.monotonic() if due else last
             yield due
 
-    def _one_step(self, batches: list[Any], flags: list[bool]) -> Gradients:
+    def _one_step(self, batches: list[Any], flags: Flags) -> Gradients:
         """Gradients and the update. Raises before the update where something is not finite."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()

@@ -5,7 +5,7 @@ RUN/config.yaml, log.jsonl, curves.png, checkpoints/, model/ (at the end), tenso
 
 import fcntl
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from bertfast.train import settings
 from bertfast.train.distributed import Ranks
@@ -14,10 +14,14 @@ from bertfast.train.files import explained
 
 
 class RunFolder:
-    """Opens RUN for one process group. ConfigError: it exists and `resume` is off, other options, or it is in use."""
+    """Opens RUN for one process group; a context that keeps others out.
+
+    Raises ConfigError: it exists and `resume` is off, it was begun with other options, or it is in use.
+    """
 
     def __init__(self, path: Path, record: Any, resume: bool, ranks: Ranks) -> None:
         self.path = path
+        self._held: IO[str] | None = None
         self.existed = path.exists()
         if ranks.agree(self.existed and not resume and any(path.iterdir())):
             raise ConfigError(
@@ -29,8 +33,15 @@ class RunFolder:
             self._lock()
         self._check_options(record, ranks)
 
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._held is not None:
+            self._held.close()
+
     def _lock(self) -> None:
-        # Held until the process ends, whatever ends it.
+        # The kernel gives it back with the process, whatever ends that.
         self._held = (self.path / ".lock").open("w")
         try:
             fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)

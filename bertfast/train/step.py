@@ -6,6 +6,7 @@ so every target weighs the same, wherever it came from. transformers' Trainer di
 which weighs the targets of thin batches more. Counts are summed over ranks before the first backward.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from bertfast.train.config import TrainConfig
 from bertfast.train.distributed import Ranks, accumulating
 from bertfast.train.task import Task
 
+Flags = Callable[[], list[bool]]
 _EXTRA = ("tokens", "sequences", "squares")
 
 
@@ -90,20 +92,19 @@ def squared_lengths(batch: Any) -> float:
 
 
 def gradients(
-    task: Task, wrapped: nn.Module, batches: list[Any], config: TrainConfig, ranks: Ranks, flags: list[bool]
+    task: Task, wrapped: nn.Module, batches: list[Any], config: TrainConfig, ranks: Ranks, flags: Flags
 ) -> Gradients:
     """Forward and backward of this rank's micro-batches of one step. No update is made.
 
-    flags: what this rank wants all ranks to know (a signal came, a checkpoint is due); they travel with the counts.
+    flags: asked after the last backward for what all ranks are to know (a signal came, a checkpoint is due).
     The one wait for the device is the reading of `finite` and `flags`.
     """
     terms = sorted(batches[0].counts)
     device = ranks.device
     own = torch.tensor([[batch.counts[term] for term in terms] for batch in batches], dtype=torch.float64)  # [m, n]
-    told = torch.cat((own.sum(0), torch.tensor(flags, dtype=torch.float64))).to(device)
-    ranks.sum(told)
+    targets = ranks.sum(own.sum(0).to(device))
     # DDP and FSDP average gradients over ranks, so the sum needs a factor.
-    weights = (own.to(device) / told[: len(terms)].clamp(min=1) * ranks.size).float()  # [m, n]
+    weights = (own.to(device) / targets.clamp(min=1) * ranks.size).float()  # [m, n]
     extra = [
         sum(b.real_tokens for b in batches),
         sum(b.sequences for b in batches),
@@ -127,9 +128,10 @@ def gradients(
             if right is not None:
                 judged.add(term)
                 sums[1, j] += right.detach()
-    step = torch.cat((sums.flatten(), counts.sum(0), torch.tensor(extra, dtype=torch.float64).to(device)))
-    ranks.sum(step)
+    told = torch.tensor([*extra, *flags()], dtype=torch.float64).to(device)
+    shared = ranks.sum(torch.cat((sums.flatten(), counts.sum(0), told)))
+    step, raised = shared.split([3 * len(terms) + len(_EXTRA), len(told) - len(_EXTRA)])
     norm = optim.gradient_norm(task.model)
     finite = torch.isfinite(step).all() & torch.isfinite(norm)
-    read = torch.cat((finite.double()[None], told[len(terms) :])).tolist()
+    read = torch.cat((finite.double()[None], raised)).tolist()
     return Gradients(step, judged, norm, bool(read[0]), [value > 0 for value in read[1:]])

@@ -17,7 +17,9 @@ def test_defaults_are_transformers():
 
 
 def test_unknown_keys_are_kept_and_written_back(tmp_path):
-    stock = transformers.BertConfig(hidden_size=24, num_attention_heads=3, id2label={0: "a", 1: "b", 2: "c"}, mine=[1, 2])
+    stock = transformers.BertConfig(
+        hidden_size=24, num_attention_heads=3, id2label={0: "a", 1: "b", 2: "c"}, mine=[1, 2]
+    )
     stock.save_pretrained(tmp_path)
     read = BertConfig.from_pretrained(tmp_path)
     assert (read.hidden_size, read.num_labels, read.extra["mine"]) == (24, 3, [1, 2])
@@ -79,7 +81,13 @@ def test_files_that_are_no_config(tmp_path):
 
 
 def test_heads_refuse_what_they_do_not_compute():
-    small = {"vocab_size": 9, "hidden_size": 4, "num_attention_heads": 1, "intermediate_size": 4, "num_hidden_layers": 1}
+    small = {
+        "vocab_size": 9,
+        "hidden_size": 4,
+        "num_attention_heads": 1,
+        "intermediate_size": 4,
+        "num_hidden_layers": 1,
+    }
     with pytest.raises(ConfigError, match="tie_word_embeddings"):
         BertForMaskedLM(BertConfig(**small, tie_word_embeddings=False))
     with pytest.raises(ConfigError, match="num_labels is 3"):
@@ -96,7 +104,10 @@ def test_a_model_has_a_config_of_its_own():
 
 def test_flops_of_training_bert():
     """24 E^2 + 4 S E a token and layer, the head on 15 % of the tokens: 0.545 and 0.588 GFLOP a token of BERT-base."""
-    base, large = BertConfig(), BertConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)
+    base, large = (
+        BertConfig(),
+        BertConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096),
+    )
     for config, seqlen, want in ((base, 128, 0.545), (base, 512, 0.588), (large, 128, 1.879), (large, 512, 1.992)):
         tokens = 20 * seqlen
         got = flops.training_flops(config, tokens, 20 * seqlen**2, masked=tokens * 15 // 100) / tokens / 1e9

@@ -12,7 +12,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from bertfast import models
-from bertfast.models import files
 
 AUTO = {
     "BertModel": "AutoModel",
@@ -160,85 +159,17 @@ def test_shards(tmp_path):
     stock.save_pretrained(tmp_path, max_shard_size="50KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     assert_equal_outputs(stock, models.BertForMaskedLM.from_pretrained(tmp_path))
-    shard = sorted(tmp_path.glob("*.safetensors"))[0]
-    shard.rename(tmp_path / "elsewhere")
-    with pytest.raises(FileNotFoundError, match=shard.name):
-        models.BertForMaskedLM.from_pretrained(tmp_path)
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../b.safetensors"}}))
-    with pytest.raises(models.WeightsError, match="not a file beside it"):
-        models.BertForMaskedLM.from_pretrained(tmp_path)
-    (tmp_path / "model.safetensors.index.json").write_text("[]")
-    with pytest.raises(models.WeightsError, match="no.* index of shards"):
-        models.BertForMaskedLM.from_pretrained(tmp_path)
 
 
-def lose(name):
-    return lambda state: state.pop(name)
-
-
-def cut(name):
-    return lambda state: state.update({name: state[name][:-1].clone()})
-
-
-def differ(state):
-    state["cls.predictions.decoder.weight"] = state["bert.embeddings.word_embeddings.weight"] + 1
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (lose("bert.encoder.layer.1.output.dense.weight"), r"lacks 'bert.encoder.layer.1.output.dense.weight' of shape \(64, 128\)"),
-        (cut("bert.encoder.layer.0.output.dense.weight"), r"\(63, 128\) where 'bert.encoder.*\(64, 128\)"),
-        (cut("cls.seq_relationship.bias"), r"\(1,\) where 'cls.seq_relationship.bias' of the model has \(2,\)"),
-        (lose("cls.seq_relationship.bias"), "only a part of 'cls.seq_relationship'"),
-        (differ, "differs from 'bert.embeddings.word_embeddings.weight'"),
-        (lambda state: state.update({"embeddings.LayerNorm.bias": torch.zeros(64)}), "the same weight twice"),
-    ],
-)
-def test_wrong_weights(change, said, tmp_path):
-    ours("BertForPreTraining").save_pretrained(tmp_path)
-    rewrite(tmp_path, change)
-    with pytest.raises(models.WeightsError, match=said) as caught:
-        models.BertForPreTraining.from_pretrained(tmp_path)
-    assert str(tmp_path) in str(caught.value)
-
-
-def test_weights_that_nothing_uses_are_named(tmp_path):
+def test_a_loaded_model_does_not_depend_on_the_file(tmp_path):
     ours("BertModel").save_pretrained(tmp_path)
-    with pytest.warns(UserWarning, match=r"does not use: encoder.layer.1.*and 11 more"):
-        models.BertModel.from_pretrained(tmp_path, num_hidden_layers=1)
-
-
-def test_damaged_and_absent_files(tmp_path):
-    ours("BertModel").save_pretrained(tmp_path)
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(models.WeightsError, match=r"model.safetensors cannot be read"):
-        models.BertModel.from_pretrained(tmp_path)
-    path.unlink()
-    with pytest.raises(FileNotFoundError, match=r"neither model.safetensors nor"):
-        models.BertModel.from_pretrained(tmp_path)
-    (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(models.WeightsError, match=r"pickle alone.*save_pretrained"):
-        models.BertModel.from_pretrained(tmp_path)
-    (tmp_path / "config.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"config.json"):
-        models.BertModel.from_pretrained(tmp_path)
-
-
-def test_a_failed_save_leaves_what_was_there(tmp_path, monkeypatch):
-    ours("BertModel").save_pretrained(tmp_path)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-
-    def full(*_):
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(files.os, "fsync", full)
-    other = ours("BertModel", hidden_act="gelu_new")
-    other.init_weights()
-    with pytest.raises(OSError, match="no space"):
-        other.save_pretrained(tmp_path)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    model = models.BertModel.from_pretrained(tmp_path)
+    want = {name: value.clone() for name, value in model.state_dict().items()}
+    with open(tmp_path / "model.safetensors", "r+b") as stored:
+        stored.write(bytes(stored.seek(0, 2)))
+        stored.seek(0)
+        stored.write(bytes(10**5))
+    assert all(torch.equal(value, want[name]) for name, value in model.state_dict().items())
 
 
 def test_a_gathered_state_and_parameters_without_data(tmp_path):
@@ -247,9 +178,9 @@ def test_a_gathered_state_and_parameters_without_data(tmp_path):
     model.save_pretrained(tmp_path, state_dict=state)
     assert torch.equal(weights(tmp_path)["cls.predictions.bias"], state["cls.predictions.bias"])
     state.pop("cls.predictions.bias")
-    with pytest.raises(ValueError, match="lacks \\['cls.predictions.bias'\\]"):
+    with pytest.raises(ValueError, match=r"lacks \['cls.predictions.bias'\]"):
         model.save_pretrained(tmp_path, state_dict=state)
-    with pytest.raises(ValueError, match="meta device.*gather"):
+    with pytest.raises(ValueError, match=r"meta device.*gather"):
         model.to("meta").save_pretrained(tmp_path)
 
 

@@ -126,13 +126,18 @@ def test_nothing_to_predict_is_no_loss_and_no_gradient(positions, given):
     assert [int(v) for v in (got.mlm_count, got.nsp_count, got.mlm_correct, got.nsp_correct)] == [0] * 4
     assert not any(g.any() for g in gradients(model, got.loss).values())
     alone = ours("BertForMaskedLM")
-    assert not any(g.any() for g in gradients(alone, alone(**inputs, labels=none, masked_positions=positions).loss).values())
+    assert not any(
+        g.any() for g in gradients(alone, alone(**inputs, labels=none, masked_positions=positions).loss).values()
+    )
 
 
 def test_one_term_alone_leaves_the_other_at_nothing():
     inputs, labels, _ = batch()
     model = ours("BertForPreTraining")
-    words, sentences = model(**inputs, labels=labels["labels"]), model(**inputs, next_sentence_label=labels["next_sentence_label"])
+    words, sentences = (
+        model(**inputs, labels=labels["labels"]),
+        model(**inputs, next_sentence_label=labels["next_sentence_label"]),
+    )
     both = model(**inputs, **labels)
     assert torch.equal(words.loss, both.mlm_loss)
     assert float(words.nsp_loss) == 0.0
@@ -190,7 +195,11 @@ def test_evaluation_equals_training_without_dropout():
         ({"labels": torch.zeros(3, dtype=torch.int64)}, ValueError, r"labels must be int64 \(23,\).*\(3,\)"),
         ({"labels": torch.zeros(23)}, ValueError, "labels must be int64"),
         ({"labels": torch.full((23,), VOCAB)}, IndexError, f"{VOCAB}"),
-        ({"next_sentence_label": torch.zeros(5, dtype=torch.int64)}, ValueError, r"next_sentence_label must be int64 \(4,\)"),
+        (
+            {"next_sentence_label": torch.zeros(5, dtype=torch.int64)},
+            ValueError,
+            r"next_sentence_label must be int64 \(4,\)",
+        ),
         ({"next_sentence_label": torch.tensor([0, 1, 2, 0])}, IndexError, "2"),
         ({"masked_positions": torch.tensor([23])}, IndexError, "token 23 .* 23 tokens"),
         ({"masked_positions": torch.tensor([[1]])}, ValueError, r"masked_positions must be int64 \[M\]"),

@@ -1,9 +1,10 @@
 """`python -m benchmarks.finetune sst2|squad|jnli --data FOLDER`: fine-tuning on small real data, and beside stock transformers.
 
 squad: both sides start from the same weights (a new head included) and have the same windows, order of batches, optimizer,
-schedule, number of steps and scoring; stock computes them as transformers does, padded to the longest of a batch, its loss running
-over padding as well. Dropout draws other bits. So scores agree within the noise of seeds, which is why there are several. One article is held out, since questions
-about one text tell of each other. Results go to benchmarks/results/finetune_TASK.json.
+schedule, number of steps and scoring. Stock computes them as transformers does, padded to the longest of a batch, its loss
+running over padding as well; and dropout draws other bits. So scores agree within the noise of seeds, which is why there are
+several. One article is held out, since questions about one text tell of each other. Results go to
+benchmarks/results/finetune_TASK.json.
 """
 
 import json

@@ -26,7 +26,7 @@ from bertfast.tasks.token_problem import TokenOptions, TokenProblem
 from bertfast.train import state
 from bertfast.train.checkpoint import FORMAT
 from bertfast.train.errors import ConfigError
-from bertfast.train.files import Files, write_folder
+from bertfast.train.files import Files, explained, write_folder
 from bertfast.train.finetune_config import PairConfig, QAConfig, TokenConfig
 from bertfast.train.loop import Outcome, train
 from bertfast.train.task import Task, Term
@@ -188,5 +188,6 @@ def finetune(
     if is_main():
         # What was left out or cut stands beside the scores that it bears on.
         about = {"step": outcome.step, **found.metrics, "data": task.problem.notes}
-        write_files(run, {**found.files, "metrics.json": about})
+        with explained(str(run)):
+            write_files(run, {**found.files, "metrics.json": about})
     return outcome, found.metrics

@@ -43,6 +43,7 @@ def test_reading(tmp_path):
         ([question("q1", [(-6, "good.")])], "question q1: an answer that is not"),
         ([question("q1"), question("q1")], "question q1: an id that another question has"),
         ([{"id": "q1", "question": " ", "answers": []}], "question q1: no id or no text"),
+        ([{"id": "q1", "question": "a\0b", "answers": []}], "question q1: NUL character: at character 1"),
     ],
 )
 def test_bad_questions(tmp_path, questions, message):

@@ -20,6 +20,8 @@ from bertfast.data.tokenizer import CONTINUES, SPECIAL_ROLES, Encoding, Tokenize
 WORD_KINDS = ("morphemes", "inflected")
 WORDS_SETTING = "bertfast_words"  # in tokenizer_config.json; transformers carries it along unread
 CACHED_WORDS = 1 << 17  # distinct words whose pieces are kept: 40 MB at most
+MECAB_CHARACTERS = 1 << 16  # of a text at a time
+BLANK = re.compile(r"[ \t\r\n\v\f\0]*")
 TASK_TEXTS = 256  # texts in one message to a worker process
 
 Span = tuple[int, int]
@@ -43,24 +45,28 @@ def mecab_tagger(dictionary: str | None = "unidic_lite", option: str | None = No
 def word_spans(tagger: Any, text: str, kind: str = "morphemes") -> list[Span]:
     """Where each word of `text` (already normalised) starts and ends; white space belongs to none.
 
-    MeCab stops at NUL, and at 65,536 bytes of white space: the rest is given to it again, so that no text is lost.
+    MeCab stops at NUL, and at 65,536 bytes of white space: the rest is given to it again, so that no text is lost. A long text is
+    given to it in parts, because its lattice takes hundreds of bytes a character; a part's last word goes to the next one.
     """
     spans: list[Span] = []
     kinds: list[tuple[str, str]] = []
-    position = 0
-    while True:
-        for node in tagger(text[position:] if position else text):
+    position, length = 0, len(text)
+    while position < length:
+        part = text[position : position + MECAB_CHARACTERS] if length > MECAB_CHARACTERS or position else text
+        nodes = list(tagger(part))
+        if position + len(part) < length and len(nodes) > 1:
+            nodes.pop()
+        for node in nodes:
             start = text.index(node.surface, position)
             position = start + len(node.surface)
             spans.append((start, position))
             if kind == "inflected":
-                part, subpart = node.feature_raw.split(",", 2)[:2]
-                kinds.append((part, subpart))
-        rest = text[position:]
-        left = rest.lstrip(" \t\r\n\v\f\0")
-        if not left or left == rest:
+                pos, detail = node.feature_raw.split(",", 2)[:2]
+                kinds.append((pos, detail))
+        skipped = BLANK.match(text, position).end()  # type: ignore[union-attr]
+        if not nodes and skipped == position:
             break
-        position += len(rest) - len(left)
+        position = skipped
     return spans if kind == "morphemes" else _join(text, spans, kinds)
 
 

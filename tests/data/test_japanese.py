@@ -10,6 +10,7 @@ pytest.importorskip("fugashi")
 pytest.importorskip("unidic_lite")
 transformers = pytest.importorskip("transformers")
 
+from bertfast.data import japanese  # noqa: E402
 from bertfast.data.japanese import mecab_tagger, normalise, word_spans  # noqa: E402
 from bertfast.data.tokenizer import TokenizerError, load_tokenizer  # noqa: E402
 
@@ -139,6 +140,15 @@ def test_text_after_nul_and_endless_space_is_not_lost(tmp_path):
         encoding = tokenizer.encode("東京" + gap + "東京")
         assert encoding.ids == tokenizer.encode("東京").ids * 2
         assert encoding.offsets[-1][1] == 4 + len(gap)
+
+
+def test_long_texts_go_in_parts(monkeypatch):
+    text, tagger = "東京に住んでいます。 名前はまだ無い。" * 40, mecab_tagger()
+    for kind in ("morphemes", "inflected"):
+        whole = word_spans(tagger, text, kind)
+        with monkeypatch.context() as patch:
+            patch.setattr(japanese, "MECAB_CHARACTERS", 50)
+            assert word_spans(tagger, text, kind) == whole
 
 
 def test_processes_give_the_same(tmp_path):

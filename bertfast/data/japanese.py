@@ -7,6 +7,7 @@ offsets go through a map from normalised characters to original ones.
 Words are MeCab's morphemes, or with "inflected" a verb's or adjective's form is one word with its te and its auxiliaries.
 """
 
+import importlib
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -23,6 +24,8 @@ CACHED_WORDS = 1 << 17  # distinct words whose pieces are kept: 40 MB at most
 MECAB_CHARACTERS = 1 << 16  # of a text at a time
 BLANK = re.compile(r"[ \t\r\n\v\f\0]*")
 TASK_TEXTS = 256  # texts in one message to a worker process
+INFLECTS = ("動詞", "形容詞", "助動詞")  # verb, adjective, auxiliary: です after a noun starts a word that た may join
+CONJUNCTIVE = ("助詞", "接続助詞")
 
 Span = tuple[int, int]
 
@@ -36,7 +39,7 @@ def mecab_tagger(dictionary: str | None = "unidic_lite", option: str | None = No
             return fugashi.GenericTagger(option or "")
         if dictionary not in ("unidic_lite", "unidic", "ipadic"):
             raise TokenizerError(f"mecab_dic is {dictionary!r}; known are unidic_lite, unidic and ipadic")
-        folder = __import__(dictionary).DICDIR
+        folder = importlib.import_module(dictionary).DICDIR
     except ImportError as error:
         raise missing_extra(error, "ja", "Japanese text") from None
     return fugashi.GenericTagger(f'-d "{folder}" -r "{folder}/mecabrc" {option or ""}')
@@ -68,10 +71,6 @@ def word_spans(tagger: Any, text: str, kind: str = "morphemes") -> list[Span]:
             break
         position = skipped
     return spans if kind == "morphemes" else _join(text, spans, kinds)
-
-
-INFLECTS = ("動詞", "形容詞", "助動詞")  # verb, adjective, auxiliary: です after a noun starts a word that た may join
-CONJUNCTIVE = ("助詞", "接続助詞")
 
 
 def _join(text: str, spans: list[Span], kinds: list[tuple[str, str]]) -> list[Span]:

@@ -1,6 +1,7 @@
 """Japanese pieces against transformers' BertJapaneseTokenizer, and offsets into the original text."""
 
 import json
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -179,3 +180,11 @@ def test_save_and_words_setting(tmp_path):
 def test_unsupported(tmp_path, config, message):
     with pytest.raises(TokenizerError, match=message):
         load_tokenizer(write(tmp_path / "t", PLAIN, **config))
+
+
+@pytest.mark.parametrize("absent", ["fugashi", "unidic_lite"])
+def test_a_missing_package_names_its_extra(tmp_path, absent, monkeypatch):
+    folder = write(tmp_path / "t", PLAIN)
+    monkeypatch.setitem(sys.modules, absent, None)
+    with pytest.raises(ImportError, match=r"Japanese text needs .*pip install 'bertfast\[ja\]'"):
+        load_tokenizer(folder)

@@ -1,5 +1,6 @@
 """`bertfast pretrain`: from a corpus to a checkpoint that transformers loads."""
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -116,6 +117,8 @@ def run(flags: dict[str, Any], file: Path | None, sets: list[str], resume: bool,
         raise typer.Exit(error.exit_status) from None
     except (ValueError, ImportError, FileNotFoundError) as error:
         raise fail(str(error)) from None
+    if os.environ.get("RANK", "0") != "0":
+        return
     if not outcome.finished:
         console.print(f"stopped at step {outcome.step} of {outcome.total_steps} as asked; go on with --resume")
     else:

@@ -1,6 +1,6 @@
 // The pybind11 module bertfast._C. Importing it registers the CPU kernels with torch's dispatcher (static initialisers
 // of csrc/cpu/*.cpp); it binds only what is no tensor op: facts about the build and the processor, for `bertfast
-// doctor`, the encoder, which holds its weights, and snapshots of Python objects.
+// doctor`, the encoder, which holds its weights, snapshots of Python objects, and the data pipeline's kernels.
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
 
@@ -9,6 +9,7 @@
 
 #include "cpu/encoder.h"
 #include "cpu/isa.h"
+#include "data/bind.h"
 #include "snapshot.h"
 
 namespace py = pybind11;
@@ -56,4 +57,6 @@ PYBIND11_MODULE(_C, m) {
   py::class_<Snapshot>(m, "Snapshot", "Whether Python objects are what they were; see csrc/snapshot.h")
       .def(py::init<const py::object&, const std::vector<py::object>&, const py::tuple&, const py::set&>())
       .def("holds", &Snapshot::holds);
+
+  bertfast::data::bind_data(m);
 }

@@ -25,10 +25,30 @@ def test_import_without(module):
     python(without(module) + "import bertfast; bertfast.nn.BertLayer; bertfast.ops.attention")
 
 
+@pytest.mark.parametrize("module", ["transformers", "safetensors", "tokenizers", "datasets"])
+def test_models_import_without(module):
+    python(without(module) + "import bertfast; bertfast.models.BertModel; from bertfast.models import BertConfig")
+
+
+def test_models_are_imported_when_first_asked_for():
+    code = "import sys, bertfast; a = 'bertfast.models' in sys.modules; bertfast.models; print(a, 'bertfast.models' in sys.modules)"
+    assert python(code) == "False True"
+
+
+def test_saving_without_safetensors_says_what_to_install(tmp_path):
+    code = without("safetensors") + (
+        "from bertfast.models import BertConfig, BertModel\n"
+        "model = BertModel(BertConfig(vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1))\n"
+        f"try:\n    model.save_pretrained({str(tmp_path)!r})\nexcept ImportError as error:\n    print(error)"
+    )
+    assert "pip install 'bertfast[data]'" in python(code)
+    assert not list(tmp_path.iterdir())
+
+
 def test_import_does_not_pull_in_optional_packages():
     code = (
         "import torch, sys; before = set(sys.modules); import bertfast; new = set(sys.modules) - before;"
-        "print(sorted({'transformers', 'triton', 'matplotlib', 'typer'} & new))"
+        "print(sorted({'transformers', 'triton', 'matplotlib', 'typer', 'safetensors'} & new))"
     )
     assert python(code) == "[]"
 

@@ -5,7 +5,7 @@ fixed number of sequences every batch has the same shapes: what is left over is 
 `cu_seqlens` repeats its last value. Padded: [B, S], as transformers takes it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -45,7 +45,8 @@ class Batch:
     attention_mask: Tensor | None = None
     position: dict[str, Any] = field(default_factory=dict)
 
-    def _map(self, function: Any) -> "Batch":
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        """A batch with `function` of each tensor, always in the same order."""
         changed: dict[str, Any] = {"labels": {name: function(tensor) for name, tensor in self.labels.items()}}
         for item in fields(self):
             value = getattr(self, item.name)
@@ -55,11 +56,11 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """A batch whose tensors are on `device`."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Batch":
         """A batch whose tensors lie in pinned memory, from where copies to a GPU run beside other work."""
-        return self._map(lambda tensor: tensor.pin_memory())
+        return self.map(lambda tensor: tensor.pin_memory())
 
     def inputs(self) -> dict[str, Any]:
         """All keyword arguments of the model's forward."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bertfast.data.native import load as load_native
+from bertfast import _ext
 
 FORMAT, VERSION = "bertfast-corpus", 1
 _CHECKED_SENTENCES = (
@@ -52,7 +52,7 @@ class Chunks:
         """
         chunk = int(np.searchsorted(self.first, begin, side="right")) - 1
         if begin < 0 or length < 0 or chunk >= len(self.arrays) or begin + length > self.first[chunk + 1]:
-            raise IndexError(f"values {begin} to {begin + length} are not within one chunk of the corpus")
+            raise IndexError(f"{length} values from {begin} on are not within one chunk of the corpus")
         return self.arrays[chunk][begin - self.first[chunk] :][:length]
 
 
@@ -166,7 +166,7 @@ class Corpus:
     @cached_property
     def native(self) -> Any:
         """The same arrays for the C++ kernels, or None without the extension."""
-        extension = load_native()
+        extension = _ext.load()
         if extension is None:
             return None
         return extension.DataCorpus(

@@ -247,7 +247,7 @@ def japanese_backend(vocab: dict[str, int], config: dict[str, Any]) -> Any:
 
 
 def japanese_tokenizer(folder: Path, files: dict[str, bytes], config: dict[str, Any]) -> JapaneseTokenizer:
-    """The tokenizer of a folder whose tokenizer_config.json names BertJapaneseTokenizer, or TokenizerError for what is not supported."""
+    """The tokenizer of a folder of BertJapaneseTokenizer. TokenizerError where its words or pieces are of another kind."""
     wanted = {"word_tokenizer_type": "mecab", "subword_tokenizer_type": "wordpiece"}
     usual = {"word_tokenizer_type": "basic", "subword_tokenizer_type": "wordpiece"}
     for key, value in wanted.items():

@@ -1,12 +1,15 @@
 """The pre-training loader: an endless, resumable sequence of batches that is the same for any number of workers and ranks.
 
 Rank r of R takes global batches r, r + R, ... Worker w of W makes the rank's batches w, w + W, ... and torch's DataLoader hands
-them out in turns. Each worker plans every block itself, which costs it a few nanoseconds a token, and builds only its own batches.
+them out in turns. Each worker plans every block itself, which costs it about 5 ns a token, and builds only its own batches.
 """
 
+import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from bertfast.data.batches import Batch
@@ -17,13 +20,54 @@ from bertfast.data.plan import Planner, Position, PretrainDataOptions
 _PREFETCH = 4  # batches a worker is ahead
 
 
+class _Made(NamedTuple):
+    """A batch, and the position and progress after its step."""
+
+    batch: Batch
+    position: Position
+    progress: float
+
+
+class _Sent:
+    """A batch on its way out of a worker with all its tensors in one: each one that is sent costs a file descriptor and 0.3 ms."""
+
+    def __init__(self, made: _Made):
+        parts: list[Tensor] = []
+        self._where: list[tuple[int, int, torch.dtype, torch.Size]] = []
+
+        def gather(tensor: Tensor) -> Tensor:
+            part = tensor.contiguous().view(-1).view(torch.uint8)
+            begin = sum(map(len, parts))
+            self._where.append((begin, begin + len(part), tensor.dtype, tensor.shape))
+            # Every tensor begins at a multiple of 8 bytes.
+            parts.extend((part, part.new_zeros(-len(part) % 8)))
+            return torch.empty(0)
+
+        self._made = made._replace(batch=made.batch.map(gather))
+        self._bytes = torch.cat(parts)
+
+    def pin_memory(self) -> "_Sent":
+        self._bytes = self._bytes.pin_memory()
+        return self
+
+    def received(self) -> _Made:
+        """The batch with its tensors as views of what was sent."""
+        where = iter(self._where)
+
+        def view(_: Tensor) -> Tensor:
+            begin, end, dtype, shape = next(where)
+            return self._bytes[begin:end].view(dtype).view(shape)
+
+        return self._made._replace(batch=self._made.batch.map(view))
+
+
 class _Share(IterableDataset):
-    """This worker's part of this rank's batches from a position on, each with the position and progress after its step."""
+    """This worker's part of this rank's batches from a position on."""
 
     def __init__(self, planner: Planner, start: Position, rank: int, ranks: int):
         self.planner, self.start, self.rank, self.ranks = planner, start, rank, ranks
 
-    def __iter__(self) -> Iterator[tuple[Batch, Position, float]]:
+    def __iter__(self) -> Iterator[_Made | _Sent]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         planner, step, position = self.planner, 0, self.start
@@ -32,7 +76,8 @@ class _Share(IterableDataset):
             batch = planner.batch(own) if step % workers == worker else None
             position = planner.normal(position._replace(batch=position.batch + self.ranks))
             if batch is not None:
-                yield batch, position, planner.progress(position)
+                made = _Made(batch, position, planner.progress(position))
+                yield _Sent(made) if info else made
             step += 1
 
 
@@ -73,6 +118,12 @@ class PretrainLoader:
                 f"the corpus {corpus.folder} was built with {built_with} pieces, this tokenizer has {vocabulary.vocab_size}; "
                 "use the tokenizer in the corpus's folder"
             )
+        if corpus.documents == 1 and options.pairs.nsp:
+            warnings.warn(
+                "the corpus has a single document: no pair can take its second segment from another, so every pair is IsNext; "
+                "separate documents by blank lines, or switch next-sentence prediction off",
+                stacklevel=2,
+            )
         self.options, self.rank, self.ranks, self.workers, self.pin_memory = options, rank, ranks, workers, pin_memory
         self._planner = Planner(corpus, vocabulary, options)
         self._position = Position(0, 0, 0)
@@ -83,11 +134,18 @@ class PretrainLoader:
         source: Any = share
         if self.workers:
             source = DataLoader(
-                share, batch_size=None, num_workers=self.workers, prefetch_factor=_PREFETCH, pin_memory=self.pin_memory
-            )  # fmt: skip
-        for batch, position, progress in source:
-            self._position, self._progress = Position(*position), progress
-            yield batch.pin_memory() if self.pin_memory and not self.workers else batch
+                share,
+                batch_size=None,
+                num_workers=self.workers,
+                prefetch_factor=_PREFETCH,
+                pin_memory=self.pin_memory,
+                # Its own, so that the seed of workers, who draw nothing, is not taken from the generator of dropout.
+                generator=torch.Generator(),
+            )
+        for item in source:
+            made = item.received() if isinstance(item, _Sent) else item
+            self._position, self._progress = made.position, made.progress
+            yield made.batch.pin_memory() if self.pin_memory and not self.workers else made.batch
 
     @property
     def epoch(self) -> float:

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bertfast.data.native import load as load_native
+from bertfast import _ext
 from bertfast.data.random import Purpose, below, philox, threshold
 
 IGNORED = -100  # the label of a token that is not predicted
+_SHORTEST = 3  # tokens of a sample at least: [CLS], a piece, [SEP]
 
 
 @dataclass(frozen=True)
@@ -116,21 +117,21 @@ class Masker:
         self.random_below = threshold(min(1.0, options.mask_share + options.random_share))
 
     def most_predictions(self, tokens: int, sequences: int) -> int:
-        """A bound on the predictions of any batch of so many tokens in so many sequences."""
+        """A bound on the predictions of any batch of so many tokens in so many samples of three tokens or more."""
         lengths = np.arange(len(self.predictions))
-        excess = float((self.predictions - self.options.mask_prob * lengths)[1:].max())
+        excess = float((self.predictions - self.options.mask_prob * lengths)[_SHORTEST:].max())
         return int(np.ceil(self.options.mask_prob * tokens + sequences * max(0.0, excess)))
 
     @cached_property
     def native(self) -> Any:
         """The same rule in C++, or None without the extension."""
-        extension = load_native()
+        extension = _ext.load()
         if extension is None:
             return None
-        return extension.DataMasker(
-            self.predictions, self.fixed, self.joined, self.replacements, self.vocabulary.mask_id,
-            self.mask_below, self.random_below,
-        )  # fmt: skip
+        vocabulary = self.vocabulary
+        special = (vocabulary.cls_id, vocabulary.sep_id, vocabulary.pad_id, vocabulary.mask_id)
+        tables = (self.predictions, self.fixed, self.joined, self.replacements)
+        return extension.DataMasker(*tables, special, self.mask_below, self.random_below)
 
 
 def mask_tokens(
@@ -155,6 +156,7 @@ def mask_tokens(
         IndexError: for an id outside the vocabulary, or a sample outside `ids`.
         ValueError: for a sample that is longer than the masker's max_seq_length.
     """
+    check_masking(ids, cu_seqlens, masker)
     if masker.native is not None:
         return masker.native.mask(ids, cu_seqlens, samples, seed, epoch)
     return mask_tokens_reference(ids, cu_seqlens, samples, masker, seed, epoch)
@@ -168,8 +170,7 @@ def mask_tokens_reference(
     seed: int,
     epoch: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """`mask_tokens` in NumPy."""
-    check_masking(ids, cu_seqlens, masker)
+    """`mask_tokens` in NumPy, without its checks."""
     labels = np.full(len(ids), IGNORED, dtype=np.int64)
     chosen = _choose(ids, cu_seqlens.tolist(), samples, masker, seed, epoch)
     count = max((len(positions) for positions in chosen), default=0)
@@ -185,7 +186,7 @@ def mask_tokens_reference(
 
 
 def check_masking(ids: NDArray[np.int64], cu_seqlens: NDArray[np.int32], masker: Masker) -> None:
-    """What both implementations refuse."""
+    """IndexError or ValueError as `mask_tokens` says."""
     lengths = np.diff(cu_seqlens)
     if len(cu_seqlens) < 1 or cu_seqlens[0] != 0 or (lengths < 0).any() or cu_seqlens[-1] > len(ids):
         raise IndexError(f"masking: cu_seqlens must rise from 0 to at most the {len(ids)} tokens")
@@ -207,7 +208,7 @@ def _sample_words(
     """The first words [samples, count, rounded up to 4] of each sample's stream."""
     blocks = np.arange((count + 3) // 4)[None, :]
     kinds = samples[:, 1, None] << 8 | int(purpose)
-    return philox(seed, blocks, kinds, samples[:, 0, None], np.array(epoch)).reshape(len(samples), -1)
+    return philox(seed, blocks, kinds, samples[:, 0, None], np.array(epoch)).reshape(len(samples), 4 * blocks.size)
 
 
 def _choose(

@@ -11,7 +11,7 @@ from bisect import bisect_left, insort
 import numpy as np
 from numpy.typing import NDArray
 
-from bertfast.data.native import load as load_native
+from bertfast import _ext
 
 
 def longest_first(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -41,7 +41,7 @@ def best_fit(
         raise ValueError(
             f"samples have {int(lengths.min())} to {int(lengths.max())} tokens, a batch of {budget} takes 1 to {budget}"
         )
-    extension = load_native()
+    extension = _ext.load()
     function = best_fit_reference if extension is None else extension.data_best_fit
     return function(lengths, order, budget, max_sequences)
 

@@ -4,8 +4,10 @@ Everything is a function of (data, options, seed, epoch, block), so that every r
 can be made again. A block bounds memory: only its documents' rows are held, 56 bytes for each sample.
 """
 
+import math
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +23,9 @@ from bertfast.data.random import Purpose, permutation
 # From this many samples a batch on, shuffled samples fill batches as well as the longest first do (both above 99 %), and
 # give all batches of a block the same mixture of lengths.
 _SHUFFLED_FROM = 8
-# Batches of this many tokens are short of sequences of this length on average; only static shapes are bounded so.
-_SHORTEST_MEAN = 32
+# The bound on a batch's samples where none is given, in units of what fits on average, and the least it is. Shuffled batches of
+# 8,192 tokens had at most 1.15 times the average; every unused place costs a row of next-sentence prediction.
+_SEQUENCES, _FEWEST_SEQUENCES = 1.5, 32
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class PretrainDataOptions:
         masks: which tokens are predicted.
         layout: "packed" or "padded".
         static_shapes: packed: fill every batch up to the same shapes; padded: pad to max_seq_length rather than to the longest.
-        max_sequences: samples of a packed batch at most; None for token_budget // 32.
+        max_sequences: samples of a packed batch at most; None for half as many again as fit on average.
         block_tokens: corpus tokens of a block of documents, about. A block's last batches are partly empty: about half a batch
             in all, so 0.1 % of 512 batches.
     """
@@ -65,13 +68,6 @@ class PretrainDataOptions:
                 f"block_tokens={self.block_tokens} and max_sequences={self.max_sequences} must be at least 1"
             )
 
-    @property
-    def sequences(self) -> int:
-        """Samples of a batch at most."""
-        if self.layout == "padded":
-            return self.token_budget // self.pairs.max_seq_length
-        return self.max_sequences or max(1, self.token_budget // _SHORTEST_MEAN)
-
 
 class Position(NamedTuple):
     """A place in the endless sequence of batches."""
@@ -95,47 +91,69 @@ class Block:
 
 
 class Planner:
-    """Plans epochs and blocks of one corpus and makes their batches; keeps the last epoch's order and the last block."""
+    """Plans epochs and blocks of one corpus and makes their batches.
+
+    The last two plans are kept: at the end of an epoch or block, steps of several ranks look into the next one and back.
+    """
 
     def __init__(self, corpus: Corpus, vocabulary: Vocabulary, options: PretrainDataOptions):
-        self.corpus, self.options = corpus, options
+        self.corpus, self.vocabulary, self.options = corpus, vocabulary, options
         self.masker = Masker(vocabulary, options.masks, options.pairs.max_seq_length)
-        self.shape: Shape | None = None
-        if options.static_shapes and options.layout == "packed":
-            predictions = self.masker.most_predictions(options.token_budget, options.sequences)
-            self.shape = Shape(options.token_budget, options.sequences, predictions)
-        self._epoch: tuple[int, list[NDArray[np.int64]]] | None = None
-        self._block: tuple[tuple[int, int], Block] | None = None
+        self.documents = lru_cache(2)(self._documents)
+        self.rows = lru_cache(2)(self._rows)
+        self.block = lru_cache(2)(self._block)
+        self.batches = lru_cache(1)(self._batches)
 
-    def documents(self, epoch: int) -> list[NDArray[np.int64]]:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.corpus, self.vocabulary, self.options)
+
+    @cached_property
+    def sequences(self) -> int:
+        """Samples of a batch at most. Where it is measured, always on the first block of the first epoch."""
+        options = self.options
+        if options.layout == "padded":
+            return options.token_budget // options.pairs.max_seq_length
+        if options.max_sequences is not None:
+            return options.max_sequences
+        average = options.token_budget / float(sample_lengths(self.rows(0, 0)).mean())
+        return max(_FEWEST_SEQUENCES, math.ceil(_SEQUENCES * average))
+
+    @cached_property
+    def shape(self) -> Shape | None:
+        """What packed batches are filled up to."""
+        options = self.options
+        if not options.static_shapes or options.layout == "padded":
+            return None
+        predictions = self.masker.most_predictions(options.token_budget, self.sequences)
+        return Shape(options.token_budget, self.sequences, predictions)
+
+    def _documents(self, epoch: int) -> list[NDArray[np.int64]]:
         """The documents of each block of an epoch."""
-        if self._epoch is None or self._epoch[0] != epoch:
-            order = permutation(self.corpus.documents, self.options.seed, epoch, Purpose.DOCUMENTS)
-            ends = np.cumsum(np.diff(self.corpus.document_tokens)[order])
-            blocks = max(1, round(self.corpus.tokens / self.options.block_tokens))
-            cuts = np.searchsorted(ends, self.corpus.tokens * np.arange(1, blocks) // blocks, side="left") + 1
-            self._epoch = epoch, [part for part in np.split(order, cuts) if len(part)]
-        return self._epoch[1]
+        order = permutation(self.corpus.documents, self.options.seed, epoch, Purpose.DOCUMENTS)
+        ends = np.cumsum(np.diff(self.corpus.document_tokens)[order])
+        blocks = max(1, round(self.corpus.tokens / self.options.block_tokens))
+        cuts = np.searchsorted(ends, self.corpus.tokens * np.arange(1, blocks) // blocks, side="left") + 1
+        return [part for part in np.split(order, cuts) if len(part)]
 
-    def block(self, epoch: int, block: int) -> Block:
-        if self._block is None or self._block[0] != (epoch, block):
-            self._block = (epoch, block), self._plan(epoch, block)
-        return self._block[1]
+    def _rows(self, epoch: int, block: int) -> NDArray[np.int64]:
+        """A block's samples, shuffled, as `make_pairs` gives them."""
+        seed = self.options.seed
+        rows = make_pairs(self.corpus, self.documents(epoch)[block], self.options.pairs, seed, epoch)
+        return rows[permutation(len(rows), seed, epoch, Purpose.SAMPLES, block)]
 
-    def _plan(self, epoch: int, block: int) -> Block:
-        options, seed = self.options, self.options.seed
-        rows = make_pairs(self.corpus, self.documents(epoch)[block], options.pairs, seed, epoch)
-        rows = rows[permutation(len(rows), seed, epoch, Purpose.SAMPLES, block)]
+    def _block(self, epoch: int, block: int) -> Block:
+        """One block's samples and batches."""
+        options, rows = self.options, self.rows(epoch, block)
         lengths = sample_lengths(rows)
         if options.layout == "padded":
-            batch_of = np.arange(len(rows)) // options.sequences
+            batch_of = np.arange(len(rows)) // self.sequences
         else:
             shuffled = options.token_budget >= _SHUFFLED_FROM * options.pairs.max_seq_length
             order = np.arange(len(rows)) if shuffled else longest_first(lengths)
-            batch_of = best_fit(lengths, order, options.token_budget, options.sequences)
+            batch_of = best_fit(lengths, order, options.token_budget, self.sequences)
         sizes = np.bincount(batch_of)
         members = np.split(np.argsort(batch_of, kind="stable"), np.cumsum(sizes)[:-1])
-        order = permutation(len(members), seed, epoch, Purpose.BATCHES, block)
+        order = permutation(len(members), options.seed, epoch, Purpose.BATCHES, block)
         return Block(rows, [members[i] for i in order.tolist()])
 
     def normal(self, position: Position) -> Position:
@@ -170,6 +188,6 @@ class Planner:
         inside = position.batch / len(self.block(position.epoch, position.block).members)
         return position.epoch + (position.block + inside) / blocks
 
-    def batches(self, epoch: int) -> int:
+    def _batches(self, epoch: int) -> int:
         """Batches of an epoch: exact where it is one block, otherwise the first block's times the number of blocks."""
         return len(self.block(epoch, 0).members) * len(self.documents(epoch))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from bertfast.data.batches import IGNORED, Batch, Layout
 from bertfast.data.corpus import Corpus
-from bertfast.data.masking import Masker, mask_tokens_reference
+from bertfast.data.masking import Masker, check_masking, mask_tokens_reference
 from bertfast.data.pairs import A_FIRST, A_LENGTH, B_FIRST, B_LENGTH, DOCUMENT, LABEL, ORDINAL, sample_lengths
 
 NO_POSITION = -1  # fills masked_positions up
@@ -152,6 +152,7 @@ def packed_reference(
             segments[middle:end] = 1
         positions[begin:end] = np.arange(end - begin)
     labels = np.full(tokens, IGNORED, dtype=np.int64)
+    check_masking(ids[:real], bounds[: len(rows) + 1], masker)
     names = np.ascontiguousarray(rows[:, [DOCUMENT, ORDINAL]])
     labels[:real], at = mask_tokens_reference(ids[:real], bounds[: len(rows) + 1], names, masker, seed, epoch)
     if len(at) > predictions:

@@ -15,7 +15,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from bertfast.data.native import load as load_native
+from bertfast import _ext
 
 _MASK = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
@@ -77,7 +77,7 @@ def words_reference(
 
 def words(seed: int, epoch: int, purpose: int, sample: int, count: int) -> NDArray[np.uint32]:
     """The first `count` words of the stream (seed, epoch, purpose, sample, ordinal 0)."""
-    extension = load_native()
+    extension = _ext.load()
     if extension is None:
         return words_reference(seed, epoch, purpose, sample, 0, count)
     return extension.data_words(seed, epoch, purpose, sample, count)

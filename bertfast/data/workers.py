@@ -11,6 +11,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -40,6 +41,10 @@ def _run(function: Callable[[Tokenizer, Any], Any], task: Any) -> Any:
     return function(_tokenizer, task)
 
 
+class WorkerError(RuntimeError):
+    """A worker process that died."""
+
+
 class Workers:
     """`count` processes with the tokenizer of `files`; with a count of 1 everything happens in this process."""
 
@@ -60,12 +65,17 @@ class Workers:
                 yield function(self._tokenizer, task)
             return
         waiting: deque[Any] = deque()
-        for task in tasks:
-            waiting.append(self._pool.submit(_run, function, task))
-            if len(waiting) >= self._ahead:
+        try:
+            for task in tasks:
+                waiting.append(self._pool.submit(_run, function, task))
+                if len(waiting) >= self._ahead:
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        except BrokenProcessPool:
+            raise WorkerError(
+                "a worker process died, most likely because memory ran out: run the command again with fewer workers"
+            ) from None
 
     def __enter__(self) -> "Workers":
         return self

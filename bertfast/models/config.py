@@ -35,6 +35,10 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and value >= 0.0
+
+
 class ConfigError(ValueError):
     """A configuration that is wrong in itself, or of a model that bertfast does not compute."""
 
@@ -85,8 +89,11 @@ class BertConfig:
                 raise ConfigError(f"{name} must be a positive integer, got {value!r}")
         for name in _RATES:
             value = getattr(self, name)
-            if value is not None and not 0.0 <= value < 1.0:
+            if value is not None and not (_is_number(value) and value < 1.0):
                 raise ConfigError(f"{name} must be in [0, 1), got {value!r}")
+        for name in ("initializer_range", "layer_norm_eps"):
+            if not _is_number(getattr(self, name)):
+                raise ConfigError(f"{name} must be a number of at least 0, got {getattr(self, name)!r}")
         if self.hidden_size % self.num_attention_heads:
             raise ConfigError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"

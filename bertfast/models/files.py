@@ -1,9 +1,22 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and the library that reads and writes weights."""
 
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+
+def safetensors() -> Any:
+    """The package, with its module for torch.
+
+    Raises:
+        ImportError: naming what to install where it is absent.
+    """
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise ImportError("checkpoints are stored by safetensors: pip install 'bertfast[data]'") from error
+    return safetensors
 
 
 def replace_file(path: Path, write: Callable[[Path], Any]) -> None:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from bertfast.models.files import safetensors
+
 if TYPE_CHECKING:
     from bertfast.models.bert import BertPreTrainedModel
 
@@ -69,12 +71,11 @@ def _files(folder: Path) -> list[Path]:
 
 def _read(files: list[Path]) -> dict[str, tuple[Tensor, str, Path]]:
     """Plain key to the tensor, its key as stored and its file."""
-    from safetensors import SafetensorError, safe_open
-
+    library = safetensors()
     found: dict[str, tuple[Tensor, str, Path]] = {}
     for path in files:
         try:
-            with safe_open(path, framework="pt") as stored:
+            with library.safe_open(path, framework="pt") as stored:
                 for key in stored.keys():  # noqa: SIM118 - it is no dict
                     plain = _plain(key)
                     if plain in _BUFFERS:
@@ -82,7 +83,7 @@ def _read(files: list[Path]) -> dict[str, tuple[Tensor, str, Path]]:
                     if plain in found:
                         raise WeightsError(f"{path}: {key!r} and {found[plain][1]!r} are the same weight twice")
                     found[plain] = stored.get_tensor(key), key, path
-        except (SafetensorError, OSError) as error:
+        except (library.SafetensorError, OSError) as error:
             raise WeightsError(f"{path} cannot be read, it may be cut short: {error}; fetch it again") from error
     return found
 
@@ -135,24 +136,25 @@ def load(model: "BertPreTrainedModel", folder: Path, dtype: torch.dtype | None) 
     for plain, (name, parameter) in wanted.items():
         if plain in found:
             _check_shape(name, parameter, found[plain])
-            state[name] = found[plain][0].to(stored_dtype)
+            # A copy: what safetensors gives may be the file itself, mapped, and a file can be cut short under it.
+            state[name] = found[plain][0].to(stored_dtype, copy=True)
         else:
             state[name] = torch.empty(parameter.shape, dtype=stored_dtype)
     model.load_state_dict(state, assign=True)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
-    _initialise_missing(model, {wanted[plain][0] for plain in missing}, initialise)
+    _initialise_missing(model, {wanted[plain][0] for plain in missing}, folder, initialise)
     _warn(folder, [wanted[plain][0] for plain in missing], [k for k in found if k not in wanted])
 
 
-def _initialise_missing(model: "BertPreTrainedModel", names: set[str], initialise: Any) -> None:
+def _initialise_missing(model: "BertPreTrainedModel", names: set[str], folder: Path, initialise: Any) -> None:
     for prefix, part in model.named_modules():
         own = {f"{prefix}.{name}" for name, _ in part.named_parameters(recurse=False)}
         if not own & names:
             continue
         if not own <= names:
             raise WeightsError(
-                f"the checkpoint has only a part of {prefix!r}: it lacks {sorted(own & names)}; fetch it again, or remove the rest"
+                f"{folder} has only a part of {prefix!r}: it lacks {sorted(own & names)}; fetch it again, or remove the rest"
             )
         initialise(_alone(part), model.config.initializer_range)
 

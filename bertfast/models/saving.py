@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from bertfast.models.files import replace_file
+from bertfast.models.files import replace_file, safetensors
 from bertfast.models.loading import WEIGHTS_NAME
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ def _storable(name: str, tensor: Tensor) -> Tensor:
 
 def save(model: "BertPreTrainedModel", folder: Path, state_dict: dict[str, Tensor] | None) -> None:
     """As `BertPreTrainedModel.save_pretrained`."""
-    from safetensors.torch import save_file
-
     expected = set(model.state_dict())
     given = model.state_dict() if state_dict is None else state_dict
     if set(given) != expected:
@@ -40,5 +38,7 @@ def save(model: "BertPreTrainedModel", folder: Path, state_dict: dict[str, Tenso
     dtype = str(tensors[next(name for name in tensors if name.endswith("word_embeddings.weight"))].dtype)
     config.extra |= {"architectures": [type(model).__name__], "dtype": dtype.removeprefix("torch.")}
     folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / WEIGHTS_NAME, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    replace_file(
+        folder / WEIGHTS_NAME, lambda path: safetensors().torch.save_file(tensors, path, metadata={"format": "pt"})
+    )
     config.save_pretrained(folder)

@@ -66,6 +66,11 @@ def _prepacked(x: Tensor, linears: tuple[nn.Linear, ...], dtype: torch.dtype, wa
     return prepack.can_fuse(linears, dtype)
 
 
+def _shaped(flat: Tensor, x: Tensor) -> Tensor:
+    """In x's shape; rows as they are, since FSDP warns of a layer that returns a view."""
+    return flat if x.dim() == 2 else flat.view(x.shape)
+
+
 def _add_norm(out: Tensor, residual: Tensor, bias: Tensor | None, norm: nn.LayerNorm, p: float) -> Tensor:
     rng = new_rng(out.device) if p > 0.0 else None
     return ops.dropout_add_norm(out, residual, norm.weight, norm.bias, bias=bias, eps=norm.eps, dropout_p=p, rng=rng)
@@ -135,7 +140,7 @@ def attention_block(
         # Every token is a key and a value; only here does a token that nobody reads cease to matter.
         read = layout.read
         return _project_add_norm(context[read], flat[read], dense, norm, hidden_p, use_prepack, int8)
-    return _project_add_norm(context, flat, dense, norm, hidden_p, use_prepack, int8).view(x.shape)
+    return _shaped(_project_add_norm(context, flat, dense, norm, hidden_p, use_prepack, int8), x)
 
 
 def mlp_block(
@@ -158,7 +163,7 @@ def mlp_block(
     else:
         if not _prepacked(flat, (down,), dtype, use_prepack):
             out = feed_forward(flat.to(dtype), up.weight, up.bias, down.weight, approximate)
-            return _add_norm(out, flat, down.bias, norm, hidden_p).view(x.shape)
+            return _shaped(_add_norm(out, flat, down.bias, norm, hidden_p), x)
         weight, bias = up.weight.to(dtype), up.bias.to(dtype)
         hidden = ops.linear_gelu(flat.to(dtype), weight, bias, approximate=approximate)
-    return _project_add_norm(hidden, flat, down, norm, hidden_p, use_prepack, int8).view(x.shape)
+    return _shaped(_project_add_norm(hidden, flat, down, norm, hidden_p, use_prepack, int8), x)

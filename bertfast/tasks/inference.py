@@ -35,33 +35,46 @@ def outputs(
         yield indices, batch, found
 
 
-def sequence_logits(model: nn.Module, features: Sequence[Feature], pad_id: int) -> NDArray[np.float32]:
+def sequence_logits(
+    model: nn.Module, features: Sequence[Feature], pad_id: int, batching: Batching = EVALUATION
+) -> NDArray[np.float32]:
     """Logits [N, C] of features' whole sequences."""
     rows: list[NDArray[np.float32] | None] = [None] * len(features)
-    for indices, _, found in outputs(model, features, pad_id):
+    for indices, _, found in outputs(model, features, pad_id, batching):
         for index, row in zip(indices, _numbers(found.logits), strict=True):
             rows[index] = row
     return np.stack([row for row in rows if row is not None])
 
 
 def token_arrays(
-    model: nn.Module, features: Sequence[Feature], pad_id: int, read: Callable[[Any], Tensor]
+    model: nn.Module,
+    features: Sequence[Feature],
+    pad_id: int,
+    read: Callable[[Any], Tensor],
+    batching: Batching = EVALUATION,
 ) -> list[NDArray[np.float32]]:
-    """Of each feature the rows [L, ...] of what `read` takes from the output, [T, ...]."""
+    """Of each feature the rows [L, ...] of what `read` takes from the output, [T, ...] or [B, S, ...]."""
     rows: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(features)
-    for indices, batch, found in outputs(model, features, pad_id):
-        assert batch.cu_seqlens is not None
-        parts = np.split(_numbers(read(found)), batch.cu_seqlens[1:-1].numpy())
+    for indices, batch, found in outputs(model, features, pad_id, batching):
+        values = _numbers(read(found))
+        if batch.cu_seqlens is not None:
+            parts = np.split(values, batch.cu_seqlens[1:-1].numpy())
+        else:
+            parts = [row[: len(features[index])] for index, row in zip(indices, values, strict=True)]
         for index, part in zip(indices, parts, strict=True):
             rows[index] = part
     return rows
 
 
 def qa_logits(
-    model: nn.Module, features: Sequence[Feature], pad_id: int
+    model: nn.Module, features: Sequence[Feature], pad_id: int, batching: Batching = EVALUATION
 ) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
     """Start and end logits, [L] each, of each feature."""
-    both = token_arrays(model, features, pad_id, lambda found: torch.stack((found.start_logits, found.end_logits), -1))
+
+    def read(found: Any) -> Tensor:
+        return torch.stack((found.start_logits, found.end_logits), -1)
+
+    both = token_arrays(model, features, pad_id, read, batching)
     return [rows[:, 0] for rows in both], [rows[:, 1] for rows in both]
 
 

@@ -5,11 +5,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bertfast.data.lines import fault
+
 SHOWN = 5
 
 
 class DataError(ValueError):
-    """A data file cannot be used as it is; the message names the file, the line, the reason and what to do."""
+    """Data, or an option about it, cannot be used as it is; the message names the file, the line, the reason and what to do."""
 
 
 @dataclass
@@ -31,7 +33,7 @@ class BadLines:
         """
         line = f"{where}: {why}{': ' + detail if detail else ''}"
         if not self.skip:
-            raise DataError(f"{line}. Mend the line, or leave such lines out with --skip-bad-lines")
+            raise DataError(f"{line}. Mend the line, or leave such lines out with --bad-lines skip")
         self.counts[why] += 1
         if len(self.named) < SHOWN:
             self.named.append(line)
@@ -60,6 +62,11 @@ def text_lines(path: Path, bad: BadLines) -> Iterator[tuple[str, str]]:
             yield where, raw.decode().removesuffix("\r")
         except UnicodeDecodeError as error:
             bad.report(where, "bytes that are no UTF-8", f"0x{raw[error.start]:02x} at byte {error.start}")
+
+
+def text_fault(*texts: str | None) -> tuple[str, str] | None:
+    """Why one of these texts cannot be read by a tokenizer (NUL, half of a surrogate pair), as `BadLines.report` takes it."""
+    return next((found for text in texts if text is not None and (found := fault(text))), None)
 
 
 def read_bytes(path: Path) -> bytes:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from bertfast.data.batches import Batch, Layout, Sample, collate
 from bertfast.data.random import Purpose, permutation
 from bertfast.tasks.features import Feature
+from bertfast.tasks.lines import DataError
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Batching:
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or (self.token_budget is not None and self.token_budget < 1):
-            raise ValueError(f"batch_size {self.batch_size} and token_budget {self.token_budget} must be at least 1")
+            raise DataError(f"batch_size {self.batch_size} and token_budget {self.token_budget} must be at least 1")
 
     def cut(self, order: Sequence[int], lengths: NDArray[np.int64]) -> list[list[int]]:
         """The batches of one pass over `order`; the last one may be smaller."""
@@ -74,7 +75,7 @@ class FeatureLoader:
     of tokens those that are not -100.
 
     Raises:
-        ValueError: there are no features, or one is longer than the token budget.
+        DataError: there are no features, or one is longer than the token budget.
     """
 
     def __init__(
@@ -88,12 +89,12 @@ class FeatureLoader:
         ranks: int = 1,
     ) -> None:
         if not features:
-            raise ValueError("there is nothing to train on: no example made a feature")
+            raise DataError("there is nothing to train on: no example made a feature")
         self._features, self._batching, self._pad_id = features, batching, pad_id
         self._seed, self._rank, self._ranks = seed, rank, ranks
         self._lengths = np.asarray([len(feature) for feature in features], dtype=np.int64)
         if batching.token_budget is not None and self._lengths.max() > batching.token_budget:
-            raise ValueError(
+            raise DataError(
                 f"a sequence has {self._lengths.max()} tokens, more than token_budget {batching.token_budget}; raise the budget "
                 "or lower max_length"
             )
@@ -141,10 +142,10 @@ class FeatureLoader:
         """Go on where `state` was taken.
 
         Raises:
-            ValueError: it was taken on other data, with another seed or batch size.
+            DataError: it was taken on other data, with another seed or batch size.
         """
         if state["data"] != self._fingerprint:
-            raise ValueError(
+            raise DataError(
                 "the checkpoint was made with other training data, seed, lengths, batch size or vocabulary: a run can only be "
                 "resumed on its own; start a new run for new data"
             )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bertfast.tasks.features import Feature, assemble, longest_first
-from bertfast.tasks.lines import BadLines, DataError, text_lines
+from bertfast.tasks.lines import BadLines, DataError, text_fault, text_lines
 
 if TYPE_CHECKING:
     from bertfast.data.tokenizer import Tokenizer
@@ -136,6 +136,8 @@ def read_pairs(
             bad.report(where, f"no text in {fields[1]}")
         elif labelled and not (label or "").strip():
             bad.report(where, "no label")
+        elif wrong := text_fault(first, second):
+            bad.report(where, *wrong)
         else:
             kept = None if sentences == 1 else second
             examples.append(PairExample(first, kept, label.strip() if label else None, where))
@@ -210,12 +212,12 @@ def pair_features(
         targets: the label of each example, given to the model as `labels`; None for prediction.
 
     Raises:
-        ValueError: max_length leaves no room for a piece of each segment.
+        DataError: max_length leaves no room for a piece of each segment.
     """
     pair = bool(examples) and examples[0].second is not None
     room = max_length - (3 if pair else 2)
     if room < 1 + pair:
-        raise ValueError(
+        raise DataError(
             f"max_length {max_length} has no room for text beside the special tokens; give at least {4 + pair}"
         )
     firsts = tokenizer.encode_batch([example.first for example in examples])

@@ -47,7 +47,7 @@ class PairProblem(Problem):
 
     def __init__(self, tokenizer: "Tokenizer", train: Path, dev: Path | None, options: PairOptions) -> None:
         self.tokenizer, self.options, self.notes = tokenizer, options, []
-        self.metric = "pearson" if options.regression else "accuracy"
+        self.scores = ("pearson", "spearman") if options.regression else ("accuracy", "f1", "macro_f1", "matthews")
         examples, bad = self._read(train, options.sentences)
         self.sentences = 1 if examples[0].second is None else 2
         self.labels: list[str] | None = None
@@ -92,7 +92,7 @@ class PairProblem(Problem):
     def evaluate(self, model: nn.Module) -> Evaluation | None:
         if not self.dev:
             return None
-        logits = sequence_logits(model, self.dev_features, self.tokenizer.pad_id)
+        logits = sequence_logits(model, self.dev_features, self.tokenizer.pad_id, self.batching)
         if self.labels is None:
             scores = metrics.regression(logits[:, 0], np.asarray(self.dev_targets))
         else:

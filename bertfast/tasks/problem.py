@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from bertfast.data.batches import Batch
 from bertfast.tasks.features import Feature
+from bertfast.tasks.inference import EVALUATION
+from bertfast.tasks.loader import Batching
 
 # The key of config.json under which a fine-tuned model keeps how it was fed; others pass over it.
 SETTINGS = "bertfast"
@@ -29,16 +31,18 @@ class Problem(ABC):
     Attributes:
         kind: "pair", "qa" or "token".
         head: the class of bertfast.models.
-        metric: the score by which the best model is chosen, unless another is asked for; larger is better.
+        scores: those by which a best model can be chosen; larger is better.
         features: of the training data.
         notes: what was left out or cut, for the log.
+        batching: of held-out data.
     """
 
     kind: ClassVar[str]
     head: ClassVar[str]
-    metric: str
+    scores: tuple[str, ...]
     features: list[Feature]
     notes: list[str]
+    batching: Batching = EVALUATION
 
     def overrides(self) -> dict[str, Any]:
         """Options of the model's configuration."""

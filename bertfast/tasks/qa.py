@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertfast.tasks.features import Feature, assemble, window_bounds
-from bertfast.tasks.lines import BadLines, DataError, read_bytes
+from bertfast.tasks.lines import BadLines, DataError, read_bytes, text_fault
 
 if TYPE_CHECKING:
     from bertfast.data.tokenizer import Encoding, Tokenizer
@@ -97,6 +97,9 @@ def _question(item: dict[str, Any], context: str, title: str, path: Path, bad: B
     if name is None or not isinstance(question, str) or not question.strip():
         bad.report(where, "no id or no text of the question")
         return None
+    if wrong := text_fault(question, context):
+        bad.report(where, *wrong)
+        return None
     impossible = bool(item.get("is_impossible", False))
     texts, placed = [], []
     for given in [] if impossible else item.get("answers", []):
@@ -158,10 +161,10 @@ def qa_features(
             place that are not impossible are left out and counted in `unanswerable`.
 
     Raises:
-        ValueError: the lengths leave no room for context, or are not positive.
+        DataError: the lengths leave no room for context, or are not positive.
     """
     if min(stride, max_question) < 1 or max_length - max_question - 3 < _LEAST_CONTEXT:
-        raise ValueError(
+        raise DataError(
             f"max_length {max_length}, stride {stride} and max_question {max_question} do not fit: lengths are at least 1, and "
             f"beside the question and 3 special tokens {_LEAST_CONTEXT} pieces of context need room"
         )

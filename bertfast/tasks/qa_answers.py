@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bertfast.tasks.lines import DataError
 from bertfast.tasks.qa import QAExample, Window
 
 
@@ -66,12 +67,12 @@ def predict_answers(
         max_answer: pieces that an answer may have.
     """
     if min(n_best, max_answer) < 1:
-        raise ValueError(f"n_best {n_best} and max_answer {max_answer} must be at least 1")
+        raise DataError(f"n_best {n_best} and max_answer {max_answer} must be at least 1")
     found: list[dict[tuple[int, int], float]] = [{} for _ in examples]
     null = [math.inf] * len(examples)
     for window, start, end in zip(windows, starts, ends, strict=True):
         if not (np.isfinite(start).all() and np.isfinite(end).all()):
-            raise ValueError(f"question {examples[window.example].id}: logits that are not finite; the model is broken")
+            raise DataError(f"question {examples[window.example].id}: logits that are not finite; the model is broken")
         null[window.example] = min(null[window.example], float(start[0]) + float(end[0]))
         for span, score in _spans(window, start, end, n_best, max_answer):
             best = found[window.example]

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from bertfast.tasks.inference import qa_logits
+from bertfast.tasks.inference import EVALUATION, qa_logits
 from bertfast.tasks.lines import BadLines
+from bertfast.tasks.loader import Batching
 from bertfast.tasks.problem import Evaluation, Problem
-from bertfast.tasks.qa import QAExample, QAFeatures, qa_features, read_squad
+from bertfast.tasks.qa import QAExample, QAFeatures, Window, qa_features, read_squad
 from bertfast.tasks.qa_answers import Prediction, nbest_json, predict_answers
 from bertfast.tasks.squad_metrics import best_threshold, evaluate_answers
 
@@ -42,7 +43,7 @@ class QAProblem(Problem):
 
     kind = "qa"
     head = "BertForQuestionAnswering"
-    metric = "f1"
+    scores = ("f1", "exact", "best_f1", "best_exact", "HasAns_f1", "HasAns_exact")
 
     def __init__(self, tokenizer: "Tokenizer", train: Path, dev: Path | None, options: QAOptions) -> None:
         self.tokenizer, self.options, self.notes = tokenizer, options, []
@@ -85,6 +86,9 @@ class QAProblem(Problem):
         """In use on held-out data; None where every question is answered."""
         return (self.options.threshold or 0.0) if self.may_abstain else None
 
+    def overrides(self) -> dict[str, Any]:
+        return {"num_labels": 2}
+
     def settings(self) -> dict[str, Any]:
         o = self.options
         saved = self.best if self.may_abstain and o.threshold is None and self.best is not None else self.threshold
@@ -94,7 +98,7 @@ class QAProblem(Problem):
     def evaluate(self, model: nn.Module) -> Evaluation | None:
         if not self.dev:
             return None
-        found = answer(model, self.tokenizer.pad_id, self.dev, self.dev_windows, self.options)
+        found = answer(model, self.tokenizer.pad_id, self.dev, self.dev_windows, self.options, self.batching)
         golds = {example.id: example.answers for example in self.dev}
         texts = {prediction.id: prediction.answer(self.threshold) for prediction in found}
         scores = evaluate_answers(golds, texts, self.language)
@@ -108,8 +112,13 @@ class QAProblem(Problem):
 
 
 def answer(
-    model: nn.Module, pad_id: int, examples: Sequence[QAExample], windows: Sequence[Any], options: QAOptions
+    model: nn.Module,
+    pad_id: int,
+    examples: Sequence[QAExample],
+    windows: Sequence[Window],
+    options: QAOptions,
+    batching: Batching = EVALUATION,
 ) -> list[Prediction]:
     """The n best answers of each question, by running the model on their windows."""
-    starts, ends = qa_logits(model, [window.feature for window in windows], pad_id)
+    starts, ends = qa_logits(model, [window.feature for window in windows], pad_id, batching)
     return predict_answers(examples, windows, starts, ends, n_best=options.n_best, max_answer=options.max_answer)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bertfast.tasks.entities import split_tag
-from bertfast.tasks.lines import BadLines, DataError, text_lines
+from bertfast.tasks.lines import BadLines, DataError, text_fault, text_lines
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def _conll(path: Path, bad: BadLines, labelled: bool) -> Iterator[TokenExample]:
 def _word_problem(word: str, tag: str, labelled: bool) -> tuple[str, str] | None:
     if not word.strip():
         return "no word before the tag", ""
-    return _tag_problem(tag) if labelled else None
+    return text_fault(word) or (_tag_problem(tag) if labelled else None)
 
 
 def _tag_problem(tag: str) -> tuple[str, str] | None:
@@ -90,6 +90,9 @@ def _jsonl(path: Path, bad: BadLines, labelled: bool) -> Iterator[TokenExample]:
             example = _object(item, where, labelled)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             bad.report(where, "text that is no example", f"{type(error).__name__}: {error}")
+            continue
+        if wrong := text_fault(example.text):
+            bad.report(where, *wrong)
             continue
         yield example
 
@@ -124,7 +127,9 @@ def _object(item: dict[str, Any], where: str, labelled: bool) -> TokenExample:
 
 def _plain(path: Path, bad: BadLines, labelled: bool) -> Iterator[TokenExample]:
     for where, line in text_lines(path, bad):
-        if line.strip():
+        if wrong := text_fault(line):
+            bad.report(where, *wrong)
+        elif line.strip():
             yield TokenExample(line, (), (), None, where, is_text=True)
 
 

@@ -75,10 +75,10 @@ def token_features(
         tags: the names of the classes; the features then have `labels`, int64 [L]. None for prediction.
 
     Raises:
-        ValueError: the lengths are too small, or an example has a tag that is none of `tags`.
+        DataError: the lengths are too small, or an example has a tag that is none of `tags`.
     """
     if max_length < 3 or stride < 1:
-        raise ValueError(f"max_length {max_length} and stride {stride}: at least 3 and 1")
+        raise DataError(f"max_length {max_length} and stride {stride}: at least 3 and 1")
     numbers = {tag: index for index, tag in enumerate(tags or ())}
     windows = []
     for index, example in enumerate(examples):

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from bertfast.data.batches import IGNORED, Batch
 from bertfast.tasks.entities import entity_scores
-from bertfast.tasks.inference import token_arrays
+from bertfast.tasks.inference import EVALUATION, token_arrays
 from bertfast.tasks.lines import BadLines, DataError
+from bertfast.tasks.loader import Batching
 from bertfast.tasks.problem import Evaluation, Problem
 from bertfast.tasks.token import TokenExample, discover_tags, read_tokens
 from bertfast.tasks.token_features import TokenWindow, predict_tags, split_words, token_features
@@ -34,7 +35,7 @@ class TokenProblem(Problem):
 
     kind = "token"
     head = "BertForTokenClassification"
-    metric = "f1"
+    scores = ("f1", "precision", "recall", "accuracy")
 
     def __init__(self, tokenizer: "Tokenizer", train: Path, dev: Path | None, options: TokenOptions) -> None:
         self.tokenizer, self.options, self.notes = tokenizer, options, []
@@ -71,7 +72,7 @@ class TokenProblem(Problem):
     def evaluate(self, model: nn.Module) -> Evaluation | None:
         if not self.dev:
             return None
-        tags = tag(model, self.tokenizer.pad_id, self.dev, self.dev_windows, self.labels)
+        tags = tag(model, self.tokenizer.pad_id, self.dev, self.dev_windows, self.labels, self.batching)
         scores = entity_scores(tags, [example.tags or () for example in self.dev])
         rows = [
             {"tokens": example.words, "tags": found, "expected": example.tags}
@@ -81,8 +82,13 @@ class TokenProblem(Problem):
 
 
 def tag(
-    model: nn.Module, pad_id: int, examples: Sequence[TokenExample], windows: Sequence[TokenWindow], tags: Sequence[str]
+    model: nn.Module,
+    pad_id: int,
+    examples: Sequence[TokenExample],
+    windows: Sequence[TokenWindow],
+    tags: Sequence[str],
+    batching: Batching = EVALUATION,
 ) -> list[list[str]]:
     """The tag of every word of every example, by running the model on their windows."""
-    logits = token_arrays(model, [window.feature for window in windows], pad_id, lambda found: found.logits)
+    logits = token_arrays(model, [window.feature for window in windows], pad_id, lambda found: found.logits, batching)
     return predict_tags(examples, windows, [row.argmax(-1) for row in logits], tags)

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from bertfast import _ext
 from bertfast.data.corpus import FORMAT, VERSION
 from bertfast.data.masking import Vocabulary
 
@@ -59,3 +60,10 @@ def write_corpus():
         return folder
 
     return write
+
+
+@pytest.fixture
+def needs_extension():
+    """Skips where there is no C++ to compare with NumPy."""
+    if _ext.load() is None:
+        pytest.skip("bertfast._C is not built: there is only the NumPy reference")

@@ -7,11 +7,8 @@ SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 WORDS = "the paris is capital of france what who ##s ##ing play good bad film very"
 ENGLISH = [*SPECIALS, *LETTERS, *".,?![]()'-", *(f"##{c}" for c in LETTERS), *WORDS.split()]
-JAPANESE = [
-    *SPECIALS,
-    *dict.fromkeys("私は学生です東京に住んでいますどこか。[]SEP梅雨北海道"),
-    *["学生", "東京", "住ん", "##道", "##海"],
-]
+CHARACTERS = "私は学生です東京に住んでいますどこか。[]SEP梅雨北海道"
+JAPANESE = [*SPECIALS, *dict.fromkeys(CHARACTERS), "学生", "東京", "住ん", "##道", "##海"]
 
 
 def tokenizer_folder(folder: Path, language: str = "en") -> Path:

@@ -32,6 +32,7 @@ def test_confusion_has_labels_as_rows(columns):
     assert (metrics.confusion(predicted, expected, classes) == sklearn.confusion_matrix(expected, predicted)).all()
 
 
+@pytest.mark.filterwarnings("ignore:A single label:UserWarning")  # scikit-learn's
 @pytest.mark.parametrize(
     ("predicted", "expected"),
     [([0, 0, 0], [0, 1, 0]), ([1, 1], [1, 1]), ([0, 0], [1, 1]), ([0, 0], [0, 0])],

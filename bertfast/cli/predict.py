@@ -1,0 +1,132 @@
+"""predict and fill-mask: a trained model on a file, on texts given on the line, or on masked words."""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from bertfast.cli.common import check_target, console, fail
+
+
+class BadLinesPolicy(StrEnum):
+    refuse = "refuse"
+    skip = "skip"
+
+
+def _mistakes() -> tuple[type[Exception], ...]:
+    from bertfast.data.tokenizer import TokenizerError
+    from bertfast.models import ConfigError, WeightsError
+    from bertfast.tasks.lines import DataError
+
+    return DataError, TokenizerError, ConfigError, WeightsError, FileNotFoundError, ImportError
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(help="folder of a fine-tuned model, such as RUN/model")],
+    data: Annotated[Path | None, typer.Argument(metavar="INPUT", help="file as for `finetune`, without labels")] = None,
+    out: Annotated[Path | None, typer.Option(help="write predictions here; printed where not given")] = None,
+    text: Annotated[list[str] | None, typer.Option(help="in place of INPUT: a sentence; twice for a pair")] = None,
+    question: Annotated[str | None, typer.Option(help="in place of INPUT: a question about --context")] = None,
+    context: Annotated[str | None, typer.Option(help="the text that the answer is cut from")] = None,
+    n_best: Annotated[Path | None, typer.Option(help="questions: write the n best answers with scores here")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="questions: of no answer; the model's where not given")
+    ] = None,
+    fields: Annotated[
+        str, typer.Option(help="of JSONL and CSV: first sentence, second, label")
+    ] = "sentence1,sentence2,label",
+    bad_lines: Annotated[
+        BadLinesPolicy, typer.Option(help="skip: left out, counted and named")
+    ] = BadLinesPolicy.refuse,
+) -> None:
+    """Predict with a fine-tuned model: labels and probabilities, answers, or entities, as the model was made for."""
+    check_target("--out", out)
+    check_target("--n-best", n_best)
+    if sum(given is not None for given in (data, text, question)) != 1:
+        raise fail("give one of INPUT, --text, or --question with --context")
+    if (question is None) != (context is None):
+        raise fail("--question and --context belong together")
+    try:
+        from bertfast.tasks import predict as tasks
+        from bertfast.tasks.lines import BadLines
+
+        mistakes = _mistakes()
+    except ImportError as error:
+        raise fail(str(error)) from None
+    bad = BadLines(bad_lines is BadLinesPolicy.skip)
+    try:
+        fitted = tasks.Fitted.load(model)
+        if data is not None:
+            examples = tasks.read_input(fitted, data, bad, fields.split(","))
+        else:
+            examples = tasks.from_line(fitted, text, question, context)
+        if bad:
+            console.print(f"note: {data}: {bad.summary()}", style="yellow", markup=False, highlight=False)
+        if fitted.kind == "qa":
+            _answers(fitted, examples, out, n_best, threshold, single=data is None)
+            return
+        run = tasks.predict_pairs if fitted.kind == "pair" else tasks.predict_entities
+        _lines(run(fitted, examples), out)
+    except mistakes as error:
+        raise fail(str(error)) from None
+
+
+def _lines(rows: list[dict[str, Any]], out: Path | None) -> None:
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    if out is None:
+        print(text, end="")
+        return
+    out.write_text(text, encoding="utf-8")
+    console.print(f"wrote {out}", highlight=False)
+
+
+def _answers(
+    fitted: Any, examples: list[Any], out: Path | None, n_best: Path | None, threshold: float | None, single: bool
+) -> None:
+    from bertfast.tasks.predict import predict_questions
+    from bertfast.tasks.qa_answers import nbest_json
+
+    options = fitted.qa_options(threshold)
+    found = predict_questions(fitted, examples, options)
+    texts = {prediction.id: prediction.answer(options.threshold) for prediction in found}
+    for path, content in ((out, texts), (n_best, {prediction.id: nbest_json(prediction) for prediction in found})):
+        if path is not None:
+            path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+            console.print(f"wrote {path}", highlight=False)
+    if out is None:
+        print(texts[found[0].id] if single else json.dumps(texts, ensure_ascii=False, indent=1))
+
+
+def fill_mask(
+    model: Annotated[Path, typer.Argument(help="folder of a model with a masked-LM head")],
+    text: Annotated[str, typer.Argument(help='text with one or more masks: "Paris is the [MASK] of France."')],
+    top: Annotated[int, typer.Option(min=1, help="pieces shown for each mask")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Say which words are likeliest at each [MASK] of a text, English or Japanese."""
+    try:
+        from bertfast.tasks import fill_mask as masks
+
+        mistakes = _mistakes()
+    except ImportError as error:
+        raise fail(str(error)) from None
+    try:
+        found = masks.fill_masks(*masks.load_masked_lm(model), text, top)
+    except mistakes as error:
+        raise fail(str(error)) from None
+    if as_json:
+        rows = [
+            [{"piece": g.piece, "probability": g.probability, "text": g.text} for g in guesses] for guesses in found
+        ]
+        print(json.dumps(rows, ensure_ascii=False, indent=1))
+        return
+    for number, guesses in enumerate(found, 1):
+        table = Table(title=f"mask {number} of {len(found)}" if len(found) > 1 else None)
+        for column in ("piece", "probability", "text"):
+            table.add_column(column, justify="right" if column == "probability" else "left")
+        for guess in guesses:
+            table.add_row(guess.piece, f"{guess.probability:.4f}", guess.text)
+        console.print(table, markup=False)

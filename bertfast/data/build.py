@@ -1,0 +1,300 @@
+"""Builds a corpus: documents to pieces in worker processes, to Arrow files, and resumes where it was stopped.
+
+Everything happens in `OUT.building`, one shard (a fixed number of characters of the source) at a time: its files are written into a
+temporary folder, forced to the disk, and the folder is renamed, so that a shard is whole or absent whatever kills the build. A
+shard's record says how many items of the source it covers; a build that goes on reads past those and makes the rest. At the end
+the Arrow files get their names, and the folder becomes OUT. The bytes do not depend on workers or on where it was stopped.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import bertfast
+from bertfast.data import arrow
+from bertfast.data.encode import SIDES, Encoded, Work, encode
+from bertfast.data.files import is_full, sync_folder, write_whole
+from bertfast.data.lines import BadLine, Document
+from bertfast.data.sources import Source
+from bertfast.data.tokenizer import Tokenizer
+from bertfast.data.workers import Workers
+
+TASK_CHARACTERS = 1 << 18  # for a worker at a time: some tenths of a second
+SHARD_CHARACTERS = 1 << 25  # at most this much work is lost by a kill
+
+
+class BuildError(ValueError):
+    """A corpus that cannot be built as asked."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What decides the corpus, besides sources and tokenizer.
+
+    Attributes:
+        splitter: "lines" (a line is a sentence) or "sentences" (a line is a paragraph).
+        holdout: share of the documents that become OUT/eval, by hash of their text; the others are OUT/train. 0: OUT itself.
+        refuse_bad_lines: stop at the first bad line instead of naming and passing it.
+        shard_characters: of the source in one Arrow file.
+    """
+
+    splitter: str = "lines"
+    holdout: float = 0.0
+    refuse_bad_lines: bool = False
+    shard_characters: int = SHARD_CHARACTERS
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.holdout < 1:
+            raise BuildError(f"holdout is {self.holdout}; it is a share of the documents, at least 0 and below 1")
+        if self.shard_characters < 1:
+            raise BuildError(f"shard_characters is {self.shard_characters}; it must be at least 1")
+
+
+Report = Callable[[dict[str, int]], None]
+
+
+def build(
+    source: Source,
+    tokenizer: Tokenizer,
+    out: Path,
+    options: Options,
+    *,
+    workers: int = 1,
+    report: Report = lambda totals: None,
+) -> dict[str, Any]:
+    """Builds the corpus in `out`, or goes on with it; returns its manifest (of `out/train` with a hold-out).
+
+    `report` is called with totals (documents, sentences, tokens, skipped) after each batch. A finished corpus is left as it is.
+
+    Raises:
+        BuildError: `out` holds another corpus or something else, a bad line that is to be refused, no document left on a
+            side, another build at work, or a full disk (what is done stays, and the same command goes on).
+    """
+    plan = {
+        "format": "bertfast-build",
+        "version": 1,
+        "sources": source.describe(),
+        "tokenizer": tokenizer.sha256,
+        "options": asdict(options),
+    }
+    if _finished(out, plan):
+        shutil.rmtree(out / "shards", ignore_errors=True)
+        return json.loads((_sides(out, options)["train"] / "manifest.json").read_text("utf-8"))
+    work = out.with_name(out.name + ".building")
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        with _locked(work):
+            if (work / "build.json").is_file():
+                _compare(work, plan)
+            arrow.write_json(work / "build.json", plan)
+            records = _shards(source, tokenizer, work, options, workers, report)
+            manifest = _assemble(work, records, tokenizer, plan)
+            os.replace(work, out)
+            sync_folder(out.parent)
+            shutil.rmtree(out / "shards")
+            return manifest
+    except OSError as error:
+        if is_full(error):
+            raise BuildError(
+                f"the disk is full; what is done stays in {work}: free some space and run the same command again, it goes on there"
+            ) from error
+        raise
+
+
+@contextmanager
+def _locked(work: Path) -> Iterator[None]:
+    """One build at a time in a folder; the system forgets the lock of a build that is killed."""
+    handle = os.open(work, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise BuildError(f"another build is at work in {work}; wait for it, or choose another folder") from None
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def _finished(out: Path, plan: dict[str, Any]) -> bool:
+    if (out / "build.json").is_file():
+        _compare(out, plan)
+        return True
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise BuildError(
+            f"{out} exists and is not a corpus of `bertfast data build`; name a folder that is empty or not there yet"
+        )
+    return False
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{name}.{key}" if name else key).items()}
+    if isinstance(value, list):
+        return {k: v for at, inner in enumerate(value) for k, v in _flat(inner, f"{name}[{at}]").items()}
+    return {name: value}
+
+
+def _compare(folder: Path, plan: dict[str, Any]) -> None:
+    """BuildError where the corpus in `folder` was begun otherwise."""
+    there, now = _flat(json.loads((folder / "build.json").read_text("utf-8"))), _flat(json.loads(json.dumps(plan)))
+    if differing := [name for name in {**there, **now} if there.get(name) != now.get(name)]:
+        what = "; ".join(f"{name} is {there.get(name)!r} there and {now.get(name)!r} now" for name in differing[:6])
+        raise BuildError(
+            f"{folder} was begun with something else: {what}. Build into another folder, or remove that one"
+        )
+
+
+def _batches(source: Source, skip: int, options: Options) -> Iterator[Work]:
+    """The stream in pieces for workers: at document bounds, by characters alone, and never across two shards."""
+    work = Work([], options.splitter, options.holdout)
+    shard = 0
+    for item in islice(iter(source), skip, None):
+        work.items.append(item)
+        if isinstance(item, BadLine) and options.refuse_bad_lines:
+            raise _refused(item)
+        work.size += sum(map(len, item.lines)) if isinstance(item, Document) else 1
+        if work.size >= min(TASK_CHARACTERS, options.shard_characters - shard):
+            shard = shard + work.size if shard + work.size < options.shard_characters else 0
+            yield work
+            work = Work([], options.splitter, options.holdout)
+    if work.items:
+        yield work
+
+
+def _refused(bad: BadLine) -> BuildError:
+    return BuildError(f"{bad.where}: {bad.reason} ({bad.detail}); mend it, or pass bad lines by with --bad-lines skip")
+
+
+def _shards(
+    source: Source, tokenizer: Tokenizer, work: Path, options: Options, workers: int, report: Report
+) -> list[dict[str, Any]]:
+    """Writes the shards that are not there yet; returns the records of all."""
+    (folder := work / "shards").mkdir(exist_ok=True)
+    records: list[dict[str, Any]] = []
+    while (path := folder / f"{len(records):05d}" / "record.json").is_file():
+        records.append(json.loads(path.read_text("utf-8")))
+    totals = _totals(Counter(), *records)
+    parts: list[Encoded] = []
+    with Workers(workers, tokenizer.files, tokenizer) as pool:
+        for part in pool.map(encode, _batches(source, sum(record["items"] for record in records), options)):
+            if part.skipped and options.refuse_bad_lines:
+                raise _refused(part.skipped[0])
+            parts.append(part)
+            report(dict(_totals(totals, _record([part]))))
+            if sum(part.size for part in parts) >= options.shard_characters:
+                records.append(_write_shard(folder / f"{len(records):05d}", parts, tokenizer))
+                parts = []
+        if parts:
+            records.append(_write_shard(folder / f"{len(records):05d}", parts, tokenizer))
+    return records
+
+
+def _record(parts: list[Encoded]) -> dict[str, Any]:
+    counts = {side: Counter[str]() for side in SIDES}
+    notes: Counter[str] = Counter()
+    for part in parts:
+        notes.update(part.notes)
+        for side in SIDES:
+            counts[side].update(part.rows[side].counts())
+    skipped = Counter(bad.reason for part in parts for bad in part.skipped)
+    return {
+        "items": sum(part.items for part in parts),
+        **counts,
+        "skipped": dict(sorted(skipped.items())),
+        "notes": dict(notes),
+    }
+
+
+def _totals(totals: Counter[str], *records: dict[str, Any]) -> Counter[str]:
+    """`totals` with these records added."""
+    for record in records:
+        for side in SIDES:
+            totals.update(record[side])
+        totals["skipped"] += sum(record["skipped"].values())
+    return totals
+
+
+def _write_shard(target: Path, parts: list[Encoded], tokenizer: Tokenizer) -> dict[str, Any]:
+    """The shard's folder, whole or not at all."""
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        dtype = arrow.dtype_for(tokenizer.vocab_size)
+        for side in SIDES:
+            rows = arrow.Rows.joined([part.rows[side] for part in parts], dtype)
+            if len(rows.tokens):
+                arrow.write_rows(partial / f"{side}.arrow", rows, dtype)
+        lines = [json.dumps(asdict(bad), ensure_ascii=True) + "\n" for part in parts for bad in part.skipped]
+        write_whole(partial / "skipped.jsonl", [line.encode() for line in lines])
+        record = _record(parts)
+        arrow.write_json(partial / "record.json", record)
+        os.replace(partial, target)
+    except OSError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    sync_folder(target.parent)
+    return record
+
+
+def _sides(folder: Path, options: Options) -> dict[str, Path]:
+    return {side: folder / side for side in SIDES} if options.holdout else {"train": folder}
+
+
+def _assemble(work: Path, records: list[dict[str, Any]], tokenizer: Tokenizer, plan: dict[str, Any]) -> dict[str, Any]:
+    """Names the Arrow files, writes what stands beside them. Each step may have been done by a build that was stopped here."""
+    options = Options(**plan["options"])
+    manifests = {}
+    for side, folder in _sides(work, options).items():
+        if not sum(record[side]["documents"] for record in records):
+            why = (
+                "the source has none" if side == "train" and not options.holdout else f"with holdout {options.holdout}"
+            )
+            raise BuildError(f"no document for {side}, {why}: check the source and its format, or choose another share")
+        folder.mkdir(exist_ok=True)
+        filled = [index for index, record in enumerate(records) if record[side]["documents"]]
+        for at, index in enumerate(filled):
+            target = folder / arrow.DATA_NAME.format(at, len(filled))
+            if not target.exists():
+                os.replace(work / "shards" / f"{index:05d}" / f"{side}.arrow", target)
+        fingerprint = tokenizer.sha256[:8] + plan["sources"][0]["sha256"][:8]
+        arrow.write_dataset_files(folder, len(filled), arrow.dtype_for(tokenizer.vocab_size), fingerprint)
+        tokenizer.save(folder / "tokenizer")
+        manifests[side] = _manifest(records, side if options.holdout else None, tokenizer, plan)
+        arrow.write_json(folder / "manifest.json", manifests[side])
+    shards = (work / "shards" / f"{index:05d}" / "skipped.jsonl" for index in range(len(records)))
+    write_whole(work / "skipped.jsonl", (path.read_bytes() for path in shards))
+    return manifests["train"]
+
+
+def _manifest(
+    records: list[dict[str, Any]], split: str | None, tokenizer: Tokenizer, plan: dict[str, Any]
+) -> dict[str, Any]:
+    counts, skipped, notes = Counter[str](), Counter[str](), Counter[str]()
+    for record in records:
+        counts.update(record[split or "train"])
+        skipped.update(record["skipped"])
+        notes.update(record["notes"])
+    return {
+        "format": arrow.FORMAT,
+        "version": arrow.VERSION,
+        **{name: counts[name] for name in ("documents", "sentences", "tokens")},
+        "dtype": arrow.dtype_for(tokenizer.vocab_size),
+        "tokenizer": {"sha256": tokenizer.sha256, "language": tokenizer.language, "vocab_size": tokenizer.vocab_size},
+        "sources": plan["sources"],
+        "skipped": dict(sorted(skipped.items())),
+        "headings_left_out": notes["headings"],
+        "documents_cut": notes["cut"],
+        "split": split,
+        "options": plan["options"],
+        "created_by": f"bertfast {bertfast.__version__}",
+    }

@@ -1,0 +1,86 @@
+"""What a worker process does with some documents: sentences, pieces, and on which side of the hold-out each one falls."""
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from bertfast.data.arrow import Rows, dtype_for
+from bertfast.data.lines import BadLine, Document, Item
+from bertfast.data.sentences import split_sentences
+from bertfast.data.tokenizer import Tokenizer
+
+SIDES = ("train", "eval")
+
+
+@dataclass
+class Work:
+    """Items of the stream that go to a worker together, and how to treat them."""
+
+    items: list[Item]
+    splitter: str
+    holdout: float
+    size: int = 0  # characters, and one for each bad line: what shards are measured by
+
+
+@dataclass
+class Encoded:
+    """Documents of each side, and what was not taken, in order."""
+
+    rows: dict[str, Rows]
+    skipped: list[BadLine]
+    items: int
+    size: int
+    notes: dict[str, int] = field(default_factory=dict)
+
+
+def held_out(document: Document, share: float) -> bool:
+    """Whether a document belongs to the held-out corpus: by a hash of its text, so that its place never matters and copies of one
+    document are never on both sides."""
+    digest = hashlib.sha256("\n".join(document.lines).encode()).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2.0**64
+
+
+def encode(tokenizer: Tokenizer, work: Work) -> Encoded:
+    """Sentences and pieces of the documents of `work`."""
+    documents: list[tuple[Document, list[str]]] = []
+    skipped: list[BadLine] = []
+    notes = {"headings": 0, "cut": 0}
+    for item in work.items:
+        if isinstance(item, BadLine):
+            skipped.append(item)
+            continue
+        split = work.splitter == "sentences"
+        sentences = [s for line in item.lines for s in (split_sentences(line, tokenizer.language) if split else [line])]
+        documents.append((item, sentences))
+        notes["headings"] += item.headings
+        notes["cut"] += item.cut
+    pieces = iter(tokenizer.ids_batch([sentence for _, sentences in documents for sentence in sentences]))
+    sides: dict[str, list[list[list[int]]]] = {side: [] for side in SIDES}
+    for document, sentences in documents:
+        kept = []
+        for sentence in sentences:
+            if ids := next(pieces):
+                kept.append(ids)
+            else:
+                skipped.append(
+                    BadLine(
+                        document.where, "no pieces", f"nothing of {sentence[:60]!r} is in the vocabulary's alphabet"
+                    )
+                )
+        if kept:
+            sides["eval" if held_out(document, work.holdout) else "train"].append(kept)
+    dtype = dtype_for(tokenizer.vocab_size)
+    rows = {side: _rows(documents, dtype) for side, documents in sides.items()}
+    return Encoded(rows, skipped, len(work.items), work.size, notes)
+
+
+def _rows(documents: list[list[list[int]]], dtype: str) -> Rows:
+    lengths: list[Any] = [[len(ids) for ids in document] for document in documents]
+    return Rows(
+        np.array([index for document in documents for ids in document for index in ids], dtype),
+        np.array([length for document in lengths for length in document], np.int32),
+        np.array([sum(document) for document in lengths], np.int64),
+        np.array([len(document) for document in lengths], np.int64),
+    )

@@ -1,0 +1,192 @@
+"""Fine-tuning: the task that the loop trains, for each of the three kinds, and what is left in the run's folder.
+
+RUN/model/ is the model after the last step; RUN/best/, where a best one is kept, the one with the best score on the held-out
+data; RUN/metrics.json and RUN/predictions.* are of the last step.
+"""
+
+import json
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bertfast import models
+from bertfast.data.tokenizer import Tokenizer, load_tokenizer
+from bertfast.models.flops import training_flops
+from bertfast.tasks.loader import Batching, FeatureLoader
+from bertfast.tasks.pair_problem import PairOptions, PairProblem
+from bertfast.tasks.problem import SETTINGS, Evaluation, Problem, write_files
+from bertfast.tasks.qa_problem import QAOptions, QAProblem
+from bertfast.tasks.token_problem import TokenOptions, TokenProblem
+from bertfast.train import state
+from bertfast.train.checkpoint import FORMAT
+from bertfast.train.errors import ConfigError
+from bertfast.train.files import Files, write_folder
+from bertfast.train.finetune_config import PairConfig, QAConfig, TokenConfig
+from bertfast.train.loop import Outcome, train
+from bertfast.train.task import Task, Term
+
+BEST = "best_score.json"
+
+
+def make_problem(config: Any, tokenizer: Tokenizer) -> Problem:
+    """The data of a configuration, read, and how it is scored. Raises DataError and ConfigError."""
+    return _PROBLEMS[config.kind](
+        config, tokenizer, Path(config.train_file), Path(config.dev_file) if config.dev_file else None
+    )
+
+
+def _pair(config: PairConfig, tokenizer: Tokenizer, train_file: Path, dev_file: Path | None) -> Problem:
+    if len(config.fields) != 3:
+        raise ConfigError(f"fields must be three names, of first sentence, second sentence and label: {config.fields}")
+    return PairProblem(tokenizer, train_file, dev_file, _options(PairOptions, config))
+
+
+def _qa(config: QAConfig, tokenizer: Tokenizer, train_file: Path, dev_file: Path | None) -> Problem:
+    return QAProblem(tokenizer, train_file, dev_file, _options(QAOptions, config))
+
+
+def _token(config: TokenConfig, tokenizer: Tokenizer, train_file: Path, dev_file: Path | None) -> Problem:
+    return TokenProblem(tokenizer, train_file, dev_file, _options(TokenOptions, config))
+
+
+_PROBLEMS: dict[str, Callable[[Any, Tokenizer, Path, Path | None], Problem]] = {
+    "pair": _pair,
+    "qa": _qa,
+    "token": _token,
+}
+
+
+def _options(cls: Any, config: Any) -> Any:
+    """The options of a problem are named as those of its configuration."""
+    return cls(**{each.name: getattr(config, each.name) for each in fields(cls)})
+
+
+class FinetuneTask(Task):
+    """A problem and a model with its head. `run` is where the best model goes, where one is kept."""
+
+    def __init__(self, config: Any, run: Path) -> None:
+        folder = Path(config.model)
+        self.config, self.run = config, run
+        self.name = f"finetune-{config.kind}"
+        self.tokenizer = load_tokenizer(folder)
+        positions = models.BertConfig.from_pretrained(folder).max_position_embeddings
+        if config.max_length > positions:
+            raise ConfigError(
+                f"max_length {config.max_length}: {folder} has {positions} positions; give at most {positions}"
+            )
+        if config.keep_best and not config.dev_file:
+            raise ConfigError("keep_best chooses by a score on held-out data: give dev_file as well")
+        if config.keep_best and config.train.parallel == "fsdp":
+            raise ConfigError("keep_best does not work with parallel fsdp; use ddp, or take the last model")
+        self.problem = make_problem(config, self.tokenizer)
+        if config.keep_best and config.keep_best not in self.problem.scores:
+            raise ConfigError(f"keep_best {config.keep_best}: choose one of {', '.join(self.problem.scores)}")
+        # A new head's weights come from torch's generator.
+        torch.manual_seed(config.train.seed)
+        head = getattr(models, self.problem.head)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            self.model: nn.Module = head.from_pretrained(folder, torch.float32, **self.problem.overrides())
+        # That a head is new is how fine-tuning begins; it is noted like all that is known of the input.
+        self.problem.notes += [str(warning.message) for warning in said]
+        self.last: Evaluation | None = None
+
+    def loader(self, rank: int, ranks: int) -> FeatureLoader:
+        batching = Batching(self.config.batch_size, self.config.token_budget, self.config.layout)
+        return FeatureLoader(
+            self.problem.features,
+            batching,
+            pad_id=self.tokenizer.pad_id,
+            seed=self.config.train.seed,
+            rank=rank,
+            ranks=ranks,
+        )
+
+    def terms(self, model: nn.Module, batch: Any) -> dict[str, Term]:
+        found = model(**batch.inputs())
+        return {"loss": Term(found.loss, self.problem.correct(found, batch))}
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        self.last = self.problem.evaluate(model)
+        if self.last is None:
+            return {}
+        if self.config.keep_best:
+            self._keep_best(self.last.metrics)
+        return self.last.metrics
+
+    def _keep_best(self, scores: dict[str, float]) -> None:
+        name = self.config.keep_best
+        if name not in scores:
+            raise ConfigError(
+                f"keep_best {name}: the held-out data has no questions of this kind; there are {', '.join(scores)}"
+            )
+        target = self.run / "best"
+        known = json.loads((target / BEST).read_text())["score"] if (target / BEST).is_file() else None
+        if not is_main() or (known is not None and scores[name] <= known):
+            return
+        files = Files()
+
+        def fill(folder: Path) -> None:
+            files.write_tensors(folder / "model.safetensors", state.model_tensors(self.model))
+            self.save(folder)
+            files.write_text(
+                folder / BEST, json.dumps({"metric": name, "score": scores[name], "scores": scores}) + "\n"
+            )
+
+        write_folder(target, fill, {**FORMAT, "format": "bertfast-model"}, files)
+
+    def save(self, folder: Path) -> None:
+        config = self.model.config.replace()  # type: ignore[operator, union-attr]
+        config.extra |= {
+            "architectures": [self.problem.head],
+            "dtype": "float32",
+            SETTINGS: self.problem.settings(),
+        }
+        config.save_pretrained(folder)
+        self.tokenizer.save(folder)
+
+    def train_flops(self, tokens: int, squares: int, targets: dict[str, int]) -> float | None:
+        return training_flops(self.model.config, tokens, squares)  # type: ignore[arg-type]
+
+
+def is_main() -> bool:
+    """Whether this process is the one of all ranks that writes files."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def finetune(
+    config: PairConfig | QAConfig | TokenConfig,
+    run: Path,
+    *,
+    resume: bool = False,
+    note: Callable[[str], None] = print,
+) -> tuple[Outcome, dict[str, float]]:
+    """Fine-tune as `config` says into the folder `run`; returns how it ended and the last scores on the held-out data.
+
+    note: is told what was left out of the data or cut.
+
+    Raises:
+        TrainingError: as `loop.train`.
+        DataError, ValueError, FileNotFoundError: for data, a model or a tokenizer that cannot be used.
+    """
+    task = FinetuneTask(config, run)
+    if is_main():
+        for text in task.problem.notes:
+            note(text)
+    outcome = train(task, config.train, run, record=config, resume=resume)
+    if not outcome.finished:
+        return outcome, {}
+    if task.last is None and config.train.parallel != "fsdp":  # resumed after its last step
+        task.evaluate(task.model.eval())
+    found = task.last or Evaluation({})
+    if is_main():
+        # What was left out or cut stands beside the scores that it bears on.
+        about = {"step": outcome.step, **found.metrics, "data": task.problem.notes}
+        write_files(run, {**found.files, "metrics.json": about})
+    return outcome, found.metrics

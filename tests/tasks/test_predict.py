@@ -1,0 +1,101 @@
+"""What a folder is for, input without labels, and how the command line refuses what does not fit."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from task_cases import ENGLISH
+from test_finetune import run, save_model
+
+from bertfast import models
+from bertfast.tasks.lines import BadLines, DataError
+from bertfast.tasks.predict import Fitted, from_line, predict_entities, predict_pairs, predict_questions, read_input
+
+
+def fitted(folder, cls, **settings):
+    pytest.importorskip("tokenizers")
+    save_model(folder, cls, len(ENGLISH), "en")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **settings}))
+    return Fitted.load(folder)
+
+
+def test_kind_and_lengths_come_from_the_folder(tmp_path):
+    mine = fitted(tmp_path / "a", models.BertForSequenceClassification, bertfast={"max_length": 12, "sentences": 2})
+    assert (mine.kind, mine.labels, mine.length(128)) == ("pair", ["LABEL_0", "LABEL_1"], 12)
+    foreign = fitted(tmp_path / "b", models.BertForQuestionAnswering)
+    options = foreign.qa_options()
+    assert (foreign.kind, options.max_length, options.threshold) == ("qa", 64, None)
+    assert foreign.qa_options(threshold=1.5).threshold == 1.5
+
+
+def test_settings_of_questions_are_kept_and_a_given_threshold_wins(tmp_path):
+    kept = {"max_length": 40, "stride": 7, "max_question": 9, "max_answer": 5, "no_answer_threshold": -2.0}
+    options = fitted(tmp_path, models.BertForQuestionAnswering, bertfast=kept).qa_options()
+    assert (options.max_length, options.stride, options.max_question, options.max_answer) == (40, 7, 9, 5)
+    assert options.threshold == -2.0
+
+
+def test_a_model_without_a_head_of_ours(tmp_path):
+    with pytest.raises(DataError, match="BertForPreTraining, which predicts nothing"):
+        fitted(tmp_path, models.BertForPreTraining)
+
+
+def test_pairs_of_a_file_without_labels(tmp_path):
+    mine = fitted(tmp_path / "m", models.BertForSequenceClassification, bertfast={"sentences": 2})
+    (tmp_path / "in.tsv").write_text("the film\tgood\nparis\tbad\n")
+    rows = predict_pairs(mine, read_input(mine, tmp_path / "in.tsv", BadLines()))
+    assert [(row["sentence1"], row["sentence2"]) for row in rows] == [("the film", "good"), ("paris", "bad")]
+    assert all(sum(row["probabilities"].values()) == pytest.approx(1.0) for row in rows)
+
+
+def test_order_of_predictions_is_that_of_the_input(tmp_path):
+    mine = fitted(tmp_path / "m", models.BertForSequenceClassification)
+    lines = [" ".join(["good"] * (1 + i * 7 % 11)) for i in range(30)]
+    (tmp_path / "in.txt").write_text("\n".join(lines))
+    together = predict_pairs(mine, read_input(mine, tmp_path / "in.txt", BadLines()))
+    for line, row in zip(lines, together, strict=True):
+        (alone,) = predict_pairs(mine, from_line(mine, [line]))
+        assert row["sentence1"] == line
+        assert row["probabilities"] == pytest.approx(alone["probabilities"], rel=1e-4)
+
+
+def test_entities_of_plain_text_have_characters(tmp_path):
+    mine = fitted(tmp_path / "m", models.BertForTokenClassification)
+    mine = Fitted(mine.model, mine.tokenizer, "token", {}, ["B-X", "B-Y"])
+    (tmp_path / "in.txt").write_text("Who  plays, Paris?\n")
+    (row,) = predict_entities(mine, read_input(mine, tmp_path / "in.txt", BadLines()))
+    assert row["text"] == "Who  plays, Paris?"
+    assert [e["text"] for e in row["entities"]] == ["Who", "plays", ",", "Paris", "?"]
+    assert all(row["text"][e["start"] : e["end"]] == e["text"] for e in row["entities"])
+
+
+def test_one_question(tmp_path):
+    mine = fitted(tmp_path, models.BertForQuestionAnswering)
+    options = mine.qa_options()
+    options = type(options)(max_length=48, max_question=8)
+    (found,) = predict_questions(mine, from_line(mine, None, "who?", "Paris plays."), options)
+    assert found.text in "Paris plays."
+
+
+def test_command_line(tmp_path):
+    fitted(tmp_path / "m", models.BertForSequenceClassification)
+    assert "give one of INPUT" in run("predict", tmp_path / "m", status=2)
+    assert "belong together" in run("predict", tmp_path / "m", "--question", "a", status=2)
+    assert "cannot be read" in run("predict", tmp_path / "m", tmp_path / "none.tsv", status=2)
+    assert "nowhere" in run("predict", tmp_path / "nowhere", "--text", "a", status=2)
+    (tmp_path / "in.jsonl").write_text('{"sentence1": "good"}\n{\n')
+    assert "in.jsonl:2" in run("predict", tmp_path / "m", tmp_path / "in.jsonl", status=2)
+    out = tmp_path / "out.jsonl"
+    run("predict", tmp_path / "m", tmp_path / "in.jsonl", "--bad-lines", "skip", "--out", out)
+    assert len(out.read_text().splitlines()) == 1
+
+
+def test_help_does_not_import_what_only_commands_need():
+    code = (
+        "import sys, torch, bertfast.cli;"
+        "print(sorted({'tokenizers', 'datasets', 'transformers', 'yaml', 'matplotlib', 'bertfast.models'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

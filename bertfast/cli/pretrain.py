@@ -50,7 +50,11 @@ _PLACES = {
     "save_every": "train.save_every",
     "tensorboard": "train.tensorboard",
 }
-EPILOG = "Exit status: " + "; ".join(f"{status} {meaning}" for status, meaning in EXIT_STATUSES.items()) + "."
+EPILOG = (
+    "Exit status: "
+    + "; ".join(f"{status} {meaning}" for status, meaning in EXIT_STATUSES.items())
+    + (". torchrun itself ends with 1 and prints the status of each rank.")
+)
 
 
 def pretrain(

@@ -160,11 +160,12 @@ def test_sigterm_saves_and_exits_with_143(corpora, tmp_path):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     deadline = time.monotonic() + 120
     while not losses(run) and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)  # the loader's worker gets it too, as under torchrun
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 143, stderr
     assert "stopped by signal 15 after step" in stderr

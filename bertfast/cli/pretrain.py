@@ -1,5 +1,6 @@
 """`bertfast pretrain`: from a corpus to a checkpoint that transformers loads."""
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -49,7 +50,11 @@ _PLACES = {
     "save_every": "train.save_every",
     "tensorboard": "train.tensorboard",
 }
-EPILOG = "Exit status: " + "; ".join(f"{status} {meaning}" for status, meaning in EXIT_STATUSES.items()) + "."
+EPILOG = (
+    "Exit status: "
+    + "; ".join(f"{status} {meaning}" for status, meaning in EXIT_STATUSES.items())
+    + (". torchrun itself ends with 1 and prints the status of each rank.")
+)
 
 
 def pretrain(
@@ -116,6 +121,8 @@ def run(flags: dict[str, Any], file: Path | None, sets: list[str], resume: bool,
         raise typer.Exit(error.exit_status) from None
     except (ValueError, ImportError, FileNotFoundError) as error:
         raise fail(str(error)) from None
+    if os.environ.get("RANK", "0") != "0":
+        return
     if not outcome.finished:
         console.print(f"stopped at step {outcome.step} of {outcome.total_steps} as asked; go on with --resume")
     else:

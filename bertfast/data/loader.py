@@ -5,6 +5,7 @@ them out in turns. Each worker plans every block itself, which costs it about 5 
 """
 
 import warnings
+import signal
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -59,6 +60,12 @@ class _Sent:
             return self._bytes[begin:end].view(dtype).view(shape)
 
         return self._made._replace(batch=self._made.batch.map(view))
+
+
+def _outlive_signals(worker: int) -> None:
+    """A signal for the whole process group (torchrun, a batch system, Ctrl-C) asks the trainer to save and end. It needs its
+    workers until then; they end with it, since DataLoader's workers watch their parent."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class _Share(IterableDataset):
@@ -141,6 +148,7 @@ class PretrainLoader:
                 pin_memory=self.pin_memory,
                 # Its own, so that the seed of workers, who draw nothing, is not taken from the generator of dropout.
                 generator=torch.Generator(),
+                worker_init_fn=_outlive_signals,
             )
         for item in source:
             made = item.received() if isinstance(item, _Sent) else item

@@ -105,6 +105,7 @@ def wrap(model: nn.Module, ranks: Ranks, parallel: str) -> nn.Module:
 
 def accumulating(model: nn.Module, last: bool) -> AbstractContextManager[None]:
     """Surrounds forward and backward of a micro-batch: gradients are exchanged only in the last one of a step."""
+    model = getattr(model, "_orig_mod", model)  # under torch.compile
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last)
     elif isinstance(model, DistributedDataParallel) and not last:

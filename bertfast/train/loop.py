@@ -173,11 +173,13 @@ class Trainer:
             group["lr"] = self.learning_rate()
         with memory.guard(self.task.model, self.config, self.ranks, self.step + 1, batches):
             found = gradients(self.task, self.called, batches, self.config, self.ranks, flags)
-        if not found.finite:
-            terms = totals(sorted(batches[0].counts), found.judged, found.sums.tolist())
-            bad_batch.stop(self.folder.path, self.step + 1, batches, terms, float(found.norm), self.saved, self.ranks)
-        optim.clip(self.task.model, found.norm, self.config.max_grad_norm)
-        self.optimizer.step()
+            if not found.finite:
+                terms = totals(sorted(batches[0].counts), found.judged, found.sums.tolist())
+                bad_batch.stop(
+                    self.folder.path, self.step + 1, batches, terms, float(found.norm), self.saved, self.ranks
+                )
+            optim.clip(self.task.model, found.norm, self.config.max_grad_norm)
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.window is None:
             self.window = Window(sorted(batches[0].counts), self.ranks.device)

@@ -44,6 +44,7 @@ RUNS: dict[str, tuple[dict[str, Any], bool]] = {
     "ddp_dropout_resumed": ({}, True),
     "fsdp_lamb": (_LAMB, False),
     "fsdp_lamb_resumed": (_LAMB, True),
+    "half_alone": (_EXACT, False),  # begun by one process
     "half": (_EXACT | _FSDP | {"train.stop_at": STOP}, False),
 }
 
@@ -58,7 +59,7 @@ def run(corpus: Path, out: Path, options: dict[str, Any], resumed: bool = False)
         worker = {"data.workers": 1} if resumed else {}
         chosen = config(corpus, out, **options | {"train.stop_at": stop} | worker)
         task = PretrainTask(chosen)
-        train(task, chosen.train, out, record=chosen, resume=resumed and stop is None)
+        train(task, chosen.train, out, record=chosen, resume=out.exists())
     return task
 
 

@@ -7,6 +7,7 @@ import signal
 
 import pytest
 import torch
+from faults import FAULTS, Fault
 from safetensors.torch import load_file
 from toy import ToyTask, assert_same, batch_of, config
 
@@ -17,7 +18,7 @@ from bertfast.train.errors import (
     OutOfMemoryError,
     StoppedError,
 )
-from bertfast.train.files import Files
+from bertfast.train.files import TEMPORARY, Files, check_folder
 from bertfast.train.loop import train
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -132,3 +133,25 @@ def test_an_infinite_gradient_of_a_finite_loss_stops_too(tmp_path):
     with pytest.raises(NotFiniteError, match=r"step 1: the losses are finite .* but the gradient norm is (nan|inf)"):
         train(ToyTask(poison=1, gradient=True), config(), tmp_path / "run")
     assert not (tmp_path / "run/checkpoints").exists()
+
+
+@pytest.mark.parametrize("kind", ["kill", "full"])
+def test_any_step_on_the_disk_may_fail(tmp_path, straight, kind):
+    """Every sixth of the 56 steps of a whole run, checkpoints, retention and the final model: resumed to the same bits."""
+    counted = Fault()
+    train(ToyTask(), config(), tmp_path / "counted", files=counted)
+    for at in range(1 if kind == "kill" else 4, counted.count + 1, 6):
+        run = tmp_path / str(at)
+        child = os.fork()
+        if not child:
+            try:
+                train(ToyTask(), config(), run, files=Fault(at, FAULTS[kind]))
+            except DiskFullError as error:
+                os._exit(error.exit_status)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == {"kill": -signal.SIGKILL, "full": 4}[kind]
+        assert not (run / "model").exists() or check_folder(run / "model") is None
+        train(ToyTask(), config(), run, resume=True)
+        assert_same(straight, run)
+        assert check_folder(run / "model") is None
+        assert not list(run.rglob(f"{TEMPORARY}*"))

@@ -120,13 +120,12 @@ def measure(planner: Planner, implementation: str, rounds: int) -> Result:
 @contextmanager
 def numpy_only() -> Iterator[None]:
     """Objects that are made inside do without the extension."""
-    loaded = _ext.load()
+    loaded, before = _ext.load(), os.environ.get("BERTFAST_DISABLE_EXT", "")
     os.environ["BERTFAST_DISABLE_EXT"], _ext._module = "1", None
     try:
         yield
     finally:
-        del os.environ["BERTFAST_DISABLE_EXT"]
-        _ext._module = loaded
+        os.environ["BERTFAST_DISABLE_EXT"], _ext._module = before, loaded
 
 
 def cases(corpus: Corpus, vocabulary: Vocabulary, block_tokens: int) -> Iterator[Result]:

@@ -47,9 +47,11 @@ Workers = Annotated[
 @contextmanager
 def _mistakes() -> Iterator[None]:
     """What a user can mend ends as one line."""
+    from bertfast.data.workers import WorkerError
+
     try:
         yield
-    except (ValueError, ImportError, OSError, RuntimeError) as error:
+    except (ValueError, ImportError, OSError, WorkerError) as error:
         if isinstance(error, OSError) and error.filename is not None:
             raise fail(f"{error.filename}: {error.strerror}") from None
         raise fail(str(error)) from None
@@ -218,6 +220,11 @@ def show(
             pieces = shown.load_tokenizer(tokenizer) if tokenizer else shown.example_tokenizer(texts)
             batch = shown.text_batch(pieces, texts, masked=masked, seed=seed)
         chosen = shown.sequences(batch, pieces, masked=masked)
+        if png is not None:
+            from bertfast.data.picture import draw
+
+            draw(chosen[:sequences], png, "What BERT reads" + (", and what it must predict" if masked else ""))
+            console.print(f"wrote {png}", highlight=False)
         for number, sequence in enumerate(chosen[:sequences]):
             print_sequence(number, sequence)
         bounds = batch.cu_seqlens.tolist() if batch.cu_seqlens is not None else []
@@ -225,8 +232,3 @@ def show(
         console.print(
             f"{batch.real_tokens} tokens in {batch.sequences} sequences, {len(batch.input_ids)} rows", highlight=False
         )
-        if png is not None:
-            from bertfast.data.picture import draw
-
-            draw(chosen[:sequences], png, "What BERT reads" + (", and what it must predict" if masked else ""))
-            console.print(f"wrote {png}", highlight=False)

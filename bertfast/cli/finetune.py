@@ -34,6 +34,7 @@ def _flags(cls: type, prefix: str = "") -> dict[str, tuple[str, Any]]:
     """Parameter name -> (dotted path of the option, annotation of its flag), nested sections laid flat."""
     found: dict[str, tuple[str, Any]] = {}
     hints = typing.get_type_hints(cls)
+    panel = "Training" if prefix else "Model and data"
     for field in dataclasses.fields(cls):
         kind = hints[field.name]
         if dataclasses.is_dataclass(kind):
@@ -43,7 +44,7 @@ def _flags(cls: type, prefix: str = "") -> dict[str, tuple[str, Any]]:
         flag = "--" + field.name.replace("_", "-")
         plain = _plain(kind)
         names.append(f"{flag}/--no-{flag[2:]}" if plain is bool else flag)
-        flag_type: Any = Annotated[plain | None, typer.Option(*names, help=_help(field))]
+        flag_type: Any = Annotated[plain | None, typer.Option(*names, help=_help(field), rich_help_panel=panel)]
         found[field.name] = (f"{prefix}{field.name}", flag_type)
     return found
 

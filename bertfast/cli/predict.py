@@ -97,7 +97,7 @@ def _answers(
             path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
             console.print(f"wrote {path}", highlight=False)
     if out is None:
-        print(texts[found[0].id] if single else json.dumps(texts, ensure_ascii=False, indent=1))
+        print((texts[found[0].id] or "(no answer)") if single else json.dumps(texts, ensure_ascii=False, indent=1))
 
 
 def fill_mask(

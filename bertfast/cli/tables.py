@@ -2,6 +2,7 @@
 
 from rich.cells import cell_len
 from rich.table import Table
+from rich.text import Text
 
 from bertfast.cli.common import console
 from bertfast.data.show import Shown, Token
@@ -41,6 +42,6 @@ def print_sequence(number: int, sequence: Shown) -> None:
         for _ in range(len(block) + 1):
             table.add_column(no_wrap=True, justify="center")
         for name in shown:
-            # Text of a corpus may hold what rich reads as markup.
-            table.add_row(name, *(ROWS[name](token).replace("[", r"\[") for token in block))
+            # Text, because a corpus may hold what rich reads as markup.
+            table.add_row(name, *(Text(ROWS[name](token)) for token in block))
         console.print(table, highlight=False)

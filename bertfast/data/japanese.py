@@ -7,6 +7,7 @@ offsets go through a map from normalised characters to original ones.
 Words are MeCab's morphemes, or with "inflected" a verb's or adjective's form is one word with its te and its auxiliaries.
 """
 
+import importlib
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -20,7 +21,11 @@ from bertfast.data.tokenizer import CONTINUES, SPECIAL_ROLES, Encoding, Tokenize
 WORD_KINDS = ("morphemes", "inflected")
 WORDS_SETTING = "bertfast_words"  # in tokenizer_config.json; transformers carries it along unread
 CACHED_WORDS = 1 << 17  # distinct words whose pieces are kept: 40 MB at most
+MECAB_CHARACTERS = 1 << 16  # of a text at a time
+BLANK = re.compile(r"[ \t\r\n\v\f\0]*")
 TASK_TEXTS = 256  # texts in one message to a worker process
+INFLECTS = ("動詞", "形容詞", "助動詞")  # verb, adjective, auxiliary: です after a noun starts a word that た may join
+CONJUNCTIVE = ("助詞", "接続助詞")
 
 Span = tuple[int, int]
 
@@ -34,7 +39,7 @@ def mecab_tagger(dictionary: str | None = "unidic_lite", option: str | None = No
             return fugashi.GenericTagger(option or "")
         if dictionary not in ("unidic_lite", "unidic", "ipadic"):
             raise TokenizerError(f"mecab_dic is {dictionary!r}; known are unidic_lite, unidic and ipadic")
-        folder = __import__(dictionary).DICDIR
+        folder = importlib.import_module(dictionary).DICDIR
     except ImportError as error:
         raise missing_extra(error, "ja", "Japanese text") from None
     return fugashi.GenericTagger(f'-d "{folder}" -r "{folder}/mecabrc" {option or ""}')
@@ -43,29 +48,29 @@ def mecab_tagger(dictionary: str | None = "unidic_lite", option: str | None = No
 def word_spans(tagger: Any, text: str, kind: str = "morphemes") -> list[Span]:
     """Where each word of `text` (already normalised) starts and ends; white space belongs to none.
 
-    MeCab stops at NUL, and at 65,536 bytes of white space: the rest is given to it again, so that no text is lost.
+    MeCab stops at NUL, and at 65,536 bytes of white space: the rest is given to it again, so that no text is lost. A long text is
+    given to it in parts, because its lattice takes hundreds of bytes a character; a part's last word goes to the next one.
     """
     spans: list[Span] = []
     kinds: list[tuple[str, str]] = []
-    position = 0
-    while True:
-        for node in tagger(text[position:] if position else text):
+    position, length = 0, len(text)
+    while position < length:
+        part = text[position : position + MECAB_CHARACTERS] if length > MECAB_CHARACTERS or position else text
+        nodes = list(tagger(part))
+        if position + len(part) < length and len(nodes) > 1:
+            nodes.pop()
+        for node in nodes:
             start = text.index(node.surface, position)
             position = start + len(node.surface)
             spans.append((start, position))
             if kind == "inflected":
-                part, subpart = node.feature_raw.split(",", 2)[:2]
-                kinds.append((part, subpart))
-        rest = text[position:]
-        left = rest.lstrip(" \t\r\n\v\f\0")
-        if not left or left == rest:
+                pos, detail = node.feature_raw.split(",", 2)[:2]
+                kinds.append((pos, detail))
+        skipped = BLANK.match(text, position).end()  # type: ignore[union-attr]
+        if not nodes and skipped == position:
             break
-        position += len(rest) - len(left)
+        position = skipped
     return spans if kind == "morphemes" else _join(text, spans, kinds)
-
-
-INFLECTS = ("動詞", "形容詞", "助動詞")  # verb, adjective, auxiliary: です after a noun starts a word that た may join
-CONJUNCTIVE = ("助詞", "接続助詞")
 
 
 def _join(text: str, spans: list[Span], kinds: list[tuple[str, str]]) -> list[Span]:

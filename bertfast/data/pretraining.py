@@ -64,6 +64,9 @@ def pretraining_batch(
         ValueError: where the samples do not fit the shape or the masker's max_seq_length.
     """
     rows = np.ascontiguousarray(rows, dtype=np.int64)
+    segments = rows[:, [A_LENGTH, B_LENGTH]]
+    if len(rows) and not 0 <= segments.min() <= segments.max() <= corpus.tokens:
+        raise IndexError(f"a row has a segment length that is negative or above the corpus's {corpus.tokens} tokens")
     lengths = sample_lengths(rows)
     fill = shape or Shape(
         int(lengths.sum()), len(rows), int(masker.predictions[np.minimum(lengths, len(masker.predictions) - 1)].sum())

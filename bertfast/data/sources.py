@@ -33,10 +33,14 @@ def read_text(path: Path, progress: Progress, field: str) -> Iterator[Item]:
 
 WIKITEXT_HEADING = re.compile(r"= (.*) =")
 WIKITEXT_JOIN = re.compile(r" @([-,.])@ ")
+WIKITEXT_UNKNOWN = re.compile(r"<unk> ?")
 
 
 def read_wikitext(path: Path, progress: Progress, field: str) -> Iterator[Item]:
-    """WikiText: " = Title = " begins a document, deeper headings are left out, and " @-@ " (also , and .) is undone to "-"."""
+    """WikiText: " = Title = " begins a document, deeper headings are left out, and " @-@ " (also , and .) is undone to "-".
+
+    <unk>, WikiText's own mark for a rare word, is left out: as pieces it would be the easiest thing in the text to predict.
+    """
     gather = Gather()
     for item in read_lines(path, progress):
         if isinstance(item, BadLine):
@@ -47,7 +51,7 @@ def read_wikitext(path: Path, progress: Progress, field: str) -> Iterator[Item]:
             if not heading.group(1).startswith("= "):
                 yield from gather.end()
             gather.at(f"{path}:{item[0]}").headings += 1
-        elif line:
+        elif line := WIKITEXT_UNKNOWN.sub("", line):
             yield from gather.add(f"{path}:{item[0]}", WIKITEXT_JOIN.sub(r"\1", line))
     yield from gather.end()
 

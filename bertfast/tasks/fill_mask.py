@@ -12,6 +12,7 @@ from bertfast.data.tokenizer import load_tokenizer
 from bertfast.tasks.features import assemble
 from bertfast.tasks.lines import DataError
 from bertfast.tasks.loader import make_batch
+from bertfast.tasks.problem import check_vocabulary
 
 if TYPE_CHECKING:
     from bertfast.data.tokenizer import Tokenizer
@@ -42,7 +43,9 @@ def load_masked_lm(folder: Path) -> tuple[Any, "Tokenizer"]:
             f"{folder}: {names[0]} has no masked-LM head ({_HEAD}*), so it cannot fill masks; name a BertForPreTraining or "
             "BertForMaskedLM, such as `bertfast pretrain` makes"
         )
-    return models.BertForMaskedLM.from_pretrained(folder), load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
+    check_vocabulary(folder, tokenizer, config.vocab_size)
+    return models.BertForMaskedLM.from_pretrained(folder), tokenizer
 
 
 def weight_names(folder: Path) -> list[str]:

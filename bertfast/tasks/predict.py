@@ -12,7 +12,7 @@ from bertfast.tasks.inference import sequence_logits
 from bertfast.tasks.lines import BadLines, DataError
 from bertfast.tasks.pair import FIELDS, PairExample, pair_features, read_pairs
 from bertfast.tasks.pair_problem import pair_rows
-from bertfast.tasks.problem import SETTINGS
+from bertfast.tasks.problem import SETTINGS, check_vocabulary
 from bertfast.tasks.qa import QAExample, qa_features, read_squad
 from bertfast.tasks.qa_answers import Prediction
 from bertfast.tasks.qa_problem import QAOptions, answer
@@ -60,9 +60,11 @@ class Fitted:
                 f"fine-tune it first (`bertfast finetune`), or name a {', '.join(KINDS)}"
             )
         kind = KINDS[kinds[0]]
+        tokenizer = load_tokenizer(folder)
+        check_vocabulary(folder, tokenizer, config.vocab_size)
         model = getattr(models, kinds[0]).from_pretrained(folder)
         labels = None if config.num_labels == 1 and kind == "pair" else list((config.id2label or {}).values())
-        return cls(model, load_tokenizer(folder), kind, dict(config.extra.get(SETTINGS) or {}), labels)
+        return cls(model, tokenizer, kind, dict(config.extra.get(SETTINGS) or {}), labels)
 
     def length(self, default: int) -> int:
         """Pieces of a sequence: what the model was fine-tuned with, else `default`, within its positions."""

@@ -4,14 +4,18 @@ import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
 from bertfast.data.batches import Batch
 from bertfast.tasks.features import Feature
 from bertfast.tasks.inference import EVALUATION
+from bertfast.tasks.lines import DataError
 from bertfast.tasks.loader import Batching
+
+if TYPE_CHECKING:
+    from bertfast.data.tokenizer import Tokenizer
 
 # The key of config.json under which a fine-tuned model keeps how it was fed; others pass over it.
 SETTINGS = "bertfast"
@@ -59,6 +63,15 @@ class Problem(ABC):
     @abstractmethod
     def evaluate(self, model: nn.Module) -> Evaluation | None:
         """Scores on the held-out data; None where there is none. The model is in evaluation mode."""
+
+
+def check_vocabulary(folder: Path, tokenizer: "Tokenizer", words: int) -> None:
+    """DataError where the tokenizer gives ids that a model of `words` words has no embedding for."""
+    if tokenizer.vocab_size > words:
+        raise DataError(
+            f"{folder}: its tokenizer has {tokenizer.vocab_size} pieces, its model {words}: they are not of one checkpoint; "
+            "put the tokenizer's files that the model was trained with beside it"
+        )
 
 
 def write_files(folder: Path, files: dict[str, Any]) -> None:

@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from bertfast.tasks.lines import DataError
 from bertfast.tasks.qa import QAExample, Window
 
+# The margin of a question without any candidate: above all margins of logits, and JSON has no infinity.
+_NO_CANDIDATE = 1e9
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -33,7 +36,7 @@ class Prediction:
 
     id: str
     best: list[Candidate] = field(default_factory=list)
-    null_score: float = -math.inf
+    null_score: float = 0.0
 
     @property
     def text(self) -> str:
@@ -43,7 +46,7 @@ class Prediction:
     @property
     def null_margin(self) -> float:
         """How much the empty answer's score is above the best one's: what the threshold is compared with."""
-        return self.null_score - self.best[0].score if self.best else math.inf
+        return self.null_score - self.best[0].score if self.best else _NO_CANDIDATE
 
     def answer(self, threshold: float | None) -> str:
         """The answer, "" where the margin exceeds the threshold; None never leaves a question unanswered."""

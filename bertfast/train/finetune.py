@@ -20,13 +20,13 @@ from bertfast.data.tokenizer import Tokenizer, load_tokenizer
 from bertfast.models.flops import training_flops
 from bertfast.tasks.loader import Batching, FeatureLoader
 from bertfast.tasks.pair_problem import PairOptions, PairProblem
-from bertfast.tasks.problem import SETTINGS, Evaluation, Problem, write_files
+from bertfast.tasks.problem import SETTINGS, Evaluation, Problem, check_vocabulary, write_files
 from bertfast.tasks.qa_problem import QAOptions, QAProblem
 from bertfast.tasks.token_problem import TokenOptions, TokenProblem
 from bertfast.train import state
 from bertfast.train.checkpoint import FORMAT
 from bertfast.train.errors import ConfigError
-from bertfast.train.files import Files, write_folder
+from bertfast.train.files import Files, explained, write_folder
 from bertfast.train.finetune_config import PairConfig, QAConfig, TokenConfig
 from bertfast.train.loop import Outcome, train
 from bertfast.train.task import Task, Term
@@ -34,37 +34,19 @@ from bertfast.train.task import Task, Term
 BEST = "best_score.json"
 
 
-def make_problem(config: Any, tokenizer: Tokenizer) -> Problem:
-    """The data of a configuration, read, and how it is scored. Raises DataError and ConfigError."""
-    return _PROBLEMS[config.kind](
-        config, tokenizer, Path(config.train_file), Path(config.dev_file) if config.dev_file else None
-    )
-
-
-def _pair(config: PairConfig, tokenizer: Tokenizer, train_file: Path, dev_file: Path | None) -> Problem:
-    if len(config.fields) != 3:
-        raise ConfigError(f"fields must be three names, of first sentence, second sentence and label: {config.fields}")
-    return PairProblem(tokenizer, train_file, dev_file, _options(PairOptions, config))
-
-
-def _qa(config: QAConfig, tokenizer: Tokenizer, train_file: Path, dev_file: Path | None) -> Problem:
-    return QAProblem(tokenizer, train_file, dev_file, _options(QAOptions, config))
-
-
-def _token(config: TokenConfig, tokenizer: Tokenizer, train_file: Path, dev_file: Path | None) -> Problem:
-    return TokenProblem(tokenizer, train_file, dev_file, _options(TokenOptions, config))
-
-
-_PROBLEMS: dict[str, Callable[[Any, Tokenizer, Path, Path | None], Problem]] = {
-    "pair": _pair,
-    "qa": _qa,
-    "token": _token,
+_KINDS: dict[str, tuple[Any, Any]] = {
+    "pair": (PairProblem, PairOptions),
+    "qa": (QAProblem, QAOptions),
+    "token": (TokenProblem, TokenOptions),
 }
 
 
-def _options(cls: Any, config: Any) -> Any:
-    """The options of a problem are named as those of its configuration."""
-    return cls(**{each.name: getattr(config, each.name) for each in fields(cls)})
+def make_problem(config: Any, tokenizer: Tokenizer) -> Problem:
+    """The data of a configuration, read, and how it is scored. DataError for data that cannot be used."""
+    problem, options = _KINDS[config.kind]
+    # The options of a problem are named as those of its configuration.
+    chosen = options(**{each.name: getattr(config, each.name) for each in fields(options)})
+    return problem(tokenizer, Path(config.train_file), Path(config.dev_file) if config.dev_file else None, chosen)
 
 
 class FinetuneTask(Task):
@@ -75,7 +57,9 @@ class FinetuneTask(Task):
         self.config, self.run = config, run
         self.name = f"finetune-{config.kind}"
         self.tokenizer = load_tokenizer(folder)
-        positions = models.BertConfig.from_pretrained(folder).max_position_embeddings
+        start = models.BertConfig.from_pretrained(folder)
+        check_vocabulary(folder, self.tokenizer, start.vocab_size)
+        positions = start.max_position_embeddings
         if config.max_length > positions:
             raise ConfigError(
                 f"max_length {config.max_length}: {folder} has {positions} positions; give at most {positions}"
@@ -188,5 +172,6 @@ def finetune(
     if is_main():
         # What was left out or cut stands beside the scores that it bears on.
         about = {"step": outcome.step, **found.metrics, "data": task.problem.notes}
-        write_files(run, {**found.files, "metrics.json": about})
+        with explained(str(run)):
+            write_files(run, {**found.files, "metrics.json": about})
     return outcome, found.metrics

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from bertfast.train.config import TrainConfig
+from bertfast.train.errors import ConfigError
 from bertfast.train.settings import option
 
 
@@ -57,6 +58,12 @@ class PairConfig(FinetuneConfig):
         metadata={"choices": (), "help": "classes in their order; those of the training file, sorted, where not given"},
     )
     regression: bool = option(False, "labels are numbers to be predicted")
+
+    def __post_init__(self) -> None:
+        if len(self.fields) != 3:
+            raise ConfigError(
+                f"fields must be three names, of first sentence, second sentence and label: {self.fields}"
+            )
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """Japanese pieces against transformers' BertJapaneseTokenizer, and offsets into the original text."""
 
 import json
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -10,6 +11,7 @@ pytest.importorskip("fugashi")
 pytest.importorskip("unidic_lite")
 transformers = pytest.importorskip("transformers")
 
+from bertfast.data import japanese  # noqa: E402
 from bertfast.data.japanese import mecab_tagger, normalise, word_spans  # noqa: E402
 from bertfast.data.tokenizer import TokenizerError, load_tokenizer  # noqa: E402
 
@@ -141,6 +143,15 @@ def test_text_after_nul_and_endless_space_is_not_lost(tmp_path):
         assert encoding.offsets[-1][1] == 4 + len(gap)
 
 
+def test_long_texts_go_in_parts(monkeypatch):
+    text, tagger = "東京に住んでいます。 名前はまだ無い。" * 40, mecab_tagger()
+    for kind in ("morphemes", "inflected"):
+        whole = word_spans(tagger, text, kind)
+        with monkeypatch.context() as patch:
+            patch.setattr(japanese, "MECAB_CHARACTERS", 50)
+            assert word_spans(tagger, text, kind) == whole
+
+
 def test_processes_give_the_same(tmp_path):
     tokenizer = load_tokenizer(write(tmp_path / "t", PLAIN))
     texts = [f"{PLAIN[index % 3]}{index}" for index in range(600)]
@@ -169,3 +180,11 @@ def test_save_and_words_setting(tmp_path):
 def test_unsupported(tmp_path, config, message):
     with pytest.raises(TokenizerError, match=message):
         load_tokenizer(write(tmp_path / "t", PLAIN, **config))
+
+
+@pytest.mark.parametrize("absent", ["fugashi", "unidic_lite"])
+def test_a_missing_package_names_its_extra(tmp_path, absent, monkeypatch):
+    folder = write(tmp_path / "t", PLAIN)
+    monkeypatch.setitem(sys.modules, absent, None)
+    with pytest.raises(ImportError, match=r"Japanese text needs .*pip install 'bertfast\[ja\]'"):
+        load_tokenizer(folder)

@@ -62,7 +62,7 @@ def test_long_lines_and_documents(tmp_path, monkeypatch):
 
 
 def test_wikitext(tmp_path):
-    text = " \n = First = \n \n It is 0 @.@ 7 m @-@ long . \n = = Part = = \n More . \n\n = Second = \n Text .\n"
+    text = " \n = First = \n \n It is 0 @.@ 7 m @-@ long . \n = = Part = = \n More . \n\n = Second = \n Text <unk> .\n <unk> \n"
     items = read(put(tmp_path / "w.txt", text), "wikitext")
     assert documents(items) == [["It is 0.7 m-long .", "More ."], ["Text ."]]
     assert [item.headings for item in items] == [2, 1]

@@ -42,6 +42,14 @@ def test_a_model_without_a_head_of_ours(tmp_path):
         fitted(tmp_path, models.BertForPreTraining)
 
 
+def test_a_tokenizer_of_another_model(tmp_path):
+    fitted(tmp_path, models.BertForSequenceClassification)
+    with (tmp_path / "vocab.txt").open("a") as file:
+        file.write("more\n")
+    with pytest.raises(DataError, match="are not of one checkpoint"):
+        Fitted.load(tmp_path)
+
+
 def test_pairs_of_a_file_without_labels(tmp_path):
     mine = fitted(tmp_path / "m", models.BertForSequenceClassification, bertfast={"sentences": 2})
     (tmp_path / "in.tsv").write_text("the film\tgood\nparis\tbad\n")

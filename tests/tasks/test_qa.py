@@ -10,7 +10,7 @@ import pytest
 from bertfast.tasks.features import window_bounds
 from bertfast.tasks.lines import BadLines, DataError
 from bertfast.tasks.qa import Answer, QAExample, answer_span, qa_features, read_squad
-from bertfast.tasks.qa_answers import Prediction, predict_answers
+from bertfast.tasks.qa_answers import Prediction, nbest_json, predict_answers
 
 CONTEXT = "Paris is the capital of France. The film is very, very good."
 
@@ -43,6 +43,7 @@ def test_reading(tmp_path):
         ([question("q1", [(-6, "good.")])], "question q1: an answer that is not"),
         ([question("q1"), question("q1")], "question q1: an id that another question has"),
         ([{"id": "q1", "question": " ", "answers": []}], "question q1: no id or no text"),
+        ([{"id": "q1", "question": "a\0b", "answers": []}], "question q1: NUL character: at character 1"),
     ],
 )
 def test_bad_questions(tmp_path, questions, message):
@@ -218,3 +219,12 @@ def test_every_answer_of_real_data_comes_back_from_its_positions(name, language,
             assert example.placed[0].text in text
             seen.add(window.example)
     assert len(seen) == len(examples)
+
+
+def test_an_empty_context_has_no_answer_and_is_plain_json(english):
+    examples = [QAExample("a", "what?", " ")]
+    windows = qa_features(examples, english, max_length=30, max_question=8).windows
+    logits = [np.zeros(len(window.feature), np.float32) for window in windows]
+    (got,) = predict_answers(examples, windows, logits, logits)
+    assert (got.text, got.answer(0.0)) == ("", "")
+    json.dumps(nbest_json(got), allow_nan=False)

@@ -54,6 +54,12 @@ def test_formats(tmp_path, name, text):
             "a.jsonl:1: text that is no example: KeyError",
         ),
         ("a.jsonl", '{"tokens": ["Who"], "tags": ["O"]}\n{', "a.jsonl:2: text that is no example"),
+        (
+            "a.jsonl",
+            [{"tokens": ["\ud800"], "tags": ["O"]}, {"tokens": ["Who"], "tags": ["O"]}],
+            "a.jsonl:1: invalid UTF-8",
+        ),
+        ("a.conll", "a\0\tO\n\nWho\tO\n", "a.conll:1: NUL character"),
     ],
 )
 def test_bad_lines_are_refused_or_left_out_with_their_sentence(tmp_path, name, text, message):

@@ -119,7 +119,7 @@ def run(flags: dict[str, Any], file: Path | None, sets: list[str], resume: bool,
     except TrainingError as error:
         fail(str(error))
         raise typer.Exit(error.exit_status) from None
-    except (ValueError, ImportError, FileNotFoundError) as error:
+    except (ValueError, ImportError, OSError) as error:
         raise fail(str(error)) from None
     if os.environ.get("RANK", "0") != "0":
         return

@@ -4,8 +4,8 @@ Rank r of R takes global batches r, r + R, ... Worker w of W makes the rank's ba
 them out in turns. Each worker plans every block itself, which costs it about 5 ns a token, and builds only its own batches.
 """
 
-import warnings
 import signal
+import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 

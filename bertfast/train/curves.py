@@ -26,6 +26,11 @@ def _series(
     return found
 
 
+def _stem(name: str) -> str:
+    """What a figure is of: "mlm" for mlm_loss and mlm_accuracy, which then have one colour."""
+    return name.rpartition("_")[0]
+
+
 def draw(lines: list[dict[str, Any]], path: Path, title: str) -> None:
     """Draw the lines of a journal; nothing where there are none. ImportError names the extra that has matplotlib."""
     panels = [(label, _series(lines, "train", ends), _series(lines, "eval", ends)) for ends, label in _PANELS]
@@ -37,13 +42,14 @@ def draw(lines: list[dict[str, Any]], path: Path, title: str) -> None:
     except ImportError:
         raise ImportError("the curves of a run need matplotlib: pip install 'bertfast[train]'") from None
     figure = Figure(figsize=(6.2 * len(panels), 4.2), layout="constrained")
+    stems = sorted({_stem(name) for _, *series in panels for each in series for name in each})
+    colours = dict(zip(stems, _COLOURS * 4, strict=False))
     for axes, (label, train, held_out) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        colours = dict(zip(sorted(train | held_out), _COLOURS * 4, strict=False))
         for name, (steps, values) in train.items():
-            axes.plot(steps, values, color=colours[name], linewidth=1.4, label=name.replace("_", " "))
+            axes.plot(steps, values, color=colours[_stem(name)], linewidth=1.4, label=name.replace("_", " "))
         for name, (steps, values) in held_out.items():
             style = {"marker": "o", "markersize": 4, "linewidth": 1.0, "linestyle": "--"}
-            axes.plot(steps, values, color=colours[name], label=f"{name.replace('_', ' ')}, held out", **style)
+            axes.plot(steps, values, color=colours[_stem(name)], label=f"{name.replace('_', ' ')}, held out", **style)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_xlabel("optimizer step")
         axes.set_ylabel(label)

@@ -86,14 +86,14 @@ class Trainer:
         self.saved: int | None = None  # step of the last checkpoint
         self.window: Window | None = None
         self.notes: list[str] = []
-        self.resumed = self._find() if resume else None
-        if self.resumed:
-            state.restore_model(task.model, self.resumed.model)
+        resumed = self._find() if resume else None
+        if resumed:
+            state.restore_model(task.model, resumed.model)
         self.wrapped = distributed.wrap(task.model, ranks, config.parallel)
         self.called: Any = torch.compile(self.wrapped) if config.compile else self.wrapped
         self.optimizer = optim.build_optimizer(config, task.model)
-        if self.resumed:
-            self._restore(self.resumed)
+        if resumed:
+            self._restore(resumed)
         self.log = RunLog(self.folder.path, config, task, ranks, self.step, self.total)
 
     def _find(self) -> Checkpoint | None:
@@ -116,9 +116,8 @@ class Trainer:
         self.loader.load_state_dict(found.state["loader"])
         self.step = self.saved = found.step
         self.total = found.state["total_steps"]
-        if found.state["window"]:
-            self.window = Window(found.state["terms"], self.ranks.device)
-            self.window.load_state_dict(found.state["window"])
+        self.window = Window(found.state["terms"], self.ranks.device)
+        self.window.load_state_dict(found.state["window"])
         state.restore_rng(found.rng, self.ranks, self.config.seed, found.step)
 
     def fit(self) -> Outcome:

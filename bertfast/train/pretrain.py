@@ -44,7 +44,8 @@ def build_model(options: ModelOptions, nsp: bool, tokenizer: Any, seed: int) -> 
     with torch.random.fork_rng(devices=[]):  # a head that a checkpoint lacks is drawn from torch's own generator
         torch.manual_seed(seed)
         if options.init is not None:
-            model = kind.from_pretrained(options.init)
+            # Whatever the stored precision is: weights that are trained are float32.
+            model = kind.from_pretrained(options.init, dtype=torch.float32)
             words = model.config.vocab_size
             if words < tokenizer.vocab_size:
                 raise ConfigError(

@@ -22,8 +22,9 @@ class RunFolder:
     def __init__(self, path: Path, record: Any, resume: bool, ranks: Ranks) -> None:
         self.path = path
         self._held: IO[str] | None = None
-        self.existed = path.exists()
-        if ranks.agree(self.existed and not resume and any(path.iterdir())):
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"{path}: this is a file; name a folder for the run")
+        if ranks.agree(path.exists() and not resume and any(path.iterdir())):
             raise ConfigError(
                 f"{path}: the run's folder is not empty; resume it with --resume, or choose another --out"
             )

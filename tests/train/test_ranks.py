@@ -14,6 +14,7 @@ from small_corpus import write_corpus
 
 from bertfast.train import journal
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
 WORKER = Path(ranks_worker.__file__)
 
 
@@ -42,11 +43,6 @@ def runs(tmp_path_factory):
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr.count("step 2/6") == len(ranks_worker.RUNS) - 1, "the main rank alone prints"
     return folder
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    monkeypatch.setattr("bertfast.train.curves.draw", lambda *_: None)
 
 
 def figures(run, event="train"):

@@ -1,4 +1,7 @@
-"""A task small enough to train in milliseconds: dropout, two loss terms, an exact loader, saved like a real one."""
+"""A task small enough to train in milliseconds: dropout, two loss terms, an exact loader, saved like a real one.
+
+And what tests of the loop compare of two runs.
+"""
 
 import json
 from collections.abc import Iterator
@@ -7,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bertfast.train import journal
+from bertfast.train.config import TrainConfig
 from bertfast.train.task import Task, Term
 
 WORDS, WIDTH = 23, 8
@@ -88,11 +94,11 @@ class ToyModel(nn.Module):
 class ToyTask(Task):
     name = "toy"
 
-    def __init__(self, seed: int = 0, dropout: float = 0.1, poison: int | None = None) -> None:
+    def __init__(self, seed: int = 0, dropout: float = 0.1, poison: int | None = None, gradient: bool = False) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.model = ToyModel(dropout)
-        self.seed, self.poison = seed, poison
+        self.seed, self.poison, self.gradient = seed, poison, gradient
 
     def loader(self, rank: int, ranks: int) -> ToyLoader:
         return ToyLoader(self.seed, rank, ranks)
@@ -103,7 +109,8 @@ class ToyTask(Task):
         total = F.cross_entropy(words.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
         mean = total / max(1, batch.counts["word"])
         if batch.position["batch"] == self.poison:
-            mean = mean * float("nan")
+            # Either the loss itself, or its gradient alone: 0 with an infinite slope.
+            mean = mean + (mean - mean.detach()).sqrt() if self.gradient else mean * torch.nan
         right = batch.labels["pair"]
         return {
             "word": Term(mean, (words.argmax(-1) == labels).sum()),
@@ -118,3 +125,26 @@ class ToyTask(Task):
 
     def save(self, folder: Path) -> None:
         (folder / "config.json").write_text(json.dumps({"width": WIDTH}))
+
+
+OPTIONS = {"steps": 12, "batches_per_step": 2, "log_every": 5, "save_every": 4, "learning_rate": 1e-2, "device": "cpu"}
+
+
+def config(**options):
+    return TrainConfig(**OPTIONS | options)
+
+
+def losses(run):
+    keys = ("step", "loss", "word_loss", "pair_loss", "word_accuracy", "pair_accuracy", "grad_norm", "learning_rate")
+    return [tuple(line[k] for k in keys) for line in journal.read(run / "log.jsonl") if line["event"] == "train"]
+
+
+def assert_same(one, other, step=12):
+    """Weights, optimizer state, random states and logged losses, bit for bit."""
+    for name in ("model", "optimizer", "rng"):
+        a, b = (load_file(run / f"checkpoints/step-{step:08d}/{name}.safetensors") for run in (one, other))
+        assert a.keys() == b.keys()
+        for key in a:
+            assert torch.equal(a[key], b[key]), f"{name}: {key}"
+    assert losses(one) == losses(other)
+    assert len(losses(one)) == 3

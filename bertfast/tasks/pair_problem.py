@@ -40,7 +40,7 @@ class PairOptions:
 
 
 class PairProblem(Problem):
-    """Training and held-out files, read. Raises DataError and ValueError as `tasks.pair` does."""
+    """Training and held-out files, read. Raises DataError as `tasks.pair` does."""
 
     kind = "pair"
     head = "BertForSequenceClassification"

@@ -39,7 +39,7 @@ class QAOptions:
 
 
 class QAProblem(Problem):
-    """Training and held-out files, read. Raises DataError and ValueError as `tasks.qa` does."""
+    """Training and held-out files, read. Raises DataError as `tasks.qa` does."""
 
     kind = "qa"
     head = "BertForQuestionAnswering"
@@ -53,7 +53,7 @@ class QAProblem(Problem):
         self.features = made.features
         self.dev = self._read(dev) if dev is not None else []
         self.dev_windows = self._windows(dev, self.dev).windows if dev is not None else []
-        self.may_abstain = any(not example.answers for example in (*examples, *self.dev))
+        self.may_abstain = any(e.impossible for e in examples) or any(not e.answers for e in self.dev)
         self.best: float | None = None
 
     def _read(self, path: Path) -> list[QAExample]:

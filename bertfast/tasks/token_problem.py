@@ -31,7 +31,7 @@ class TokenOptions:
 
 
 class TokenProblem(Problem):
-    """Training and held-out files, read. Raises DataError and ValueError as `tasks.token` does."""
+    """Training and held-out files, read. Raises DataError as `tasks.token` does."""
 
     kind = "token"
     head = "BertForTokenClassification"

@@ -2,8 +2,9 @@
 
     loss = sum over terms of  sum over micro-batches and ranks of (mean of the term x its targets) / (targets of the whole step)
 
-so every target weighs the same, wherever it came from. transformers' Trainer divides by the number of micro-batches instead,
-which weighs the targets of thin batches more. Counts are summed over ranks before the first backward.
+so every target weighs the same, wherever it came from. transformers' Trainer adds the means of BERT's heads over
+micro-batches instead, so that gradients grow with their number and targets of thin batches weigh more. Counts are
+summed over ranks before the first backward.
 """
 
 from collections.abc import Callable

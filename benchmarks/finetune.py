@@ -28,7 +28,7 @@ from bertfast.train.loop import train
 
 RESULTS = Path(__file__).parent / "results"
 HELD_OUT_ARTICLE = "Normans"
-HELD_OUT_PAIRS = 0.2
+HELD_OUT_PAIRS, HELD_OUT_ARTICLES = 0.2, 0.1
 console = Console(width=None if Console().is_terminal else 120)
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 
@@ -150,17 +150,23 @@ def sst2(
     report("sst2", {"bertfast": rows}, ("accuracy", "f1", "matthews"), {"what": what})
 
 
-def split_articles(source: Path, folder: Path, held_out: str, answerable: bool = False) -> tuple[Path, Path]:
-    """SQuAD's file as (training, held-out) files, one article being held out; `answerable` drops impossible questions."""
+def share_of(names: list[str], share: float) -> set[str]:
+    """A random share of these names, always the same."""
+    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(0)).tolist()
+    return {names[i] for i in order[: round(share * len(names))]}
+
+
+def split_articles(source: Path, folder: Path, held_out: set[str], answerable: bool = False) -> tuple[Path, Path]:
+    """SQuAD's file as (training, held-out) files by article; `answerable` drops impossible questions."""
     content = json.loads(source.read_text(encoding="utf-8"))
     for article in content["data"] if answerable else []:
         for paragraph in article["paragraphs"]:
             paragraph["qas"] = [item for item in paragraph["qas"] if not item.get("is_impossible")]
-    if held_out not in {article["title"] for article in content["data"]}:
-        raise typer.BadParameter(f"there is no article {held_out!r} in {source}")
+    if absent := held_out - {article["title"] for article in content["data"]}:
+        raise typer.BadParameter(f"there is no article {min(absent)!r} in {source}")
     paths = folder / "train.json", folder / "dev.json"
     for path, wanted in zip(paths, (False, True), strict=True):
-        kept = [article for article in content["data"] if (article["title"] == held_out) == wanted]
+        kept = [article for article in content["data"] if (article["title"] in held_out) == wanted]
         path.write_text(json.dumps({**content, "data": kept}), encoding="utf-8")
     return paths
 
@@ -181,7 +187,7 @@ def squad(
     """SQuAD 2.0's sample beside stock transformers fine-tuned the same way; sides take turns, seed by seed."""
     sides: dict[str, list[dict[str, Any]]] = {"bertfast": [], "transformers": []}
     with tempfile.TemporaryDirectory() as folder:
-        train_file, dev_file = split_articles(data / "squad_v2_sample.json", Path(folder), article, answerable)
+        train_file, dev_file = split_articles(data / "squad_v2_sample.json", Path(folder), {article}, answerable)
         for seed in range(seeds):
             for side in sides:
                 config = QAConfig(
@@ -204,14 +210,42 @@ def split_pairs(source: Path, folder: Path) -> tuple[Path, Path]:
     """JNLI's lines as (training, held-out) files: pairs about one picture stay on one side."""
     lines = source.read_text(encoding="utf-8").splitlines()
     pictures = [json.loads(line)["yjcaptions_id"].split("-")[0] for line in lines]
-    order = sorted(set(pictures), key=int)
-    order = [order[i] for i in torch.randperm(len(order), generator=torch.Generator().manual_seed(0))]
-    held_out = set(order[: round(HELD_OUT_PAIRS * len(order))])
+    held_out = share_of(sorted(set(pictures), key=int), HELD_OUT_PAIRS)
     paths = folder / "train.jsonl", folder / "dev.jsonl"
     for path, wanted in zip(paths, (False, True), strict=True):
         kept = [line for line, name in zip(lines, pictures, strict=True) if (name in held_out) == wanted]
         path.write_text("\n".join(kept) + "\n", encoding="utf-8")
     return paths
+
+
+@app.command()
+def jsquad(
+    data: Data,
+    model: Annotated[Path, typer.Option(help="folder of a Japanese checkpoint")],
+    seeds: Seeds = 1,
+    epochs: Epochs = 3.0,
+    rate: Rate = 2e-4,
+    batch: Batch = 16,
+    threads: Threads = None,
+    steps: Steps = None,
+) -> None:
+    """Questions about Japanese text, a tenth of the articles held out: exact match and F1 of characters."""
+    source = data / "jsquad_v1.3_valid.json"
+    titles = [article["title"] for article in json.loads(source.read_text(encoding="utf-8"))["data"]]
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        train_file, dev_file = split_articles(source, Path(folder), share_of(titles, HELD_OUT_ARTICLES))
+        for seed in range(seeds):
+            config = QAConfig(
+                model=str(model),
+                train_file=str(train_file),
+                dev_file=str(dev_file),
+                batch_size=batch,
+                train=training(seed, epochs, rate, threads, steps),
+            )
+            rows.append(measure(config, Path(folder) / f"run-{seed}"))
+    what = f"{epochs:g} epochs, batches of {batch}, learning rate {rate:g}, from {model.name}"
+    report("jsquad", {"bertfast": rows}, ("f1", "exact"), {"what": what})
 
 
 @app.command()

@@ -36,11 +36,11 @@ def questions(path):
     return [q["id"] for a in json.loads(path.read_text())["data"] for p in a["paragraphs"] for q in p["qas"]]
 
 
-def test_one_article_is_held_out(tmp_path, squad):
-    train, dev = suite.split_articles(squad, tmp_path, "B")
+def test_articles_are_held_out(tmp_path, squad):
+    train, dev = suite.split_articles(squad, tmp_path, {"B"})
     assert questions(train) == ["A1", "A2", "C1", "C2"]
     assert questions(dev) == ["B1", "B2"]
-    train, dev = suite.split_articles(squad, tmp_path, "B", answerable=True)
+    train, dev = suite.split_articles(squad, tmp_path, {"B"}, answerable=True)
     assert (questions(train), questions(dev)) == (["A1", "C1"], ["B1"])
 
 
@@ -83,3 +83,8 @@ def test_both_sides_begin_with_the_same_weights(tmp_path, squad):
     # A softmax does not see its bias: that gradient is rounding alone, which Adam makes steps of.
     del ours["qa_outputs.bias"], stock["qa_outputs.bias"]
     torch.testing.assert_close(ours, stock, rtol=1e-3, atol=1e-5)
+
+
+def test_an_article_that_is_not_there_is_named(tmp_path, squad):
+    with pytest.raises(suite.typer.BadParameter, match="'Z'"):
+        suite.split_articles(squad, tmp_path, {"A", "Z"})

@@ -127,10 +127,10 @@ def report(task: str, sides: dict[str, list[dict[str, Any]]], names: tuple[str, 
 def sst2(
     data: Data,
     model: Checkpoint = None,
-    seeds: Seeds = 1,
+    seeds: Seeds = 3,
     epochs: Epochs = 3.0,
-    rate: Rate = 1e-4,
-    batch: Batch = 32,
+    rate: Rate = 5e-5,
+    batch: Batch = 16,
     threads: Threads = None,
     steps: Steps = None,
 ) -> None:

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from benchmarks.gpu import results
 
-STAGES = ("build", "parity", "races", "micro", "encoder", "verified")
+STAGES = ("build", "parity", "races", "micro", "encoder", "training", "verified")
 OPTIONAL = ("tune",)  # changes launch tables, so only where it is named
 Stage = Callable[[str, frozenset[str]], Iterator[results.Line]]
 
@@ -65,6 +65,11 @@ def summary(line: results.Line) -> str:
         parts.append(f"{1e6 * line['p50']:.1f} us")
     if "share_of_ceiling" in line:
         parts.append(f"{100 * line['share_of_ceiling']:.0f} % of the ceiling, host {line['host_us']:.0f} us")
+    if "ratio" in line:
+        rates = ", ".join(f"{side} {rate:,.0f}" for side, rate in line["tokens_per_second"].items())
+        parts.append(f"{line['ratio']['p50']:.2f}x stock ({rates} tokens/s)")
+    if "loss_of_band" in line:
+        parts.append(f"{line['loss_of_band']:.2f} of the band")
     for name, peer in line.get("peers", {}).items():
         parts.append(f"{name} x{peer['ratio']:.2f}" if "ratio" in peer else f"{name} {str(peer.get('error'))[:60]}")
     if isinstance(line.get("error"), str) and line["error"]:

@@ -31,6 +31,9 @@ class TrainConfig:
     gradient_checkpointing: bool = option(False, "keep less for backward, compute layers twice")
     compile: bool = option(False, "torch.compile the model")
     device: str = option("auto", "auto: a GPU where there is one", choices=("auto", "cpu", "cuda"))
+    unverified_kernels: bool = option(
+        False, "train with GPU kernels that have not passed parity on this kind of GPU yet", free=True
+    )
     parallel: str = option("ddp", "under torchrun", choices=("ddp", "fsdp"), free=True)
     threads: int | None = option(None, "torch's threads on a CPU", low=1, free=True)
 

@@ -16,13 +16,14 @@ import torch
 from bertfast.train import bad_batch, distributed, memory, optim, schedule, state
 from bertfast.train.checkpoint import FORMAT, Checkpoint, Store, load
 from bertfast.train.config import TrainConfig
-from bertfast.train.errors import CheckpointError, StoppedError
+from bertfast.train.errors import CheckpointError, ConfigError, StoppedError
 from bertfast.train.files import Files, write_folder
 from bertfast.train.log import RunLog
 from bertfast.train.run_folder import RunFolder
 from bertfast.train.signals import Stop
 from bertfast.train.step import Flags, Gradients, Window, gradients, totals
 from bertfast.train.task import Task
+from bertfast.triton import verified
 
 
 @dataclass
@@ -58,6 +59,18 @@ def train(
         return Trainer(task, config, folder, resume, ranks, stop, files).fit()
 
 
+def check_kernels(device: torch.device, allowed: bool) -> None:
+    """ConfigError where this GPU's kernels have not passed parity on a device of its kind and that was not `allowed`."""
+    if device.type != "cuda" or allowed:
+        return
+    major, minor = torch.cuda.get_device_capability(device)
+    if absent := verified.missing(10 * major + minor):
+        raise ConfigError(
+            f"the kernels of {', '.join(absent)} have not passed parity on sm_{major}{minor} yet. Run `make gpu` here to "
+            "verify them, set train.unverified_kernels=true to train with them as they are, or train.device=cpu"
+        )
+
+
 class Trainer:
     """One run on one rank; `train` is the way in."""
 
@@ -72,6 +85,7 @@ class Trainer:
         files: Files | None,
     ) -> None:
         self.task, self.config, self.ranks, self.stop = task, config, ranks, stop
+        check_kernels(ranks.device, config.unverified_kernels)
         self.per_rank = config.micro_batches(ranks.size)
         self.folder = folder
         self.files = files or Files()

@@ -4,11 +4,13 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 pytest.importorskip("datasets")
 
-from benchmarks import pretraining
+from benchmarks.pretraining import __main__ as command
+from benchmarks.pretraining import measure
 from bertfast.data.build import Options, build
 from bertfast.data.corpus import Corpus
 from bertfast.data.sources import FileSource
@@ -33,21 +35,19 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setitem(pretraining.SIZES, SIZE, (64, 2, 4))
+    monkeypatch.setitem(measure.SIZES, SIZE, (64, 2, 4))
 
 
-@pytest.mark.parametrize("dtype", pretraining.DTYPES)
+@pytest.mark.parametrize("dtype", measure.DTYPES)
 def test_loss_curves_stay_within_the_bands(folder, dtype):
-    found = pretraining.convergence(
-        Corpus.open(folder), load_tokenizer(folder / "tokenizer"), dtype, 20, SIZE, 512, 1e-3
-    )
+    found = measure.convergence(Corpus.open(folder), load_tokenizer(folder / "tokenizer"), dtype, 20, SIZE, 512, 1e-3)
     assert found["passed"], {k: found[k] for k in ("loss_of_band", "weights_of_band")}
     assert found["ours"][-1] < found["ours"][0] - 0.1  # or there was nothing to come apart
 
 
 def test_a_wrong_gradient_leaves_the_band(folder, monkeypatch):
     """The bands are narrow enough to notice one term of the loss that counts a tenth too much."""
-    plain = pretraining.sides
+    plain = measure.sides
 
     def skewed(*args, **options):
         stock, ours = plain(*args, **options)
@@ -61,16 +61,16 @@ def test_a_wrong_gradient_leaves_the_band(folder, monkeypatch):
         ours.model.forward = heavier
         return stock, ours
 
-    monkeypatch.setattr(pretraining, "sides", skewed)
+    monkeypatch.setattr(measure, "sides", skewed)
     tokenizer = load_tokenizer(folder / "tokenizer")
-    found = pretraining.convergence(Corpus.open(folder), tokenizer, pretraining.FLOAT32, 20, SIZE, 512, 1e-3)
+    found = measure.convergence(Corpus.open(folder), tokenizer, measure.FLOAT32, 20, SIZE, 512, 1e-3)
     assert not found["passed"]
 
 
 def test_command(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(pretraining, "ROWS", (pretraining.Row(SIZE, 64, 256),))
-    app = pretraining.typer.Typer()
-    app.command()(pretraining.main)
+    monkeypatch.setattr(measure, "ROWS", (measure.Row(SIZE, 64, 256),))
+    app = typer.Typer()
+    app.command()(command.main)
     done = CliRunner().invoke(
         app, [str(folder), "--turns", "1", "--steps", "2", "--out", str(tmp_path), "--size", SIZE]
     )

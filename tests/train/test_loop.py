@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 from toy import ToyTask, assert_same, batch_of, config
 
-from bertfast.train import settings
+from bertfast.train import loop, settings
 from bertfast.train.config import TrainConfig
 from bertfast.train.distributed import Ranks
 from bertfast.train.errors import (
@@ -101,3 +101,15 @@ def test_other_options_resume_bit_exactly_too(tmp_path, options):
 def test_a_step_must_share_out_evenly():
     with pytest.raises(ConfigError, match="3, which 2 ranks cannot share evenly; choose a multiple of 2"):
         config(batches_per_step=3).micro_batches(2)
+
+
+def test_unverified_kernels_are_refused_on_a_gpu(monkeypatch):
+    device = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(loop.verified, "missing", lambda arch: ["attention"] if arch == 90 else [])
+    with pytest.raises(ConfigError, match=r"attention .* sm_90.*make gpu.*unverified_kernels=true"):
+        loop.check_kernels(device, allowed=False)
+    loop.check_kernels(device, allowed=True)
+    loop.check_kernels(torch.device("cpu"), allowed=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (10, 0))
+    loop.check_kernels(device, allowed=False)

@@ -4,9 +4,11 @@ Rank r of R takes global batches r, r + R, ... Worker w of W makes the rank's ba
 them out in turns. Each worker plans every block itself, which costs it about 5 ns a token, and builds only its own batches.
 """
 
+import os
 import signal
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -62,10 +64,19 @@ class _Sent:
         return self._made._replace(batch=self._made.batch.map(view))
 
 
-def _outlive_signals(worker: int) -> None:
-    """A signal for the whole process group (torchrun, a batch system, Ctrl-C) asks the trainer to save and end. It needs its
-    workers until then; they end with it, since DataLoader's workers watch their parent."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _obey_parent_alone(worker: int) -> None:
+    """A SIGTERM to all processes (torchrun, a batch system) asks the trainer to save and end, for which it needs its workers.
+
+    Only the trainer's own SIGTERM ends this one: multiprocessing sends it at exit and then waits for the worker's end.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_at_the_word_of, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_at_the_word_of(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(128 + signal.SIGTERM)
 
 
 class _Share(IterableDataset):
@@ -136,7 +147,7 @@ class PretrainLoader:
         self._position = Position(0, 0, 0)
         self._progress = 0.0
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch, None, None]:
         share = _Share(self._planner, self._position, self.rank, self.ranks)
         source: Any = share
         if self.workers:
@@ -148,7 +159,7 @@ class PretrainLoader:
                 pin_memory=self.pin_memory,
                 # Its own, so that the seed of workers, who draw nothing, is not taken from the generator of dropout.
                 generator=torch.Generator(),
-                worker_init_fn=_outlive_signals,
+                worker_init_fn=_obey_parent_alone,
             )
         for item in source:
             made = item.received() if isinstance(item, _Sent) else item

@@ -6,7 +6,7 @@ a token budget it ends earlier where the next sequence would exceed that.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -108,7 +108,7 @@ class FeatureLoader:
             self._planned = epoch, self._batching.cut(order.tolist(), self._lengths)
         return self._planned[1]
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch, None, None]:
         while True:
             mine: tuple[list[int], dict[str, Any]] | None = None
             epoch, index = self._epoch, self._index

@@ -6,7 +6,7 @@ draw this rank's micro-batches -> gradients (step.py) -> not finite? stop, nothi
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -139,15 +139,13 @@ class Trainer:
         end = min(self.total, self.config.stop_at or self.total)
         evaluation: dict[str, float] = {}
         self.task.model.train()
-        with self.log:
+        # An error keeps its traceback alive, and with it this iterator: its workers end now, not when the process wants to.
+        with self.log, closing(iter(self.loader)) as batches:
             for note in self.notes:
                 self.log.note(note)
-            batches = iter(self.loader)
             due = self._clock()
             while self.step < end:
-                # torch's DataLoader takes its workers' seed from the generator that dropout draws from.
-                with torch.random.fork_rng(devices=[]):
-                    drawn = [next(batches) for _ in range(self.per_rank)]
+                drawn = [next(batches) for _ in range(self.per_rank)]
                 found = self._one_step(drawn, lambda: [self.stop.received is not None, next(due)])
                 stopping, timely = found.flags
                 last = self.step == end

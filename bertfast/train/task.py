@@ -5,7 +5,7 @@ task returns means over a batch's own targets and the batch says how many those 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,7 +41,9 @@ class Loader(Protocol):
     sequence of global batches depends on the seed, the data and the budget alone.
     """
 
-    def __iter__(self) -> Iterator[Any]: ...
+    def __iter__(self) -> Generator[Any, None, None]:
+        """Closing it ends what makes batches, such as worker processes."""
+        ...
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON, equal on all ranks: the position after the last batch handed out on every rank."""

@@ -1,9 +1,13 @@
 """The loader: the same batches for any workers and ranks, resumed anywhere, every sample once an epoch."""
 
 import json
+import multiprocessing
 import pickle
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -231,6 +235,36 @@ def test_workers_leave_the_global_generator_alone(loader):
     next(iterator)
     assert torch.equal(torch.rand(3), expected)
     iterator.close()
+
+
+def test_only_the_trainers_own_signal_ends_a_worker(loader):
+    """torchrun and batch systems signal every process; a worker that obeyed would cost the checkpoint that is to be saved."""
+    batches = iter(loader(workers=1))
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+    for _ in range(8):  # more than are made ahead
+        next(batches)
+    batches.close()
+    worker.join(10)
+    assert worker.exitcode == 0
+
+
+def test_a_process_that_ends_with_a_batch_in_hand_does_not_hang(tmp_path, write_corpus, make_documents):
+    folder = write_corpus(tmp_path / "corpus", make_documents(20))
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[2])\n"
+        "from conftest import VOCABULARY; from benchmarks.loader import Vocabulary; import numpy as np\n"
+        "from bertfast.data.corpus import Corpus; from bertfast.data.loader import PretrainLoader\n"
+        "from bertfast.data.plan import PretrainDataOptions; from bertfast.data.pairs import PairOptions\n"
+        "ids = np.arange(VOCABULARY); vocabulary = Vocabulary(VOCABULARY, 2, 3, 0, 4, ids < 0, ids < 5)\n"
+        "options = PretrainDataOptions(token_budget=64, pairs=PairOptions(32))\n"
+        "batches = iter(PretrainLoader(Corpus.open(sys.argv[1]), vocabulary, options, workers=1))\n"
+        "next(batches)\nraise SystemExit(4)"
+    )
+    command = [sys.executable, "-c", code, str(folder), str(Path(__file__).parent)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 4, done.stderr
 
 
 def test_a_planner_travels_to_a_process_that_shares_no_memory(loader):

@@ -30,6 +30,7 @@ def test_not_finite_stops_before_the_update(tmp_path, straight):
     with pytest.raises(NotFiniteError, match=r"step 7: .*word_loss is nan.*last checkpoint is of step 4") as caught:
         train(task, config(), run)
     assert caught.value.exit_status == 3
+    assert task.made.closed, "workers of a loader that is left open keep the process from ending"
     assert '"batch": 13' in str(caught.value)
     assert all(torch.isfinite(p).all() for p in task.model.parameters())
     kept = load_file(run / "bad-batch-step-7.safetensors")

@@ -4,7 +4,7 @@ And what tests of the loop compare of two runs.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -55,11 +55,15 @@ def batch_of(seed: int, index: int) -> ToyBatch:
 class ToyLoader:
     def __init__(self, seed: int, rank: int, ranks: int) -> None:
         self.seed, self.rank, self.ranks, self.at = seed, rank, ranks, 0
+        self.closed = False
 
-    def __iter__(self) -> Iterator[ToyBatch]:
-        while True:
-            self.at += self.ranks
-            yield batch_of(self.seed, self.at - self.ranks + self.rank)
+    def __iter__(self) -> Generator[ToyBatch, None, None]:
+        try:
+            while True:
+                self.at += self.ranks
+                yield batch_of(self.seed, self.at - self.ranks + self.rank)
+        finally:
+            self.closed = True
 
     def state_dict(self) -> dict[str, Any]:
         return {"at": self.at}
@@ -101,7 +105,8 @@ class ToyTask(Task):
         self.seed, self.poison, self.gradient = seed, poison, gradient
 
     def loader(self, rank: int, ranks: int) -> ToyLoader:
-        return ToyLoader(self.seed, rank, ranks)
+        self.made = ToyLoader(self.seed, rank, ranks)
+        return self.made
 
     def terms(self, model: nn.Module, batch: ToyBatch) -> dict[str, Term]:
         words, pair = model(batch.input_ids)

@@ -36,8 +36,8 @@ def predict(
         float | None, typer.Option(help="questions: of no answer; the model's where not given")
     ] = None,
     fields: Annotated[
-        str, typer.Option(help="of JSONL and CSV: first sentence, second, label")
-    ] = "sentence1,sentence2,label",
+        str | None, typer.Option(help="of JSONL and CSV: names of the sentences; the model's where not given")
+    ] = None,
     bad_lines: Annotated[
         BadLinesPolicy, typer.Option(help="skip: left out, counted and named")
     ] = BadLinesPolicy.refuse,
@@ -59,8 +59,18 @@ def predict(
     bad = BadLines(bad_lines is BadLinesPolicy.skip)
     try:
         fitted = tasks.Fitted.load(model)
+        for option, given, kind in (
+            ("--n-best", n_best, "qa"),
+            ("--threshold", threshold, "qa"),
+            ("--fields", fields, "pair"),
+        ):
+            if given is not None and fitted.kind != kind:
+                raise fail(
+                    f"{option} is for models of the task {kind!r}; this one is for {fitted.kind!r}: leave it out"
+                )
         if data is not None:
-            examples = tasks.read_input(fitted, data, bad, fields.split(","))
+            columns = [name.strip() for name in fields.split(",")] if fields is not None else None
+            examples = tasks.read_input(fitted, data, bad, columns)
         else:
             examples = tasks.from_line(fitted, text, question, context)
         if bad:

@@ -53,10 +53,16 @@ def _quotients(right: int, predicted: int, expected: int) -> dict[str, float]:
     }
 
 
-def entity_scores(predicted: Sequence[Sequence[str]], expected: Sequence[Sequence[str]]) -> dict[str, float]:
+def entity_scores(
+    predicted: Sequence[Sequence[str]], expected: Sequence[Sequence[str]], missed: Sequence[str] = ()
+) -> dict[str, float]:
     """Precision, recall and F1 (0 to 1) of whole entities over all sentences, the accuracy of tags, and F1 of each type.
 
     An entity is right where its type and both ends are.
+
+    Args:
+        predicted, expected: the tags of each sentence.
+        missed: types of further expected entities, which no tags can say and which therefore nobody finds.
 
     Returns:
         precision, recall, f1, accuracy, entities (how many are expected), and f1_TYPE for each type that occurs.
@@ -67,6 +73,7 @@ def entity_scores(predicted: Sequence[Sequence[str]], expected: Sequence[Sequenc
     if len(predicted) != len(expected):
         raise ValueError(f"{len(predicted)} tagged sentences cannot be scored against {len(expected)}")
     counts = {name: Counter[str]() for name in ("right", "predicted", "expected")}
+    counts["expected"].update(missed)
     tokens = right = 0
     for number, (found, wanted) in enumerate(zip(predicted, expected, strict=True)):
         if len(found) != len(wanted):

@@ -19,11 +19,13 @@ class BadLines:
     """What was wrong with the lines of one file.
 
     skip: whether a bad line is left out (and counted) rather than refused with a DataError.
+    header: the place of a line that was passed over because it names the columns.
     """
 
     skip: bool = False
     counts: Counter[str] = field(default_factory=Counter)
     named: list[str] = field(default_factory=list)
+    header: str | None = None
 
     def report(self, where: str, why: str, detail: str = "") -> None:
         """One bad line: `why` is the reason it is counted under, `detail` what it says of this line alone.

@@ -88,16 +88,21 @@ def spearman(predicted: ArrayLike, expected: ArrayLike) -> float:
     return pearson(_ranks(found), _ranks(wanted))
 
 
+def class_scores(classes: int) -> tuple[str, ...]:
+    """The names of what `classification` gives for so many classes."""
+    return ("accuracy", *(("f1",) if classes == 2 else ()), "macro_f1", "matthews")
+
+
 def classification(predicted: ArrayLike, expected: ArrayLike, labels: Sequence[str]) -> dict[str, float]:
-    """accuracy, f1 (of class 1 where there are two classes, else the macro mean), macro_f1 and matthews."""
+    """accuracy, f1 (of class 1; where there are two classes alone), macro_f1 and matthews."""
     classes = len(labels)
-    macro = macro_f1(predicted, expected, classes)
-    return {
+    found = {
         "accuracy": accuracy(predicted, expected),
-        "f1": binary_f1(predicted, expected) if classes == 2 else macro,
-        "macro_f1": macro,
+        "f1": binary_f1(predicted, expected),
+        "macro_f1": macro_f1(predicted, expected, classes),
         "matthews": matthews(predicted, expected, classes),
     }
+    return {name: found[name] for name in class_scores(classes)}
 
 
 def regression(predicted: ArrayLike, expected: ArrayLike) -> dict[str, float]:

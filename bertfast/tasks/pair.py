@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bertfast.data.tokenizer import Tokenizer
 
 FIELDS = ("sentence1", "sentence2", "label")
+_HEADERS = ("sentence", "sentence1")  # of the first column
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,46 @@ class PairExample:
 Row = tuple[str, list[str | None]]
 """A place, and first sentence, second sentence, label."""
 
+Names = tuple[str, str | None, str | None]
+"""Of first sentence, second sentence and label; None for what is not read."""
 
-def _tsv(path: Path, fields: Sequence[str], sentences: int | None, bad: BadLines) -> Iterator[Row]:
+
+def field_names(fields: Sequence[str], sentences: int | None = None, labelled: bool = True) -> Names:
+    """What the names given as fields stand for: first sentence, second, label; two names are a sentence and a label.
+
+    Args:
+        sentences: 1 or 2 of a line, None where that is not known.
+        labelled: whether labels are read; where not, the label's name may be left out.
+
+    Raises:
+        DataError: too few or too many names, one of them empty, or one that stands twice.
+    """
+    if not labelled and len(fields) in (1, sentences):
+        names: Names = (fields[0], fields[1] if len(fields) == 2 else None, None)
+    elif len(fields) == 2:
+        names = (fields[0], None, fields[1])
+    elif len(fields) == 3:
+        names = (fields[0], fields[1], fields[2])
+    else:
+        names = ("", None, None)
+    if not all(fields) or len(set(fields)) < len(fields) or not names[0] or (sentences == 2 and names[1] is None):
+        wanted = "first sentence, second, label" if sentences == 2 else "sentence1,sentence2,label or sentence,label"
+        raise DataError(f"fields {','.join(fields) or 'without a name'}: name {wanted}, each once")
+    return names
+
+
+def _is_header(where: str, cells: Sequence[str], fields: Names) -> bool:
+    """Whether the first line of a TSV file names its columns. DataError where it says that the label comes first."""
+    first, last = (cell.strip().lower() for cell in (cells[0], cells[-1]))
+    if first == "label" and len(cells) > 1:
+        raise DataError(
+            f"{where}: a header with the label first, but in a TSV file the label is the last column; "
+            "change their order, or name it .csv and part the columns by commas"
+        )
+    return first in (*_HEADERS, fields[0].lower()) or last in ("label", (fields[2] or "label").lower())
+
+
+def _tsv(path: Path, fields: Names, sentences: int | None, bad: BadLines) -> Iterator[Row]:
     """Columns without quoting: one or two sentences and, where there is one more column, the label.
 
     How many sentences there are is told by `sentences`, else by the first line: its last column is the label.
@@ -49,7 +88,8 @@ def _tsv(path: Path, fields: Sequence[str], sentences: int | None, bad: BadLines
                 raise DataError(
                     f"{where}: {columns} columns; a TSV file has sentence<TAB>label or sentence<TAB>sentence<TAB>label"
                 )
-            if cells[-1] in (fields[2], "label"):
+            if _is_header(where, cells, fields):
+                bad.header = where
                 continue
         if len(cells) != columns:
             bad.report(where, "another number of columns", f"{len(cells)} instead of {columns}")
@@ -59,7 +99,7 @@ def _tsv(path: Path, fields: Sequence[str], sentences: int | None, bad: BadLines
         yield where, [first, second, cells[-1] if columns > sentences else None]
 
 
-def _jsonl(path: Path, fields: Sequence[str], sentences: int | None, bad: BadLines) -> Iterator[Row]:
+def _jsonl(path: Path, fields: Names, sentences: int | None, bad: BadLines) -> Iterator[Row]:
     for where, line in text_lines(path, bad):
         if not line.strip():
             continue
@@ -74,7 +114,7 @@ def _jsonl(path: Path, fields: Sequence[str], sentences: int | None, bad: BadLin
         yield where, [_cell(item.get(name)) for name in fields]
 
 
-def _csv(path: Path, fields: Sequence[str], sentences: int | None, bad: BadLines) -> Iterator[Row]:
+def _csv(path: Path, fields: Names, sentences: int | None, bad: BadLines) -> Iterator[Row]:
     lines = [line for _, line in text_lines(path, bad)]
     reader = csv.DictReader(io.StringIO("\n".join(lines), newline=""))
     if fields[0] not in (reader.fieldnames or []):
@@ -87,7 +127,7 @@ def _csv(path: Path, fields: Sequence[str], sentences: int | None, bad: BadLines
         if None in item or None in item.values():
             bad.report(where, "another number of columns", f"the header has {len(reader.fieldnames or [])}")
             continue
-        yield where, [item.get(name) for name in fields]
+        yield where, [item.get(name) if name else None for name in fields]
 
 
 def _cell(value: object) -> str | None:
@@ -97,7 +137,7 @@ def _cell(value: object) -> str | None:
     return json.dumps(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
-_READERS: dict[str, Callable[[Path, Sequence[str], int | None, BadLines], Iterator[Row]]] = {
+_READERS: dict[str, Callable[[Path, Names, int | None, BadLines], Iterator[Row]]] = {
     ".tsv": _tsv,
     ".txt": _tsv,
     ".csv": _csv,
@@ -118,7 +158,8 @@ def read_pairs(
 
     Args:
         bad: where bad lines go: no UTF-8, no JSON, a missing or empty sentence, a missing label, a wrong number of columns.
-        fields: names of first sentence, second sentence and label in JSONL and CSV; a file without the second has single sentences.
+        fields: names of first sentence, second sentence and label in JSONL and CSV, as `field_names` takes them; a file without
+            the second has single sentences.
         sentences: 1 or 2; None tells it from the file (TSV: one less than there are columns).
         labelled: whether a line without a label is bad.
 
@@ -129,11 +170,12 @@ def read_pairs(
     if path.suffix not in _READERS:
         raise DataError(f"{path}: files end in {', '.join(_READERS)}")
     examples = []
-    for where, (first, second, label) in _READERS[path.suffix](path, fields, sentences, bad):
+    names = field_names(fields, sentences, labelled)
+    for where, (first, second, label) in _READERS[path.suffix](path, names, sentences, bad):
         if not first or not first.strip():
-            bad.report(where, f"no text in {fields[0]}")
+            bad.report(where, f"no text in {names[0]}")
         elif (sentences == 2 and second is None) or (second is not None and not second.strip()):
-            bad.report(where, f"no text in {fields[1]}")
+            bad.report(where, f"no text in {names[1]}")
         elif labelled and not (label or "").strip():
             bad.report(where, "no label")
         elif wrong := text_fault(first, second):

@@ -1,5 +1,6 @@
 """Sentences and pairs as a fine-tuning problem: classes, or numbers where regression is asked for."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from bertfast.tasks.features import Feature
 from bertfast.tasks.inference import sequence_logits
 from bertfast.tasks.lines import BadLines, DataError
 from bertfast.tasks.pair import FIELDS, PairExample, discover_labels, pair_features, read_pairs, with_targets
-from bertfast.tasks.problem import Evaluation, Problem
+from bertfast.tasks.problem import Evaluation, Problem, counted
 
 if TYPE_CHECKING:
     from bertfast.data.tokenizer import Tokenizer
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 class PairOptions:
     """How files are read and sequences cut.
 
-    fields: names of first sentence, second sentence and label in JSONL and CSV.
+    fields: names in JSONL and CSV, as `pair.field_names` takes them.
     sentences: 1 or 2 of a line; None as the file has them.
     labels: the classes in their order; None for those of the training file, sorted.
     regression: labels are numbers to be predicted.
@@ -46,8 +47,7 @@ class PairProblem(Problem):
     head = "BertForSequenceClassification"
 
     def __init__(self, tokenizer: "Tokenizer", train: Path, dev: Path | None, options: PairOptions) -> None:
-        self.tokenizer, self.options, self.notes = tokenizer, options, []
-        self.scores = ("pearson", "spearman") if options.regression else ("accuracy", "f1", "macro_f1", "matthews")
+        self.tokenizer, self.options, self.notes, self.read = tokenizer, options, [], []
         examples, bad = self._read(train, options.sentences)
         self.sentences = 1 if examples[0].second is None else 2
         self.labels: list[str] | None = None
@@ -55,6 +55,7 @@ class PairProblem(Problem):
             self.labels = list(options.labels or discover_labels(examples))
             if len(self.labels) < 2:
                 raise DataError(f"{train}: all labels are {self.labels[0]!r}; a classifier needs two classes at least")
+        self.scores = ("pearson", "spearman") if self.labels is None else metrics.class_scores(len(self.labels))
         _, _, self.features = self._prepare(train, examples, bad)
         self.dev: list[PairExample] = []
         if dev is not None:
@@ -69,6 +70,8 @@ class PairProblem(Problem):
     ) -> tuple[list[PairExample], list[int | float], list[Feature]]:
         kept, targets = with_targets(examples, self.labels, bad)
         made = pair_features(kept, self.tokenizer, self.options.max_length, targets)
+        header = f"; line {bad.header.rpartition(':')[2]} names the columns and was passed over" if bad.header else ""
+        self.read.append(f"{path}: {len(kept):,} examples ({self._spread(targets)}){header}")
         if bad:
             self.notes.append(f"{path}: {bad.summary()}")
         if made.cut:
@@ -77,6 +80,13 @@ class PairProblem(Problem):
             )
         return kept, targets, made.features
 
+    def _spread(self, targets: list[int | float]) -> str:
+        """How the targets of a file are spread, in a few words."""
+        if self.labels is None:
+            return f"values from {min(targets):g} to {max(targets):g}"
+        counts = Counter(targets)
+        return counted({label: counts[index] for index, label in enumerate(self.labels)})
+
     def overrides(self) -> dict[str, Any]:
         if self.labels is None:
             return {"num_labels": 1, "id2label": {0: "LABEL_0"}, "problem_type": "regression"}
@@ -84,7 +94,8 @@ class PairProblem(Problem):
         return {"num_labels": len(names), "id2label": names, "problem_type": "single_label_classification"}
 
     def settings(self) -> dict[str, Any]:
-        return {"task": self.kind, "max_length": self.options.max_length, "sentences": self.sentences}
+        lengths = {"max_length": self.options.max_length, "sentences": self.sentences}
+        return {"task": self.kind, **lengths, "fields": list(self.options.fields)}
 
     def correct(self, output: Any, batch: Batch) -> Tensor | None:
         return None if self.labels is None else (output.logits.argmax(-1) == batch.labels["labels"]).sum()

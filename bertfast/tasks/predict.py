@@ -103,7 +103,7 @@ def predict_questions(fitted: Fitted, examples: Sequence[QAExample], options: QA
 
 def predict_entities(fitted: Fitted, examples: Sequence[TokenExample]) -> list[dict[str, Any]]:
     """{"text", "entities": [{"start", "end", "label", "text"}]} of each, and "tokens" and "tags" where the file gave words."""
-    given = split_words(examples, fitted.tokenizer, BadLines())
+    given = split_words(examples, fitted.tokenizer)
     stride = fitted.settings.get("stride", TokenOptions.stride)
     windows = token_features(given, fitted.tokenizer, max_length=fitted.length(TokenOptions.max_length), stride=stride)
     rows = []
@@ -114,13 +114,17 @@ def predict_entities(fitted: Fitted, examples: Sequence[TokenExample]) -> list[d
     return rows
 
 
-def read_input(fitted: Fitted, path: Path, bad: BadLines, columns: Sequence[str] = FIELDS) -> list[Any]:
-    """The examples of a file for this model; labels are not needed."""
+def read_input(fitted: Fitted, path: Path, bad: BadLines, columns: Sequence[str] | None = None) -> list[Any]:
+    """The examples of a file for this model; labels are not needed.
+
+    columns: names in JSONL and CSV, as `pair.field_names` takes them; those that the model was fine-tuned with where not given.
+    """
     if fitted.kind == "qa":
         return read_squad(path, bad)
     if fitted.kind == "token":
         return read_tokens(path, bad, labelled=False)
-    return read_pairs(path, bad, fields=columns, sentences=fitted.settings.get("sentences"), labelled=False)
+    names = columns or fitted.settings.get("fields") or FIELDS
+    return read_pairs(path, bad, fields=names, sentences=fitted.settings.get("sentences"), labelled=False)
 
 
 def from_line(
@@ -135,10 +139,14 @@ def from_line(
         wanted = "--question and --context" if fitted.kind == "qa" else "--text"
         raise DataError(f"this model is for the task {fitted.kind!r}: give {wanted}")
     if question is not None:
+        if not question.strip() or not (context or "").strip():
+            raise DataError("the question or its context is empty: give both something to read")
         return [QAExample("1", question, context or "")]
     texts = list(text or ())
     sentences = 1 if fitted.kind == "token" else fitted.settings.get("sentences", len(texts))
-    if len(texts) != sentences or sentences not in (1, 2) or not all(t.strip() for t in texts):
+    if not all(text.strip() for text in texts):
+        raise DataError("the text is empty: give --text something to read")
+    if len(texts) != sentences or sentences not in (1, 2):
         raise DataError(
             f"{len(texts)} texts were given with --text; this model reads {sentences if sentences < 3 else 2}"
         )

@@ -2,6 +2,7 @@
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 # The key of config.json under which a fine-tuned model keeps how it was fed; others pass over it.
 SETTINGS = "bertfast"
+_SHOWN = 12  # classes of a summary
 
 
 @dataclass
@@ -37,7 +39,8 @@ class Problem(ABC):
         head: the class of bertfast.models.
         scores: those by which a best model can be chosen; larger is better.
         features: of the training data.
-        notes: what was left out or cut, for the log.
+        read: what each file holds, a line each.
+        notes: what was left out or cut.
         batching: of held-out data.
     """
 
@@ -45,6 +48,7 @@ class Problem(ABC):
     head: ClassVar[str]
     scores: tuple[str, ...]
     features: list[Feature]
+    read: list[str]
     notes: list[str]
     batching: Batching = EVALUATION
 
@@ -72,6 +76,12 @@ def check_vocabulary(folder: Path, tokenizer: "Tokenizer", words: int) -> None:
             f"{folder}: its tokenizer has {tokenizer.vocab_size} pieces, its model {words}: they are not of one checkpoint; "
             "put the tokenizer's files that the model was trained with beside it"
         )
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """ "bad 80, good 91", the first few of many."""
+    shown = [f"{name} {count:,}" for name, count in list(counts.items())[:_SHOWN]]
+    return ", ".join(shown) + (f" and {len(counts) - _SHOWN} more" if len(counts) > _SHOWN else "")
 
 
 def write_files(folder: Path, files: dict[str, Any]) -> None:

@@ -83,7 +83,7 @@ def read_squad(path: Path, bad: BadLines) -> list[QAExample]:
                     examples.append(example)
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{path}: not SQuAD's format ({type(error).__name__}: {error}); expected "
+            f"{path}: not SQuAD's format ({f'no {error}' if isinstance(error, KeyError) else 'other values'}); expected "
             '{"data": [{"title", "paragraphs": [{"context", "qas": [{"id", "question", "answers"}]}]}]}'
         ) from None
     if not examples:

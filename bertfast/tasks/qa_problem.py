@@ -46,7 +46,7 @@ class QAProblem(Problem):
     scores = ("f1", "exact", "best_f1", "best_exact", "HasAns_f1", "HasAns_exact")
 
     def __init__(self, tokenizer: "Tokenizer", train: Path, dev: Path | None, options: QAOptions) -> None:
-        self.tokenizer, self.options, self.notes = tokenizer, options, []
+        self.tokenizer, self.options, self.notes, self.read = tokenizer, options, [], []
         self.language = options.language or tokenizer.language
         examples = self._read(train)
         made = self._windows(train, examples, training=True)
@@ -72,6 +72,10 @@ class QAProblem(Problem):
             stride=o.stride,
             max_question=o.max_question,
             training=training,
+        )
+        self.read.append(
+            f"{path}: {len(examples):,} questions ({sum(not e.answers for e in examples):,} without an answer), "
+            f"{len(made.windows):,} windows"
         )
         for count, what in (
             (made.questions_cut, f"questions were cut to {o.max_question} pieces"),

@@ -25,6 +25,7 @@ class TokenExample:
     """One sentence, as words (with tags where they are known) or as text with entities that `split_words` makes words of.
 
     spans: characters of each word in `text`; where the file gives words, `text` is these joined by spaces.
+    unsaid: those of the marked entities that no tags of these words can say.
     """
 
     text: str
@@ -34,6 +35,7 @@ class TokenExample:
     where: str
     marked: tuple[Span, ...] | None = None
     is_text: bool = False
+    unsaid: tuple[Span, ...] = ()
 
 
 def from_words(words: Sequence[str], tags: Sequence[str] | None, where: str) -> TokenExample:
@@ -81,6 +83,9 @@ def _tag_problem(tag: str) -> tuple[str, str] | None:
     return None
 
 
+_SHAPE = 'a line is {"tokens": [...], "tags": [...]} or {"text": "...", "entities": [{"start", "end", "label"}]}'
+
+
 def _jsonl(path: Path, bad: BadLines, labelled: bool) -> Iterator[TokenExample]:
     for where, line in text_lines(path, bad):
         if not line.strip():
@@ -89,12 +94,18 @@ def _jsonl(path: Path, bad: BadLines, labelled: bool) -> Iterator[TokenExample]:
             item = json.loads(line)
             example = _object(item, where, labelled)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            bad.report(where, "text that is no example", f"{type(error).__name__}: {error}")
+            bad.report(where, "text that is no example", _shape_problem(error))
             continue
         if wrong := text_fault(example.text):
             bad.report(where, *wrong)
             continue
         yield example
+
+
+def _shape_problem(error: Exception) -> str:
+    if isinstance(error, ValueError):
+        return str(error)
+    return f"it has no {error}; {_SHAPE}" if isinstance(error, KeyError) else _SHAPE
 
 
 def _object(item: dict[str, Any], where: str, labelled: bool) -> TokenExample:

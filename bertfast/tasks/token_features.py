@@ -14,24 +14,24 @@ from numpy.typing import NDArray
 from bertfast.data.batches import IGNORED
 from bertfast.tasks.entities import entities
 from bertfast.tasks.features import Feature, assemble, window_bounds
-from bertfast.tasks.lines import BadLines, DataError
+from bertfast.tasks.lines import SHOWN, DataError
 from bertfast.tasks.token import TokenExample
 
 if TYPE_CHECKING:
     from bertfast.data.tokenizer import Encoding, Tokenizer
 
 
-def split_words(examples: Sequence[TokenExample], tokenizer: "Tokenizer", bad: BadLines) -> list[TokenExample]:
+def split_words(examples: Sequence[TokenExample], tokenizer: "Tokenizer") -> list[TokenExample]:
     """Examples that are text become words, as the tokenizer parts it, with IOB2 tags of the entities marked in it.
 
-    An entity that begins or ends within a word is bad; skipped, it grows to the whole words that it touches.
+    An entity that begins or ends within a word has no tags, and is in the example's `unsaid`.
     """
     texts = [example.text for example in examples if example.is_text]
     encoded = dict(zip(texts, tokenizer.encode_batch(texts), strict=True))
-    return [_split(e, encoded[e.text], bad) if e.is_text else e for e in examples]
+    return [_split(e, encoded[e.text]) if e.is_text else e for e in examples]
 
 
-def _split(example: TokenExample, encoding: "Encoding", bad: BadLines) -> TokenExample:
+def _split(example: TokenExample, encoding: "Encoding") -> TokenExample:
     spans: list[tuple[int, int]] = []
     for word, (start, end) in zip(_numbered(encoding.words), encoding.offsets, strict=True):
         if word < len(spans):
@@ -39,16 +39,31 @@ def _split(example: TokenExample, encoding: "Encoding", bad: BadLines) -> TokenE
         else:
             spans.append((start, end))
     tags = ["O"] * len(spans)
+    unsaid = []
     for mark in example.marked or ():
         inside = [i for i, (start, end) in enumerate(spans) if start < mark.end and end > mark.start]
         if not inside or spans[inside[0]][0] != mark.start or spans[inside[-1]][1] != mark.end:
-            what = f"{example.text[mark.start : mark.end]!r} at {mark.start}..{mark.end}"
-            bad.report(example.where, "an entity that does not end where words do", what)
+            unsaid.append(mark)
+            continue
         for order, index in enumerate(inside):
             tags[index] = f"{'I' if order else 'B'}-{mark.label}"
     words = tuple(example.text[start:end] for start, end in spans)
     known = None if example.marked is None else tuple(tags)
-    return replace(example, words=words, spans=tuple(spans), tags=known)
+    return replace(example, words=words, spans=tuple(spans), tags=known, unsaid=tuple(unsaid))
+
+
+def unsaid_note(examples: Sequence[TokenExample]) -> str:
+    """How many of the marked entities no tags can say, and the first few of them; empty where there are none."""
+    marked = sum(len(example.marked or ()) for example in examples)
+    lost = [(example, mark) for example in examples for mark in example.unsaid]
+    if not lost:
+        return ""
+    named = [f"{e.where}: {e.text[m.start : m.end]!r} at {m.start}..{m.end}" for e, m in lost[:SHOWN]]
+    more = f"; and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""
+    return (
+        f"{len(lost)} of {marked} entities begin or end within a word of the tokenizer, which tags of words cannot say: they are "
+        f"not learnt, and where they are scored they count as missed; {'; '.join(named)}{more}"
+    )
 
 
 @dataclass(frozen=True)

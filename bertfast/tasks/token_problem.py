@@ -1,5 +1,6 @@
 """Token classification as a fine-tuning problem, scored by whole entities."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from bertfast.data.batches import IGNORED, Batch
-from bertfast.tasks.entities import entity_scores
+from bertfast.tasks.entities import entities, entity_scores
 from bertfast.tasks.inference import EVALUATION, token_arrays
 from bertfast.tasks.lines import BadLines, DataError
 from bertfast.tasks.loader import Batching
-from bertfast.tasks.problem import Evaluation, Problem
+from bertfast.tasks.problem import Evaluation, Problem, counted
 from bertfast.tasks.token import TokenExample, discover_tags, read_tokens
-from bertfast.tasks.token_features import TokenWindow, predict_tags, split_words, token_features
+from bertfast.tasks.token_features import TokenWindow, predict_tags, split_words, token_features, unsaid_note
 
 if TYPE_CHECKING:
     from bertfast.data.tokenizer import Tokenizer
@@ -38,22 +39,41 @@ class TokenProblem(Problem):
     scores = ("f1", "precision", "recall", "accuracy")
 
     def __init__(self, tokenizer: "Tokenizer", train: Path, dev: Path | None, options: TokenOptions) -> None:
-        self.tokenizer, self.options, self.notes = tokenizer, options, []
+        self.tokenizer, self.options, self.notes, self.read = tokenizer, options, [], []
         examples = self._read(train)
         self.labels = list(options.labels or discover_tags(examples))
         if len(self.labels) < 2:
             raise DataError(f"{train}: the only tag is {self.labels[0]}; there is nothing to learn")
         self.features = [window.feature for window in self._windows(examples, self.labels)]
+        self._say_read(train, examples, len(self.features))
         self.dev = self._read(dev) if dev is not None else []
-        # Tags that training never saw stay in the score, as wrong.
         self.dev_windows = self._windows(self.dev, None)
+        if dev is not None:
+            self._say_read(dev, self.dev, len(self.dev_windows))
+            self._note_unknown_tags(dev)
 
     def _read(self, path: Path) -> list[TokenExample]:
         bad = BadLines(self.options.skip_bad_lines)
-        examples = split_words(read_tokens(path, bad), self.tokenizer, bad)
-        if bad:
-            self.notes.append(f"{path}: {bad.summary()}")
+        examples = split_words(read_tokens(path, bad), self.tokenizer)
+        self.notes += [f"{path}: {text}" for text in (bad.summary(), unsaid_note(examples)) if text]
         return examples
+
+    def _say_read(self, path: Path, examples: list[TokenExample], windows: int) -> None:
+        kinds = Counter(kind for example in examples for kind, _, _ in entities(example.tags or ()))
+        words = sum(len(example.words) for example in examples)
+        found = counted(dict(sorted(kinds.items()))) or "none"
+        self.read.append(
+            f"{path}: {len(examples):,} sentences, {words:,} words, {windows:,} windows; entities: {found}"
+        )
+
+    def _note_unknown_tags(self, dev: Path) -> None:
+        """Tags that training never saw stay in the score, as wrong."""
+        unknown = Counter(tag for example in self.dev for tag in example.tags or () if tag not in self.labels)
+        if unknown:
+            self.notes.append(
+                f"{dev}: {unknown.total()} words have tags that the training file has not, and can only be wrong: "
+                f"{counted(dict(sorted(unknown.items())))}"
+            )
 
     def _windows(self, examples: list[TokenExample], tags: Sequence[str] | None) -> list[TokenWindow]:
         o = self.options
@@ -73,7 +93,8 @@ class TokenProblem(Problem):
         if not self.dev:
             return None
         tags = tag(model, self.tokenizer.pad_id, self.dev, self.dev_windows, self.labels, self.batching)
-        scores = entity_scores(tags, [example.tags or () for example in self.dev])
+        missed = [mark.label for example in self.dev for mark in example.unsaid]
+        scores = entity_scores(tags, [example.tags or () for example in self.dev], missed)
         rows = [
             {"tokens": example.words, "tags": found, "expected": example.tags}
             for example, found in zip(self.dev, tags, strict=True)

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from bertfast.tasks.lines import DataError
+from bertfast.tasks.pair import field_names
 from bertfast.train.config import TrainConfig
 from bertfast.train.errors import ConfigError
 from bertfast.train.settings import option
@@ -50,7 +52,7 @@ class PairConfig(FinetuneConfig):
 
     fields: list[str] = field(
         default_factory=lambda: ["sentence1", "sentence2", "label"],
-        metadata={"choices": (), "help": "of JSONL and CSV: first sentence, second, label"},
+        metadata={"choices": (), "help": "of JSONL and CSV: first sentence, second, label; or sentence, label"},
     )
     sentences: int | None = option(None, "1 or 2 of a line; as the file has them where not given", low=1, high=2)
     labels: list[str] | None = field(
@@ -60,10 +62,10 @@ class PairConfig(FinetuneConfig):
     regression: bool = option(False, "labels are numbers to be predicted")
 
     def __post_init__(self) -> None:
-        if len(self.fields) != 3:
-            raise ConfigError(
-                f"fields must be three names, of first sentence, second sentence and label: {self.fields}"
-            )
+        try:
+            field_names(self.fields, self.sentences)
+        except DataError as error:
+            raise ConfigError(str(error)) from None
 
 
 @dataclass

@@ -45,6 +45,12 @@ def test_scores_counted_by_hand():
     assert got["entities"] == 3
 
 
+def test_entities_that_no_tags_can_say_are_missed():
+    got = entity_scores([["B-PER"]], [["B-PER"]], missed=["PER", "LOC"])
+    assert (got["precision"], got["recall"], got["entities"]) == (1.0, pytest.approx(1 / 3), 3)
+    assert (got["f1_PER"], got["f1_LOC"]) == (pytest.approx(2 / 3), 0.0)
+
+
 def test_a_wrong_boundary_is_no_entity():
     got = entity_scores([["B-PER", "O", "O"]], [["B-PER", "I-PER", "O"]])
     assert got["f1"] == 0.0

@@ -7,7 +7,7 @@ from task_cases import tokenizer_folder
 
 from bertfast.tasks.features import longest_first
 from bertfast.tasks.lines import BadLines, DataError
-from bertfast.tasks.pair import discover_labels, pair_features, read_pairs, with_targets
+from bertfast.tasks.pair import discover_labels, field_names, pair_features, read_pairs, with_targets
 
 
 def write(path, text):
@@ -25,6 +25,7 @@ def seen(examples):
         ("a.tsv", "good film\t1\nbad\t0\n", [("good film", None, "1"), ("bad", None, "0")]),
         ("a.tsv", "a\tb\tyes\r\nc\td\tno", [("a", "b", "yes"), ("c", "d", "no")]),
         ("a.tsv", 'sentence\tlabel\nit\'s "so"\t1\n', [('it\'s "so"', None, "1")]),  # a header, and no quoting
+        ("a.tsv", "Sentence\tLABEL\na\t1\n", [("a", None, "1")]),
         ("a.csv", 'label,sentence1,sentence2\nx,"a, b",c\n', [("a, b", "c", "x")]),
         (
             "a.jsonl",
@@ -43,11 +44,28 @@ def test_fields_and_a_sentence_left_out(tmp_path):
     fields = ("premise", "hypothesis", "gold")
     assert seen(read_pairs(path, BadLines(), fields=fields)) == [("p", "h", "x")]
     assert seen(read_pairs(path, BadLines(), fields=fields, sentences=1)) == [("p", None, "x")]
+    assert seen(read_pairs(path, BadLines(), fields=("premise", "gold"))) == [("p", None, "x")]
+    assert seen(read_pairs(path, BadLines(), fields=("hypothesis",), labelled=False)) == [("h", None, None)]
+    both = read_pairs(path, BadLines(), fields=("premise", "hypothesis"), labelled=False, sentences=2)
+    assert seen(both) == [("p", "h", None)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "options"),
+    [(("a",), {}), (("a", ""), {}), (("a", "a"), {}), (("a", "b"), {"sentences": 2}), (("a", "b", "c", "d"), {})],
+)
+def test_fields_that_do_not_name_sentences_and_label(fields, options):
+    with pytest.raises(DataError, match="each once"):
+        field_names(fields, **options)
 
 
 def test_without_labels(tmp_path):
     path = write(tmp_path / "a.tsv", "one\ntwo\n")
     assert seen(read_pairs(path, BadLines(), labelled=False)) == [("one", None, None), ("two", None, None)]
+    bad = BadLines()
+    path = write(tmp_path / "c.tsv", "sentence\none\n")
+    assert seen(read_pairs(path, bad, labelled=False)) == [("one", None, None)]
+    assert bad.header == f"{path}:1"
     path = write(tmp_path / "b.tsv", "one\ttwo\n")
     assert seen(read_pairs(path, BadLines(), labelled=False, sentences=2)) == [("one", "two", None)]
 
@@ -86,6 +104,7 @@ def test_bad_lines_are_refused_or_left_out_and_named(tmp_path, name, text, messa
     ("name", "text", "message"),
     [
         ("a.tsv", "", "file is empty"),
+        ("a.tsv", "Label\tsentence\n1\ta\n", "a.tsv:1: a header with the label first"),
         ("a.tsv", "a\tb\tc\td\n", "4 columns"),
         ("a.xml", "x", "files end in"),
         ("a.csv", "text,label\na,1\n", "no column 'sentence1'"),

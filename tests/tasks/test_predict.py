@@ -83,6 +83,8 @@ def test_one_question(tmp_path):
     mine = fitted(tmp_path, models.BertForQuestionAnswering)
     options = mine.qa_options()
     options = type(options)(max_length=48, max_question=8)
+    with pytest.raises(DataError, match="context is empty"):
+        from_line(mine, None, "who?", "")
     (found,) = predict_questions(mine, from_line(mine, None, "who?", "Paris plays."), options)
     assert found.text in "Paris plays."
 
@@ -92,12 +94,28 @@ def test_command_line(tmp_path):
     assert "give one of INPUT" in run("predict", tmp_path / "m", status=2)
     assert "belong together" in run("predict", tmp_path / "m", "--question", "a", status=2)
     assert "cannot be read" in run("predict", tmp_path / "m", tmp_path / "none.tsv", status=2)
-    assert "nowhere" in run("predict", tmp_path / "nowhere", "--text", "a", status=2)
+    assert "names of models on a hub are not looked up" in run("predict", "bert-base-uncased", "--text", "a", status=2)
+    assert "the text is empty" in run("predict", tmp_path / "m", "--text", " ", status=2)
+    for more in (("--n-best", tmp_path / "n.json"), ("--threshold", 1)):
+        assert f"{more[0]} is for models of the task 'qa'" in run(
+            "predict", tmp_path / "m", "--text", "a", *more, status=2
+        )
     (tmp_path / "in.jsonl").write_text('{"sentence1": "good"}\n{\n')
     assert "in.jsonl:2" in run("predict", tmp_path / "m", tmp_path / "in.jsonl", status=2)
     out = tmp_path / "out.jsonl"
     run("predict", tmp_path / "m", tmp_path / "in.jsonl", "--bad-lines", "skip", "--out", out)
     assert len(out.read_text().splitlines()) == 1
+
+
+def test_fields(tmp_path):
+    fitted(tmp_path / "m", models.BertForSequenceClassification, bertfast={"sentences": 1, "fields": ["a", "gold"]})
+    (tmp_path / "in.jsonl").write_text('{"a": "good", "b": "bad"}\n')
+    said = {name: run("predict", tmp_path / "m", tmp_path / "in.jsonl", *more) for name, more in {
+        "good": (), "bad": ("--fields", "b"),
+    }.items()}  # fmt: skip
+    assert all(json.loads(text)["sentence1"] == name for name, text in said.items())
+    message = run("predict", tmp_path / "m", tmp_path / "in.jsonl", "--fields", "a,b,c,d", status=2)
+    assert "fields a,b,c,d: name sentence1,sentence2,label or sentence,label" in message
 
 
 def test_help_does_not_import_what_only_commands_need():

@@ -1,13 +1,23 @@
 """Tagged sentences from CoNLL and JSONL, windows that own each word once, and entities back in characters."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from bertfast.tasks.lines import BadLines, DataError
 from bertfast.tasks.token import discover_tags, from_words, read_tokens
-from bertfast.tasks.token_features import IGNORED, marked_entities, predict_tags, split_words, token_features
+from bertfast.tasks.token_features import (
+    IGNORED,
+    marked_entities,
+    predict_tags,
+    split_words,
+    token_features,
+    unsaid_note,
+)
+from bertfast.tasks.token_problem import TokenOptions, TokenProblem
 
 
 def write(path, text):
@@ -51,8 +61,10 @@ def test_formats(tmp_path, name, text):
         (
             "a.jsonl",
             [{"words": ["a"]}, {"tokens": ["Who"], "tags": ["O"]}],
-            "a.jsonl:1: text that is no example: KeyError",
+            "a.jsonl:1: text that is no example: it has no 'text'; a line is {",
         ),
+        ("a.jsonl", [{"tokens": 3}, {"tokens": ["Who"], "tags": ["O"]}], "no example: it has no 'tags'; a line is {"),
+        ("a.jsonl", [[1], {"tokens": ["Who"], "tags": ["O"]}], "a.jsonl:1: text that is no example: a line is {"),
         ("a.jsonl", '{"tokens": ["Who"], "tags": ["O"]}\n{', "a.jsonl:2: text that is no example"),
         (
             "a.jsonl",
@@ -96,28 +108,58 @@ def test_unusable_files(tmp_path):
 def test_text_with_entities_becomes_words_and_back(tmp_path, english):
     text = "In [SEP] Paris-France, who plays?"
     marks = [{"start": 9, "end": 21, "label": "LOC"}, {"start": 27, "end": 32, "label": "ACT"}]
-    (example,) = split_words(
-        read_tokens(write(tmp_path / "a.jsonl", [{"text": text, "entities": marks}]), BadLines()), english, BadLines()
-    )
+    path = write(tmp_path / "a.jsonl", [{"text": text, "entities": marks}])
+    (example,) = split_words(read_tokens(path, BadLines()), english)
+    assert unsaid_note([example]) == ""
     assert " ".join(example.words) == "In [ SEP ] Paris - France , who plays ?"
     assert example.tags == ("O", "O", "O", "O", "B-LOC", "I-LOC", "I-LOC", "O", "O", "B-ACT", "O")
     again = marked_entities(example, example.tags)
     assert again == [{**mark, "text": text[mark["start"] : mark["end"]]} for mark in marks]
 
 
-def test_an_entity_that_parts_a_word(tmp_path, english):
-    path = write(tmp_path / "a.jsonl", [{"text": "Paris plays", "entities": [{"start": 6, "end": 10, "label": "V"}]}])
-    with pytest.raises(DataError, match=r"a\.jsonl:1: an entity that does not end where words do: 'play' at 6"):
-        split_words(read_tokens(path, BadLines()), english, BadLines())
-    bad = BadLines(skip=True)
-    (example,) = split_words(read_tokens(path, BadLines()), english, bad)
-    assert (example.tags, bad.counts.total()) == (("O", "B-V"), 1)
+def test_entities_that_part_a_word_are_left_out_and_named(tmp_path, english):
+    marks = [(0, 5, "LOC"), (6, 10, "V"), (10, 11, "E")]  # Paris, and both halves of one word
+    entities = [{"start": start, "end": end, "label": label} for start, end, label in marks]
+    path = write(tmp_path / "a.jsonl", [{"text": "Paris plays", "entities": entities}])
+    (example,) = split_words(read_tokens(path, BadLines()), english)
+    assert example.tags == ("B-LOC", "O")
+    assert [mark.label for mark in example.unsaid] == ["V", "E"]
+    note = unsaid_note([example])
+    assert "2 of 3 entities begin or end within a word" in note
+    assert "a.jsonl:1: 'play' at 6..10; " in note
+
+
+def test_what_no_tags_can_say_is_missed_in_the_score_and_unknown_tags_are_noted(tmp_path, english):
+    line = {"text": "Paris plays", "entities": [{"start": 0, "end": 5, "label": "LOC"}]}
+    half = {"text": "Paris plays", "entities": [*line["entities"], {"start": 6, "end": 10, "label": "V"}]}
+    other = {"tokens": ["Who"], "tags": ["B-PER"]}
+    train, dev = write(tmp_path / "t.jsonl", [line]), write(tmp_path / "d.jsonl", [half, other])
+    problem = TokenProblem(english, train, dev, TokenOptions())
+    assert problem.read[0].endswith("t.jsonl: 1 sentences, 2 words, 1 windows; entities: LOC 1")
+    (unsaid, unknown) = problem.notes
+    assert "d.jsonl: 1 of 2 entities begin or end within a word" in unsaid
+    assert unknown.endswith("1 words have tags that the training file has not, and can only be wrong: B-PER 1")
+
+    class Outside(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(()))
+
+        def forward(self, input_ids, **_):
+            logits = torch.zeros(len(input_ids), len(problem.labels))
+            logits[1, problem.labels.index("B-LOC")] = 1.0  # the first word, and O everywhere else
+            logits[2:, problem.labels.index("O")] = 1.0
+            return SimpleNamespace(logits=logits)
+
+    scores = problem.evaluate(Outside()).metrics
+    assert (scores["entities"], scores["precision"], scores["f1_V"]) == (3, 1.0, 0.0)
+    assert scores["recall"] == pytest.approx(1 / 3)
 
 
 def test_japanese_text(tmp_path, japanese):
     text = "私は東京に住んでいます"
     path = write(tmp_path / "a.jsonl", [{"text": text, "entities": [{"start": 2, "end": 4, "label": "LOC"}]}])
-    (example,) = split_words(read_tokens(path, BadLines()), japanese, BadLines())
+    (example,) = split_words(read_tokens(path, BadLines()), japanese)
     assert "".join(example.words) == text
     assert dict(zip(example.words, example.tags, strict=True))["東京"] == "B-LOC"
     (window,) = token_features([example], japanese, tags=discover_tags([example]))

@@ -8,6 +8,7 @@ Words are MeCab's morphemes, or with "inflected" a verb's or adjective's form is
 """
 
 import importlib
+import json
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -15,8 +16,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from bertfast.data.files import missing_extra
-from bertfast.data.tokenizer import CONTINUES, SPECIAL_ROLES, Encoding, Tokenizer, TokenizerError, vocabulary
+from bertfast.data.files import missing_extra, write_whole
+from bertfast.data.tokenizer import (
+    CONTINUES,
+    MODEL_INPUTS,
+    SPECIAL_ROLES,
+    Encoding,
+    Tokenizer,
+    TokenizerError,
+    vocabulary,
+)
 
 WORD_KINDS = ("morphemes", "inflected")
 WORDS_SETTING = "bertfast_words"  # in tokenizer_config.json; transformers carries it along unread
@@ -145,6 +154,14 @@ class JapaneseTokenizer(Tokenizer):
         self._cache: dict[str, tuple[list[int], list[Span]]] = {}
         names = sorted((name for name in self.specials), key=len, reverse=True)
         self._special_pattern = re.compile("(" + "|".join(map(re.escape, names)) + ")")
+
+    def save(self, folder: str | Path) -> None:
+        """As `Tokenizer.save`; transformers' BertJapaneseTokenizer gives segments only where its files ask for them."""
+        super().save(folder)
+        if "model_input_names" not in self.config:
+            config = {**self.config, "model_input_names": MODEL_INPUTS}
+            text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
+            write_whole(Path(folder) / "tokenizer_config.json", text.encode())
 
     def settings(self) -> dict[str, Any]:
         return {

@@ -19,6 +19,7 @@ from bertfast.data.files import missing_extra, write_whole
 
 CONTINUES = "##"
 SPECIAL_ROLES = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+MODEL_INPUTS = ("input_ids", "token_type_ids", "attention_mask")
 FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 # The settings of BertTokenizer that change ids, and BertNormalizer's own names for them.
 NORMALIZER_SETTINGS = {

@@ -18,7 +18,14 @@ from bertfast.data.files import missing_extra, write_whole
 from bertfast.data.japanese import WORD_KINDS, WORDS_SETTING
 from bertfast.data.lines import BadLine, Item
 from bertfast.data.sentences import SPLITTERS, split_sentences
-from bertfast.data.tokenizer import CONTINUES, SPECIAL_ROLES, Tokenizer, bert_backend, tokenizer_from_files
+from bertfast.data.tokenizer import (
+    CONTINUES,
+    MODEL_INPUTS,
+    SPECIAL_ROLES,
+    Tokenizer,
+    bert_backend,
+    tokenizer_from_files,
+)
 from bertfast.data.workers import Workers
 
 TASK_ITEMS = 64  # documents for a worker at a time
@@ -77,6 +84,7 @@ def tokenizer_files(pieces: Iterable[str], options: VocabularyOptions) -> dict[s
     if options.language == "ja":
         config |= {"tokenizer_class": "BertJapaneseTokenizer", "word_tokenizer_type": "mecab"}
         config |= {"subword_tokenizer_type": "wordpiece", "mecab_kwargs": {"mecab_dic": "unidic_lite"}}
+        config["model_input_names"] = MODEL_INPUTS  # without it transformers' class gives no segments
         if options.words != "morphemes":
             config[WORDS_SETTING] = options.words
     else:

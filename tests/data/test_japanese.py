@@ -166,6 +166,8 @@ def test_save_and_words_setting(tmp_path):
     assert again.words("住んでいます") == ["住んで", "います"]
     assert again.sha256 == tokenizer.sha256 != load_tokenizer(write(tmp_path / "u", PLAIN)).sha256
     assert (again.language, again.is_japanese) == ("ja", True)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "again")
+    assert set(theirs("私", "私")["token_type_ids"]) == {0, 1}
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,7 @@ def test_japanese_vocabulary(tmp_path):
     assert "Ａ" not in tokenizer.vocab  # NFKC
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "v")
     assert type(theirs).__name__ == "BertJapaneseTokenizer"
+    assert theirs("私", "東京")["token_type_ids"] == [0] * 3 + [1] * 2
     for text in ("私は学生です。", "東京にＡＢＣ", "犬"):
         assert tokenizer.encode(text).ids == theirs(text, add_special_tokens=False)["input_ids"]
     inflected = train(tmp_path, JAPANESE, "w", size=80, language="ja", lowercase=False, words="inflected")

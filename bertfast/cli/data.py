@@ -223,8 +223,12 @@ def show(
         if png is not None:
             from bertfast.data.picture import draw
 
-            draw(chosen[:sequences], png, "What BERT reads" + (", and what it must predict" if masked else ""))
-            console.print(f"wrote {png}", highlight=False)
+            title = "What BERT reads" + (", and what it must predict" if masked else "")
+            drawn, tokens = draw(chosen[:sequences], png, title), sum(len(each.tokens) for each in chosen[:sequences])
+            first = (
+                f", the first {drawn} of {tokens} tokens (more would be too high to look at)" if drawn < tokens else ""
+            )
+            console.print(f"wrote {png}: {len(chosen[:sequences])} of {len(chosen)} sequences{first}", highlight=False)
         for number, sequence in enumerate(chosen[:sequences]):
             print_sequence(number, sequence)
         bounds = batch.cu_seqlens.tolist() if batch.cu_seqlens is not None else []

@@ -256,9 +256,8 @@ def _assemble(work: Path, records: list[dict[str, Any]], tokenizer: Tokenizer, p
     manifests = {}
     for side, folder in _sides(work, options).items():
         if not sum(record[side]["documents"] for record in records):
-            why = (
-                "the source has none" if side == "train" and not options.holdout else f"with holdout {options.holdout}"
-            )
+            shutil.rmtree(work)  # there is nothing to go on with, and another share must not find it in its way
+            why = f"with holdout {options.holdout}" if options.holdout else "the source has none"
             raise BuildError(f"no document for {side}, {why}: check the source and its format, or choose another share")
         folder.mkdir(exist_ok=True)
         filled = [index for index, record in enumerate(records) if record[side]["documents"]]

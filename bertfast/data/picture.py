@@ -15,6 +15,7 @@ from bertfast.data.files import missing_extra
 from bertfast.data.show import Shown, Token
 
 PER_LINE = 12  # tokens side by side
+MOST_LINES = 8  # about 4,000 pixels high; viewers and browsers shrink what is higher until nothing can be read
 STEP, BOX, HEIGHT = 1.18, 1.0, 0.56  # width of a column, and of a box in it; height of a box
 ROW_GAP = 0.36  # between rows, room for a plus sign
 ROWS = ("input", "word", "segment", "position")
@@ -194,8 +195,10 @@ def _caption(number: int, sequence: Shown) -> str:
     return f"sequence {number}: rows {sequence.first} to {sequence.end - 1} of the packed batch{follows}"
 
 
-def draw(shown: Sequence[Shown], path: Path, title: str) -> None:
-    """Draws sequences into a PNG (or whatever the ending of `path` says).
+def draw(shown: Sequence[Shown], path: Path, title: str) -> int:
+    """Draws sequences into a PNG (or whatever the ending of `path` says), as many tokens as `MOST_LINES` hold.
+
+    Returns how many tokens that is.
 
     ImportError without matplotlib (extra `plot`), or without a font for the Japanese characters (extra `ja`); OSError where `path`
     cannot be written.
@@ -207,7 +210,7 @@ def draw(shown: Sequence[Shown], path: Path, title: str) -> None:
         raise missing_extra(error, "plot", "drawing a batch") from None
     characters = frozenset("".join(t.piece + (t.target or "") for sequence in shown for t in sequence.tokens))
     columns = min(PER_LINE, max(len(sequence.tokens) for sequence in shown))
-    lines = list(_lines(shown))
+    lines = list(_lines(shown))[:MOST_LINES]
     line_height = TOP + len(ROWS) * HEIGHT + (len(ROWS) - 1) * ROW_GAP + BOTTOM
     width, height = LABEL_WIDTH + columns * STEP - 0.28, HEAD + len(lines) * line_height + FOOT
     figure = Figure(figsize=(width * INCHES, height * INCHES))
@@ -225,6 +228,7 @@ def draw(shown: Sequence[Shown], path: Path, title: str) -> None:
         notes += " Red: the token to be predicted."
     page.text(0.25, height - 0.32, notes, 10.5, FAINT, ha="left")
     figure.savefig(path, dpi=130)
+    return sum(len(sequence.tokens[start : start + PER_LINE]) for _, sequence, start in lines)
 
 
 def _line(page: _Page, y: float, number: int, sequence: Shown, start: int) -> None:

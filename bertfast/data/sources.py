@@ -122,7 +122,7 @@ def _read_squad(path: Path, progress: Progress, paragraphs_apart: bool) -> Itera
             raise TypeError("'data' is no list")
     except (ValueError, KeyError, TypeError, RecursionError, EOFError, OSError, zlib.error) as error:
         raise SourceError(
-            f"{path} is not SQuAD-shaped JSON, an object with a list 'data' of articles ({error!r})"
+            f"{path} is not SQuAD-shaped JSON, an object with a list 'data' of articles ({error})"
         ) from None
     for number, article in enumerate(articles, 1):
         gather = Gather()

@@ -93,6 +93,8 @@ def test_holdout_goes_by_text(tmp_path, tokenizer, text):
         assert Corpus.open(tmp_path / "out" / side).documents == len(rows)
     with pytest.raises(BuildError, match="no document for eval"):
         build(FileSource([text], "text"), tokenizer, tmp_path / "none", Options(holdout=1e-9))
+    # Nothing of it is in the way of another share.
+    assert build(FileSource([text], "text"), tokenizer, tmp_path / "none", Options(holdout=0.2))["documents"] > 0
 
 
 def test_workers_and_tasks_do_not_matter(tmp_path, tokenizer, text, monkeypatch):

@@ -87,6 +87,13 @@ def test_picture(tokenizer, tmp_path):
     assert short[..., :3].std() > 0.05
 
 
+def test_a_picture_that_would_be_too_high_ends(tokenizer, tmp_path):
+    image = pytest.importorskip("matplotlib.image")
+    drawn = sequences(text_batch(tokenizer, ["a b . " * 60]), tokenizer)
+    assert picture.draw(drawn, tmp_path / "high.png", "Title") == picture.MOST_LINES * picture.PER_LINE
+    assert image.imread(tmp_path / "high.png").shape[0] < 4200
+
+
 def run(*arguments: object) -> str:
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.output

@@ -8,7 +8,7 @@ from bertfast.models import flops
 from bertfast.models.bert import BertModel, BertPreTrainedModel
 from bertfast.models.config import BertConfig, ConfigError
 from bertfast.models.heads import BertForQuestionAnswering, BertForSequenceClassification, BertForTokenClassification
-from bertfast.models.loading import WeightsError
+from bertfast.models.loading import NewWeightsWarning, WeightsError
 from bertfast.models.pretraining import BertForMaskedLM, BertForNextSentencePrediction, BertForPreTraining
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "BertModel",
     "BertPreTrainedModel",
     "ConfigError",
+    "NewWeightsWarning",
     "WeightsError",
     "flops",
 ]

@@ -52,15 +52,18 @@ class BertPreTrainedModel(nn.Module):
         return self if isinstance(self, BertModel) else self.get_submodule("bert")  # type: ignore[return-value]
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, dtype: torch.dtype | None = None, **overrides: Any) -> Self:
+    def from_pretrained(
+        cls, folder: str | Path, dtype: torch.dtype | None = None, *, replace_head: bool = False, **overrides: Any
+    ) -> Self:
         """The model of a checkpoint's folder in the Hugging Face format, in evaluation mode.
 
         A checkpoint of any head, or of none, loads into any model. Weights of a head (and pooler) that it lacks are
-        initialised from torch's default generator and named in one warning.
+        initialised from torch's default generator and named in one `NewWeightsWarning`.
 
         Args:
             folder: holds config.json and model.safetensors, or the latter in shards with model.safetensors.index.json.
             dtype: of all parameters; that of the stored word table where it is None.
+            replace_head: treat a stored head of another shape, such as one for other labels, as one that is lacking.
             overrides: options of `BertConfig` in place of the stored ones, such as `num_labels` or `id2label`.
 
         Raises:
@@ -72,7 +75,7 @@ class BertPreTrainedModel(nn.Module):
         config = BertConfig.from_pretrained(folder, **overrides)
         with torch.device("meta"):
             model = cls(config)
-        loading.load(model, Path(folder), dtype)
+        loading.load(model, Path(folder), dtype, replace_head)
         return model.eval()
 
     def save_pretrained(self, folder: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:

@@ -177,7 +177,7 @@ class BertConfig:
         if not path.is_file():
             raise FileNotFoundError(
                 f"there is no {path}: give the folder of a checkpoint in the Hugging Face format "
-                "(config.json, model.safetensors)"
+                "(config.json, model.safetensors); names of models on a hub are not looked up"
             )
         try:
             values = json.loads(path.read_text(encoding="utf-8"))

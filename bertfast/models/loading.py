@@ -32,6 +32,15 @@ class WeightsError(ValueError):
     """Stored weights that are damaged, absent, or not those of the model."""
 
 
+class NewWeightsWarning(UserWarning):
+    """Weights that a checkpoint has not, or has in another shape, were initialised. `names`: of these parameters."""
+
+    def __init__(self, folder: Path, names: list[str], replaced: bool) -> None:
+        what = "weights of another shape" if replaced else "no weights"
+        super().__init__(f"{folder} has {what} for {', '.join(names)}: they were initialised; train them before use")
+        self.names, self.replaced = names, replaced
+
+
 def _plain(key: str) -> str:
     """The one form of a stored key."""
     for older, newer in _OLDER.items():
@@ -60,7 +69,9 @@ def _files(folder: Path) -> list[Path]:
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{index} is not an index of shards: {error!r}; fetch it again") from error
+        raise WeightsError(
+            f"{index} is not an index of shards, which has the file of each weight in its weight_map; fetch it again"
+        ) from error
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
             raise WeightsError(f"{index} names {name!r}, which is not a file beside it")
@@ -108,12 +119,25 @@ def _check_shape(name: str, parameter: Tensor, stored: tuple[Tensor, str, Path])
     if tensor.shape != parameter.shape:
         raise WeightsError(
             f"{path}: {key!r} has shape {tuple(tensor.shape)} where {name!r} of the model has {tuple(parameter.shape)}: "
-            "config.json, or the options given in its place, describe another model; for a head with other labels, load the "
-            "checkpoint with its own and replace the layer, or remove the key"
+            "config.json, or the options given in its place, describe another model; for a head with other labels give "
+            "replace_head=True, which initialises it anew"
         )
 
 
-def load(model: "BertPreTrainedModel", folder: Path, dtype: torch.dtype | None) -> None:
+def weight_names(folder: Path) -> list[str]:
+    """The names of a folder's weights as they are stored. Raises as `load`."""
+    library = safetensors()
+    names: list[str] = []
+    for path in _files(folder):
+        try:
+            with library.safe_open(path, framework="pt") as stored:
+                names += stored.keys()
+        except (library.SafetensorError, OSError) as error:
+            raise WeightsError(f"{path} cannot be read, it may be cut short: {error}; fetch it again") from error
+    return names
+
+
+def load(model: "BertPreTrainedModel", folder: Path, dtype: torch.dtype | None, replace_head: bool = False) -> None:
     """Fill a model on the meta device from `folder`; as `BertPreTrainedModel.from_pretrained`."""
     from bertfast.models.bert import initialise
 
@@ -121,6 +145,9 @@ def load(model: "BertPreTrainedModel", folder: Path, dtype: torch.dtype | None) 
     found = _read(files)
     _untie(found)
     wanted = {_plain(name): (name, parameter) for name, parameter in model.named_parameters()}
+    replaced = [plain for plain in wanted if replace_head and _is_other_head(plain, found, wanted[plain][1])]
+    for plain in replaced:
+        del found[plain]
     missing = [plain for plain in wanted if plain not in found]
     lacking = [plain for plain in missing if plain.startswith(_ENCODER)]
     if lacking:
@@ -144,7 +171,11 @@ def load(model: "BertPreTrainedModel", folder: Path, dtype: torch.dtype | None) 
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     _initialise_missing(model, {wanted[plain][0] for plain in missing}, folder, initialise)
-    _warn(folder, [wanted[plain][0] for plain in missing], [k for k in found if k not in wanted])
+    _warn(folder, [wanted[plain][0] for plain in missing], bool(replaced), [k for k in found if k not in wanted])
+
+
+def _is_other_head(plain: str, found: dict[str, tuple[Tensor, str, Path]], parameter: Tensor) -> bool:
+    return plain.startswith(_HEADS) and plain in found and found[plain][0].shape != parameter.shape
 
 
 def _initialise_missing(model: "BertPreTrainedModel", names: set[str], folder: Path, initialise: Any) -> None:
@@ -168,13 +199,10 @@ def _alone(part: nn.Module) -> nn.Module:
     return single
 
 
-def _warn(folder: Path, missing: list[str], unused: list[str]) -> None:
+def _warn(folder: Path, missing: list[str], replaced: bool, unused: list[str]) -> None:
     strange = sorted(key for key in unused if not key.startswith(_HEADS))
     if missing:
-        warnings.warn(
-            f"{folder} has no weights for {', '.join(missing)}: they were initialised; train them before use",
-            stacklevel=4,
-        )
+        warnings.warn(NewWeightsWarning(folder, missing, replaced), stacklevel=4)
     if strange:
         shown = ", ".join(strange[:5]) + (f" and {len(strange) - 5} more" if len(strange) > 5 else "")
         warnings.warn(f"{folder} has weights that this model does not use: {shown}", stacklevel=4)

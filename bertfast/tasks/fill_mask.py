@@ -1,6 +1,5 @@
 """Masked words filled in: the likeliest pieces at every [MASK] of a text, in English or Japanese."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +8,7 @@ import torch
 
 from bertfast import models
 from bertfast.data.tokenizer import load_tokenizer
+from bertfast.models.loading import weight_names
 from bertfast.tasks.features import assemble
 from bertfast.tasks.lines import DataError
 from bertfast.tasks.loader import make_batch
@@ -48,19 +48,6 @@ def load_masked_lm(folder: Path) -> tuple[Any, "Tokenizer"]:
     return models.BertForMaskedLM.from_pretrained(folder), tokenizer
 
 
-def weight_names(folder: Path) -> list[str]:
-    """The names of the weights in a folder's safetensors; none where there are no such files."""
-    from safetensors import safe_open
-
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        return list(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    if not (folder / "model.safetensors").is_file():
-        return []
-    with safe_open(folder / "model.safetensors", "pt") as file:
-        return list(file.keys())
-
-
 def fill_masks(model: Any, tokenizer: "Tokenizer", text: str, top: int = 5) -> list[list[Guess]]:
     """The `top` likeliest pieces of every mask in `text`, best first; special tokens are never guessed.
 
@@ -81,8 +68,9 @@ def fill_masks(model: Any, tokenizer: "Tokenizer", text: str, top: int = 5) -> l
     batch = make_batch([feature], "packed", tokenizer.pad_id)
     with torch.no_grad():
         logits = model(**batch.inputs()).logits[torch.tensor(places) + 1].float()
-    logits[:, torch.from_numpy(tokenizer.special)[: logits.shape[1]].nonzero().flatten()] = -torch.inf
-    best = logits.softmax(-1).topk(min(top, logits.shape[1]))
+    special = torch.from_numpy(tokenizer.special)[: logits.shape[1]]
+    logits[:, : len(special)].masked_fill_(special, -torch.inf)
+    best = logits.softmax(-1).topk(min(top, logits.shape[1] - int(special.sum())))
     return [
         [
             Guess(piece, share, _filled(text, encoding.offsets[place], piece))

@@ -120,6 +120,20 @@ def test_any_checkpoint_loads_into_any_model(source, target, tmp_path):
             assert torch.equal(value, state[name.removeprefix("bert.")])
 
 
+def test_a_head_of_another_shape_is_replaced_where_asked(tmp_path):
+    stored = ours("BertForSequenceClassification", num_labels=3)
+    stored.save_pretrained(tmp_path)
+    with pytest.raises(models.WeightsError, match="replace_head=True"):
+        models.BertForSequenceClassification.from_pretrained(tmp_path, num_labels=4)
+    with pytest.warns(models.NewWeightsWarning, match="weights of another shape for classifier.weight") as caught:
+        model = models.BertForSequenceClassification.from_pretrained(tmp_path, num_labels=4, replace_head=True)
+    assert caught[0].message.names == ["classifier.weight", "classifier.bias"]
+    assert model.classifier.weight.shape[0] == 4
+    assert torch.equal(model.bert.pooler.dense.weight, stored.bert.pooler.dense.weight)
+    again = models.BertForSequenceClassification.from_pretrained(tmp_path, replace_head=True)
+    assert torch.equal(again.classifier.weight, stored.classifier.weight)
+
+
 def test_minilm_loads_and_agrees():
     cases = pytest.importorskip("bertfast.bench.cases")
     try:

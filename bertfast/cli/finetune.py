@@ -100,21 +100,24 @@ def _command(cls: type[FinetuneConfig], help: str) -> Callable[..., None]:
 
 def _run(cls: type[FinetuneConfig], values: dict[str, Any], given: dict[str, Any]) -> None:
     from bertfast.train.errors import TrainingError
+    from bertfast.train.run_folder import recorded
     from bertfast.train.settings import resolve
 
     try:
-        config = resolve(cls, given["config"], values, given["set_"] or ())
+        file = given["config"] or (recorded(given["out"]) if given["resume"] else None)
+        config = resolve(cls, file, values, given["set_"] or ())
         # Only now: a wrong option is told at once, without seconds of imports.
         from bertfast.data.tokenizer import TokenizerError
         from bertfast.models import ConfigError, WeightsError
         from bertfast.tasks.lines import DataError
-        from bertfast.train.finetune import finetune, is_main
+        from bertfast.train.distributed import is_main
+        from bertfast.train.finetune import best_so_far, finetune
     except TrainingError as error:
         raise _ended(error) from None
     except ImportError as error:
         raise fail(str(error)) from None
     try:
-        outcome, scores = finetune(typing.cast(Any, config), given["out"], resume=given["resume"], note=_note)
+        outcome, scores = finetune(typing.cast(Any, config), given["out"], resume=given["resume"], say=_say, note=_note)
     except TrainingError as error:
         raise _ended(error) from None
     except (DataError, TokenizerError, ConfigError, WeightsError, FileNotFoundError, ImportError) as error:
@@ -129,10 +132,17 @@ def _run(cls: type[FinetuneConfig], values: dict[str, Any], given: dict[str, Any
         for name, value in scores.items():
             table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
         console.print(table)
+    if config.keep_best and (best := best_so_far(given["out"])):
+        where = f"at step {best['step']}, in {given['out'] / 'best'}"
+        _say(f"best: {best['metric']} {best['score']:.4f} {where}")
     if not outcome.finished:
         console.print(f"stopped at step {outcome.step} of {outcome.total_steps} as asked; go on with --resume")
     else:
         console.print(f"the model is in {given['out'] / 'model'}", highlight=False)
+
+
+def _say(text: str) -> None:
+    console.print(text, markup=False, highlight=False)
 
 
 def _note(text: str) -> None:

@@ -106,12 +106,15 @@ def run(flags: dict[str, Any], file: Path | None, sets: list[str], resume: bool,
     """Resolve the options and train; every expected failure ends as one line and its own exit status."""
     from bertfast.train.errors import TrainingError
     from bertfast.train.pretrain_config import PretrainConfig
+    from bertfast.train.run_folder import recorded
     from bertfast.train.settings import describe, resolve
 
     if show_options:
         console.print(describe(PretrainConfig), markup=False, highlight=False, soft_wrap=True)
         return
     try:
+        if resume and file is None and flags["out"] is not None:
+            file = recorded(Path(flags["out"]))
         chosen = resolve(PretrainConfig, file, flags, sets)
         from bertfast.train.pretrain import pretrain as start
 

@@ -42,7 +42,9 @@ class TrainConfig:
     save_every: int | None = option(None, "steps between checkpoints; none: at the end", low=1, free=True)
     save_minutes: float | None = option(None, "minutes between checkpoints", low=0, free=True)
     keep: int = option(2, "newest checkpoints that are kept", low=1, free=True)
-    stop_at: int | None = option(None, "save and end in good order after this step; resume later", low=1, free=True)
+    stop_at: int | None = option(
+        None, "save and end in good order after this step; resume later", low=1, free=True, passing=True
+    )
     tensorboard: bool = option(False, "write event files to RUN/tensorboard", free=True)
 
     def __post_init__(self) -> None:

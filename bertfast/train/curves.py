@@ -3,12 +3,19 @@
 from pathlib import Path
 from typing import Any
 
-_COLOURS = ("#1f6feb", "#c4432b", "#2f8f4e", "#8250df", "#b08800")
+_COLOURS = (
+    "#1f6feb", "#c4432b", "#2f8f4e", "#8250df", "#b08800", "#0a7d8c", "#d0408f", "#7a4a21", "#5b6570", "#86b300",
+)  # fmt: skip
 # The last part of a figure's name says in which panel it belongs and how its axis is labelled.
-_PANELS = (
-    (("loss",), "loss (nats a target)"),
-    (("accuracy", "f1", "exact", "matthews"), "share right"),
-)
+_LOSS = (("loss",), "loss (nats a target)")
+_SHARES = (("accuracy", "f1", "matthews", "pearson", "spearman"), "score (1: all right)")
+_PERCENT = (("exact", "f1"), "score (100: all right)")
+
+
+def _panels(lines: list[dict[str, Any]]) -> tuple[tuple[tuple[str, ...], str], ...]:
+    """The panels of a run. SQuAD's scores, which come with an exact one, are percentages."""
+    answers = any(line["event"] == "eval" and "exact" in line for line in lines)
+    return (_LOSS, _PERCENT if answers else _SHARES)
 
 
 def _series(
@@ -26,14 +33,9 @@ def _series(
     return found
 
 
-def _stem(name: str) -> str:
-    """What a figure is of: "mlm" for mlm_loss and mlm_accuracy, which then have one colour."""
-    return name.rpartition("_")[0]
-
-
 def draw(lines: list[dict[str, Any]], path: Path, title: str) -> None:
     """Draw the lines of a journal; nothing where there are none. ImportError names the extra that has matplotlib."""
-    panels = [(label, _series(lines, "train", ends), _series(lines, "eval", ends)) for ends, label in _PANELS]
+    panels = [(label, _series(lines, "train", ends), _series(lines, "eval", ends)) for ends, label in _panels(lines)]
     panels = [panel for panel in panels if panel[1] or panel[2]]
     if not panels:
         return
@@ -41,21 +43,21 @@ def draw(lines: list[dict[str, Any]], path: Path, title: str) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise ImportError("the curves of a run need matplotlib: pip install 'bertfast[train]'") from None
-    figure = Figure(figsize=(6.2 * len(panels), 4.2), layout="constrained")
-    stems = sorted({_stem(name) for _, *series in panels for each in series for name in each})
-    colours = dict(zip(stems, _COLOURS * 4, strict=False))
+    figure = Figure(figsize=(6.2 * len(panels), 4.8), layout="constrained")
     for axes, (label, train, held_out) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        colours = iter(_COLOURS * (1 + (len(train) + len(held_out)) // len(_COLOURS)))
         for name, (steps, values) in train.items():
-            axes.plot(steps, values, color=colours[_stem(name)], linewidth=1.4, label=name.replace("_", " "))
+            axes.plot(steps, values, color=next(colours), linewidth=1.4, label=f"{name.replace('_', ' ')}, training")
         for name, (steps, values) in held_out.items():
             style = {"marker": "o", "markersize": 4, "linewidth": 1.0, "linestyle": "--"}
-            axes.plot(steps, values, color=colours[_stem(name)], label=f"{name.replace('_', ' ')}, held out", **style)
+            axes.plot(steps, values, color=next(colours), label=f"{name.replace('_', ' ')}, held out", **style)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_xlabel("optimizer step")
         axes.set_ylabel(label)
         axes.grid(color="#e3e6ea")
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8.5)
+        # Under the axes, where it hides no curve.
+        axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
     temporary = path.with_name(f".{path.name}")
     figure.savefig(temporary, dpi=130, format="png")

@@ -5,7 +5,6 @@ data; RUN/metrics.json and RUN/predictions.* are of the last step.
 """
 
 import json
-import os
 import warnings
 from collections.abc import Callable
 from dataclasses import fields
@@ -25,10 +24,12 @@ from bertfast.tasks.qa_problem import QAOptions, QAProblem
 from bertfast.tasks.token_problem import TokenOptions, TokenProblem
 from bertfast.train import state
 from bertfast.train.checkpoint import FORMAT
+from bertfast.train.distributed import is_main
 from bertfast.train.errors import ConfigError
 from bertfast.train.files import Files, explained, write_folder
 from bertfast.train.finetune_config import PairConfig, QAConfig, TokenConfig
 from bertfast.train.loop import Outcome, train
+from bertfast.train.run_folder import check_out
 from bertfast.train.task import Task, Term
 
 BEST = "best_score.json"
@@ -56,8 +57,8 @@ class FinetuneTask(Task):
         folder = Path(config.model)
         self.config, self.run = config, run
         self.name = f"finetune-{config.kind}"
-        self.tokenizer = load_tokenizer(folder)
         start = models.BertConfig.from_pretrained(folder)
+        self.tokenizer = load_tokenizer(folder)
         check_vocabulary(folder, self.tokenizer, start.vocab_size)
         positions = start.max_position_embeddings
         if config.max_length > positions:
@@ -76,9 +77,10 @@ class FinetuneTask(Task):
         head = getattr(models, self.problem.head)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            self.model: nn.Module = head.from_pretrained(folder, torch.float32, **self.problem.overrides())
-        # That a head is new is how fine-tuning begins; it is noted like all that is known of the input.
-        self.problem.notes += [str(warning.message) for warning in said]
+            self.model: nn.Module = head.from_pretrained(
+                folder, torch.float32, replace_head=True, **self.problem.overrides()
+            )
+        self.problem.notes += [_new_head(warning.message) for warning in said]
         self.last: Evaluation | None = None
 
     def loader(self, rank: int, ranks: int) -> FeatureLoader:
@@ -110,9 +112,8 @@ class FinetuneTask(Task):
             raise ConfigError(
                 f"keep_best {name}: the held-out data has no questions of this kind; there are {', '.join(scores)}"
             )
-        target = self.run / "best"
-        known = json.loads((target / BEST).read_text())["score"] if (target / BEST).is_file() else None
-        if not is_main() or (known is not None and scores[name] <= known):
+        known = best_so_far(self.run)
+        if not is_main() or (known is not None and scores[name] <= known["score"]):
             return
         files = Files()
 
@@ -120,10 +121,11 @@ class FinetuneTask(Task):
             files.write_tensors(folder / "model.safetensors", state.model_tensors(self.model))
             self.save(folder)
             files.write_text(
-                folder / BEST, json.dumps({"metric": name, "score": scores[name], "scores": scores}) + "\n"
+                folder / BEST,
+                json.dumps({"metric": name, "score": scores[name], "step": self.step, "scores": scores}) + "\n",
             )
 
-        write_folder(target, fill, {**FORMAT, "format": "bertfast-model"}, files)
+        write_folder(self.run / "best", fill, {**FORMAT, "format": "bertfast-model"}, files)
 
     def save(self, folder: Path) -> None:
         config = self.model.config.replace()  # type: ignore[operator, union-attr]
@@ -139,9 +141,18 @@ class FinetuneTask(Task):
         return training_flops(self.model.config, tokens, squares)  # type: ignore[arg-type]
 
 
-def is_main() -> bool:
-    """Whether this process is the one of all ranks that writes files."""
-    return os.environ.get("RANK", "0") == "0"
+def _new_head(said: Warning | str) -> str:
+    """A warning of loading, as fine-tuning has it: that a head is new is how it begins."""
+    if not isinstance(said, models.NewWeightsWarning):
+        return str(said)
+    parts = ", ".join(dict.fromkeys(name.rpartition(".")[0] for name in said.names))
+    return f"new head: {parts}{', because the one of the checkpoint has another shape' if said.replaced else ''}"
+
+
+def best_so_far(run: Path) -> dict[str, Any] | None:
+    """{"metric", "score", "step", "scores"} of the model in RUN/best; None where none was kept."""
+    path = run / "best" / BEST
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def finetune(
@@ -149,29 +160,36 @@ def finetune(
     run: Path,
     *,
     resume: bool = False,
+    say: Callable[[str], None] = print,
     note: Callable[[str], None] = print,
 ) -> tuple[Outcome, dict[str, float]]:
     """Fine-tune as `config` says into the folder `run`; returns how it ended and the last scores on the held-out data.
 
+    say: is told what each file holds.
     note: is told what was left out of the data or cut.
 
     Raises:
         TrainingError: as `loop.train`.
         DataError, ValueError, FileNotFoundError: for data, a model or a tokenizer that cannot be used.
     """
+    if is_main():
+        check_out(run, resume)
     task = FinetuneTask(config, run)
     if is_main():
+        for text in task.problem.read:
+            say(text)
         for text in task.problem.notes:
             note(text)
     outcome = train(task, config.train, run, record=config, resume=resume)
     if not outcome.finished:
         return outcome, {}
     if task.last is None and config.train.parallel != "fsdp":  # resumed after its last step
+        task.step = outcome.step
         task.evaluate(task.model.eval())
     found = task.last or Evaluation({})
     if is_main():
         # What was left out or cut stands beside the scores that it bears on.
-        about = {"step": outcome.step, **found.metrics, "data": task.problem.notes}
+        about = {"step": outcome.step, **found.metrics, "notes": task.problem.notes}
         with explained(str(run)):
             write_files(run, {**found.files, "metrics.json": about})
     return outcome, found.metrics

@@ -214,6 +214,7 @@ class Trainer:
         """Evaluation draws no random numbers that training would have drawn, so how often it runs changes nothing."""
         before = state.take_rng(self.ranks.device)
         self.task.model.eval()
+        self.task.step = self.step
         with (
             self._paused(),
             torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"),

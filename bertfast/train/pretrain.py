@@ -18,9 +18,11 @@ from bertfast.data.plan import PretrainDataOptions
 from bertfast.data.tokenizer import load_tokenizer
 from bertfast.models import BertConfig, BertForMaskedLM, BertForPreTraining
 from bertfast.models.flops import training_flops
+from bertfast.train.distributed import is_main
 from bertfast.train.errors import ConfigError
 from bertfast.train.loop import Outcome, train
 from bertfast.train.pretrain_config import DataOptions, ModelOptions, PretrainConfig
+from bertfast.train.run_folder import check_out
 from bertfast.train.task import Task, Term, save_description
 
 # Of held-out pairs and masks, whatever the run's own: so that every evaluation of every run sees the same.
@@ -150,4 +152,7 @@ class PretrainTask(Task):
 
 def pretrain(config: PretrainConfig, resume: bool = False) -> Outcome:
     """Pre-train as configured; under torchrun on every rank. Errors as `loop.train`, CorpusError, TokenizerError."""
-    return train(PretrainTask(config), config.train, Path(config.out), record=config, resume=resume)
+    run = Path(config.out)
+    if is_main():
+        check_out(run, resume)
+    return train(PretrainTask(config), config.train, run, record=config, resume=resume)

@@ -12,22 +12,42 @@ from bertfast.train.distributed import Ranks
 from bertfast.train.errors import ConfigError
 from bertfast.train.files import explained
 
+CONFIG = "config.yaml"
+
+
+def check_out(path: Path, resume: bool) -> None:
+    """ConfigError where a run cannot begin in the folder `path`, or be resumed there."""
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{path}: this is a file; name a folder for the run")
+    if resume and not path.exists():
+        raise ConfigError(f"{path}: there is no such folder, so nothing to resume; begin the run without --resume")
+    if not resume and path.exists() and any(path.iterdir()):
+        raise ConfigError(f"{path}: the run's folder is not empty; resume it with --resume, or choose another --out")
+
+
+def recorded(path: Path) -> Path | None:
+    """The configuration that the run in `path` was begun with; None where it has none yet. ConfigError: as `check_out`."""
+    check_out(path, resume=True)
+    return path / CONFIG if (path / CONFIG).is_file() else None
+
 
 class RunFolder:
     """Opens RUN for one process group; a context that keeps others out.
 
-    Raises ConfigError: it exists and `resume` is off, it was begun with other options, or it is in use.
+    Raises ConfigError: as `check_out`, or it was begun with other options, or it is in use.
     """
 
     def __init__(self, path: Path, record: Any, resume: bool, ranks: Ranks) -> None:
         self.path = path
         self._held: IO[str] | None = None
-        if path.exists() and not path.is_dir():
-            raise ConfigError(f"{path}: this is a file; name a folder for the run")
-        if ranks.agree(path.exists() and not resume and any(path.iterdir())):
-            raise ConfigError(
-                f"{path}: the run's folder is not empty; resume it with --resume, or choose another --out"
-            )
+        wrong: ConfigError | None = None
+        try:
+            check_out(path, resume)
+        except ConfigError as error:
+            wrong = error
+        # All ranks have looked before one of them makes the folder.
+        if ranks.agree(wrong is not None):
+            raise wrong or ConfigError(f"{path}: another rank cannot use this folder; its message says why")
         with explained(str(path)):
             path.mkdir(parents=True, exist_ok=True)
         if ranks.main:
@@ -50,7 +70,7 @@ class RunFolder:
             raise ConfigError(f"{self.path}: another process is training in this folder; wait for it to end") from None
 
     def _check_options(self, record: Any, ranks: Ranks) -> None:
-        kept = self.path / "config.yaml"
+        kept = self.path / CONFIG
         differs = settings.changes(settings.resolve(type(record), kept), record) if kept.exists() else []
         if ranks.agree(bool(differs)):
             raise ConfigError(

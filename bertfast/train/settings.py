@@ -26,9 +26,15 @@ def option(
     low: float | None = None,
     high: float | None = None,
     free: bool = False,
+    passing: bool = False,
 ) -> Any:
-    """A dataclass field with its help and limits. `free` marks what may change when a run is resumed."""
-    metadata = {"help": help, "choices": tuple(choices), "low": low, "high": high, "free": free}
+    """A dataclass field with its help and limits.
+
+    free: may change when a run is resumed. passing: is of one process and not of the run, so it is not written down.
+    """
+    metadata = {
+        "help": help, "choices": tuple(choices), "low": low, "high": high, "free": free, "passing": passing
+    }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -197,8 +203,13 @@ def resolve(cls: type[T], file: Path | None = None, flags: Mapping[str, Any] = {
 
 
 def to_yaml(config: Any) -> str:
-    """YAML that `resolve` reads back to an equal configuration."""
-    return _yaml().safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+    """YAML that `resolve` reads back to an equal configuration, but for options that are passing."""
+    return _yaml().safe_dump(_lasting(config), sort_keys=False, allow_unicode=True)
+
+
+def _lasting(config: Any) -> dict[str, Any]:
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if not f.metadata.get("passing")}
+    return {name: _lasting(value) if dataclasses.is_dataclass(value) else value for name, value in values.items()}
 
 
 def changes(old: Any, new: Any, path: str = "") -> list[str]:

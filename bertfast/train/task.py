@@ -67,6 +67,7 @@ class Task(ABC):
     name: str
     model: nn.Module
     tokenizer: Any = None
+    step: int = 0  # updates that the model has had; the loop sets it before an evaluation
 
     @abstractmethod
     def loader(self, rank: int, ranks: int) -> Loader:

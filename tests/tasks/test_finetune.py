@@ -92,7 +92,14 @@ def test_each_kind_learns_and_transformers_computes_the_same(tmp_path, checkpoin
     train, dev = write(tmp_path / name, 160, 1), write(tmp_path / f"dev-{name}", 40, 2)
     out = tmp_path / "run"
     more = ("--max-question", 8, "--keep-best", "f1") if kind == "qa" else ()
-    run("finetune", kind, "--model", checkpoint, "--train", train, "--dev", dev, "--out", out, *FAST, *more)
+    said = run("finetune", kind, "--model", checkpoint, "--train", train, "--dev", dev, "--out", out, *FAST, *more)
+    unit = {"pair": "examples", "qa": "questions", "token": "sentences"}[kind]
+    assert f"train: 160 {unit}" in said.replace(str(train), "train")
+    assert f"dev: 40 {unit}" in said.replace(str(dev), "dev")
+    head = "qa_outputs" if kind == "qa" else "classifier"
+    (note,) = [text for text in json.loads((out / "metrics.json").read_text())["notes"] if "new head" in text]
+    assert note.startswith("new head: ")
+    assert note.endswith(head)
     scores = json.loads((out / "metrics.json").read_text())
     assert scores[metric] >= least, scores
     oracle = getattr(transformers, auto).from_pretrained(out / "model").eval()
@@ -110,6 +117,8 @@ def test_each_kind_learns_and_transformers_computes_the_same(tmp_path, checkpoin
         assert threshold == pytest.approx(scores["best_f1_threshold"])
         assert json.loads(predicted.read_text()).keys() == json.loads((out / "predictions.json").read_text()).keys()
         assert json.loads((out / "best" / "best_score.json").read_text())["score"] == pytest.approx(scores["f1"])
+        assert "best: f1 " in said
+        assert f" at step {json.loads((out / 'best' / 'best_score.json').read_text())['step']}, in " in said
     else:
         rows = [json.loads(line) for line in predicted.read_text().splitlines()]
         kept = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
@@ -123,7 +132,7 @@ def test_stopped_and_resumed_is_the_same_to_the_bit(tmp_path, checkpoint):
     run("finetune", "pair", *common, "--out", tmp_path / "whole")
     run("finetune", "pair", *common, "--out", tmp_path / "parts", "--stop-at", 3)
     assert not (tmp_path / "parts" / "model").exists()
-    run("finetune", "pair", *common, "--out", tmp_path / "parts", "--resume")
+    run("finetune", "pair", "--out", tmp_path / "parts", "--resume")  # with the options that it was begun with
     whole, parts = ((tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "parts"))
     assert whole == parts
 
@@ -135,6 +144,12 @@ def test_sequence_of_labels_is_in_the_config_and_texts_are_predicted(tmp_path, c
     config = json.loads((out / "model" / "config.json").read_text())
     assert config["id2label"] == {"0": "good", "1": "bad"}
     assert config["architectures"] == ["BertForSequenceClassification"]
+    assert config["bertfast"]["fields"] == ["sentence1", "sentence2", "label"]
+    # A head for other labels is another one.
+    more = pair_file(tmp_path / "more.tsv", 32, 1)
+    more.write_text(more.read_text() + "the film\tneutral\n")
+    said = run("finetune", "pair", "--model", out / "model", "--train", more, "--out", tmp_path / "three", *FAST)
+    assert "new head: classifier, because the one of the checkpoint has another shape" in said
     row = json.loads(run("predict", out / "model", "--text", "the film is good"))
     assert row["label"] in ("good", "bad")
     assert sum(row["probabilities"].values()) == pytest.approx(1.0)
@@ -174,9 +189,9 @@ def test_regression(tmp_path, checkpoint):
         (("--keep-best", "f1"), "give dev_file as well"),
         (("--keep-best", "exact", "--dev", "train.tsv"), "choose one of accuracy, f1"),
         (("--labels", "x,y"), "train.tsv:1: a label that is none of x, y"),
-        (("--fields", "a,b"), "fields must be three names"),
+        (("--fields", "a,b,c,d"), "fields a,b,c,d: name"),
         (("--set", "train.lerning_rate=1"), "did you mean learning_rate"),
-        (("--model", "nowhere"), "nowhere"),
+        (("--model", "bert-base-uncased"), "names of models on a hub are not looked up"),
     ],
 )
 def test_mistakes_end_as_one_line(tmp_path, checkpoint, options, message):
@@ -190,13 +205,23 @@ def test_mistakes_end_as_one_line(tmp_path, checkpoint, options, message):
     assert "Traceback" not in output
 
 
-def test_bad_lines_are_noted(tmp_path, checkpoint):
+def test_the_folder_is_looked_at_before_anything_is_loaded(tmp_path, checkpoint):
+    train = pair_file(tmp_path / "train.tsv", 8, 1)
+    common = ("finetune", "pair", "--model", tmp_path / "none", "--train", train, "--out")
+    assert "run's folder is not empty" in run(*common, tmp_path, status=2).replace("\n", " ")
+    for arguments in ((*common, tmp_path / "absent", "--resume"), ("finetune", "pair", "--out", "absent", "--resume")):
+        assert "there is no such folder, so nothing to resume" in run(*arguments, status=2).replace("\n", " ")
+
+
+def test_bad_lines_and_headers_are_noted(tmp_path, checkpoint):
     train = pair_file(tmp_path / "train.tsv", 16, 1)
-    train.write_text(train.read_text() + "only text\n")
+    train.write_text("sentence\tLabel\n" + train.read_text() + "only text\n")
     out = ("--out", tmp_path / "run", *FAST, "--epochs", 1)
-    assert "train.tsv:17" in run("finetune", "pair", "--model", checkpoint, "--train", train, *out, status=2)
+    assert "train.tsv:18" in run("finetune", "pair", "--model", checkpoint, "--train", train, *out, status=2)
     output = run("finetune", "pair", "--model", checkpoint, "--train", train, *out, "--bad-lines", "skip")
     assert "1 with another number of columns" in output.replace("\n", " ")
+    assert "16 examples (bad " in output.replace("\n", " ")
+    assert "line 1 names the columns and was passed over" in output.replace("\n", " ")
 
 
 def test_japanese_questions(tmp_path):

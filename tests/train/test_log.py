@@ -104,6 +104,19 @@ def test_curves(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
 
 
+def test_every_series_has_its_colour_and_percentages_an_axis_of_their_own(tmp_path, monkeypatch):
+    figure = pytest.importorskip("matplotlib.figure")
+    seen = []
+    monkeypatch.setattr(figure.Figure, "savefig", lambda self, path, **_: (seen.append(self), path.touch()))
+    scores = {"accuracy": 0.8, "f1": 0.7, "macro_f1": 0.7, "matthews": 0.5}
+    curves.draw([{"event": "train", "step": 1, "accuracy": 0.5}, {"event": "eval", "step": 1, **scores}],
+                tmp_path / "a.png", "pair")  # fmt: skip
+    curves.draw([{"event": "eval", "step": 1, "exact": 40.0, "f1": 50.0}], tmp_path / "b.png", "qa")
+    (shares,), (percentages,) = (figure.axes for figure in seen)
+    assert len({line.get_color() for line in shares.lines}) == len(shares.lines) == 5
+    assert (shares.get_ylabel(), percentages.get_ylabel()) == ("score (1: all right)", "score (100: all right)")
+
+
 def test_a_run_writes_all_of_it(tmp_path):
     pytest.importorskip("tensorboard")
     torch.manual_seed(0)

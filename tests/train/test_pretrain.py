@@ -73,7 +73,10 @@ def test_resume_mid_epoch_with_workers_is_bit_exact(corpora, tmp_path):
             workers = str(2 if stop else 1)  # how many there are changes nothing
             options = ["--steps", "16", "--log-every", "4", "--batches-per-step", "2", "--workers", workers]
             options += (["--set", f"train.stop_at={stop}"] if stop else []) + (["--resume"] if i else [])
-            done = invoke(command(corpora, tmp_path / name, *options))
+            given = command(corpora, tmp_path / name, *options)
+            if i == 2:  # all options as the run was begun with
+                given = ["pretrain", "--out", str(tmp_path / name), "--resume"]
+            done = invoke(given)
             assert done.exit_code == 0, done.output
     for kind in ("model", "optimizer", "rng"):
         one, other = (load_file(tmp_path / n / f"checkpoints/step-00000016/{kind}.safetensors") for n in "ab")
@@ -83,6 +86,16 @@ def test_resume_mid_epoch_with_workers_is_bit_exact(corpora, tmp_path):
     states = [json.loads((tmp_path / n / "checkpoints/step-00000016/state.json").read_text()) for n in "ab"]
     assert states[0] == states[1]
     assert losses(tmp_path / "a")[-1][0] == 16
+
+
+@pytest.mark.parametrize(("more", "message"), [([], "is not empty"), (["--resume"], "nothing to resume")])
+def test_the_folder_is_looked_at_before_the_corpus(tmp_path, more, message):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/file").touch()
+    out = tmp_path / ("absent" if more else "full")
+    done = invoke(["pretrain", str(tmp_path / "no-corpus"), "--out", str(out), "--steps", "1", *more])
+    assert done.exit_code == 2
+    assert message in done.output.replace("\n", " ")
 
 
 def test_masked_words_alone_from_a_checkpoint(corpora, tmp_path):

@@ -77,6 +77,11 @@ def test_what_is_written_loads_again(tmp_path):
     assert yaml.safe_load(to_yaml(config))["train"]["learning_rate"] == 1.5e-5
 
 
+def test_what_passes_is_not_written_down(tmp_path):
+    config = resolve(PretrainConfig, None, FLAGS, ["train.steps=3", "train.stop_at=1"])
+    assert resolve(PretrainConfig, write(tmp_path, to_yaml(config))).train.stop_at is None
+
+
 def test_changes_name_what_matters_alone():
     old = resolve(PretrainConfig, None, FLAGS, ["train.steps=3"])
     free = resolve(PretrainConfig, None, FLAGS, ["train.steps=3", "train.log_every=1", "out=x", "data.workers=3"])

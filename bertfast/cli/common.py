@@ -3,6 +3,10 @@
 import json
 import math
 import os
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +17,40 @@ from rich.console import Console
 console = Console(width=None if Console().is_terminal else 190)
 
 
+SECONDS_FOR_FIRST_RANK = 5.0
+
+
 def fail(message: str) -> typer.Exit:
     Console(stderr=True).print(f"bertfast: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
     return typer.Exit(2)
+
+
+def fail_on_rank(message: str) -> typer.Exit:
+    """`fail` under torchrun, once for an error that all ranks of a machine have.
+
+    The first one prints it, and torchrun then ends the others; one that is still there after a while has an error of its own.
+    """
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(SECONDS_FOR_FIRST_RANK)
+    return fail(message)
+
+
+@contextmanager
+def notes() -> Iterator[None]:
+    """What libraries and this package warn users of is one line each, without the place in the code; once under torchrun."""
+    first = os.environ.get("RANK", "0") == "0"
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+            if category is not UserWarning:
+                usual(message, category, *place)
+            elif first:
+                line = f"note: {' '.join(str(message).split())}"
+                Console(stderr=True).print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
 
 
 def check_target(option: str, path: Path | None) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bertfast.cli.common import check_target, console, fail
+from bertfast.cli.common import check_target, console, fail, notes
 
 app = typer.Typer(no_args_is_help=True, help="Vocabularies and corpora from text, and pictures of batches.")
 
@@ -50,7 +50,8 @@ def _mistakes() -> Iterator[None]:
     from bertfast.data.workers import WorkerError
 
     try:
-        yield
+        with notes():
+            yield
     except (ValueError, ImportError, OSError, WorkerError) as error:
         if isinstance(error, OSError) and error.filename is not None:
             raise fail(f"{error.filename}: {error.strerror}") from None

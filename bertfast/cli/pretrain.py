@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bertfast.cli.common import console, fail
+from bertfast.cli.common import console, fail, fail_on_rank, notes
 from bertfast.train.errors import EXIT_STATUSES
 
 
@@ -67,7 +67,7 @@ def pretrain(
         list[str] | None, typer.Option("--set", help="Any option, as train.eps=1e-8; over file and flags.")
     ] = None,
     show_options: Annotated[bool, typer.Option("--options", help="Print all options with their defaults.")] = False,
-    init: Annotated[Path | None, typer.Option(help="Begin from this checkpoint's weights.")] = None,
+    init: Annotated[Path | None, typer.Option(help="Begin from this checkpoint's weights and sizes.")] = None,
     layers: Annotated[int | None, typer.Option(help="12 where not given.")] = None,
     hidden: Annotated[int | None, typer.Option(help="768 where not given.")] = None,
     heads: Annotated[int | None, typer.Option(help="12 where not given.")] = None,
@@ -84,7 +84,7 @@ def pretrain(
     warmup_steps: Annotated[int | None, typer.Option(help="A tenth of all steps where not given.")] = None,
     precision: Annotated[Precision | None, typer.Option(help="bf16: autocast with float32 weights.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, order, masks and dropout; 0.")] = None,
-    threads: Annotated[int | None, typer.Option(help="torch's threads.")] = None,
+    threads: Annotated[int | None, typer.Option(help="torch's threads; another number may change last bits.")] = None,
     parallel: Annotated[Parallel | None, typer.Option(help="Under torchrun; ddp.")] = None,
     log_every: Annotated[int | None, typer.Option(help="Steps between log lines, 10 where not given.")] = None,
     eval_every: Annotated[int | None, typer.Option(help="Steps between evaluations; at the end alone.")] = None,
@@ -104,7 +104,7 @@ def _plain(value: Any) -> Any:
 
 def run(flags: dict[str, Any], file: Path | None, sets: list[str], resume: bool, show_options: bool) -> None:
     """Resolve the options and train; every expected failure ends as one line and its own exit status."""
-    from bertfast.train.errors import TrainingError
+    from bertfast.train.errors import StoppedError, TrainingError
     from bertfast.train.pretrain_config import PretrainConfig
     from bertfast.train.run_folder import recorded
     from bertfast.train.settings import describe, resolve
@@ -112,19 +112,25 @@ def run(flags: dict[str, Any], file: Path | None, sets: list[str], resume: bool,
     if show_options:
         console.print(describe(PretrainConfig), markup=False, highlight=False, soft_wrap=True)
         return
+    first = os.environ.get("RANK", "0") == "0"
     try:
         if resume and file is None and flags["out"] is not None:
             file = recorded(Path(flags["out"]))
         chosen = resolve(PretrainConfig, file, flags, sets)
         from bertfast.train.pretrain import pretrain as start
 
-        outcome = start(chosen, resume)
+        with notes():
+            outcome = start(chosen, resume)
+    except StoppedError as error:  # of all ranks at once; torchrun waits for them
+        if first:
+            fail(str(error))
+        raise typer.Exit(error.exit_status) from None
     except TrainingError as error:
-        fail(str(error))
+        fail_on_rank(str(error))
         raise typer.Exit(error.exit_status) from None
     except (ValueError, ImportError, OSError) as error:
-        raise fail(str(error)) from None
-    if os.environ.get("RANK", "0") != "0":
+        raise fail_on_rank(str(error)) from None
+    if not first:
         return
     if not outcome.finished:
         console.print(f"stopped at step {outcome.step} of {outcome.total_steps} as asked; go on with --resume")

@@ -20,7 +20,8 @@ from bertfast.data.files import missing_extra, write_whole
 CONTINUES = "##"
 SPECIAL_ROLES = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 MODEL_INPUTS = ("input_ids", "token_type_ids", "attention_mask")
-FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+VOCABULARY_FILES = ("vocab.txt", "tokenizer.json")  # a folder with one of them is a tokenizer's
+FILES = (*VOCABULARY_FILES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 # The settings of BertTokenizer that change ids, and BertNormalizer's own names for them.
 NORMALIZER_SETTINGS = {
     "do_lower_case": "lowercase",
@@ -228,7 +229,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     if not folder.is_dir():
         raise TokenizerError(f"{folder} is not a folder; name one with vocab.txt or tokenizer.json in it")
     files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
-    if not files.keys() & {"vocab.txt", "tokenizer.json"}:
+    if not files.keys() & set(VOCABULARY_FILES):
         raise TokenizerError(
             f"{folder} has neither vocab.txt nor tokenizer.json; `bertfast data vocab` makes such a folder"
         )

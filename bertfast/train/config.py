@@ -35,7 +35,7 @@ class TrainConfig:
         False, "train with GPU kernels that have not passed parity on this kind of GPU yet", free=True
     )
     parallel: str = option("ddp", "under torchrun", choices=("ddp", "fsdp"), free=True)
-    threads: int | None = option(None, "torch's threads on a CPU", low=1, free=True)
+    threads: int | None = option(None, "torch's on a CPU; another number may change last bits", low=1, free=True)
 
     log_every: int = option(10, "steps between log lines", low=1, free=True)
     eval_every: int | None = option(None, "steps between evaluations; none: at the end", low=1, free=True)

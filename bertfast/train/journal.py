@@ -1,7 +1,8 @@
 """RUN/log.jsonl: a line of JSON for each thing that happened, in the order of steps.
 
-{"event": "train" | "eval" | "note", "step": ..., ...}. When a run is resumed, lines of later steps, and a last line that was cut
-off, are dropped: the resumed run writes them again.
+{"event": "train" | "eval" | "note", "step": ..., "seconds": ..., ...}. `seconds` is the wall-clock time since this process began
+to train, evaluation and checkpoints included; a resumed run begins at 0 again. When a run is resumed, lines of later steps, and a
+last line that was cut off, are dropped: the resumed run writes them again.
 """
 
 import json

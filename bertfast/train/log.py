@@ -31,7 +31,8 @@ class RunLog:
         self.step, self.total = step, total
         self.events: Any = None
         self.progress = Progress(step, total, visible=ranks.main)
-        self._begun, self._pause = time.perf_counter(), 0.0
+        self._started = self._begun = time.perf_counter()
+        self._pause = 0.0
         self._counted = step  # the step of the last log line in this process
 
     def __enter__(self) -> "RunLog":
@@ -41,7 +42,7 @@ class RunLog:
             self.progress.start()
             if dropped:
                 self.note(f"{dropped} log lines after step {self.step} were dropped, these steps are done again")
-        self._begun = time.perf_counter()
+        self._started = self._begun = time.perf_counter()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -56,10 +57,13 @@ class RunLog:
         with suppress(OSError):
             curves.draw(journal.read(self.path), self.run / "curves.png", self.task.name)
 
+    def _write(self, line: dict[str, Any]) -> None:
+        journal.append(self.path, line | {"seconds": round(time.perf_counter() - self._started, 3)})
+
     def note(self, text: str) -> None:
         """Something the reader should know; it does not repeat itself when a run is resumed."""
         if self.ranks.main:
-            journal.append(self.path, {"event": "note", "step": self.step, "text": text})
+            self._write({"event": "note", "step": self.step, "text": text})
             self.progress.say(text)
 
     def advance(self, step: int) -> None:
@@ -89,14 +93,14 @@ class RunLog:
         best = rates.peak(self.ranks.device, self.config.precision)[0] if flops else None
         if flops and best:
             figures["mfu"] = flops * share / seconds / (best * self.ranks.size)
-        journal.append(self.path, {"event": "train", "step": step, **figures})
+        self._write({"event": "train", "step": step, **figures})
         self.progress.train(step, figures)
         self._scalars("train", step, figures)
 
     def evaluation(self, step: int, figures: dict[str, float]) -> None:
         """A line of figures on held-out data; the curves are drawn again."""
         if self.ranks.main:
-            journal.append(self.path, {"event": "eval", "step": step, **figures})
+            self._write({"event": "eval", "step": step, **figures})
             self.progress.evaluation(step, figures)
             self._scalars("eval", step, figures)
             self._draw()

@@ -45,18 +45,18 @@ def train(
     files: the steps on the disk, for tests.
 
     Under torchrun every rank calls this. The resumed run equals the one that was never stopped bit for bit (weights,
-    optimizer, logged losses) on the same kind of machine with the same number of ranks; with another number of ranks
-    to rounding, where dropout is off.
+    optimizer, logged losses) on the same kind of machine with the same number of ranks and threads; with another
+    number of threads or ranks to rounding, the latter where dropout is off.
     Raises ConfigError, CheckpointError, NotFiniteError, DiskFullError, OutOfMemoryError, StoppedError.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    with (
-        distributed.join(config.device) as ranks,
-        Stop() as stop,
-        RunFolder(run, record or config, resume, ranks) as folder,
-    ):
-        return Trainer(task, config, folder, resume, ranks, stop, files).fit()
+    with distributed.join(config.device) as ranks, Stop() as stop:
+        # Before there is a folder, so that the corrected command finds none in its way.
+        config.micro_batches(ranks.size)
+        check_kernels(ranks.device, config.unverified_kernels)
+        with RunFolder(run, record or config, resume, ranks) as folder:
+            return Trainer(task, config, folder, resume, ranks, stop, files).fit()
 
 
 def check_kernels(device: torch.device, allowed: bool) -> None:
@@ -85,7 +85,6 @@ class Trainer:
         files: Files | None,
     ) -> None:
         self.task, self.config, self.ranks, self.stop = task, config, ranks, stop
-        check_kernels(ranks.device, config.unverified_kernels)
         self.per_rank = config.micro_batches(ranks.size)
         self.folder = folder
         self.files = files or Files()
@@ -133,6 +132,9 @@ class Trainer:
         self.window = Window(found.state["terms"], self.ranks.device)
         self.window.load_state_dict(found.state["window"])
         state.restore_rng(found.rng, self.ranks, self.config.seed, found.step)
+        before, now = found.state.get("threads"), torch.get_num_threads()
+        if self.ranks.device.type == "cpu" and before not in (None, now):
+            self.notes.append(f"torch had {before} threads and now has {now}: results may differ in their last bits")
 
     def fit(self) -> Outcome:
         """Run to the last step, `stop_at`, or whatever comes first."""
@@ -247,6 +249,7 @@ class Trainer:
                     "task": self.task.name,
                     "total_steps": self.total,
                     "ranks": self.ranks.size,
+                    "threads": torch.get_num_threads(),
                     "loader": self.loader.state_dict(),
                     "terms": self.window.terms,
                     "window": self.window.state_dict(),

@@ -15,7 +15,7 @@ from bertfast.data.loader import PretrainLoader
 from bertfast.data.masking import MaskOptions
 from bertfast.data.pairs import PairOptions
 from bertfast.data.plan import PretrainDataOptions
-from bertfast.data.tokenizer import load_tokenizer
+from bertfast.data.tokenizer import VOCABULARY_FILES, Tokenizer, load_tokenizer
 from bertfast.models import BertConfig, BertForMaskedLM, BertForPreTraining
 from bertfast.models.flops import training_flops
 from bertfast.train.distributed import is_main
@@ -40,69 +40,102 @@ def batch_options(options: DataOptions, seed: int) -> PretrainDataOptions:
     )
 
 
-def build_model(options: ModelOptions, nsp: bool, tokenizer: Any, seed: int) -> BertForPreTraining | BertForMaskedLM:
-    """A model from scratch, its weights drawn from `seed`, or from `options.init`. ConfigError: sizes that do not fit."""
+# BertConfig's name of each size in ModelOptions.
+_SIZES = {
+    "hidden": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "feed_forward": "intermediate_size",
+    "positions": "max_position_embeddings",
+}
+_RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+
+
+def build_model(
+    options: ModelOptions, nsp: bool, tokenizer: Tokenizer, seed: int
+) -> BertForPreTraining | BertForMaskedLM:
+    """A model from scratch, its weights drawn from `seed`, or from `options.init`.
+
+    ConfigError: sizes that do not fit, a checkpoint of other sizes than were asked for or of another vocabulary.
+    """
     kind = BertForPreTraining if nsp else BertForMaskedLM
+    sizes = {theirs: getattr(options, ours) for ours, theirs in _SIZES.items() if getattr(options, ours) is not None}
+    rates = dict.fromkeys(_RATES, options.dropout) if options.dropout is not None else {}
     with torch.random.fork_rng(devices=[]):  # a head that a checkpoint lacks is drawn from torch's own generator
         torch.manual_seed(seed)
         if options.init is not None:
-            # Whatever the stored precision is: weights that are trained are float32.
-            model = kind.from_pretrained(options.init, dtype=torch.float32)
-            words = model.config.vocab_size
-            if words < tokenizer.vocab_size:
+            stored = BertConfig.from_pretrained(options.init)
+            _check_vocabulary(Path(options.init), stored.vocab_size, tokenizer)
+            if differing := [
+                f"{name} {getattr(stored, name)}" for name in sizes if getattr(stored, name) != sizes[name]
+            ]:
                 raise ConfigError(
-                    f"{options.init} has {words} words and the corpus's tokenizer {tokenizer.vocab_size}: they do not "
-                    "belong together; build the corpus with the checkpoint's tokenizer"
+                    f"{options.init} has {', '.join(differing)}, and model options ask for another size: with init the "
+                    f"sizes are the checkpoint's; leave out {', '.join(_SIZES)}"
                 )
-            return model
-        config = BertConfig(
-            vocab_size=tokenizer.vocab_size,
-            hidden_size=options.hidden,
-            num_hidden_layers=options.layers,
-            num_attention_heads=options.heads,
-            intermediate_size=options.feed_forward or 4 * options.hidden,
-            max_position_embeddings=options.positions,
-            hidden_dropout_prob=options.dropout,
-            attention_probs_dropout_prob=options.dropout,
-            pad_token_id=tokenizer.pad_id,
+            # Whatever the stored precision is: weights that are trained are float32.
+            return kind.from_pretrained(options.init, dtype=torch.float32, **rates)
+        width = {"intermediate_size": 4 * options.hidden} if options.hidden is not None else {}
+        return kind(
+            BertConfig(vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id, **(width | sizes | rates))
         )
-        return kind(config)
+
+
+def _check_vocabulary(folder: Path, words: int, tokenizer: Tokenizer) -> None:
+    """ConfigError where a checkpoint's words are not the corpus's."""
+    advice = f"they do not belong together; build the corpus with --tokenizer {folder}"
+    if any((folder / name).is_file() for name in VOCABULARY_FILES):
+        if load_tokenizer(folder).sha256 != tokenizer.sha256:
+            raise ConfigError(f"{folder} has another tokenizer than the corpus was built with: {advice}")
+        known = words >= tokenizer.vocab_size  # a word table may be padded
+    else:
+        known, advice = words == tokenizer.vocab_size, "build the corpus with the checkpoint's own tokenizer"
+    if not known:
+        raise ConfigError(f"{folder} has {words} words and the corpus's tokenizer {tokenizer.vocab_size}: {advice}")
+
+
+def _as_built(options: ModelOptions, sizes: BertConfig) -> ModelOptions:
+    """`options` with the model's own sizes; a checkpoint's two dropout rates are named only where they are one."""
+    rates = {getattr(sizes, name) for name in _RATES}
+    found: dict[str, Any] = {ours: getattr(sizes, theirs) for ours, theirs in _SIZES.items()}
+    return dataclasses.replace(options, dropout=rates.pop() if len(rates) == 1 else None, **found)
 
 
 class PretrainTask(Task):
     """BertForPreTraining, or BertForMaskedLM where next-sentence prediction is off, on a corpus."""
 
     def __init__(self, config: PretrainConfig) -> None:
-        self.config = config
         self.name = "pretrain"
+        # Batches that cannot be made are refused here, before there is a folder of a run.
+        self.options = batch_options(config.data, config.train.seed)
         self.corpus = Corpus.open(config.corpus)
         self.held_out = Corpus.open(config.eval) if config.eval else None
         self.tokenizer = load_tokenizer(Path(config.corpus) / "tokenizer")
-        self._check_held_out()
+        self._check_held_out(config)
         model = build_model(config.model, config.data.nsp, self.tokenizer, config.train.seed)
         self.model, self.sizes = model.train(), model.config
         sizes = self.sizes
+        self.config = dataclasses.replace(config, model=_as_built(config.model, sizes))
         if config.data.max_seq_length > sizes.max_position_embeddings:
             raise ConfigError(
                 f"data.max_seq_length is {config.data.max_seq_length}, the model has {sizes.max_position_embeddings} "
                 "positions; lower the one or raise model.positions"
             )
 
-    def _check_held_out(self) -> None:
+    def _check_held_out(self, config: PretrainConfig) -> None:
         if self.held_out is None:
             return
         wanted, found = (corpus.manifest["tokenizer"]["sha256"] for corpus in (self.corpus, self.held_out))
         if wanted != found:
             raise ConfigError(
-                f"{self.config.eval} was built with another tokenizer than {self.config.corpus}; build it again with "
-                f"--tokenizer {Path(self.config.corpus) / 'tokenizer'}"
+                f"{config.eval} was built with another tokenizer than {config.corpus}; build it again with "
+                f"--tokenizer {Path(config.corpus) / 'tokenizer'}"
             )
 
     def loader(self, rank: int, ranks: int) -> PretrainLoader:
-        options = batch_options(self.config.data, self.config.train.seed)
         pinned = next(self.model.parameters()).is_cuda
         return PretrainLoader(
-            self.corpus, self.tokenizer, options, rank, ranks, self.config.data.workers, pin_memory=pinned
+            self.corpus, self.tokenizer, self.options, rank, ranks, self.config.data.workers, pin_memory=pinned
         )
 
     def terms(self, model: nn.Module, batch: Batch) -> dict[str, Term]:
@@ -155,4 +188,5 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Outcome:
     run = Path(config.out)
     if is_main():
         check_out(run, resume)
-    return train(PretrainTask(config), config.train, run, record=config, resume=resume)
+    task = PretrainTask(config)
+    return train(task, config.train, run, record=task.config, resume=resume)

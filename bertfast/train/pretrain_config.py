@@ -8,15 +8,20 @@ from bertfast.train.settings import option
 
 @dataclass
 class ModelOptions:
-    """The sizes of a model from scratch; BERT-base by default. With `init` they come from the checkpoint instead."""
+    """The sizes of the model; where not given, BERT-base's, or with `init` the checkpoint's, which cannot be changed.
 
-    init: str | None = option(None, "folder of a checkpoint to begin from")
-    hidden: int = option(768, "width of the residual stream", low=1)
-    layers: int = option(12, low=1)
-    heads: int = option(12, low=1)
+    A run's config.yaml records them as they are in its model.
+    """
+
+    init: str | None = option(None, "folder of a checkpoint to begin from; the sizes are then its own")
+    hidden: int | None = option(None, "width of the residual stream; none: 768", low=1)
+    layers: int | None = option(None, "encoder layers; none: 12", low=1)
+    heads: int | None = option(None, "attention heads of a layer, which share its width; none: 12", low=1)
     feed_forward: int | None = option(None, "width inside the feed-forward layers; none: 4 x hidden", low=1)
-    positions: int = option(512, "longest sequence the model will ever take", low=5)
-    dropout: float = option(0.1, low=0, high=0.99)
+    positions: int | None = option(None, "longest sequence the model will ever take; none: 512", low=5)
+    dropout: float | None = option(
+        None, "of hidden states and attention; none: 0.1, or the checkpoint's own rates", low=0, high=0.99
+    )
 
 
 @dataclass

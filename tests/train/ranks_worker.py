@@ -59,7 +59,7 @@ def run(corpus: Path, out: Path, options: dict[str, Any], resumed: bool = False)
         worker = {"data.workers": 1} if resumed else {}
         chosen = config(corpus, out, **options | {"train.stop_at": stop} | worker)
         task = PretrainTask(chosen)
-        train(task, chosen.train, out, record=chosen, resume=out.exists())
+        train(task, chosen.train, out, record=task.config, resume=out.exists())
     return task
 
 

@@ -133,6 +133,9 @@ def test_a_run_writes_all_of_it(tmp_path):
     assert [(line["event"], line["step"]) for line in kept] == [("train", 2), ("eval", 2), ("train", 4), ("eval", 4)]
     assert {"mfu", "tokens_per_second", "memory_gib", "grad_norm", "learning_rate", "epoch"} <= kept[0].keys()
     assert kept[0]["epoch"] == 0.2
+    times = [line["seconds"] for line in kept]
+    assert 0 < times[0] < 60
+    assert times == sorted(times)
     assert kept[0]["mfu"] > 0
     assert (tmp_path / "run/curves.png").exists()
     assert list((tmp_path / "run/tensorboard").iterdir())

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 from toy import ToyTask, assert_same, batch_of, config
 
-from bertfast.train import loop, settings
+from bertfast.train import journal, loop, settings
 from bertfast.train.config import TrainConfig
 from bertfast.train.distributed import Ranks
 from bertfast.train.errors import (
@@ -113,3 +113,21 @@ def test_unverified_kernels_are_refused_on_a_gpu(monkeypatch):
     loop.check_kernels(torch.device("cpu"), allowed=False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (10, 0))
     loop.check_kernels(device, allowed=False)
+
+
+def test_other_threads_are_noted_when_resumed(tmp_path, monkeypatch):
+    train(ToyTask(), config(stop_at=4), tmp_path)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    train(ToyTask(), config(), tmp_path, resume=True)
+    notes = [line["text"] for line in journal.read(tmp_path / "log.jsonl") if line["event"] == "note"]
+    assert any("now has 77: results may differ in their last bits" in text for text in notes)
+
+
+def test_a_mistake_leaves_no_folder(tmp_path, monkeypatch):
+    def refused(device, allowed):
+        raise ConfigError("not verified")
+
+    monkeypatch.setattr(loop, "check_kernels", refused)
+    with pytest.raises(ConfigError, match="not verified"):
+        train(ToyTask(), config(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

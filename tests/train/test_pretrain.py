@@ -134,6 +134,8 @@ def test_evaluation_sees_the_same_masks_each_time(corpora):
         (["--steps", "1", "--heads", "3"], "not a multiple of num_attention_heads"),
         ([], "give either steps or epochs"),
         (["--steps", "1", "--init", "nowhere"], "nowhere"),
+        (["--steps", "1", "--token-budget", "32"], "token_budget=32 is smaller than max_seq_length=64"),
+        (["--steps", "1", "--set", "data.mask_prob=0"], "mask_prob=0.0: it must be above 0"),
         (["--steps", "1", "--eval", "nowhere"], "nowhere"),
     ],
 )
@@ -143,6 +145,23 @@ def test_mistakes_end_as_one_line(corpora, tmp_path, options, words):
     assert words in done.stderr
     assert done.stderr.startswith("bertfast: ")
     assert not (tmp_path / "run").exists()
+
+
+def test_other_ranks_leave_an_error_to_the_first(corpora, tmp_path, monkeypatch):
+    waits = []
+
+    def ended(seconds):  # as torchrun does while this rank waits
+        waits.append(seconds)
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr("bertfast.cli.common.time.sleep", ended)
+    done = invoke(command(corpora, tmp_path / "run", "--steps", "1", "--heads", "3"))
+    assert waits
+    assert "bertfast:" not in done.stderr
+    monkeypatch.setattr("bertfast.cli.common.time.sleep", waits.append)
+    done = invoke(command(corpora, tmp_path / "run", "--steps", "1", "--heads", "3"))
+    assert (done.exit_code, "not a multiple" in done.stderr) == (2, True), "nobody ended it: the error is its own"
 
 
 def test_another_tokenizer_is_refused(corpora, tmp_path):

@@ -24,7 +24,7 @@ def test_later_sources_win_and_defaults_fill_the_rest(tmp_path):
     assert (found.corpus, found.out) == ("a", "b")
     assert (found.train.seed, found.train.steps, found.train.schedule) == (2, 7, "cosine")
     assert found.train.learning_rate == 1e-4, "YAML 1.1 reads 1e-4 as text"
-    assert found.model.hidden == 768
+    assert found.data.max_seq_length == 128
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_changes_name_what_matters_alone():
     free = resolve(PretrainConfig, None, FLAGS, ["train.steps=3", "train.log_every=1", "out=x", "data.workers=3"])
     other = resolve(PretrainConfig, None, FLAGS, ["train.steps=4", "model.hidden=8"])
     assert changes(old, free) == []
-    assert changes(old, other) == ["model.hidden: 768 -> 8", "train.steps: 3 -> 4"]
+    assert changes(old, other) == ["model.hidden: None -> 8", "train.steps: 3 -> 4"]
 
 
 def test_describe_has_every_option():

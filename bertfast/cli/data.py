@@ -133,18 +133,23 @@ def build(
     workers: Workers = None,
 ) -> None:
     """Tokenise documents into a corpus for pre-training. The same command goes on with a build that was stopped."""
-    from bertfast.data.build import Options
     from bertfast.data.build import build as build_corpus
+    from bertfast.data.build import finished, sides
+    from bertfast.data.build_options import Options
+    from bertfast.data.corpus import read_manifest
     from bertfast.data.tokenizer import load_tokenizer
 
     with _mistakes():
         pieces = load_tokenizer(tokenizer)
         source = _source(sources, format, field, dataset, config, split)
         options = Options(splitter or source.splitter, holdout, bad_lines is BadLines.refuse)
+        there = finished(out)
         with _progress(source) as report:
             manifest = build_corpus(source, pieces, out, options, workers=workers or os.cpu_count() or 1, report=report)
-    counts = ", ".join(f"{manifest[name]:,} {name}" for name in ("documents", "sentences", "tokens"))
-    console.print(f"{out / 'train' if holdout else out}: {counts}", highlight=False)
+        made = {folder: read_manifest(folder) for folder in sides(out, options).values()}
+    for folder, facts in made.items():
+        counts = ", ".join(f"{facts[name]:,} {name}" for name in ("documents", "sentences", "tokens"))
+        console.print(f"{folder}: {'already built: ' if there else ''}{counts}", highlight=False)
     if manifest["skipped"]:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in manifest["skipped"].items())
         console.print(f"not taken: {reasons}; each is named in {out / 'skipped.jsonl'}", highlight=False)

@@ -13,13 +13,14 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import bertfast
 from bertfast.data import arrow
+from bertfast.data.build_options import BuildError, Options
+from bertfast.data.build_records import lacking, manifest_of
 from bertfast.data.encode import SIDES, Encoded, Work, encode
 from bertfast.data.files import is_full, sync_folder, write_whole
 from bertfast.data.lines import BadLine, Document
@@ -28,34 +29,6 @@ from bertfast.data.tokenizer import Tokenizer
 from bertfast.data.workers import Workers
 
 TASK_CHARACTERS = 1 << 18  # for a worker at a time: some tenths of a second
-SHARD_CHARACTERS = 1 << 25  # at most this much work is lost by a kill
-
-
-class BuildError(ValueError):
-    """A corpus that cannot be built as asked."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What decides the corpus, besides sources and tokenizer.
-
-    Attributes:
-        splitter: "lines" (a line is a sentence) or "sentences" (a line is a paragraph).
-        holdout: share of the documents that become OUT/eval, by hash of their text; the others are OUT/train. 0: OUT itself.
-        refuse_bad_lines: stop at the first bad line instead of naming and passing it.
-        shard_characters: of the source in one Arrow file.
-    """
-
-    splitter: str = "lines"
-    holdout: float = 0.0
-    refuse_bad_lines: bool = False
-    shard_characters: int = SHARD_CHARACTERS
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.holdout < 1:
-            raise BuildError(f"holdout is {self.holdout}; it is a share of the documents, at least 0 and below 1")
-        if self.shard_characters < 1:
-            raise BuildError(f"shard_characters is {self.shard_characters}; it must be at least 1")
 
 
 Report = Callable[[dict[str, int]], None]
@@ -87,15 +60,23 @@ def build(
     }
     if _finished(out, plan):
         shutil.rmtree(out / "shards", ignore_errors=True)
-        return json.loads((_sides(out, options)["train"] / "manifest.json").read_text("utf-8"))
+        return json.loads((sides(out, options)["train"] / "manifest.json").read_text("utf-8"))
     work = out.with_name(out.name + ".building")
     try:
         work.mkdir(parents=True, exist_ok=True)
         with _locked(work):
-            if (work / "build.json").is_file():
+            if _kept(work):
                 _compare(work, plan)
             arrow.write_json(work / "build.json", plan)
-            records = _shards(source, tokenizer, work, options, workers, report)
+            try:
+                records = _shards(source, tokenizer, work, options, workers, report)
+            except ValueError:
+                if not _kept(work):  # nothing that the corrected command could go on with
+                    shutil.rmtree(work)
+                raise
+            if problem := lacking(work, records, options):
+                shutil.rmtree(work)
+                raise BuildError(problem)
             manifest = _assemble(work, records, tokenizer, plan)
             os.replace(work, out)
             sync_folder(out.parent)
@@ -107,6 +88,11 @@ def build(
                 f"the disk is full; what is done stays in {work}: free some space and run the same command again, it goes on there"
             ) from error
         raise
+
+
+def _kept(work: Path) -> bool:
+    """Whether a build that was stopped left anything finished."""
+    return any(work.glob("shards/*/record.json"))
 
 
 @contextmanager
@@ -124,8 +110,13 @@ def _locked(work: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def finished(out: Path) -> bool:
+    """Whether `out` holds a corpus that was built to the end."""
+    return (out / "build.json").is_file()
+
+
 def _finished(out: Path, plan: dict[str, Any]) -> bool:
-    if (out / "build.json").is_file():
+    if finished(out):
         _compare(out, plan)
         return True
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -246,7 +237,8 @@ def _write_shard(target: Path, parts: list[Encoded], tokenizer: Tokenizer) -> di
     return record
 
 
-def _sides(folder: Path, options: Options) -> dict[str, Path]:
+def sides(folder: Path, options: Options) -> dict[str, Path]:
+    """The corpora in a build's folder: train and eval, or with no hold-out itself."""
     return {side: folder / side for side in SIDES} if options.holdout else {"train": folder}
 
 
@@ -254,11 +246,7 @@ def _assemble(work: Path, records: list[dict[str, Any]], tokenizer: Tokenizer, p
     """Names the Arrow files, writes what stands beside them. Each step may have been done by a build that was stopped here."""
     options = Options(**plan["options"])
     manifests = {}
-    for side, folder in _sides(work, options).items():
-        if not sum(record[side]["documents"] for record in records):
-            shutil.rmtree(work)  # there is nothing to go on with, and another share must not find it in its way
-            why = f"with holdout {options.holdout}" if options.holdout else "the source has none"
-            raise BuildError(f"no document for {side}, {why}: check the source and its format, or choose another share")
+    for side, folder in sides(work, options).items():
         folder.mkdir(exist_ok=True)
         filled = [index for index, record in enumerate(records) if record[side]["documents"]]
         for at, index in enumerate(filled):
@@ -268,32 +256,8 @@ def _assemble(work: Path, records: list[dict[str, Any]], tokenizer: Tokenizer, p
         fingerprint = tokenizer.sha256[:8] + plan["sources"][0]["sha256"][:8]
         arrow.write_dataset_files(folder, len(filled), arrow.dtype_for(tokenizer.vocab_size), fingerprint)
         tokenizer.save(folder / "tokenizer")
-        manifests[side] = _manifest(records, side if options.holdout else None, tokenizer, plan)
+        manifests[side] = manifest_of(records, side if options.holdout else None, tokenizer, plan)
         arrow.write_json(folder / "manifest.json", manifests[side])
     shards = (work / "shards" / f"{index:05d}" / "skipped.jsonl" for index in range(len(records)))
     write_whole(work / "skipped.jsonl", (path.read_bytes() for path in shards))
     return manifests["train"]
-
-
-def _manifest(
-    records: list[dict[str, Any]], split: str | None, tokenizer: Tokenizer, plan: dict[str, Any]
-) -> dict[str, Any]:
-    counts, skipped, notes = Counter[str](), Counter[str](), Counter[str]()
-    for record in records:
-        counts.update(record[split or "train"])
-        skipped.update(record["skipped"])
-        notes.update(record["notes"])
-    return {
-        "format": arrow.FORMAT,
-        "version": arrow.VERSION,
-        **{name: counts[name] for name in ("documents", "sentences", "tokens")},
-        "dtype": arrow.dtype_for(tokenizer.vocab_size),
-        "tokenizer": {"sha256": tokenizer.sha256, "language": tokenizer.language, "vocab_size": tokenizer.vocab_size},
-        "sources": plan["sources"],
-        "skipped": dict(sorted(skipped.items())),
-        "headings_left_out": notes["headings"],
-        "documents_cut": notes["cut"],
-        "split": split,
-        "options": plan["options"],
-        "created_by": f"bertfast {bertfast.__version__}",
-    }

@@ -129,7 +129,7 @@ class Corpus:
             ImportError: without the `datasets` package.
         """
         folder = Path(folder)
-        manifest = _read_manifest(folder)
+        manifest = read_manifest(folder)
         table = _read_table(folder)
         tokens, token_sizes = _column(table, folder, "input_ids", ("uint16", "int32"))
         lengths, sentence_sizes = _column(table, folder, "sentence_lengths", ("int32",))
@@ -186,13 +186,15 @@ def _bounds(sizes: list[NDArray]) -> NDArray[np.int64]:
     return np.concatenate([np.zeros(1, np.int64), *sizes]).cumsum(dtype=np.int64)
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a corpus. CorpusError where the folder is none, or of another version."""
     path = folder / "manifest.json"
     if not path.is_file():
         what = "has no manifest.json" if folder.is_dir() else "does not exist"
-        raise CorpusError(
-            f"{folder}: this is no corpus, it {what}; name a folder that `bertfast data build` has finished writing"
-        )
+        inside = (folder / "train" / path.name).is_file()
+        advice = "name a folder that `bertfast data build` has finished writing"
+        advice = f"it holds two, did you mean {folder / 'train'}?" if inside else advice
+        raise CorpusError(f"{folder}: this is no corpus, it {what}; {advice}")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -80,9 +80,10 @@ def corpus_batch(
 
     CorpusError where the folder is no corpus, ValueError for sizes that do not fit.
     """
+    corpus = Corpus.open(folder)
     tokenizer = load_tokenizer(folder / "tokenizer")
     options = PretrainDataOptions(seed=seed, token_budget=tokens, pairs=PairOptions(max_seq_length=length))
-    batches = iter(PretrainLoader(Corpus.open(folder), tokenizer, options))
+    batches = iter(PretrainLoader(corpus, tokenizer, options))
     for _ in range(sample):
         next(batches)
     return next(batches), tokenizer

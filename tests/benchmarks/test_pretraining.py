@@ -11,7 +11,8 @@ pytest.importorskip("datasets")
 
 from benchmarks.pretraining import __main__ as command
 from benchmarks.pretraining import measure
-from bertfast.data.build import Options, build
+from bertfast.data.build import build
+from bertfast.data.build_options import Options
 from bertfast.data.corpus import Corpus
 from bertfast.data.sources import FileSource
 from bertfast.data.tokenizer import load_tokenizer

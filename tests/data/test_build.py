@@ -15,7 +15,8 @@ datasets = pytest.importorskip("datasets")
 
 import bertfast.data.build as building  # noqa: E402
 from bertfast.data import arrow  # noqa: E402
-from bertfast.data.build import BuildError, Options, build  # noqa: E402
+from bertfast.data.build import build  # noqa: E402
+from bertfast.data.build_options import BuildError, Options  # noqa: E402
 from bertfast.data.corpus import Corpus  # noqa: E402
 from bertfast.data.sources import FileSource  # noqa: E402
 from bertfast.data.tokenizer import load_tokenizer  # noqa: E402
@@ -231,8 +232,9 @@ def test_bad_lines_refused(tmp_path, tokenizer, text):
     text.write_text("a\n\u200b\n")
     with pytest.raises(BuildError, match="no pieces"):
         build(FileSource([text], "text"), tokenizer, tmp_path / "new", Options(refuse_bad_lines=True))
+    assert not list(tmp_path.glob("*.building")), "the corrected command would be refused"
     text.write_text("\n")
-    with pytest.raises(BuildError, match="no document for train"):
+    with pytest.raises(BuildError, match="no document is left of the source: there is no text in it"):
         build(FileSource([text], "text"), tokenizer, tmp_path / "empty", Options())
 
 

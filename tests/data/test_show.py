@@ -111,6 +111,13 @@ def test_commands(tmp_path):
     )
     said = run("data", "build", text, "--tokenizer", vocab, "--out", corpus, "--holdout", 0.2, "--workers", 1)
     assert "not taken: 1 invalid UTF-8" in said
+    assert f"{corpus / 'train'}: " in said
+    assert f"{corpus / 'eval'}: " in said
+    assert "already built" not in said
+    said = run("data", "build", text, "--tokenizer", vocab, "--out", corpus, "--holdout", 0.2, "--workers", 1)
+    assert said.count("already built: ") == 2
+    result = CliRunner().invoke(app, ["data", "show", str(corpus)])
+    assert f"did you mean {corpus / 'train'}?" in result.output
     assert json.loads((corpus / "train/manifest.json").read_text())["split"] == "train"
     said = run("data", "show", corpus / "train", "--masked", "--sequences", 1, "--png", png)
     for word in ("position", "segment", "predict", "[CLS]", "[MASK]", "cu_seqlens [0, "):
@@ -129,7 +136,7 @@ def test_commands(tmp_path):
         (["vocab", "--out", "{}/o", "{}/absent"], "absent does not exist"),
         (["vocab", "--out", "{}/o", "--format", "pdf", "{}/t"], "--format pdf: known are text"),
         (["vocab", "--out", "{}/o", "--language", "de", "{}/t"], "language is 'de'"),
-        (["show", "{}/absent"], "is not a folder"),
+        (["show", "{}/absent"], "this is no corpus, it does not exist"),
         (["show", "--png", "{}"], "this is a folder"),
     ],
 )

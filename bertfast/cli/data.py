@@ -206,7 +206,9 @@ def show(
         Path | None, typer.Argument(help="A corpus of `data build`; without one, the worked example.")
     ] = None,
     text: Annotated[list[str] | None, typer.Option(help="Text to show instead; two make a pair.")] = None,
-    tokenizer: Annotated[Path | None, typer.Option(help="Folder of a tokenizer for --text.")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Folder of one for --text; else its words are the vocabulary.")
+    ] = None,
     png: Annotated[Path | None, typer.Option(help="Draw the sequences into this file.")] = None,
     sample: Annotated[int, typer.Option(min=0, help="Number of the corpus' batch.")] = 0,
     masked: Annotated[bool, typer.Option(help="With what is masked and is to be predicted.")] = False,
@@ -237,8 +239,10 @@ def show(
             console.print(f"wrote {png}: {len(chosen[:sequences])} of {len(chosen)} sequences{first}", highlight=False)
         for number, sequence in enumerate(chosen[:sequences]):
             print_sequence(number, sequence)
-        bounds = batch.cu_seqlens.tolist() if batch.cu_seqlens is not None else []
+        # Static shapes repeat the last bound for places that no sequence took.
+        bounds = list(dict.fromkeys(batch.cu_seqlens.tolist())) if batch.cu_seqlens is not None else []
         console.print(f"cu_seqlens {bounds}", highlight=False)
-        console.print(
-            f"{batch.real_tokens} tokens in {batch.sequences} sequences, {len(batch.input_ids)} rows", highlight=False
-        )
+        count = f"{batch.sequences} sequence{'s' if batch.sequences != 1 else ''}"
+        console.print(f"{batch.real_tokens} tokens in {count}, {len(batch.input_ids)} rows", highlight=False)
+        if corpus is None and tokenizer is None:
+            console.print("ids are of a vocabulary made of these words alone; see --tokenizer", highlight=False)

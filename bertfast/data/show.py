@@ -3,6 +3,7 @@
 Without a corpus there is the worked example 私は学生です / 東京に住んでいます, whose vocabulary is made in memory from its words.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -49,16 +50,18 @@ def example_tokenizer(texts: Sequence[str] = EXAMPLE) -> Tokenizer:
     """A Japanese tokenizer in memory whose pieces are the words of `texts`, a verb with its te and auxiliaries one word."""
     options = VocabularyOptions(language="ja", lowercase=False, words="inflected")
     blank = tokenizer_from_files(tokenizer_files(SPECIAL_ROLES.values(), options))
-    words = dict.fromkeys(word for text in texts for word in blank.words(text))
+    marks = re.compile("|".join(map(re.escape, SPECIAL_ROLES.values())))
+    words = dict.fromkeys(word for text in texts for part in marks.split(text) for word in blank.words(part))
     return tokenizer_from_files(tokenizer_files([*SPECIAL_ROLES.values(), *words], options))
 
 
 def text_batch(tokenizer: Tokenizer, texts: Sequence[str], *, masked: bool = False, seed: int = 0) -> Batch:
     """A packed batch of texts, two a sequence: `[CLS] A [SEP] B [SEP]`; the last of an odd number is alone.
 
-    With `masked`, 15 % of the tokens are to be predicted, as in pre-training.
+    Special tokens that are written in a text, such as [MASK], are taken as such. With `masked`, 15 % of the tokens are to be
+    predicted, as in pre-training.
     """
-    ids = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
+    ids = [encoding.ids for encoding in tokenizer.encode_batch(list(texts), specials=True)]
     samples = []
     for at in range(0, len(ids), 2):
         second = ids[at + 1] if at + 1 < len(ids) else []

@@ -177,6 +177,10 @@ class FileSource:
     def __init__(self, paths: list[Path], format: str, field: str = "text") -> None:
         for path in paths:
             if not path.is_file():
+                if path.exists() and not path.is_dir():
+                    raise SourceError(
+                        f"{path} is not a regular file, and sources are read twice; copy it to a file first"
+                    )
                 what = "is a folder" if path.is_dir() else "does not exist"
                 raise SourceError(f"{path} {what}; name text files, or a data set by --dataset")
         self.paths, self.format, self.field = paths, format, field
@@ -206,6 +210,8 @@ class DatasetSource:
         except ImportError as error:
             raise missing_extra(error, "data", "reading a data set") from None
         self.name, self.config, self.split, self.field = name, config, split, field
+        bars = not datasets.are_progress_bars_disabled()
+        datasets.disable_progress_bars()  # the commands have one of their own
         try:
             if (Path(name) / "dataset_dict.json").is_file() or (Path(name) / "state.json").is_file():
                 found: Any = datasets.load_from_disk(name)
@@ -216,6 +222,9 @@ class DatasetSource:
             raise SourceError(f"data set {name} has no split {split!r}, but {', '.join(found)}") from None
         except Exception as error:  # datasets raises many kinds, the network's included
             raise SourceError(f"data set {name} cannot be loaded: {error}") from None
+        finally:
+            if bars:
+                datasets.enable_progress_bars()
         if field not in found.column_names:
             raise SourceError(
                 f"data set {name} has no field {field!r}, but {', '.join(found.column_names)}; see --field"

@@ -22,6 +22,7 @@ from bertfast.data.tokenizer import (
     CONTINUES,
     MODEL_INPUTS,
     SPECIAL_ROLES,
+    VOCABULARY_FILES,
     Tokenizer,
     bert_backend,
     tokenizer_from_files,
@@ -189,8 +190,12 @@ def train_vocabulary(
     """Trains on the documents of `source`, writes the tokenizer's folder `out`, and returns the tokenizer.
 
     `split` says that lines are paragraphs. `on_item` sees each document and each bad line, which is left out.
-    Raises VocabularyError as `train_pieces` does, and where `out` holds another tokenizer.
+    Raises VocabularyError as `train_pieces` does, and where `out` holds another tokenizer or something else.
     """
+    if out.is_dir() and any(out.iterdir()) and not any((out / name).is_file() for name in VOCABULARY_FILES):
+        raise VocabularyError(
+            f"{out} is not empty and no tokenizer's folder; name a folder that is empty or not there yet"
+        )
     blank = tokenizer_files(SPECIAL_ROLES.values(), options)
     counts: Counter[str] = Counter()
     with Workers(workers, blank) as pool:

@@ -175,10 +175,13 @@ class BertConfig:
         """
         path = Path(folder) / CONFIG_NAME if Path(folder).is_dir() else Path(folder)
         if not path.is_file():
-            raise FileNotFoundError(
-                f"there is no {path}: give the folder of a checkpoint in the Hugging Face format "
-                "(config.json, model.safetensors); names of models on a hub are not looked up"
+            trained = Path(folder) / "model"  # of a run's folder
+            advice = (
+                "give the folder of a checkpoint in the Hugging Face format (config.json, model.safetensors); names of models "
+                "on a hub are not looked up"
             )
+            advice = f"did you mean {trained}?" if (trained / CONFIG_NAME).is_file() else advice
+            raise FileNotFoundError(f"there is no {path}: {advice}")
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except (UnicodeDecodeError, ValueError) as error:

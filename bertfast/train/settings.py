@@ -49,10 +49,13 @@ class Settings:
         """Set the value at a dotted path, over what was there."""
         *parents, last = path.split(".")
         at = self.values
-        for parent in parents:
+        for depth, parent in enumerate(parents):
             inner = at.setdefault(parent, {})
             if not isinstance(inner, dict):
-                raise ConfigError(f"{origin}: {path} cannot be set, because {parent} is {inner!r} and no section")
+                section = ".".join(parents[: depth + 1])
+                raise ConfigError(
+                    f"{self.origin(section)}: {section} is a section of options, found {inner!r}; {origin} belongs in it"
+                )
             at = inner
         at[last] = value
         self.origins[path] = origin
@@ -114,6 +117,7 @@ def build(cls: type[T], settings: Settings, values: Any = None, path: str = "") 
             _refuse_unknown(settings, f"{path}{key}", str(key), list(fields))
     kinds = typing.get_type_hints(cls)
     given: dict[str, Any] = {}
+    missing = ""
     for name, field in fields.items():
         at = f"{path}{name}"
         if name in values:
@@ -122,7 +126,9 @@ def build(cls: type[T], settings: Settings, values: Any = None, path: str = "") 
         elif dataclasses.is_dataclass(kinds[name]):
             given[name] = build(kinds[name], settings, {}, f"{at}.")
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise ConfigError(f"{at} is missing: {field.metadata.get('help') or 'it has no default'}")
+            missing = missing or f"{at} is missing: {field.metadata.get('help') or 'it has no default'}"
+    if missing:  # after what is wrong with the options that are there
+        raise ConfigError(missing)
     try:
         return cls(**given)
     except ConfigError as error:

@@ -44,6 +44,17 @@ def test_words_unknown_pieces_and_single_texts(tokenizer):
     assert (second.first, second.end) == (10, 13)
 
 
+def test_special_tokens_of_a_text_and_a_vocabulary_of_its_words(tokenizer):
+    (shown,) = sequences(text_batch(tokenizer, ["a [MASK] b"]), tokenizer)
+    assert [token.piece for token in shown.tokens] == ["[CLS]", "a", "[MASK]", "b", "[SEP]"]
+    pytest.importorskip("fugashi")
+    made = example_tokenizer(["私は[MASK]です"])
+    assert made.pieces[5:] == ["私", "は", "です"]
+    said = run("data", "show", "--text", "私は[MASK]です")
+    assert "[MASK]" in said
+    assert "ids are of a vocabulary made of these words alone" in said
+
+
 def test_masked(tokenizer):
     text = "playing a b plays . " * 8
     batch = text_batch(tokenizer, [text], masked=True, seed=1)
@@ -122,10 +133,14 @@ def test_commands(tmp_path):
     said = run("data", "show", corpus / "train", "--masked", "--sequences", 1, "--png", png)
     for word in ("position", "segment", "predict", "[CLS]", "[MASK]", "cu_seqlens [0, "):
         assert word in said
+    bounds = json.loads(said.split("cu_seqlens ")[1].splitlines()[0])
+    assert bounds == sorted(set(bounds)), "no places that stand empty"
     assert png.stat().st_size > 10_000
     assert "predict" not in run("data", "show", corpus / "train", "--sequences", 1)
     said = run("data", "show", "--tokenizer", vocab, "--text", "playing the sea", "--text", "a b")
     assert "playing" in said or "##ing" in said
+    assert "in 1 sequence, " in said
+    assert "made of these words" not in said
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def test_jsonl(tmp_path):
     assert documents(read(put(tmp_path / "f.jsonl", '{"body": "here"}'), "jsonl", "body")) == [["here"]]
 
 
-def test_data_sets(tmp_path, monkeypatch):
+def test_data_sets(tmp_path, monkeypatch, capfd):
     datasets = pytest.importorskip("datasets")
     values = ["one\ntwo", ["three", "four"], None, ""]
     datasets.Dataset.from_dict({"text": [value if isinstance(value, str) else "t" for value in values]}).save_to_disk(
@@ -138,7 +138,10 @@ def test_data_sets(tmp_path, monkeypatch):
     assert documents(DatasetSource(str(tmp_path / "dd"), None, "dev", "text", []))[0] == ["one", "two"]
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     rows = put(tmp_path / "r.json", "\n".join(json.dumps({"text": value}) for value in (["p", "q"], None)))
+    capfd.readouterr()
     items = list(DatasetSource("json", None, "train", "text", [rows]))
+    assert "Generating" not in capfd.readouterr().err
+    assert not datasets.are_progress_bars_disabled(), "as it was"
     assert documents(items) == [["p", "q"]]
     assert [item.reason for item in items if isinstance(item, BadLine)] == ["wrong type"]
     with pytest.raises(SourceError, match="no field 'body', but text"):
@@ -152,6 +155,8 @@ def test_data_sets(tmp_path, monkeypatch):
 def test_unreadable(tmp_path):
     with pytest.raises(SourceError, match="does not exist"):
         FileSource([tmp_path / "absent"], "text")
+    with pytest.raises(SourceError, match="/dev/null is not a regular file"):
+        FileSource([Path("/dev/null")], "text")
     with pytest.raises(SourceError, match="is a folder"):
         FileSource([tmp_path], "text")
     with pytest.raises(SourceError, match=r"damaged gzip data after line \d"):

@@ -118,6 +118,8 @@ def test_refused(tmp_path):
     train(tmp_path, ENGLISH, size=80)  # the same again
     with pytest.raises(VocabularyError, match="holds another tokenizer"):
         train(tmp_path, ENGLISH, size=80, lowercase=False)
+    with pytest.raises(VocabularyError, match="is not empty and no tokenizer's folder"):
+        train(tmp_path.parent, ENGLISH, tmp_path.name, size=80)
 
 
 @pytest.mark.parametrize(

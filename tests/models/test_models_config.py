@@ -120,3 +120,11 @@ def test_flops_of_mixed_lengths_are_the_sum_of_their_parts():
     assert flops.forward_flops(config, 53, 9 + 2500, masked=4) == sum(parts)
     layer = 3 * 2 * (4 * 768 * 768 + 2 * 768 * 1000) + 4 * 768 * 9
     assert parts[0] == 12 * layer + 2 * 2 * 768 * (768 + 30522)
+
+
+def test_the_folder_of_a_run_is_not_its_model(tmp_path):
+    with pytest.raises(FileNotFoundError, match="give the folder of a checkpoint"):
+        BertConfig.from_pretrained(tmp_path)
+    BertConfig().save_pretrained(tmp_path / "model")
+    with pytest.raises(FileNotFoundError, match=f"did you mean {tmp_path / 'model'}\\?"):
+        BertConfig.from_pretrained(tmp_path)

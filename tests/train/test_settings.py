@@ -58,6 +58,17 @@ def test_mistakes_are_named_with_their_place(tmp_path, text, words):
         assert word in str(caught.value)
 
 
+def test_a_value_in_place_of_a_section_is_found_under_a_flag(tmp_path):
+    path = write(tmp_path, "train:\n  steps: 1\nmodel: 5\n")
+    with pytest.raises(ConfigError, match=r"run\.yaml:3: model is a section of options, found 5; --layers"):
+        resolve(PretrainConfig, path, FLAGS | {"model.layers": 2})
+
+
+def test_what_is_wrong_is_told_before_what_is_missing(tmp_path):
+    with pytest.raises(ConfigError, match=r"run\.yaml:2: data\.token_budget must be a whole number"):
+        resolve(PretrainConfig, write(tmp_path, "data:\n  token_budget: many\ntrain: {steps: 1}\n"))
+
+
 def test_mistakes_in_flags_and_sets(tmp_path):
     with pytest.raises(ConfigError, match=r"--steps: train\.steps must be at least 1"):
         resolve(PretrainConfig, None, FLAGS | {"train.steps": -1})

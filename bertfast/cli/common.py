@@ -43,7 +43,7 @@ def notes() -> Iterator[None]:
         usual = warnings.showwarning
 
         def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
-            if category is not UserWarning:
+            if not issubclass(category, UserWarning):
                 usual(message, category, *place)
             elif first:
                 line = f"note: {' '.join(str(message).split())}"

@@ -60,7 +60,7 @@ def build_model(
     """
     kind = BertForPreTraining if nsp else BertForMaskedLM
     sizes = {theirs: getattr(options, ours) for ours, theirs in _SIZES.items() if getattr(options, ours) is not None}
-    rates = dict.fromkeys(_RATES, options.dropout) if options.dropout is not None else {}
+    rates: dict[str, Any] = dict.fromkeys(_RATES, options.dropout) if options.dropout is not None else {}
     with torch.random.fork_rng(devices=[]):  # a head that a checkpoint lacks is drawn from torch's own generator
         torch.manual_seed(seed)
         if options.init is not None:

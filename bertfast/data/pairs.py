@@ -6,6 +6,9 @@ the pairs B is the rest (label 0, IsNext); else, and where the chunk is one sent
 random document (label 1, NotNext) and the chunk's rest goes back, so that the next chunk begins with it. The longer of A and B
 loses tokens at its front or back, at random each, until both fit.
 
+Unlike there a chunk has two sentences at least where the document has them. A lone long sentence could only be NotNext: of
+Wikipedia's sentences in samples of 64 tokens 62 % of the pairs were, and a model that always says so looks as if it had learnt.
+
 Each document draws from its own stream (seed, epoch, PAIRS, document). A pair is a row of integers: its ids are two slices of the
 corpus.
 """
@@ -116,7 +119,7 @@ def _document_pairs(corpus: Corpus, document: int, options: PairOptions, seed: i
     first = 0  # the chunk is sentences first to end
     while first < sentences:
         end = first + 1
-        while end < sentences and bounds[end] - bounds[first] < target:
+        while end < sentences and (end == first + 1 or bounds[end] - bounds[first] < target):
             end += 1
         middle = end if end - first == 1 else first + 1 + stream.below(end - first - 1)
         a, b, label = (bounds[first], bounds[middle]), (bounds[middle], bounds[end]), IS_NEXT

@@ -62,7 +62,8 @@ class Maker {
     const int64_t sentences = static_cast<int64_t>(bounds_.size()) - 1;
     for (int64_t first = 0; first < sentences;) {
       int64_t end = first + 1;
-      while (end < sentences && bounds_[end] - bounds_[first] < target) ++end;
+      // Two at least: a chunk of one could only be NotNext, and truncation is there for what is too long.
+      while (end < sentences && (end == first + 1 || bounds_[end] - bounds_[first] < target)) ++end;
       const int64_t middle = end - first == 1 ? end : first + 1 + stream.below(end - first - 1);
       Segment a{bounds_[first], bounds_[middle]}, b{bounds_[middle], bounds_[end]};
       int64_t label = 0;

@@ -91,6 +91,13 @@ def test_half_of_the_pairs_are_next(make_documents):
     assert abs(share - 0.5) < 3.3 * 0.5 / len(rows) ** 0.5
 
 
+def test_half_are_next_where_a_sentence_fills_a_sample():
+    """A chunk of one sentence could only be NotNext: 2 of 20 pairs may be, that of a document's last sentence."""
+    corpus = Corpus.from_documents([[[5] * 70] * 40] * 100)
+    rows = make_pairs(corpus, everything(corpus), PairOptions(64, 0.0), seed=0, epoch=0)
+    assert 0.45 < (rows[:, LABEL] == IS_NEXT).mean() < 0.52
+
+
 def test_random_segments_come_evenly_from_the_others():
     corpus = Corpus.from_documents([[[5] * 10] * 12] * 8)
     drawn = np.concatenate(

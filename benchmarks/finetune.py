@@ -123,6 +123,36 @@ def report(task: str, sides: dict[str, list[dict[str, Any]]], names: tuple[str, 
     console.print(f"wrote {path}", highlight=False)
 
 
+def run_seeds(
+    kind: type[PairConfig] | type[QAConfig],
+    task: str,
+    names: tuple[str, ...],
+    files: tuple[Path, Path],
+    model: Path,
+    seeds: int,
+    batch: int,
+    epochs: float,
+    rate: float,
+    threads: int | None,
+    steps: int | None,
+) -> None:
+    """Ours alone, on (training, held-out) files, once for each seed; the table and the file of results."""
+    rows = []
+    for seed in range(seeds):
+        config = kind(
+            model=str(model),
+            train_file=str(files[0]),
+            dev_file=str(files[1]),
+            batch_size=batch,
+            train=training(seed, epochs, rate, threads, steps),
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            rows.append(measure(config, Path(folder) / "run"))
+    length = f"{steps} steps" if steps else f"{epochs:g} epochs"
+    what = f"{length}, batches of {batch}, learning rate {rate:g}, from {model.name}"
+    report(task, {"bertfast": rows}, names, {"what": what})
+
+
 @app.command()
 def sst2(
     data: Data,
@@ -135,19 +165,20 @@ def sst2(
     steps: Steps = None,
 ) -> None:
     """Sentiment of single sentences: accuracy on SST-2's development set."""
-    rows = []
-    for seed in range(seeds):
-        config = PairConfig(
-            model=str(model or minilm()),
-            train_file=str(data / "sst2_train.tsv"),
-            dev_file=str(data / "sst2_dev.tsv"),
-            batch_size=batch,
-            train=training(seed, epochs, rate, threads, steps),
-        )
-        with tempfile.TemporaryDirectory() as folder:
-            rows.append(measure(config, Path(folder) / "run"))
-    what = f"{epochs:g} epochs, batches of {batch}, learning rate {rate:g}"
-    report("sst2", {"bertfast": rows}, ("accuracy", "f1", "matthews"), {"what": what})
+    files = data / "sst2_train.tsv", data / "sst2_dev.tsv"
+    run_seeds(
+        PairConfig,
+        "sst2",
+        ("accuracy", "f1", "matthews"),
+        files,
+        model or minilm(),
+        seeds,
+        batch,
+        epochs,
+        rate,
+        threads,
+        steps,
+    )
 
 
 def share_of(names: list[str], share: float) -> set[str]:
@@ -232,20 +263,9 @@ def jsquad(
     """Questions about Japanese text, a tenth of the articles held out: exact match and F1 of characters."""
     source = data / "jsquad_v1.3_valid.json"
     titles = [article["title"] for article in json.loads(source.read_text(encoding="utf-8"))["data"]]
-    rows = []
     with tempfile.TemporaryDirectory() as folder:
-        train_file, dev_file = split_articles(source, Path(folder), share_of(titles, HELD_OUT_ARTICLES))
-        for seed in range(seeds):
-            config = QAConfig(
-                model=str(model),
-                train_file=str(train_file),
-                dev_file=str(dev_file),
-                batch_size=batch,
-                train=training(seed, epochs, rate, threads, steps),
-            )
-            rows.append(measure(config, Path(folder) / f"run-{seed}"))
-    what = f"{epochs:g} epochs, batches of {batch}, learning rate {rate:g}, from {model.name}"
-    report("jsquad", {"bertfast": rows}, ("f1", "exact"), {"what": what})
+        files = split_articles(source, Path(folder), share_of(titles, HELD_OUT_ARTICLES))
+        run_seeds(QAConfig, "jsquad", ("f1", "exact"), files, model, seeds, batch, epochs, rate, threads, steps)
 
 
 @app.command()
@@ -260,20 +280,11 @@ def jnli(
     steps: Steps = None,
 ) -> None:
     """Japanese sentence pairs (entailment, contradiction, neutral), a fifth of the pictures held out."""
-    rows = []
     with tempfile.TemporaryDirectory() as folder:
-        train_file, dev_file = split_pairs(data / "jnli_v1.3_valid.jsonl", Path(folder))
-        for seed in range(seeds):
-            config = PairConfig(
-                model=str(model),
-                train_file=str(train_file),
-                dev_file=str(dev_file),
-                batch_size=batch,
-                train=training(seed, epochs, rate, threads, steps),
-            )
-            rows.append(measure(config, Path(folder) / f"run-{seed}"))
-    what = f"{epochs:g} epochs, batches of {batch}, learning rate {rate:g}, from {model.name}"
-    report("jnli", {"bertfast": rows}, ("accuracy", "macro_f1"), {"what": what})
+        files = split_pairs(data / "jnli_v1.3_valid.jsonl", Path(folder))
+        run_seeds(
+            PairConfig, "jnli", ("accuracy", "macro_f1"), files, model, seeds, batch, epochs, rate, threads, steps
+        )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -69,6 +70,7 @@ def _obey_parent_alone(worker: int) -> None:
 
     Only the trainer's own SIGTERM ends this one: multiprocessing sends it at exit and then waits for the worker's end.
     """
+    # Once more for a start by forkserver, which does not inherit what the trainer blocks.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_at_the_word_of, args=(os.getppid(),), daemon=True).start()
 
@@ -77,6 +79,20 @@ def _end_at_the_word_of(parent: int) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(128 + signal.SIGTERM)
+
+
+@contextmanager
+def _blocked_sigterm() -> Iterator[None]:
+    """Processes started in here block SIGTERM from their birth on, and so does every thread they have.
+
+    Blocking it in the worker is too late for threads that a library starts as the process forks, as Arrow does with its pool: the
+    kernel would hand the signal to one of them. A SIGTERM to this process waits until the end.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Share(IterableDataset):
@@ -149,9 +165,9 @@ class PretrainLoader:
 
     def __iter__(self) -> Generator[Batch, None, None]:
         share = _Share(self._planner, self._position, self.rank, self.ranks)
-        source: Any = share
+        source: Iterator[Any]
         if self.workers:
-            source = DataLoader(
+            loader = DataLoader(
                 share,
                 batch_size=None,
                 num_workers=self.workers,
@@ -161,6 +177,10 @@ class PretrainLoader:
                 generator=torch.Generator(),
                 worker_init_fn=_obey_parent_alone,
             )
+            with _blocked_sigterm():
+                source = iter(loader)
+        else:
+            source = iter(share)
         for item in source:
             made = item.received() if isinstance(item, _Sent) else item
             self._position, self._progress = made.position, made.progress

@@ -2,9 +2,12 @@
 
 import json
 import multiprocessing
+import os
 import pickle
+import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -237,10 +240,24 @@ def test_workers_leave_the_global_generator_alone(loader):
     iterator.close()
 
 
-def test_only_the_trainers_own_signal_ends_a_worker(loader):
+_threads_at_fork = False
+
+
+def _start_a_thread():
+    if _threads_at_fork:
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
+
+
+os.register_at_fork(after_in_child=_start_a_thread)
+
+
+@pytest.mark.parametrize("threads", [False, True], ids=["alone", "with a thread from its birth"])
+def test_only_the_trainers_own_signal_ends_a_worker(loader, threads, monkeypatch):
     """torchrun and batch systems signal every process; a worker that obeyed would cost the checkpoint that is to be saved."""
+    monkeypatch.setattr(sys.modules[__name__], "_threads_at_fork", threads)  # as Arrow's pool does
     batches = iter(loader(workers=1))
     next(batches)
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
     (worker,) = multiprocessing.active_children()
     subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
     for _ in range(8):  # more than are made ahead

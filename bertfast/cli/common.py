@@ -35,10 +35,19 @@ def fail_on_rank(message: str) -> typer.Exit:
     return fail(message)
 
 
+def note(text: str) -> None:
+    Console(stderr=True).print(f"note: {text}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+
+def is_first() -> bool:
+    """Whether this process, of those that torchrun started, is the one that speaks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def notes() -> Iterator[None]:
     """What libraries and this package warn users of is one line each, without the place in the code; once under torchrun."""
-    first = os.environ.get("RANK", "0") == "0"
+    first = is_first()
     with warnings.catch_warnings():
         usual = warnings.showwarning
 
@@ -46,11 +55,37 @@ def notes() -> Iterator[None]:
             if not issubclass(category, UserWarning):
                 usual(message, category, *place)
             elif first:
-                line = f"note: {' '.join(str(message).split())}"
-                Console(stderr=True).print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
+                note(" ".join(str(message).split()))
 
         warnings.showwarning = show  # type: ignore[assignment]
         yield
+
+
+@contextmanager
+def training() -> Iterator[None]:
+    """Every expected failure of a training ends as one line and its own exit status, once under torchrun."""
+    from bertfast.train.errors import StoppedError, TrainingError
+
+    try:
+        with notes():
+            yield
+    except StoppedError as error:  # of all ranks at once; torchrun waits for them
+        if is_first():
+            fail(str(error))
+        raise typer.Exit(error.exit_status) from None
+    except TrainingError as error:
+        fail_on_rank(str(error))
+        raise typer.Exit(error.exit_status) from None
+    except (ValueError, ImportError, OSError) as error:
+        raise fail_on_rank(str(error)) from None
+
+
+def tell_end(outcome: Any, out: Path) -> None:
+    """The last line of a training: where its model is, or how to go on."""
+    if not outcome.finished:
+        console.print(f"stopped at step {outcome.step} of {outcome.total_steps} as asked; go on with --resume")
+    else:
+        console.print(f"done after {outcome.step} steps; the model is in {out / 'model'}", highlight=False)
 
 
 def check_target(option: str, path: Path | None) -> None:

@@ -11,13 +11,13 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from bertfast.cli.common import console, fail
+from bertfast.cli.common import console, is_first, note, tell_end, training
 from bertfast.cli.pretrain import EPILOG
 from bertfast.train.finetune_config import FinetuneConfig, PairConfig, QAConfig, TokenConfig
 
 app = typer.Typer(no_args_is_help=True, help="Fine-tune a checkpoint on sentences or pairs, questions, or tokens.")
 
-_SHORTER = {"train_file": "--train", "dev_file": "--dev"}
+_SHORTER = {"train_file": ["--train"], "dev_file": ["--dev"], "learning_rate": ["--lr"]}
 _COMMON: list[tuple[str, Any, Any]] = [
     (
         "out",
@@ -40,10 +40,9 @@ def _flags(cls: type, prefix: str = "") -> dict[str, tuple[str, Any]]:
         if dataclasses.is_dataclass(kind):
             found |= _flags(typing.cast(type, kind), f"{prefix}{field.name}.")
             continue
-        names = [_SHORTER[field.name]] if field.name in _SHORTER else []
         flag = "--" + field.name.replace("_", "-")
         plain = _plain(kind)
-        names.append(f"{flag}/--no-{flag[2:]}" if plain is bool else flag)
+        names = [*_SHORTER.get(field.name, []), f"{flag}/--no-{flag[2:]}" if plain is bool else flag]
         flag_type: Any = Annotated[plain | None, typer.Option(*names, help=_help(field), rich_help_panel=panel)]
         found[field.name] = (f"{prefix}{field.name}", flag_type)
     return found
@@ -99,59 +98,35 @@ def _command(cls: type[FinetuneConfig], help: str) -> Callable[..., None]:
 
 
 def _run(cls: type[FinetuneConfig], values: dict[str, Any], given: dict[str, Any]) -> None:
-    from bertfast.train.errors import TrainingError
-    from bertfast.train.run_folder import recorded
-    from bertfast.train.settings import resolve
+    out: Path = given["out"]
+    with training():
+        from bertfast.train.run_folder import recorded
+        from bertfast.train.settings import resolve
 
-    try:
-        file = given["config"] or (recorded(given["out"]) if given["resume"] else None)
+        file = given["config"] or (recorded(out) if given["resume"] else None)
         config = resolve(cls, file, values, given["set_"] or ())
         # Only now: a wrong option is told at once, without seconds of imports.
-        from bertfast.data.tokenizer import TokenizerError
-        from bertfast.models import ConfigError, WeightsError
-        from bertfast.tasks.lines import DataError
-        from bertfast.train.distributed import is_main
         from bertfast.train.finetune import best_so_far, finetune
-    except TrainingError as error:
-        raise _ended(error) from None
-    except ImportError as error:
-        raise fail(str(error)) from None
-    try:
-        outcome, scores = finetune(typing.cast(Any, config), given["out"], resume=given["resume"], say=_say, note=_note)
-    except TrainingError as error:
-        raise _ended(error) from None
-    except (DataError, TokenizerError, ConfigError, WeightsError, FileNotFoundError, ImportError) as error:
-        raise fail(str(error)) from None
-    if not is_main():
+
+        outcome, scores = finetune(typing.cast(Any, config), out, resume=given["resume"], say=_say, note=note)
+        best = best_so_far(out) if config.keep_best else None
+    if not is_first():
         return
     if scores:
-        console.print(f"on {config.dev_file} after step {outcome.step}:", markup=False, highlight=False)
+        _say(f"on {config.dev_file} after step {outcome.step}:")
         table = Table()
         table.add_column("score")
         table.add_column("value", justify="right")
         for name, value in scores.items():
             table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
         console.print(table)
-    if config.keep_best and (best := best_so_far(given["out"])):
-        where = f"at step {best['step']}, in {given['out'] / 'best'}"
-        _say(f"best: {best['metric']} {best['score']:.4f} {where}")
-    if not outcome.finished:
-        console.print(f"stopped at step {outcome.step} of {outcome.total_steps} as asked; go on with --resume")
-    else:
-        console.print(f"the model is in {given['out'] / 'model'}", highlight=False)
+    if best:
+        _say(f"best: {best['metric']} {best['score']:.4f} at step {best['step']}, in {out / 'best'}")
+    tell_end(outcome, out)
 
 
 def _say(text: str) -> None:
     console.print(text, markup=False, highlight=False)
-
-
-def _note(text: str) -> None:
-    console.print(f"note: {text}", style="yellow", markup=False, highlight=False)
-
-
-def _ended(error: Any) -> typer.Exit:
-    fail(str(error))
-    return typer.Exit(error.exit_status)
 
 
 app.command("pair", epilog=EPILOG)(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from bertfast.cli.common import check_target, console, fail
+from bertfast.cli.common import check_target, console, fail, note
 
 
 class BadLinesPolicy(StrEnum):
@@ -74,7 +74,7 @@ def predict(
         else:
             examples = tasks.from_line(fitted, text, question, context)
         if bad:
-            console.print(f"note: {data}: {bad.summary()}", style="yellow", markup=False, highlight=False)
+            note(f"{data}: {bad.summary()}")
         if fitted.kind == "qa":
             _answers(fitted, examples, out, n_best, threshold, single=data is None)
             return

@@ -1,13 +1,12 @@
 """`bertfast pretrain`: from a corpus to a checkpoint that transformers loads."""
 
-import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from bertfast.cli.common import console, fail, fail_on_rank, notes
+from bertfast.cli.common import console, is_first, tell_end, training
 from bertfast.train.errors import EXIT_STATUSES
 
 
@@ -80,7 +79,9 @@ def pretrain(
     epochs: Annotated[float | None, typer.Option(help="Passes over the corpus, instead of --steps.")] = None,
     batches_per_step: Annotated[int | None, typer.Option(help="Micro-batches of a step, over all ranks; 1.")] = None,
     optimizer: Annotated[str | None, typer.Option(help="adamw or lamb.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Highest of the schedule, 1e-4 where not given.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", "--lr", help="Highest of the schedule, 1e-4 where not given.")
+    ] = None,
     warmup_steps: Annotated[int | None, typer.Option(help="A tenth of all steps where not given.")] = None,
     precision: Annotated[Precision | None, typer.Option(help="bf16: autocast with float32 weights.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, order, masks and dropout; 0.")] = None,
@@ -103,36 +104,25 @@ def _plain(value: Any) -> Any:
 
 
 def run(flags: dict[str, Any], file: Path | None, sets: list[str], resume: bool, show_options: bool) -> None:
-    """Resolve the options and train; every expected failure ends as one line and its own exit status."""
-    from bertfast.train.errors import StoppedError, TrainingError
-    from bertfast.train.pretrain_config import PretrainConfig
-    from bertfast.train.run_folder import recorded
-    from bertfast.train.settings import describe, resolve
-
+    """Resolve the options and train."""
     if show_options:
+        from bertfast.train.pretrain_config import PretrainConfig
+        from bertfast.train.settings import describe
+
         console.print(describe(PretrainConfig), markup=False, highlight=False, soft_wrap=True)
         return
-    first = os.environ.get("RANK", "0") == "0"
-    try:
+    with training():
+        from bertfast.train.pretrain_config import PretrainConfig
+        from bertfast.train.run_folder import recorded
+        from bertfast.train.settings import resolve
+
         if resume and file is None and flags["out"] is not None:
             file = recorded(Path(flags["out"]))
         chosen = resolve(PretrainConfig, file, flags, sets)
+        # Only now: a wrong option is told at once, without seconds of imports.
         from bertfast.train.pretrain import pretrain as start
 
-        with notes():
-            outcome = start(chosen, resume)
-    except StoppedError as error:  # of all ranks at once; torchrun waits for them
-        if first:
-            fail(str(error))
-        raise typer.Exit(error.exit_status) from None
-    except TrainingError as error:
-        fail_on_rank(str(error))
-        raise typer.Exit(error.exit_status) from None
-    except (ValueError, ImportError, OSError) as error:
-        raise fail_on_rank(str(error)) from None
-    if not first:
+        outcome = start(chosen, resume)
+    if not is_first():
         return
-    if not outcome.finished:
-        console.print(f"stopped at step {outcome.step} of {outcome.total_steps} as asked; go on with --resume")
-    else:
-        console.print(f"done after {outcome.step} steps; the model is in {Path(chosen.out) / 'model'}", highlight=False)
+    tell_end(outcome, Path(chosen.out))

@@ -205,6 +205,20 @@ def test_mistakes_end_as_one_line(tmp_path, checkpoint, options, message):
     assert "Traceback" not in output
 
 
+def test_one_rank_tells_the_mistake_of_all(tmp_path, checkpoint, monkeypatch):
+    train = pair_file(tmp_path / "train.tsv", 8, 1)
+
+    def ended(seconds):  # as torchrun does while this rank waits
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr("bertfast.cli.common.time.sleep", ended)
+    options = ("--model", checkpoint, "--train", train, "--out", tmp_path / "run", "--lr", -1)
+    assert "must be" not in run("finetune", "pair", *options, status=130)
+    monkeypatch.delenv("LOCAL_RANK")
+    assert "must be at least 0, got -1.0" in run("finetune", "pair", *options, status=2)
+
+
 def test_the_folder_is_looked_at_before_anything_is_loaded(tmp_path, checkpoint):
     train = pair_file(tmp_path / "train.tsv", 8, 1)
     common = ("finetune", "pair", "--model", tmp_path / "none", "--train", train, "--out")

@@ -1,5 +1,7 @@
 """RUN/curves.png: losses and accuracies over steps, training beside held-out data."""
 
+import itertools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,17 @@ _COLOURS = (
 _LOSS = (("loss",), "loss (nats a target)")
 _SHARES = (("accuracy", "f1", "matthews", "pearson", "spearman"), "score (1: all right)")
 _PERCENT = (("exact", "f1"), "score (100: all right)")
+# What one reaches who does not read: half of the pairs follow on one another.
+_CHANCE = {"nsp_loss": math.log(2), "nsp_accuracy": 0.5}
 
 
-def _panels(lines: list[dict[str, Any]]) -> tuple[tuple[tuple[str, ...], str], ...]:
+def _panels(lines: list[dict[str, Any]]) -> list[tuple[tuple[str, ...], str]]:
     """The panels of a run. SQuAD's scores, which come with an exact one, are percentages."""
+    terms = sorted({name for line in lines for name in line if name.endswith("_loss")})
+    # Terms differ in scale, and the sum that "loss" is says nothing that they do not say.
+    losses = [((name,), f"{_said(name)} (nats a target)") for name in terms] or [_LOSS]
     answers = any(line["event"] == "eval" and "exact" in line for line in lines)
-    return (_LOSS, _PERCENT if answers else _SHARES)
+    return [*losses, _PERCENT if answers else _SHARES]
 
 
 def _series(
@@ -33,6 +40,14 @@ def _series(
     return found
 
 
+def _stem(name: str) -> str:
+    return name.removesuffix("_loss").removesuffix("_accuracy")
+
+
+def _said(name: str) -> str:
+    return name.replace("_", " ").replace("mlm", "MLM").replace("nsp", "NSP")
+
+
 def draw(lines: list[dict[str, Any]], path: Path, title: str) -> None:
     """Draw the lines of a journal; nothing where there are none. ImportError names the extra that has matplotlib."""
     panels = [(label, _series(lines, "train", ends), _series(lines, "eval", ends)) for ends, label in _panels(lines)]
@@ -43,14 +58,21 @@ def draw(lines: list[dict[str, Any]], path: Path, title: str) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise ImportError("the curves of a run need matplotlib: pip install 'bertfast[train]'") from None
-    figure = Figure(figsize=(6.2 * len(panels), 4.8), layout="constrained")
+    figure = Figure(figsize=(5.4 * len(panels), 4.6), layout="constrained")
+    # A figure has one colour in training and on held-out data, and a loss that of its accuracy.
+    stems = dict.fromkeys(_stem(name) for _, *both in panels for series in both for name in series)
+    colours = dict(zip(stems, itertools.cycle(_COLOURS), strict=False))
     for axes, (label, train, held_out) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        colours = iter(_COLOURS * (1 + (len(train) + len(held_out)) // len(_COLOURS)))
         for name, (steps, values) in train.items():
-            axes.plot(steps, values, color=next(colours), linewidth=1.4, label=f"{name.replace('_', ' ')}, training")
+            axes.plot(steps, values, color=colours[_stem(name)], linewidth=1.4, label=f"{_said(name)}, training")
         for name, (steps, values) in held_out.items():
             style = {"marker": "o", "markersize": 4, "linewidth": 1.0, "linestyle": "--"}
-            axes.plot(steps, values, color=next(colours), label=f"{name.replace('_', ' ')}, held out", **style)
+            axes.plot(steps, values, color=colours[_stem(name)], label=f"{_said(name)}, held out", **style)
+        for name in _CHANCE:
+            if name in train or name in held_out:
+                axes.axhline(
+                    _CHANCE[name], color="#5b6570", linewidth=1.0, linestyle=":", label=f"{_said(name)} by chance"
+                )
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_xlabel("optimizer step")
         axes.set_ylabel(label)

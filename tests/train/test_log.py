@@ -104,16 +104,35 @@ def test_curves(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
 
 
-def test_every_series_has_its_colour_and_percentages_an_axis_of_their_own(tmp_path, monkeypatch):
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that were drawn."""
     figure = pytest.importorskip("matplotlib.figure")
     seen = []
     monkeypatch.setattr(figure.Figure, "savefig", lambda self, path, **_: (seen.append(self), path.touch()))
+    return seen
+
+
+def test_a_figure_has_one_colour_and_each_loss_an_axis_of_its_own(tmp_path, drawn):
+    figures = {"mlm_loss": 7.0, "nsp_loss": 0.7, "mlm_accuracy": 0.1, "nsp_accuracy": 0.5}
+    lines = [{"event": "train", "step": 1, "loss": 7.7, **figures}, {"event": "eval", "step": 1, **figures}]
+    curves.draw(lines, tmp_path / "curves.png", "pretrain")
+    mlm, nsp, scores = ([(line.get_label(), line.get_color()) for line in axes.lines] for axes in drawn[0].axes)
+    blue, red, grey = mlm[0][1], nsp[0][1], nsp[2][1]
+    assert len({blue, red, grey}) == 3
+    assert mlm == [("MLM loss, training", blue), ("MLM loss, held out", blue)]
+    assert nsp == [("NSP loss, training", red), ("NSP loss, held out", red), ("NSP loss by chance", grey)]
+    assert [colour for _, colour in scores] == [blue, red, blue, red, grey]
+
+
+def test_every_series_has_its_colour_and_percentages_an_axis_of_their_own(tmp_path, drawn):
     scores = {"accuracy": 0.8, "f1": 0.7, "macro_f1": 0.7, "matthews": 0.5}
     curves.draw([{"event": "train", "step": 1, "accuracy": 0.5}, {"event": "eval", "step": 1, **scores}],
                 tmp_path / "a.png", "pair")  # fmt: skip
     curves.draw([{"event": "eval", "step": 1, "exact": 40.0, "f1": 50.0}], tmp_path / "b.png", "qa")
-    (shares,), (percentages,) = (figure.axes for figure in seen)
-    assert len({line.get_color() for line in shares.lines}) == len(shares.lines) == 5
+    (shares,), (percentages,) = (figure.axes for figure in drawn)
+    assert [line.get_label() for line in shares.lines][:2] == ["accuracy, training", "accuracy, held out"]
+    assert len({line.get_color() for line in shares.lines}) == len(shares.lines) - 1 == 4
     assert (shares.get_ylabel(), percentages.get_ylabel()) == ("score (1: all right)", "score (100: all right)")
 
 

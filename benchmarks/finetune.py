@@ -1,9 +1,9 @@
-"""`python -m benchmarks.finetune sst2|squad|jnli --data FOLDER`: fine-tuning on small real data, and beside stock transformers.
+"""`python -m benchmarks.finetune sst2|squad|jnli|jsquad --data FOLDER`: fine-tuning on small real data.
 
-squad: both sides start from the same weights (a new head included) and have the same windows, order of batches, optimizer,
-schedule, number of steps and scoring. Stock computes them as transformers does, padded to the longest of a batch, its loss
-running over padding as well; and dropout draws other bits. So scores agree within the noise of seeds, which is why there are
-several. One article is held out, since questions about one text tell of each other. Results go to
+squad, beside stock transformers: both sides start from the same weights (a new head included) and have the same windows, order
+of batches, optimizer, schedule, number of steps and scoring. Stock computes them as transformers does, padded to the longest of
+a batch, its loss running over padding as well; and dropout draws other bits. So scores agree within the noise of seeds, which is
+why there are several. One article is held out, since questions about one text tell of each other. Results go to
 benchmarks/results/finetune_TASK.json.
 """
 
@@ -98,20 +98,26 @@ def measure(config: PairConfig | QAConfig, run: Path, stock: bool = False) -> di
     }
 
 
-def mean_sd(rows: list[dict[str, Any]], name: str) -> tuple[float, float]:
+def mean(rows: list[dict[str, Any]], name: str) -> float:
+    return statistics.mean(row[name] for row in rows)
+
+
+def spread(rows: list[dict[str, Any]], name: str) -> str:
+    """The mean, and the standard deviation where there is one."""
     values = [row[name] for row in rows]
-    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{mean(rows, name):.4g}" + (f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else "")
 
 
 def report(task: str, sides: dict[str, list[dict[str, Any]]], names: tuple[str, ...], about: dict[str, Any]) -> None:
     """The table on the terminal and the file of results."""
-    table = Table(title=f"{task}: mean ± standard deviation over seeds", caption=about["what"])
+    seeds = max(len(rows) for rows in sides.values())
+    over = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+    table = Table(title=f"{task}: {over}", caption=about["what"])
     for column in ("side", *names, "tokens/s", "seconds"):
         table.add_column(column, justify="left" if column == "side" else "right")
     for side, rows in sides.items():
-        cells = [f"{m:.4g} ± {sd:.2g}" for m, sd in (mean_sd(rows, name) for name in names)]
-        rate, seconds = (mean_sd(rows, name)[0] for name in ("tokens_per_second", "seconds"))
-        table.add_row(side, *cells, f"{rate:.0f}", f"{seconds:.0f}")
+        cells = [spread(rows, name) for name in names]
+        table.add_row(side, *cells, f"{mean(rows, 'tokens_per_second'):.0f}", f"{mean(rows, 'seconds'):.0f}")
     if len(sides) == 2:
         ours, stock = sides["bertfast"], sides["transformers"]
         ratios = [a["tokens_per_second"] / b["tokens_per_second"] for a, b in zip(ours, stock, strict=True)]
@@ -149,7 +155,7 @@ def run_seeds(
         with tempfile.TemporaryDirectory() as folder:
             rows.append(measure(config, Path(folder) / "run"))
     length = f"{steps} steps" if steps else f"{epochs:g} epochs"
-    what = f"{length}, batches of {batch}, learning rate {rate:g}, from {model.name}"
+    what = f"{length}, batches of {batch}, learning rate {rate:g}, from {'/'.join(model.parts[-2:])}"
     report(task, {"bertfast": rows}, names, {"what": what})
 
 

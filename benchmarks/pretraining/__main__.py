@@ -27,7 +27,7 @@ def main(
     dtype: Annotated[list[str] | None, typer.Option(help=f"{' or '.join(measure.DTYPES)}")] = None,
     turns: Annotated[int, typer.Option(min=1, help="counted steps of each side in a row of speed")] = 25,
     steps: Annotated[int, typer.Option(min=1, help="steps of the loss curves")] = 100,
-    out: Annotated[Path, typer.Option(help="folder for pretraining.json and pretraining.png")] = RESULTS,
+    out: Annotated[Path, typer.Option(help="folder for pretraining.json, and pretraining.png of both")] = RESULTS,
 ) -> None:
     """Pre-training beside stock transformers. Exit status 1 where a loss curve leaves its band."""
     for option, given, known in (
@@ -58,8 +58,11 @@ def main(
     for rows, table in ((found["speed"], render.speed_table), (found["convergence"], render.convergence_table)):
         if rows:
             console.print(table(rows))
+    written = [out / "pretraining.json"]
     if found["speed"] and found["convergence"]:
-        render.plot(found, out / "pretraining.png")
+        written.append(out / "pretraining.png")
+        render.plot(found, written[-1])
+    console.print(f"wrote {', '.join(map(str, written))}", highlight=False)
     if not all(r["passed"] for r in found["convergence"]):
         raise typer.Exit(1)
 

@@ -10,10 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
-from bertfast.cli.common import check_target, console, fail, notes
+from bertfast.cli.common import check_target, console, fail, note, notes
 
 app = typer.Typer(no_args_is_help=True, help="Vocabularies and corpora from text, and pictures of batches.")
 
+BAD_LINES_NAMED = 3
 SECONDS_BETWEEN_LINES = 10.0  # of progress where the output is no terminal
 
 
@@ -183,10 +184,16 @@ def vocab(
     from bertfast.data.lines import BadLine
     from bertfast.data.vocab import VocabularyOptions, train_vocabulary
 
-    totals = {"documents": 0, "bad lines": 0}
+    documents, bad, named = 0, 0, []
 
     def count(item: Any) -> None:
-        totals["bad lines" if isinstance(item, BadLine) else "documents"] += 1
+        nonlocal documents, bad
+        if not isinstance(item, BadLine):
+            documents += 1
+            return
+        bad += 1
+        if bad <= BAD_LINES_NAMED:
+            named.append(f"{item.where} ({item.reason})")
 
     with _mistakes():
         source = _source(sources, format, field, dataset, config, split)
@@ -196,8 +203,12 @@ def vocab(
         made = train_vocabulary(
             source, out, options, split=paragraphs, workers=workers or os.cpu_count() or 1, on_item=count
         )
-    read = f"{totals['documents']:,} documents, {totals['bad lines']:,} bad lines left out"
-    console.print(f"{out}: {made.vocab_size:,} pieces from {read}", highlight=False)
+    if bad:
+        more = f" and {bad - len(named):,} more" if bad > len(named) else ""
+        note(f"bad lines were left out: {', '.join(named)}{more}")
+    console.print(f"{out}: {made.vocab_size:,} pieces from {documents:,} documents", highlight=False)
+    if made.vocab_size < size:
+        note(f"the text gives no more than {made.vocab_size:,} pieces, {size:,} were asked for")
 
 
 @app.command()

@@ -166,6 +166,9 @@ FORMATS = {
 }
 
 
+PLAIN_TEXT = ("text", "paragraphs", "wikitext")
+
+
 def hash_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -183,6 +186,12 @@ class FileSource:
                     )
                 what = "is a folder" if path.is_dir() else "does not exist"
                 raise SourceError(f"{path} {what}; name text files, or a data set by --dataset")
+            kind = path.name.lower().removesuffix(".gz").rpartition(".")[2]
+            if kind in ("json", "jsonl") and format in PLAIN_TEXT:
+                raise SourceError(
+                    f"{path} is JSON by its name, and --format {format} would take its braces for sentences: give --format "
+                    "jsonl for a document a line, squad for SQuAD's and JSQuAD's files, or rename it if it is plain text"
+                )
         self.paths, self.format, self.field = paths, format, field
         self.splitter = FORMATS[format].splitter
         self.progress = Progress(sum(path.stat().st_size for path in paths))

@@ -87,17 +87,22 @@ class QAProblem(Problem):
 
     @property
     def threshold(self) -> float | None:
-        """In use on held-out data; None where every question is answered."""
+        """That exact and f1 are of, 0 where not given, as in SQuAD's own script; None where every question is answered."""
         return (self.options.threshold or 0.0) if self.may_abstain else None
+
+    @property
+    def chosen(self) -> float | None:
+        """That the model is saved with: the best on the held-out data where none is given."""
+        found = self.may_abstain and self.options.threshold is None and self.best is not None
+        return self.best if found else self.threshold
 
     def overrides(self) -> dict[str, Any]:
         return {"num_labels": 2}
 
     def settings(self) -> dict[str, Any]:
         o = self.options
-        saved = self.best if self.may_abstain and o.threshold is None and self.best is not None else self.threshold
         lengths = {name: getattr(o, name) for name in ("max_length", "stride", "max_question", "max_answer")}
-        return {"task": self.kind, **lengths, "no_answer_threshold": saved}
+        return {"task": self.kind, **lengths, "no_answer_threshold": self.chosen}
 
     def evaluate(self, model: nn.Module) -> Evaluation | None:
         if not self.dev:
@@ -111,6 +116,8 @@ class QAProblem(Problem):
             best = best_threshold(golds, {p.id: p.text for p in found}, margins, self.language)
             self.best = best["best_f1_threshold"]
             scores |= best
+            # The answers that `predict` will give.
+            texts = {prediction.id: prediction.answer(self.chosen) for prediction in found}
         nbest = {prediction.id: nbest_json(prediction) for prediction in found}
         return Evaluation(scores, {"predictions.json": texts, "nbest.json": nbest})
 

@@ -64,7 +64,10 @@ def draw(lines: list[dict[str, Any]], path: Path, title: str) -> None:
     colours = dict(zip(stems, itertools.cycle(_COLOURS), strict=False))
     for axes, (label, train, held_out) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for name, (steps, values) in train.items():
-            axes.plot(steps, values, color=colours[_stem(name)], linewidth=1.4, label=f"{_said(name)}, training")
+            alone = "o" if len(steps) == 1 else None  # a line needs two
+            axes.plot(
+                steps, values, color=colours[_stem(name)], linewidth=1.4, marker=alone, label=f"{_said(name)}, training"
+            )
         for name, (steps, values) in held_out.items():
             style = {"marker": "o", "markersize": 4, "linewidth": 1.0, "linestyle": "--"}
             axes.plot(steps, values, color=colours[_stem(name)], label=f"{_said(name)}, held out", **style)

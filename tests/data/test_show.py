@@ -117,9 +117,12 @@ def test_commands(tmp_path):
     text = tmp_path / "t.txt"
     text.write_bytes(b"".join(b"playing %d a b.\nthe sea is %d wide.\n\n" % (n, n) for n in range(60)) + b"\xff\n")
     vocab, corpus, png = tmp_path / "vocab", tmp_path / "corpus", tmp_path / "p.png"
-    assert "60 documents, 1 bad lines left out" in run(
-        "data", "vocab", text, "--out", vocab, "--size", 60, "--workers", 1
-    )
+    said = run("data", "vocab", text, "--out", vocab, "--size", 60, "--workers", 1)
+    assert "60 pieces from 60 documents" in said
+    assert f"bad lines were left out: {text}:181 (invalid UTF-8)" in said
+    assert "were asked for" not in said
+    said = run("data", "vocab", text, "--out", tmp_path / "large", "--size", 6000, "--workers", 1)
+    assert "6,000 were asked for" in said
     said = run("data", "build", text, "--tokenizer", vocab, "--out", corpus, "--holdout", 0.2, "--workers", 1)
     assert "not taken: 1 invalid UTF-8" in said
     assert f"{corpus / 'train'}: " in said

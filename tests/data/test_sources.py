@@ -159,6 +159,9 @@ def test_unreadable(tmp_path):
         FileSource([Path("/dev/null")], "text")
     with pytest.raises(SourceError, match="is a folder"):
         FileSource([tmp_path], "text")
+    for name in ("a.json", "a.JSONL.gz"):
+        with pytest.raises(SourceError, match="is JSON by its name"):
+            FileSource([put(tmp_path / name, "{}")], "paragraphs")
     with pytest.raises(SourceError, match=r"damaged gzip data after line \d"):
         read(put(tmp_path / "a.gz", gzip.compress(b"line\n" * 10_000)[:-20]))
     for content in ("{", "[]", '{"data": 3}', '{"nodata": 3}'):

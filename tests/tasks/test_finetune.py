@@ -115,7 +115,7 @@ def test_each_kind_learns_and_transformers_computes_the_same(tmp_path, checkpoin
     if kind == "qa":
         threshold = ours.config.extra["bertfast"]["no_answer_threshold"]
         assert threshold == pytest.approx(scores["best_f1_threshold"])
-        assert json.loads(predicted.read_text()).keys() == json.loads((out / "predictions.json").read_text()).keys()
+        assert json.loads(predicted.read_text()) == json.loads((out / "predictions.json").read_text())
         assert json.loads((out / "best" / "best_score.json").read_text())["score"] == pytest.approx(scores["f1"])
         assert "best: f1 " in said
         assert f" at step {json.loads((out / 'best' / 'best_score.json').read_text())['step']}, in " in said
@@ -124,6 +124,19 @@ def test_each_kind_learns_and_transformers_computes_the_same(tmp_path, checkpoin
         kept = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
         label = "label" if kind == "pair" else "tags"
         assert [row[label] for row in rows] == [row[label] for row in kept]
+
+
+def test_the_answers_of_a_run_are_those_of_predict(tmp_path, checkpoint):
+    """A model that has learnt nothing gives other answers by a threshold of 0 than by the one that was found."""
+    train, dev = squad_file(tmp_path / "train.json", 16, 1), squad_file(tmp_path / "dev.json", 40, 2)
+    out, predicted = tmp_path / "run", tmp_path / "predicted.json"
+    files = ("--model", checkpoint, "--train", train, "--dev", dev, "--out", out)
+    run("finetune", "qa", *files, *FAST[2:], "--lr", 1e-6, "--max-question", 8, "--steps", 1)
+    run("predict", out / "model", dev, "--out", predicted)
+    found = json.loads((out / "predictions.json").read_text())
+    scores = json.loads((out / "metrics.json").read_text())
+    assert scores["best_f1"] > scores["f1"] + 1
+    assert found == json.loads(predicted.read_text())
 
 
 def test_stopped_and_resumed_is_the_same_to_the_bit(tmp_path, checkpoint):

@@ -121,6 +121,7 @@ def test_a_figure_has_one_colour_and_each_loss_an_axis_of_its_own(tmp_path, draw
     blue, red, grey = mlm[0][1], nsp[0][1], nsp[2][1]
     assert len({blue, red, grey}) == 3
     assert mlm == [("MLM loss, training", blue), ("MLM loss, held out", blue)]
+    assert [line.get_marker() for line in drawn[0].axes[0].lines] == ["o", "o"], "a single step is to be seen"
     assert nsp == [("NSP loss, training", red), ("NSP loss, held out", red), ("NSP loss by chance", grey)]
     assert [colour for _, colour in scores] == [blue, red, blue, red, grey]
 

@@ -13,6 +13,8 @@ from typing import Any
 import typer
 from rich.console import Console
 
+from bertfast.train.launcher import is_main
+
 # Tables keep their columns when the output is a file or a pipe.
 console = Console(width=None if Console().is_terminal else 190)
 
@@ -39,15 +41,10 @@ def note(text: str) -> None:
     Console(stderr=True).print(f"note: {text}", style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
-def is_first() -> bool:
-    """Whether this process, of those that torchrun started, is the one that speaks."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 @contextmanager
 def notes() -> Iterator[None]:
     """What libraries and this package warn users of is one line each, without the place in the code; once under torchrun."""
-    first = is_first()
+    first = is_main()
     with warnings.catch_warnings():
         usual = warnings.showwarning
 
@@ -70,7 +67,7 @@ def training() -> Iterator[None]:
         with notes():
             yield
     except StoppedError as error:  # of all ranks at once; torchrun waits for them
-        if is_first():
+        if is_main():
             fail(str(error))
         raise typer.Exit(error.exit_status) from None
     except TrainingError as error:

@@ -11,9 +11,10 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from bertfast.cli.common import console, is_first, note, tell_end, training
+from bertfast.cli.common import console, note, tell_end, training
 from bertfast.cli.pretrain import EPILOG
 from bertfast.train.finetune_config import FinetuneConfig, PairConfig, QAConfig, TokenConfig
+from bertfast.train.launcher import is_main
 
 app = typer.Typer(no_args_is_help=True, help="Fine-tune a checkpoint on sentences or pairs, questions, or tokens.")
 
@@ -110,7 +111,7 @@ def _run(cls: type[FinetuneConfig], values: dict[str, Any], given: dict[str, Any
 
         outcome, scores = finetune(typing.cast(Any, config), out, resume=given["resume"], say=_say, note=note)
         best = best_so_far(out) if config.keep_best else None
-    if not is_first():
+    if not is_main():
         return
     if scores:
         _say(f"on {config.dev_file} after step {outcome.step}:")

@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from bertfast.cli.common import console, is_first, tell_end, training
+from bertfast.cli.common import console, tell_end, training
 from bertfast.train.errors import EXIT_STATUSES
+from bertfast.train.launcher import is_main
 
 
 class Precision(StrEnum):
@@ -123,6 +124,6 @@ def run(flags: dict[str, Any], file: Path | None, sets: list[str], resume: bool,
         from bertfast.train.pretrain import pretrain as start
 
         outcome = start(chosen, resume)
-    if not is_first():
+    if not is_main():
         return
     tell_end(outcome, Path(chosen.out))

@@ -54,11 +54,6 @@ class Ranks:
         return bool(self.sum(torch.tensor([int(failed)], device=self.device)).item())
 
 
-def is_main() -> bool:
-    """Whether this process is the rank that writes files, before it has joined the others."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def _device(name: str, local: int) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device is cuda, and torch sees no GPU; choose cpu, or install torch with CUDA")

@@ -24,10 +24,10 @@ from bertfast.tasks.qa_problem import QAOptions, QAProblem
 from bertfast.tasks.token_problem import TokenOptions, TokenProblem
 from bertfast.train import state
 from bertfast.train.checkpoint import FORMAT
-from bertfast.train.distributed import is_main
 from bertfast.train.errors import ConfigError
 from bertfast.train.files import Files, explained, write_folder
 from bertfast.train.finetune_config import PairConfig, QAConfig, TokenConfig
+from bertfast.train.launcher import is_main
 from bertfast.train.loop import Outcome, train
 from bertfast.train.run_folder import check_out
 from bertfast.train.task import Task, Term

@@ -18,8 +18,8 @@ from bertfast.data.plan import PretrainDataOptions
 from bertfast.data.tokenizer import VOCABULARY_FILES, Tokenizer, load_tokenizer
 from bertfast.models import BertConfig, BertForMaskedLM, BertForPreTraining
 from bertfast.models.flops import training_flops
-from bertfast.train.distributed import is_main
 from bertfast.train.errors import ConfigError
+from bertfast.train.launcher import is_main
 from bertfast.train.loop import Outcome, train
 from bertfast.train.pretrain_config import DataOptions, ModelOptions, PretrainConfig
 from bertfast.train.run_folder import check_out

@@ -134,7 +134,12 @@ def kind_of(layer: Any) -> tuple[int, float, str | None]:
     children = layer._modules
     attention = children["attention"]._modules["self"]
     activation = children["intermediate"]._modules["intermediate_act_fn"]
-    return attention.num_attention_heads, attention.scaling, approximate_of(activation)
+    return heads_of(attention), attention.scaling, approximate_of(activation)
+
+
+def heads_of(attention: Any) -> int:
+    """The heads that stock makes: its forward reads the size of one, and as many follow as the query is wide."""
+    return attention._modules["query"].weight.shape[0] // attention.attention_head_size
 
 
 def drops(layer: Any) -> bool:
@@ -176,6 +181,8 @@ def layer_reason(layer: Any, device: torch.device, dtype: torch.dtype | None = N
     """What about a BertLayer as it stands now keeps it from the fast path on hidden states of `device` and `dtype`."""
     if layer.is_decoder or layer.add_cross_attention:
         return "it is a decoder layer"
+    if "feed_forward_chunk" in layer.__dict__:
+        return "its feed_forward_chunk was replaced"
     if layer.chunk_size_feed_forward:
         return "chunk_size_feed_forward is set"
     parts = _parts(layer)
@@ -200,7 +207,7 @@ def layer_reason(layer: Any, device: torch.device, dtype: torch.dtype | None = N
             return f"{name} has no bias"
     if attention.is_causal:
         return "its attention is causal"
-    if attention.num_attention_heads * attention.attention_head_size != parts[2][0].weight.shape[0]:
+    if parts[2][0].weight.shape[0] % attention.attention_head_size:
         return "its heads do not fill the width of its query"
     if getattr(attention, "num_key_value_groups", 1) != 1:
         return "its keys are shared by groups of heads"
@@ -332,7 +339,7 @@ def predictions_reason(head: Any, kind: type) -> str | None:
 
 def embeddings_reason(module: Any) -> str | None:
     """What about a BertEmbeddings as it stands now keeps it from the fast path."""
-    device = module.word_embeddings.weight.device
+    device = getattr(getattr(module.word_embeddings, "weight", None), "device", None)
     for name in ("word_embeddings", "position_embeddings", "token_type_embeddings"):
         table = getattr(module, name)
         reason = _plain(table, nn.Embedding, name, device)

@@ -108,6 +108,8 @@ class FastBertForPreTraining(hf.BertForPreTraining):
         reason = head_reason(self) or _refused(self, labels, call)
         if reason is None and next_sentence_label is None:
             reason = "no next_sentence_label was given, so stock computes no loss"
+        if reason is None and self.bert.pooler is None:
+            reason = "there is no pooler"
         if reason is not None or call is None:
             count(self, f"all logits: {reason}")
             return super().forward(*args, **kwargs)

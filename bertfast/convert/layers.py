@@ -106,8 +106,8 @@ class FastBertEmbeddings(hf.BertEmbeddings):
                 return f"{name} have shape {tuple(values.shape)}"
         return (
             checks.environment_reason()
-            or checks.tensor_reason(self.word_embeddings.weight, option(self, "gpu_kernels"))
             or checks.embeddings_reason(self)
+            or checks.tensor_reason(self.word_embeddings.weight, option(self, "gpu_kernels"))
             or self.length_reason(shape[1], call.get("position_ids"))
         )
 
@@ -165,7 +165,7 @@ class FastBertLayer(hf.BertLayer):
             value=projections.value,
             dense=projected.dense,
             norm=projected.LayerNorm,
-            heads=projections.num_attention_heads,
+            heads=checks.heads_of(projections),
             scale=projections.scaling,
             attention_p=projections.dropout.p if projections.training else 0.0,
             hidden_p=dropout_rate(projected.dropout),
@@ -331,7 +331,7 @@ class FastBertEncoder(hf.BertEncoder):
     def _read(self, packing: ops.Packing | None, bounds: Tensor, shape: tuple[int, int]) -> Tensor | None:
         """Which rows of the last layer's output, among the packed ones, a head above reads; None where it may be all of them."""
         offer = handover.current(self)
-        if offer is None or offer.read is None:
+        if offer is None or offer.read is None or not self.layer:  # it is the last layer that returns the rows read
             return None
         if isinstance(offer.read, str):
             # Position 0 is real in every sequence, or the batch would not have been packed.

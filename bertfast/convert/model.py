@@ -41,7 +41,8 @@ class FastBertModel(hf.BertModel):
         plan = None
         if reason is None and call is not None:
             plan = plans.find(self)
-            reason = self._config_reason(call) or self.structure_reason() if plan is None else None
+            if plan is None:  # it holds only while none of this changes
+                reason = self._config_reason(call) or self.structure_reason() or self._dropout_reason()
         if reason is None and call is not None:
             mask, positions = call.get("attention_mask"), call.get("position_ids")
             reason, packing = self._packing(call["input_ids"], mask, positions)
@@ -96,15 +97,19 @@ class FastBertModel(hf.BertModel):
         embeddings, encoder = self._modules["embeddings"], self._modules["encoder"]
         if type(embeddings) is not FastBertEmbeddings or type(encoder) is not FastBertEncoder:
             return "its embeddings or its encoder were replaced"
+        if "_create_attention_masks" in self.__dict__:
+            return "its _create_attention_masks was replaced"
         return (
             checks.hook_reason(embeddings, "embeddings")
             or checks.hook_reason(encoder, "encoder")
             or checks.embeddings_reason(embeddings)
             or encoder.stack_reason(embeddings.word_embeddings.weight)
-            # Module by module, which is how calls with gradients go, elements of the padded batch are numbered: with one random
-            # state both must drop the same.
-            or ("dropout is on" if dropout_rate(embeddings.dropout) > 0.0 else None)
         )
+
+    def _dropout_reason(self) -> str | None:
+        """With one random state a pass without gradients must drop what a pass with them drops. That one goes module by module,
+        where elements of the padded batch are numbered, and so must this."""
+        return "dropout of the embeddings is on" if dropout_rate(self.embeddings.dropout) > 0.0 else None
 
     def _packing(
         self, ids: Tensor, mask: Tensor | None, position_ids: Tensor | None

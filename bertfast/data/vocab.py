@@ -20,6 +20,7 @@ from bertfast.data.lines import BadLine, Item
 from bertfast.data.sentences import SPLITTERS, split_sentences
 from bertfast.data.tokenizer import (
     CONTINUES,
+    LONGEST_WORD,
     MODEL_INPUTS,
     SPECIAL_ROLES,
     VOCABULARY_FILES,
@@ -30,7 +31,6 @@ from bertfast.data.tokenizer import (
 from bertfast.data.workers import Workers
 
 TASK_ITEMS = 64  # documents for a worker at a time
-LONGEST_WORD = 100  # characters; WordPiece makes a longer one [UNK]
 REPEATS = 10_000  # of a word in one text for the trainer
 ALPHABETS = {"en": 1000, "ja": 6000}
 
@@ -91,6 +91,7 @@ def tokenizer_files(pieces: Iterable[str], options: VocabularyOptions) -> dict[s
     else:
         config |= {"tokenizer_class": "BertTokenizer", "strip_accents": None, "tokenize_chinese_chars": True}
         backend = bert_backend({piece: index for index, piece in enumerate(pieces)}, config)
+        backend.add_special_tokens(list(SPECIAL_ROLES.values()))
         files["tokenizer.json"] = _with_template(backend).to_str(pretty=True).encode()
     files["tokenizer_config.json"] = (json.dumps(config, indent=1, ensure_ascii=False) + "\n").encode()
     return files

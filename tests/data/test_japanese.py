@@ -174,7 +174,8 @@ def test_save_and_words_setting(tmp_path):
     ("config", "message"),
     [
         ({"word_tokenizer_type": "sudachi"}, "word_tokenizer_type is 'sudachi'"),
-        ({"subword_tokenizer_type": "character"}, "subword_tokenizer_type is 'character'"),
+        ({"subword_tokenizer_type": "sentencepiece"}, "subword_tokenizer_type is 'sentencepiece'"),
+        ({"do_word_tokenize": False}, "do_word_tokenize is False"),
         ({"mecab_kwargs": {"mecab_dic": "neologd"}}, "neologd"),
         ({"bertfast_words": "syllables"}, "syllables"),
     ],

@@ -91,13 +91,13 @@ def _id(value: Any, where: str) -> int:
     return int(value)
 
 
-def _extras(settings: dict[str, Any], where: str) -> list[Any]:
-    value = settings.get(EXTRA_NAMES[0]) or settings.get(EXTRA_NAMES[1]) or []
-    if isinstance(value, dict):  # a name for each
-        value = list(value.values())
+def _extras(value: Any, where: str) -> tuple[list[Any], dict[str, Any]]:
+    """Further special tokens: a list of them, or an object with a name for each."""
+    if isinstance(value, dict) and "content" not in value:
+        return [], {name: as_token(token, where) for name, token in value.items()}
     if not isinstance(value, list):
-        raise TokenizerError(f"{where}: {EXTRA_NAMES[0]} must be a list of tokens")
-    return [as_token(token, where) for token in value]
+        raise TokenizerError(f"{where}: {EXTRA_NAMES[0]} is {type(value).__name__}; it must be a list of tokens")
+    return [as_token(token, where) for token in value], {}
 
 
 def gather(config: dict[str, Any], files: Mapping[str, dict[str, Any]]) -> Added:
@@ -109,24 +109,29 @@ def gather(config: dict[str, Any], files: Mapping[str, dict[str, Any]]) -> Added
 
     where = "tokenizer_config.json"
     settings = dict(config)
-    extra = _extras(settings, where)
+    ours, older = EXTRA_NAMES
+    value = config.get(ours) or config.get(older)
+    extra, more_named = _extras(value, where) if value else ([], {})
     stated: dict[int, Any] = {}
     if DECODER in config:
-        for index, token in _object(config[DECODER], f"{where}: {DECODER}").items():
-            place = f"{where}: {DECODER}"
+        place = f"{where}: {DECODER}"
+        for index, token in _object(config[DECODER], place).items():
             stated[_id(index, place)] = as_token(_object(token, place), place)
     else:
-        if "special_tokens_map.json" in files:
-            legacy = files["special_tokens_map.json"]
-            where = "special_tokens_map.json"
-            for name in NAMED:
-                if name in legacy:
-                    value = legacy[name]
-                    settings[name] = as_token(value, where, special=True) if isinstance(value, dict) else value
-            known = {text_of(token) for token in extra}
-            extra += [token for token in _extras(legacy, where) if text_of(token) not in known]
+        legacy = files.get("special_tokens_map.json", {})
+        where = "special_tokens_map.json" if legacy else where
+        for name in NAMED:
+            if name in legacy:
+                value = legacy[name]
+                settings[name] = as_token(value, where, special=True) if isinstance(value, dict) else value
+        if value := legacy.get(ours):
+            tokens, named_there = _extras(value, where)
+            extra += [token for token in tokens if text_of(token) not in map(text_of, extra)]
+            more_named |= named_there
         special = {text_of(settings[name]) for name in NAMED if isinstance(settings.get(name), (str, AddedToken))}
         special |= {text_of(token) for token in extra}
+        if not extra and (value := legacy.get(older)):  # under this name transformers adds them, but only after it has
+            extra, _ = _extras(value, where)  # decided which tokens of added_tokens.json are special
         for token, index in files.get("added_tokens.json", {}).items():
             flags = {"normalized": token not in special, "special": token in special}
             stated[_id(index, "added_tokens.json")] = AddedToken(token, **flags)
@@ -144,7 +149,7 @@ def gather(config: dict[str, Any], files: Mapping[str, dict[str, Any]]) -> Added
             named[name] = by_content.get(text_of(value), value) if name in NAMED else value
         elif value is not None and name in NAMED:
             raise TokenizerError(f"{where}: {name} is {value!r}; a token is text, or an object with 'content'")
-    return Added(stated, named, extra)
+    return Added(stated, named | more_named, extra)
 
 
 def recorded(

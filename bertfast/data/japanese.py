@@ -179,7 +179,7 @@ class JapaneseTokenizer(Tokenizer):
     def _index(self) -> None:
         super()._index()
         self._cache.clear()
-        self._as_is = self._never_split | self._own_specials | self.specials.keys()
+        self._as_is = self._never_split | self._listed
         added = {token.content: token for token in self._tokens.values()}
         self._splits = {True: _Split(added), False: _Split({t: a for t, a in added.items() if t not in self.specials})}
 
@@ -249,18 +249,20 @@ class JapaneseTokenizer(Tokenizer):
 
     def encode(self, text: str, *, specials: bool = False) -> Encoding:
         encoding = Encoding()
-        for start, end, token in self._splits[specials](text):
-            if token is not None:
-                self._append(encoding, [self.vocab[token]], [(start, end)])
+        for places, part, is_token in self._splits[specials](text):
+            if is_token:
+                self._append(encoding, [self.vocab[part]], [(places[0], places[-1] + 1)])
             else:
-                self._encode_into(encoding, text[start:end], start)
+                self._encode_into(encoding, part, places)
         return encoding
 
-    def _encode_into(self, encoding: Encoding, text: str, shift: int) -> None:
+    def _encode_into(self, encoding: Encoding, text: str, places: Sequence[int]) -> None:
+        """Appends the pieces of a part of the text, whose characters stand at `places` of the whole."""
         normal, starts, ends = normalise(text) if self._normalise else (text, range(len(text)), range(1, len(text) + 1))
         for start, end in word_spans(self._tagger, normal, self.kind):
             ids, spans = self._pieces_of(normal[start:end])
-            self._append(encoding, ids, [(starts[start + a] + shift, ends[start + b - 1] + shift) for a, b in spans])
+            offsets = [(places[starts[start + a]], places[ends[start + b - 1] - 1] + 1) for a, b in spans]
+            self._append(encoding, ids, offsets)
 
     @staticmethod
     def _append(encoding: Encoding, ids: list[int], offsets: list[Span]) -> None:
@@ -294,11 +296,11 @@ class JapaneseTokenizer(Tokenizer):
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = []
-        for start, end, token in self._splits[False](text):
-            if token is not None:
-                ids.append(self.vocab[token])
+        for _, part, is_token in self._splits[False](text):
+            if is_token:
+                ids.append(self.vocab[part])
             else:
-                for word in self._raw_words(text[start:end]):
+                for word in self._raw_words(part):
                     ids += self._pieces_of(word)[0]
         return ids
 
@@ -317,43 +319,46 @@ def encode_texts(tokenizer: Tokenizer, task: tuple[list[str], bool]) -> list[Enc
 
 
 class _Split:
-    """Parts a text at added tokens as transformers' Python tokenizers do: (start, end, the token or None where it is text)."""
+    """Parts a text at added tokens as transformers' Python tokenizers do: (characters, text, whether that is a token) of each part.
+
+    The characters are places in the whole text: a range, but where a single_word token that strips space joins what it touches.
+    """
 
     def __init__(self, tokens: dict[str, Any]) -> None:
         self._tokens = tokens
         longest_first = sorted(tokens, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first))) if tokens else None
 
-    def __call__(self, text: str) -> list[tuple[int, int, str | None]]:
+    def __call__(self, text: str) -> list[tuple[Sequence[int], str, bool]]:
         spans = [] if self._pattern is None else [match.span() for match in self._pattern.finditer(text)]
         if not spans:
-            return [(0, len(text), None)]
+            return [(range(len(text)), text, False)]
         bounds = sorted({0, len(text), *(place for span in spans for place in span)})
-        parts = [list(part) for part in pairwise(bounds)]
+        parts: list[Sequence[int]] = [range(start, end) for start, end in pairwise(bounds)]
         for index in range(len(parts)):
             self._heed_flags(text, parts, index)
-        found = [(start, end, text[start:end]) for start, end in parts if start < end]
-        return [(start, end, part if part in self._tokens else None) for start, end, part in found]
+        words = [_read(text, part) for part in parts]
+        return [(part, word, word in self._tokens) for part, word in zip(parts, words, strict=True) if word]
 
-    def _heed_flags(self, text: str, parts: list[list[int]], index: int) -> None:
+    def _heed_flags(self, text: str, parts: list[Sequence[int]], index: int) -> None:
         """lstrip and rstrip take white space from the text beside; single_word gives the token to the text that it touches."""
-        start, end = parts[index]
-        token = self._tokens.get(text[start:end])
+        token = self._tokens.get(_read(text, parts[index]))
         if token is None:
             return
-        left, right = ("", "")
-        if index > 0:
-            left = text[slice(*parts[index - 1])]
-        if index + 1 < len(parts):
-            right = text[slice(*parts[index + 1])]
+        left = _read(text, parts[index - 1]) if index else ""
+        right = _read(text, parts[index + 1]) if index + 1 < len(parts) else ""
         if token.rstrip and right:
-            parts[index + 1][0] += len(right) - len(right.lstrip())
+            parts[index + 1] = parts[index + 1][len(right) - len(right.lstrip()) :]
         if token.lstrip and left:
-            parts[index - 1][1] -= len(left) - len(left.rstrip())
+            parts[index - 1] = parts[index - 1][: len(left.rstrip())]
         if token.single_word and left and left[-1] != " ":
-            parts[index - 1][1], parts[index] = end, [end, end]
+            parts[index - 1], parts[index] = [*parts[index - 1], *parts[index]], ()
         elif token.single_word and right and right[0] != " ":
-            parts[index + 1][0], parts[index] = start, [start, start]
+            parts[index + 1], parts[index] = [*parts[index], *parts[index + 1]], ()
+
+
+def _read(text: str, places: Sequence[int]) -> str:
+    return text[places.start : places.stop] if isinstance(places, range) else "".join(text[place] for place in places)
 
 
 def _numbered(vocab: dict[str, int], added: Added) -> dict[int, Any]:

@@ -78,7 +78,7 @@ class Tokenizer:
     def __init__(self, files: dict[str, bytes], config: dict[str, Any], backend: Any, added: Added) -> None:
         self.files, self.config, self._backend = files, config, backend
         self.named = {name: text_of(token) for name, token in added.named.items()}
-        self._own_specials = added.special_contents()
+        self._listed = added.special_contents()  # what transformers calls all_special_tokens
         self._index()
 
     def _index(self) -> None:
@@ -107,9 +107,9 @@ class Tokenizer:
         self.sep_id, self.mask_id = ids["sep"], ids["mask"]
         self.specials = {name: self.vocab[name] for name in names.values()}
         added = self._added()
-        self._own_specials |= {token.content for token in added.values() if token.special}
+        marked = self._listed | {token.content for token in added.values() if token.special}
         self.special = np.zeros(self.vocab_size, bool)
-        self.special[[*self.specials.values(), *(self.vocab[n] for n in self._own_specials if n in self.vocab)]] = True
+        self.special[[*self.specials.values(), *(self.vocab[name] for name in marked if name in self.vocab)]] = True
         self.user_special = self.special.copy()
         self.user_special[list(self.specials.values())] = False
         self.continuation = np.array([len(piece) > 2 and piece.startswith(CONTINUES) for piece in self.pieces])
@@ -139,7 +139,7 @@ class Tokenizer:
                 raise TokenizerError(f"special token {token!r}: it must be text, without white space around it")
         before = len(self.vocab)
         self._add([AddedToken(token, special=True, normalized=False) for token in dict.fromkeys(tokens)])
-        self._own_specials |= set(tokens)
+        self._listed |= set(tokens)
         self._index()
         for name in ("sha256", "_backend_of_text"):
             self.__dict__.pop(name, None)
@@ -148,7 +148,7 @@ class Tokenizer:
 
     def _record(self) -> None:
         """The added tokens into `files`, in place of what these said of them."""
-        extra = [piece for piece in self.pieces if piece in self._own_specials and piece not in self.named.values()]
+        extra = [piece for piece in self.pieces if piece in self._listed and piece not in self.named.values()]
         added = self._added()
         self.config = recorded(self.config, added, self.named, extra)
         files = {name: content for name, content in self.files.items() if name not in OLD_FILES}
@@ -350,6 +350,20 @@ def _tell_differences(where: str, state: dict[str, Any], backend: Any, class_nam
         )
 
 
+def _tell_collisions(folder: Path, backend: Any) -> None:
+    """A warning where added tokens are one once normalised: which of them `tokenizers` finds changes from process to process."""
+    seen: dict[str, str] = {}
+    for _, token in sorted(backend.get_added_tokens_decoder().items()):
+        if token.normalized:
+            other = seen.setdefault(backend.normalizer.normalize_str(token.content), token.content)
+            if other != token.content:
+                warnings.warn(
+                    f"{folder}: the added tokens {other!r} and {token.content!r} are the same once normalised, and which of them a "
+                    'text gets is chance: give one of them "normalized": false, or take it out',
+                    stacklevel=2,
+                )
+
+
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) < 160 else text[:157] + "..."
@@ -383,6 +397,7 @@ def _english(folder: Path, files: dict[str, bytes], parsed: dict[str, dict[str, 
             raise TokenizerError(f"{where} has no normalizer or no pre_tokenizer; copy the tokenizer's files again")
     _add_all(backend, added)
     made = Tokenizer(files, config, backend, added)
+    _tell_collisions(folder, backend)
     if moved := [f"{t.content!r} {index} (used: {made.vocab[t.content]})" for index, t in added.stated.items()
                  if made.vocab.get(t.content, index) != index]:  # fmt: skip
         warnings.warn(

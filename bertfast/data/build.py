@@ -24,6 +24,7 @@ from bertfast.data.build_records import lacking, manifest_of
 from bertfast.data.encode import SIDES, Encoded, Work, encode
 from bertfast.data.files import is_full, sync_folder, write_whole
 from bertfast.data.lines import BadLine, Document
+from bertfast.data.remarks import MARKERS_KEPT
 from bertfast.data.sources import Source
 from bertfast.data.tokenizer import Tokenizer
 from bertfast.data.workers import Workers
@@ -192,10 +193,13 @@ def _shards(
 def _record(parts: list[Encoded]) -> dict[str, Any]:
     counts = {side: Counter[str]() for side in SIDES}
     notes: Counter[str] = Counter()
+    markers: Counter[str] = Counter()
     for part in parts:
-        notes.update(part.notes)
+        for name, count in part.notes.items():
+            (markers if name.startswith("marker ") else notes)[name] += count
         for side in SIDES:
             counts[side].update(part.rows[side].counts())
+    notes.update(dict(markers.most_common(MARKERS_KEPT)))
     skipped = Counter(bad.reason for part in parts for bad in part.skipped)
     return {
         "items": sum(part.items for part in parts),

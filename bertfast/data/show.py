@@ -17,6 +17,7 @@ from bertfast.data.loader import PretrainLoader
 from bertfast.data.masking import Masker, MaskOptions, Vocabulary, mask_tokens
 from bertfast.data.pairs import PairOptions
 from bertfast.data.plan import PretrainDataOptions
+from bertfast.data.remarks import pairs_remark
 from bertfast.data.tokenizer import SPECIAL_ROLES, Tokenizer, load_tokenizer, tokenizer_from_files
 from bertfast.data.vocab import VocabularyOptions, tokenizer_files
 
@@ -90,6 +91,13 @@ def corpus_batch(
     for _ in range(sample):
         next(batches)
     return next(batches), tokenizer
+
+
+def corpus_remarks(folder: Path, length: int = 128, seed: int = 0) -> list[str]:
+    """What should be known of a corpus before it is trained on: from its build, and of the pairs that would be drawn."""
+    corpus = Corpus.open(folder)
+    pairs = pairs_remark(corpus, PairOptions(max_seq_length=length), seed)
+    return [*corpus.manifest.get("remarks", ()), *([pairs] if pairs else [])]
 
 
 def sequences(batch: Batch, tokenizer: Tokenizer, *, masked: bool = True) -> list[Shown]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from bertfast.data.loader import PretrainLoader
 from bertfast.data.masking import MaskOptions
 from bertfast.data.pairs import PairOptions
 from bertfast.data.plan import PretrainDataOptions
+from bertfast.data.remarks import pairs_remark
 from bertfast.data.tokenizer import VOCABULARY_FILES, Tokenizer, load_tokenizer
 from bertfast.models import BertConfig, BertForMaskedLM, BertForPreTraining
 from bertfast.models.flops import training_flops
@@ -132,6 +134,18 @@ class PretrainTask(Task):
                 f"--tokenizer {Path(config.corpus) / 'tokenizer'}"
             )
 
+    def tell_of_pairs(self) -> None:
+        """Warns where the pairs that will be drawn are far from half IsNext, so that accuracy says little.
+
+        The loader tells of a corpus with a single document.
+        """
+        measured = {self.config.corpus: (self.corpus, self.options.seed)}
+        if self.held_out is not None and self.config.eval is not None:
+            measured[self.config.eval] = (self.held_out, _EVAL_SEED)
+        for folder, (corpus, seed) in measured.items():
+            if corpus.documents > 1 and (remark := pairs_remark(corpus, self.options.pairs, seed)):
+                warnings.warn(f"{folder}: {remark}", stacklevel=2)
+
     def loader(self, rank: int, ranks: int) -> PretrainLoader:
         pinned = next(self.model.parameters()).is_cuda
         return PretrainLoader(
@@ -189,4 +203,6 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Outcome:
     if is_main():
         check_out(run, resume)
     task = PretrainTask(config)
+    if is_main():
+        task.tell_of_pairs()
     return train(task, config.train, run, record=task.config, resume=resume)

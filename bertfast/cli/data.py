@@ -181,17 +181,24 @@ def build(
         console.print(f"{folder}: {'already built: ' if there else ''}{counts}", highlight=False)
     if manifest["skipped"]:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in manifest["skipped"].items())
-        console.print(f"not taken: {reasons}; each is named in {out / 'skipped.jsonl'}", highlight=False)
-        _tell_encoding(_details(out / "skipped.jsonl"))
+        bad = _bad_lines(out / "skipped.jsonl")
+        first = (
+            f"the first is {bad[0]['where']} ({bad[0]['reason']}: {bad[0]['detail']})"
+            if bad
+            else "none was written down"
+        )
+        console.print(
+            f"not taken: {reasons}; {first}, each is named in {out / 'skipped.jsonl'}", highlight=False, markup=False
+        )
+        _tell_encoding([each["detail"] for each in bad if each["reason"] == "invalid UTF-8"])
     for remark, folder in remarks.items():
         note(f"{folder}: {remark}")
 
 
-def _details(skipped: Path) -> list[str]:
-    """What is said of the first lines that are no UTF-8."""
+def _bad_lines(skipped: Path) -> list[dict[str, str]]:
+    """The first bad lines of a build."""
     with skipped.open("rb") as lines:
-        bad = [json.loads(line) for line in islice(lines, BAD_LINES_READ)]
-    return [each["detail"] for each in bad if each["reason"] == "invalid UTF-8"]
+        return [json.loads(line) for line in islice(lines, BAD_LINES_READ)]
 
 
 def _tell_encoding(details: list[str]) -> None:
@@ -244,7 +251,7 @@ def vocab(
         if item.reason == "invalid UTF-8" and len(details) < BAD_LINES_READ:
             details.append(item.detail)
         if bad <= BAD_LINES_NAMED:
-            named.append(f"{item.where} ({item.reason})")
+            named.append(f"{item.where} ({item.reason}{f': {item.detail}' if item.detail else ''})")
 
     with _mistakes():
         source = _source(sources, format, field, encoding, dataset, config, split)
@@ -258,7 +265,7 @@ def vocab(
         )
     if bad:
         more = f" and {bad - len(named):,} more" if bad > len(named) else ""
-        note(f"bad lines were left out: {', '.join(named)}{more}")
+        note(f"{bad:,} bad lines were left out: {', '.join(named)}{more}")
         _tell_encoding(details)
     console.print(f"{out}: {made.vocab_size:,} pieces from {documents:,} documents", highlight=False)
     if made.vocab_size < size:
@@ -283,6 +290,7 @@ def show(
     """Print (and draw) a batch as the model is given it: tokens, positions, segments, words and masks."""
     from bertfast.cli.tables import print_sequence
     from bertfast.data import show as shown
+    from bertfast.data.tokenizer import load_tokenizer
 
     check_target("--png", png)
     with _mistakes():
@@ -290,7 +298,7 @@ def show(
             batch, pieces = shown.corpus_batch(corpus, sample=sample, seed=seed)
         else:
             texts = text or list(shown.EXAMPLE)
-            pieces = shown.load_tokenizer(tokenizer) if tokenizer else shown.example_tokenizer(texts)
+            pieces = load_tokenizer(tokenizer) if tokenizer else shown.example_tokenizer(texts)
             batch = shown.text_batch(pieces, texts, masked=masked, seed=seed)
         chosen = shown.sequences(batch, pieces, masked=masked)
         if png is not None:

@@ -122,4 +122,5 @@ def encoding_remark(first_details: list[str]) -> str | None:
     if not guesses:
         return None
     name, count = guesses.most_common(1)[0]
-    return f"of {len(first_details):,} lines that are no UTF-8, {count:,} read as text in {name}: if the file is, give --encoding {name}"
+    of = f"of {len(first_details):,} lines that are no UTF-8, {count:,} read as text in {name}"
+    return f"{of}: if the file is, give --encoding {name}"

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from bertfast.data.batches import IGNORED, Batch, Sample, collate, pair_input
-from bertfast.data.corpus import Corpus
+from bertfast.data.corpus import Corpus, corpus_tokenizer
 from bertfast.data.loader import PretrainLoader
 from bertfast.data.masking import Masker, MaskOptions, Vocabulary, mask_tokens
 from bertfast.data.pairs import PairOptions
 from bertfast.data.plan import PretrainDataOptions
 from bertfast.data.remarks import pairs_remark
-from bertfast.data.tokenizer import SPECIAL_ROLES, Tokenizer, load_tokenizer, tokenizer_from_files
+from bertfast.data.tokenizer import SPECIAL_ROLES, Tokenizer, tokenizer_from_files
 from bertfast.data.vocab import VocabularyOptions, tokenizer_files
 
 EXAMPLE = ("私は学生です", "東京に住んでいます")
@@ -85,7 +85,7 @@ def corpus_batch(
     CorpusError where the folder is no corpus, ValueError for sizes that do not fit.
     """
     corpus = Corpus.open(folder)
-    tokenizer = load_tokenizer(folder / "tokenizer")
+    tokenizer = corpus_tokenizer(corpus)
     options = PretrainDataOptions(seed=seed, token_budget=tokens, pairs=PairOptions(max_seq_length=length))
     batches = iter(PretrainLoader(corpus, tokenizer, options))
     for _ in range(sample):

@@ -330,6 +330,8 @@ def _pieces_of_json(state: dict[str, Any], where: str) -> dict[str, int]:
     vocab = model.get("vocab")
     if not isinstance(vocab, dict) or not all(type(index) is int and index >= 0 for index in vocab.values()):
         raise TokenizerError(f"{where} has no vocabulary of pieces and ids; copy the tokenizer's files again")
+    if (highest := max(vocab.values(), default=0)) >= MOST_IDS:
+        raise TokenizerError(f"{where}: the vocabulary has an id {highest}; mend its ids")
     return vocab
 
 
@@ -346,6 +348,22 @@ def _tell_differences(where: str, state: dict[str, Any], backend: Any, class_nam
         warnings.warn(
             f"{where} and tokenizer_config.json disagree on {'; '.join(differing)}: with {class_name}, transformers and bertfast "
             "take tokenizer_config.json, and its usual settings where it names none. Write the intended settings there",
+            stacklevel=2,
+        )
+
+
+def _tell_other_pieces(folder: Path, files: dict[str, bytes], vocab: dict[str, int]) -> None:
+    """A warning where vocab.txt was changed, or damaged, and tokenizer.json was not."""
+    try:
+        other = vocabulary(files["vocab.txt"], str(folder / "vocab.txt")) if "vocab.txt" in files else vocab
+        difference = sorted(other.items() ^ vocab.items(), key=lambda pair: pair[1])
+        what = f"they differ, first in id {difference[0][1]}" if difference else ""
+    except TokenizerError as error:
+        what = str(error)
+    if what:
+        warnings.warn(
+            f"{folder}: vocab.txt is not used beside tokenizer.json, as it is not in transformers, and its pieces are not the same "
+            f"({what}): take tokenizer.json out if vocab.txt is right",
             stacklevel=2,
         )
 
@@ -386,6 +404,7 @@ def _english(folder: Path, files: dict[str, bytes], parsed: dict[str, dict[str, 
         backend = bert_backend(vocab, config, unknown)
         if state is not None:
             _tell_differences(where, state, backend, class_name)
+            _tell_other_pieces(folder, files, vocab)
     else:
         _pieces_of_json(state, where)
         added = gather(config, parsed)
@@ -395,6 +414,7 @@ def _english(folder: Path, files: dict[str, bytes], parsed: dict[str, dict[str, 
             raise TokenizerError(f"{where}: {error}") from None
         if backend.normalizer is None or backend.pre_tokenizer is None:
             raise TokenizerError(f"{where} has no normalizer or no pre_tokenizer; copy the tokenizer's files again")
+        _tell_other_pieces(folder, files, _pieces_of_json(state, where))
     _add_all(backend, added)
     made = Tokenizer(files, config, backend, added)
     _tell_collisions(folder, backend)
@@ -436,8 +456,17 @@ def tokenizer_from_files(
         import tokenizers  # noqa: F401
     except ImportError as error:
         raise missing_extra(error, "data", "reading text") from None
+    try:
+        return _tokenizer(files, folder, model or {})
+    except TokenizerError as error:
+        if str(folder) in str(error):
+            raise
+        raise TokenizerError(f"{folder}: {error}") from None
+
+
+def _tokenizer(files: dict[str, bytes], folder: Path, model: dict[str, Any]) -> Tokenizer:
     parsed = _parsed(files, folder)
-    class_name = _class_of(parsed, model or {}, files, folder)
+    class_name = _class_of(parsed, model, files, folder)
     config = parsed.setdefault("tokenizer_config.json", {})
     if (config.get("tokenizer_class") or "").removesuffix("Fast") != class_name.removesuffix("Fast"):
         # What only the model's config.json said is written down, because the tokenizer is saved without it.

@@ -224,9 +224,21 @@ def train_vocabulary(
         )
     blank = _with_specials(tokenizer_files(SPECIAL_ROLES.values(), options), out, options)
     counts: Counter[str] = Counter()
+    bad: list[BadLine] = []
+
+    def on_each(item: Item) -> None:
+        if isinstance(item, BadLine) and not bad:
+            bad.append(item)
+        on_item(item)
+
     with Workers(workers, blank.files, blank) as pool:
-        for part in pool.map(count_words, _tasks(source, split, on_item)):
+        for part in pool.map(count_words, _tasks(source, split, on_each)):
             counts.update(part)
+    if bad and not counts:
+        raise VocabularyError(
+            f"the text has no words: no line of it could be read, the first is {bad[0].where}: {bad[0].reason} ({bad[0].detail}); "
+            "check the source and its format"
+        )
     if options.language == "en" and (remark := _language_remark(counts)):
         warnings.warn(remark, stacklevel=2)
     made = _with_specials(tokenizer_files(train_pieces(counts, options), options), out, options)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from bertfast.data.batches import Batch
-from bertfast.data.corpus import Corpus
+from bertfast.data.corpus import Corpus, corpus_tokenizer
 from bertfast.data.loader import PretrainLoader
 from bertfast.data.masking import MaskOptions
 from bertfast.data.pairs import PairOptions
@@ -112,7 +112,7 @@ class PretrainTask(Task):
         self.options = batch_options(config.data, config.train.seed)
         self.corpus = Corpus.open(config.corpus)
         self.held_out = Corpus.open(config.eval) if config.eval else None
-        self.tokenizer = load_tokenizer(Path(config.corpus) / "tokenizer")
+        self.tokenizer = corpus_tokenizer(self.corpus)
         self._check_held_out(config)
         model = build_model(config.model, config.data.nsp, self.tokenizer, config.train.seed)
         self.model, self.sizes = model.train(), model.config

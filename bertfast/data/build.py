@@ -199,7 +199,8 @@ def _record(parts: list[Encoded]) -> dict[str, Any]:
             (markers if name.startswith("marker ") else notes)[name] += count
         for side in SIDES:
             counts[side].update(part.rows[side].counts())
-    notes.update(dict(markers.most_common(MARKERS_KEPT)))
+    kept = sorted(markers, key=lambda name: (-markers[name], name))[:MARKERS_KEPT]
+    notes.update({name: markers[name] for name in kept})
     skipped = Counter(bad.reason for part in parts for bad in part.skipped)
     return {
         "items": sum(part.items for part in parts),

@@ -85,11 +85,14 @@ def encode(tokenizer: Tokenizer, work: Work) -> Encoded:
 
 def _look(document: Document, notes: Counter[str], tokenizer: Tokenizer) -> None:
     """Counts markers that the tokenizer does not know, and in text that is read as English the kana, in a part of it."""
-    markers = {marker for line in document.lines for marker in MARKER.findall(line)}
+    markers = sorted({marker for line in document.lines for marker in MARKER.findall(line)})
     notes.update(f"marker {marker}" for marker in markers if marker not in tokenizer.vocab)
-    if tokenizer.language == "en" and notes["looked_at"] < LOOKED_AT:
-        text = document.lines[0][:LOOKED_AT]
-        notes.update(looked_at=len(text), kana=count_kana(text))
+    for line in document.lines if tokenizer.language == "en" else ():
+        if notes["looked_at"] >= LOOKED_AT:
+            return
+        text = line[:LOOKED_AT]
+        notes["looked_at"] += len(text)
+        notes["kana"] += count_kana(text)
 
 
 def _rows(documents: list[list[list[int]]], dtype: str) -> Rows:

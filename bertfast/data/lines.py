@@ -112,7 +112,7 @@ def read_lines(path: Path, progress: Progress, encoding: str | None = None) -> I
     """
     before, number, place = progress.done, 0, 0
     try:
-        text, raw, encoding = open_text(path, encoding)
+        text, raw, own = open_text(path, encoding)
         with raw:
             while line := text.readline(LONGEST_LINE):
                 if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
@@ -127,7 +127,7 @@ def read_lines(path: Path, progress: Progress, encoding: str | None = None) -> I
                 place += len(line)
                 for part in kept.split(b"\r") if b"\r" in kept else (kept,):
                     number += 1
-                    yield _line(path, number, part, at, encoding)
+                    yield _line(path, number, part, at, own)
                     at += len(part) + 1
             progress.done = before + raw.tell()
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:

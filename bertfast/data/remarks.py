@@ -77,7 +77,8 @@ def text_remarks(
 
 def _cut_markers(notes: Mapping[str, int], documents: int) -> str | None:
     markers = Counter({name.removeprefix("marker "): n for name, n in notes.items() if name.startswith("marker ")})
-    often = [f"{name} in {n:,} documents" for name, n in markers.most_common() if n > 1 and n * _SHARE >= documents]
+    by_count = sorted(markers.items(), key=lambda item: (-item[1], item[0]))
+    often = [f"{name} in {n:,} documents" for name, n in by_count if n > 1 and n * _SHARE >= documents]
     if not often:
         return None
     more = f" and {len(often) - _SHOWN} more" if len(often) > _SHOWN else ""

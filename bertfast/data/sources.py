@@ -117,7 +117,7 @@ def _row(line: str, field: str) -> Any:
     """The JSON of a line. ValueError where it is none, or an object has the field twice, of which Python would keep one."""
     row = json.loads(line)
     key = json.dumps(field)
-    if line.count(key) > 1 or (key not in line and isinstance(row, dict) and field in row):
+    if line.count(key) > 1:
 
         def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             if sum(name == field for name, _ in pairs) > 1:

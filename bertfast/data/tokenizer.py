@@ -19,6 +19,16 @@ import numpy as np
 
 from bertfast.data.added_tokens import FLAGS, Added, TokenizerError, gather, recorded, text_of
 from bertfast.data.files import missing_extra, write_whole
+from bertfast.data.tokenizer_folder import (
+    MOST_IDS,
+    parse_json,
+    pieces_of_json,
+    tell_collisions,
+    tell_differences,
+    tell_moved_ids,
+    tell_other_pieces,
+    vocabulary,
+)
 
 CONTINUES = "##"
 SPECIAL_ROLES = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
@@ -29,7 +39,6 @@ OLD_FILES = (
     "added_tokens.json",
 )  # not read where tokenizer_config.json has added_tokens_decoder
 FILES = (*VOCABULARY_FILES, "tokenizer_config.json", *OLD_FILES)
-MOST_IDS = 1 << 24  # a vocabulary is a list with a place for each id
 LONGEST_WORD = 100  # characters; WordPiece makes a longer one [UNK]
 # The settings of BertTokenizer that change ids, and BertNormalizer's own names for them.
 NORMALIZER_SETTINGS = {
@@ -247,43 +256,6 @@ def _encoding(encoding: Any) -> Encoding:
     return Encoding(encoding.ids, encoding.offsets, encoding.word_ids)
 
 
-def vocabulary(content: bytes, name: str = "vocab.txt") -> dict[str, int]:
-    """Pieces of a vocab.txt, one a line, to the number of their line."""
-    try:
-        pieces = content.decode("utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise TokenizerError(f"{name} is not UTF-8 ({error}); copy the tokenizer's files again") from None
-    if pieces[-1] == "":
-        pieces.pop()
-    ids = {piece.rstrip("\r"): index for index, piece in enumerate(pieces)}
-    if len(ids) < len(pieces):
-        twice = next(piece.rstrip("\r") for index, piece in enumerate(pieces) if ids[piece.rstrip("\r")] != index)
-        warnings.warn(
-            f"{name}: {len(pieces) - len(ids)} lines repeat an earlier piece, such as {twice!r}; the last one's id counts, as it "
-            "does in transformers",
-            stacklevel=2,
-        )
-    return ids
-
-
-def _parsed(files: dict[str, bytes], folder: Path) -> dict[str, dict[str, Any]]:
-    """The JSON files among `files`. TokenizerError for one that is none, or no object."""
-    parsed: dict[str, dict[str, Any]] = {}
-    for name in (name for name in files if name.endswith(".json")):
-        try:
-            value = json.loads(files[name])
-        except (ValueError, RecursionError) as error:
-            raise TokenizerError(
-                f"{folder / name} is not JSON ({error or 'nested too deeply'}); copy the tokenizer's files again"
-            ) from None
-        if not isinstance(value, dict):
-            raise TokenizerError(
-                f"{folder / name} holds {type(value).__name__} where an object is due; copy the tokenizer's files again"
-            )
-        parsed[name] = value
-    return parsed
-
-
 def bert_backend(vocab: dict[str, int], config: dict[str, Any], unknown: str = SPECIAL_ROLES["unk"]) -> Any:
     """The `tokenizers` object that transformers' BertTokenizer builds from vocabulary and settings, without added tokens."""
     import tokenizers
@@ -321,72 +293,6 @@ def _add_all(backend: Any, added: Added) -> None:
     )
 
 
-def _pieces_of_json(state: dict[str, Any], where: str) -> dict[str, int]:
-    model = state.get("model")
-    if not isinstance(model, dict):
-        raise TokenizerError(f"{where} has no object 'model'; copy the tokenizer's files again")
-    if (kind := model.get("type", "WordPiece")) != "WordPiece":
-        raise TokenizerError(f"{where} holds a {kind} model; BERT's pieces are WordPiece")
-    vocab = model.get("vocab")
-    if not isinstance(vocab, dict) or not all(type(index) is int and index >= 0 for index in vocab.values()):
-        raise TokenizerError(f"{where} has no vocabulary of pieces and ids; copy the tokenizer's files again")
-    if (highest := max(vocab.values(), default=0)) >= MOST_IDS:
-        raise TokenizerError(f"{where}: the vocabulary has an id {highest}; mend its ids")
-    return vocab
-
-
-def _tell_differences(where: str, state: dict[str, Any], backend: Any, class_name: str) -> None:
-    """A warning where tokenizer.json says something that its folder's class in transformers does not heed."""
-    used = json.loads(backend.to_str())
-    written = {"normalizer": state.get("normalizer"), "pre_tokenizer": state.get("pre_tokenizer")}
-    model = {name: value for name, value in state["model"].items() if name in used["model"] and name != "vocab"}
-    pairs = [(name, value, used[name]) for name, value in written.items()]
-    pairs += [(name, value, used["model"][name]) for name, value in model.items()]
-    if differing := [
-        f"{name} {_short(value)} (used: {_short(other)})" for name, value, other in pairs if value != other
-    ]:
-        warnings.warn(
-            f"{where} and tokenizer_config.json disagree on {'; '.join(differing)}: with {class_name}, transformers and bertfast "
-            "take tokenizer_config.json, and its usual settings where it names none. Write the intended settings there",
-            stacklevel=2,
-        )
-
-
-def _tell_other_pieces(folder: Path, files: dict[str, bytes], vocab: dict[str, int]) -> None:
-    """A warning where vocab.txt was changed, or damaged, and tokenizer.json was not."""
-    try:
-        other = vocabulary(files["vocab.txt"], str(folder / "vocab.txt")) if "vocab.txt" in files else vocab
-        difference = sorted(other.items() ^ vocab.items(), key=lambda pair: pair[1])
-        what = f"they differ, first in id {difference[0][1]}" if difference else ""
-    except TokenizerError as error:
-        what = str(error)
-    if what:
-        warnings.warn(
-            f"{folder}: vocab.txt is not used beside tokenizer.json, as it is not in transformers, and its pieces are not the same "
-            f"({what}): take tokenizer.json out if vocab.txt is right",
-            stacklevel=2,
-        )
-
-
-def _tell_collisions(folder: Path, backend: Any) -> None:
-    """A warning where added tokens are one once normalised: which of them `tokenizers` finds changes from process to process."""
-    seen: dict[str, str] = {}
-    for _, token in sorted(backend.get_added_tokens_decoder().items()):
-        if token.normalized:
-            other = seen.setdefault(backend.normalizer.normalize_str(token.content), token.content)
-            if other != token.content:
-                warnings.warn(
-                    f"{folder}: the added tokens {other!r} and {token.content!r} are the same once normalised, and which of them a "
-                    'text gets is chance: give one of them "normalized": false, or take it out',
-                    stacklevel=2,
-                )
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) < 160 else text[:157] + "..."
-
-
 def _english(folder: Path, files: dict[str, bytes], parsed: dict[str, dict[str, Any]], class_name: str) -> Tokenizer:
     import tokenizers
 
@@ -397,16 +303,14 @@ def _english(folder: Path, files: dict[str, bytes], parsed: dict[str, dict[str, 
         added = gather(usual | config, parsed)
         unknown = text_of(added.named["unk_token"])
         vocab = (
-            vocabulary(files["vocab.txt"], str(folder / "vocab.txt"))
-            if state is None
-            else _pieces_of_json(state, where)
+            vocabulary(files["vocab.txt"], str(folder / "vocab.txt")) if state is None else pieces_of_json(state, where)
         )
         backend = bert_backend(vocab, config, unknown)
         if state is not None:
-            _tell_differences(where, state, backend, class_name)
-            _tell_other_pieces(folder, files, vocab)
+            tell_differences(where, state, backend, class_name)
+            tell_other_pieces(folder, files, vocab)
     else:
-        _pieces_of_json(state, where)
+        pieces_of_json(state, where)
         added = gather(config, parsed)
         try:
             backend = tokenizers.Tokenizer.from_str(json.dumps(state | {"truncation": None, "padding": None}))
@@ -414,17 +318,11 @@ def _english(folder: Path, files: dict[str, bytes], parsed: dict[str, dict[str, 
             raise TokenizerError(f"{where}: {error}") from None
         if backend.normalizer is None or backend.pre_tokenizer is None:
             raise TokenizerError(f"{where} has no normalizer or no pre_tokenizer; copy the tokenizer's files again")
-        _tell_other_pieces(folder, files, _pieces_of_json(state, where))
+        tell_other_pieces(folder, files, pieces_of_json(state, where))
     _add_all(backend, added)
     made = Tokenizer(files, config, backend, added)
-    _tell_collisions(folder, backend)
-    if moved := [f"{t.content!r} {index} (used: {made.vocab[t.content]})" for index, t in added.stated.items()
-                 if made.vocab.get(t.content, index) != index]:  # fmt: skip
-        warnings.warn(
-            f"{folder}: the files give other ids than transformers to {', '.join(moved[:5])}: it numbers added tokens from the end "
-            "of the vocabulary on, and so does bertfast. A model that was trained with the ids of the files is misread",
-            stacklevel=2,
-        )
+    tell_collisions(folder, backend)
+    tell_moved_ids(folder, added.stated, made.vocab)
     return made
 
 
@@ -465,7 +363,7 @@ def tokenizer_from_files(
 
 
 def _tokenizer(files: dict[str, bytes], folder: Path, model: dict[str, Any]) -> Tokenizer:
-    parsed = _parsed(files, folder)
+    parsed = parse_json(files, folder)
     class_name = _class_of(parsed, model, files, folder)
     config = parsed.setdefault("tokenizer_config.json", {})
     if (config.get("tokenizer_class") or "").removesuffix("Fast") != class_name.removesuffix("Fast"):

@@ -272,6 +272,17 @@ def vocab(
         note(f"the text gives no more than {made.vocab_size:,} pieces, {size:,} were asked for")
 
 
+def _check_texts(texts: list[str]) -> None:
+    """Texts of the command line that cannot be read; Python makes surrogates of bytes that are no UTF-8."""
+    from bertfast.data.lines import fault
+
+    for number, each in enumerate(texts, 1):
+        if wrong := fault(each):
+            raise fail(f"--text number {number}: {wrong[0]} ({wrong[1]}); give text in UTF-8")
+        if not each.strip():
+            raise fail(f"--text number {number} is empty; give it something to show")
+
+
 @app.command()
 def show(
     corpus: Annotated[
@@ -298,6 +309,7 @@ def show(
             batch, pieces = shown.corpus_batch(corpus, sample=sample, seed=seed)
         else:
             texts = text or list(shown.EXAMPLE)
+            _check_texts(texts)
             pieces = load_tokenizer(tokenizer) if tokenizer else shown.example_tokenizer(texts)
             batch = shown.text_batch(pieces, texts, masked=masked, seed=seed)
         chosen = shown.sequences(batch, pieces, masked=masked)

@@ -101,7 +101,7 @@ def pairs_remark(corpus: Corpus, options: PairOptions, seed: int = 0) -> str | N
     following = int((labels == IS_NEXT).sum())
     single = int((np.diff(corpus.document_sentences) == 1).sum())
     alone = f"{single:,} of {corpus.documents:,} documents ({share(single, corpus.documents)}) have one sentence"
-    advice = "separate documents, not sentences, by blank lines, or pre-train with --no-nsp"
+    advice = "give longer documents (a blank line stands between documents, not sentences), or pre-train with --no-nsp"
     if corpus.documents == 1:
         why = (
             "all are IsNext: the corpus is a single document, so that no pair can take its second segment from another"

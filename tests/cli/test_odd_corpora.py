@@ -189,3 +189,56 @@ def test_damaged_tokenizers(tmp_path, checkpoint, file, damage):
     harmless = (f"tokenizer/{file}", damage.name) in HARMLESS
     assert status == (0 if harmless else 2), said
     assert harmless or "odd" in said, "the folder is named"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("caf\udce9", "invalid UTF-8"), ("\ud800", "invalid UTF-8"), ("a\0b", "NUL character"), ("", "is empty"),
+        (" \u3000\n", "is empty"),
+    ],
+)
+def test_texts_of_the_command_line(tokenizer, text, said):
+    for more in ((), ("--tokenizer", tokenizer)):
+        status, message = run("data", "show", "--text", "paris", "--text", text, *more)
+        assert status == 2, message
+        assert "--text number 2" in message
+        assert said in message
+
+
+SHOWN = ["\u200b", "[SEP]", "[MASK] [CLS]", "\x01", "日本", "a" * 9000, "\u2028 paris", "[bold]paris[/bold]"]
+
+
+@pytest.mark.parametrize("text", SHOWN)
+def test_texts_that_are_shown(tokenizer, text):
+    status, message = run("data", "show", "--text", text, "--tokenizer", tokenizer)
+    assert status == 0, message
+    assert "in 1 sequence" in message
+
+
+def test_pretraining_says_that_pairs_teach_nothing(tmp_path, tokenizer):
+    (tmp_path / "in.txt").write_text("".join(f"film {chr(97 + n % 26)}{n // 26}.\n\n" for n in range(300)))
+    build = ("data", "build", tmp_path / "in.txt", "--tokenizer", tokenizer, "--workers", 1)
+    assert "100 % of the pairs are NotNext" in run(*build, "--out", tmp_path / "c", "--holdout", 0.5)[1]
+    options = ("pretrain", tmp_path / "c/train", "--eval", tmp_path / "c/eval", *TINY)
+    status, said = run(*options, "--out", tmp_path / "run")
+    assert status == 0, said
+    for side in ("train", "eval"):
+        assert f"c/{side}: 100 % of the pairs are NotNext" in said
+    assert "pairs" not in run(*options, "--out", tmp_path / "other", "--no-nsp")[1]
+
+
+def test_special_tokens_from_vocabulary_to_corpus(tmp_path):
+    (tmp_path / "in.txt").write_bytes(b"[E1] paris [/E1] is good.\nthe film [E2].\n\n" * 30)
+    text, one = tmp_path / "in.txt", ("--workers", 1)
+    status, said = run("data", "vocab", text, "--out", tmp_path / "v", "--special-tokens", "[E1], [/E1]", *one)
+    assert status == 0, said
+    build = ("data", "build", text, "--tokenizer", tmp_path / "v", *one)
+    status, said = run(*build, "--special-tokens", "[E2]", "--out", tmp_path / "c")
+    assert status == 0, said
+    assert "markers" not in said
+    tokenizer = load_tokenizer(tmp_path / "c/tokenizer")
+    assert tokenizer.pieces[-3:] == ["[E1]", "[/E1]", "[E2]"]
+    assert "[E1]" in run("data", "show", tmp_path / "c", "--sequences", 20)[1]
+    status, said = run(*build, "--special-tokens", "a\0b", "--out", tmp_path / "d")
+    assert (status, "special token 'a\\x00b'" in said) == (2, True)

@@ -45,7 +45,7 @@ def test_documents_of_one_sentence():
     assert pairs_remark(made, OPTIONS).startswith("100 % of the pairs are NotNext (of 200 measured)")
     said = pairs_remark(made, OPTIONS)
     assert "200 of 200 documents (100 %) have one sentence" in said
-    assert "by blank lines, or pre-train with --no-nsp" in said
+    assert "between documents, not sentences), or pre-train with --no-nsp" in said
     mixed = corpus(300, lambda draw: 1 if draw.random() < 0.7 else 3)
     said = pairs_remark(mixed, OPTIONS, seed=3)
     labels = make_pairs(mixed, pytest.importorskip("numpy").arange(300), OPTIONS, 3, 0)[:, LABEL]

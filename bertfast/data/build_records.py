@@ -35,9 +35,9 @@ def lacking(work: Path, records: list[dict[str, Any]], options: Options) -> str 
 
 
 def manifest_of(
-    records: list[dict[str, Any]], split: str | None, tokenizer: Tokenizer, plan: dict[str, Any]
+    records: list[dict[str, Any]], split: str | None, tokenizer: Tokenizer, plan: dict[str, Any], repeated: int
 ) -> dict[str, Any]:
-    """The manifest.json of one side's corpus, or with None of the only one."""
+    """The manifest.json of one side's corpus, or with None of the only one; `repeated` documents are copies of another."""
     counts, skipped, notes, both = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
     for record in records:
         for side in SIDES:
@@ -45,6 +45,7 @@ def manifest_of(
         counts.update(record[split or "train"])
         skipped.update(record["skipped"])
         notes.update(record["notes"])
+    notes["repeated"] = repeated
     return {
         "format": arrow.FORMAT,
         "version": arrow.VERSION,

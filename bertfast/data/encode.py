@@ -29,20 +29,28 @@ class Work:
 
 @dataclass
 class Encoded:
-    """Documents of each side, and what was not taken, in order. `notes` are counts of what `remarks` tells."""
+    """Documents of each side, and what was not taken, in order; `digests` [documents] uint64, hashes of the documents' text.
+
+    `notes` are counts of what `remarks` tells.
+    """
 
     rows: dict[str, Rows]
     skipped: list[BadLine]
     items: int
     size: int
+    digests: np.ndarray
     notes: dict[str, int] = field(default_factory=dict)
 
 
-def held_out(document: Document, share: float) -> bool:
+def digest(document: Document) -> int:
+    """A hash of a document's text, 64 bits."""
+    return int.from_bytes(hashlib.sha256("\n".join(document.lines).encode()).digest()[:8], "big")
+
+
+def held_out(digest: int, share: float) -> bool:
     """Whether a document belongs to the held-out corpus: by a hash of its text, so that its place never matters and copies of one
     document are never on both sides."""
-    digest = hashlib.sha256("\n".join(document.lines).encode()).digest()
-    return int.from_bytes(digest[:8], "big") < share * 2.0**64
+    return digest < share * 2.0**64
 
 
 def encode(tokenizer: Tokenizer, work: Work) -> Encoded:
@@ -62,6 +70,7 @@ def encode(tokenizer: Tokenizer, work: Work) -> Encoded:
         _look(item, notes, tokenizer)
     pieces = iter(tokenizer.ids_batch([sentence for _, sentences in documents for sentence in sentences]))
     sides: dict[str, list[list[list[int]]]] = {side: [] for side in SIDES}
+    digests: list[int] = []
     for document, sentences in documents:
         kept = []
         for sentence in sentences:
@@ -74,13 +83,14 @@ def encode(tokenizer: Tokenizer, work: Work) -> Encoded:
                     )
                 )
         if kept:
-            sides["eval" if held_out(document, work.holdout) else "train"].append(kept)
+            digests.append(digest(document))
+            sides["eval" if held_out(digests[-1], work.holdout) else "train"].append(kept)
     dtype = dtype_for(tokenizer.vocab_size)
     rows = {side: _rows(documents, dtype) for side, documents in sides.items()}
     for side in rows.values():
         over = side.lengths[side.lengths > LONGEST] - LONGEST
         notes.update(long=len(over), beyond=int(over.sum()), unknown=int((side.ids == tokenizer.unk_id).sum()))
-    return Encoded(rows, skipped, len(work.items), work.size, notes)
+    return Encoded(rows, skipped, len(work.items), work.size, np.array(digests, np.uint64), notes)
 
 
 def _look(document: Document, notes: Counter[str], tokenizer: Tokenizer) -> None:

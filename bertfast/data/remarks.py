@@ -18,7 +18,7 @@ _SHARE = 1000  # a marker that recurs stands in two documents, and in one of so 
 LONGEST = 510  # pieces: the sentence that fills a sample of 512
 _MEASURED = 4096  # documents whose pairs are made
 _FAR = 0.1  # from half
-_KANA, _UNKNOWN, _BEYOND = 0.05, 0.05, 0.01
+_KANA, _UNKNOWN, _BEYOND, _REPEATED = 0.05, 0.05, 0.01, 0.05
 
 
 def share(part: float, whole: float) -> str:
@@ -68,6 +68,11 @@ def text_remarks(
         )
     if marker := _cut_markers(notes, documents):
         remarks.append(marker)
+    if (repeated := notes.get("repeated", 0)) > _REPEATED * documents:
+        remarks.append(
+            f"{repeated:,} of {documents:,} documents ({share(repeated, documents)}) are copies of another one, word for word, "
+            "and are learnt by heart: leave them out"
+        )
     if notes.get("cut"):
         remarks.append(
             f"{notes['cut']:,} times a document was too long to be held in memory and went on as another one"

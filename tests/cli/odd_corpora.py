@@ -106,6 +106,7 @@ TEXTS = [
     OddText("txt: one line", "in.txt", b"the film is good", documents=1, said="have one sentence"),
     OddText("txt: one giant line", "in.txt", b"the film is good. " * 3000, documents=1, said="longer than 510 tokens"),
     OddText("txt: a blank line after each sentence", "in.txt", b"the film is good.\n\n" * 300, documents=300, said="of the pairs are NotNext"),
+    OddText("txt: copies of a document", "in.txt", ONE * 5 + TWO, documents=6, said="4 of 6 documents (67 %) are copies"),
     OddText("txt: Japanese as English", "in.txt", JAPANESE.encode(), documents=8, said="looks Japanese"),
     OddText("txt: markers", "in.txt", b"[E1] paris [/E1] is good.\nthe film.\n\n" * 9, documents=9, said="--special-tokens"),
     OddText("txt: mixed line ends", "in.txt", b"paris.\rthe film.\r\n\r\nparis is.\ngood.\n\r\nthe film.\r\rgood.\r", documents=4),

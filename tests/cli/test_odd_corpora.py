@@ -100,7 +100,7 @@ def test_build(tmp_path, tokenizer, odd: OddText):
 
 
 # What is said of pairs, pieces and sentences needs a tokenizer that there is.
-OF_CORPORA = ("single document", "have one sentence", "510 tokens", "pairs are NotNext", "--special-tokens", "no pieces")
+OF_CORPORA = ("single document", "have one sentence", "510 tokens", "pairs are NotNext", "--special-tokens", "no pieces", "copies")
 
 
 @pytest.mark.parametrize("odd", ROWS)

@@ -70,7 +70,12 @@ def remarks(tmp_path, tokenizer, text: str, **options) -> list[str]:
 
 
 def test_nothing_is_said_of_good_text(tmp_path, tokenizer):
-    assert remarks(tmp_path, tokenizer, "the sea is wide.\nit is deep.\n\n" * 100) == []
+    assert (
+        remarks(
+            tmp_path, tokenizer, "".join(f"the sea is {a}{b}.\nit is deep.\n\n" for a in "abcdefghij" for b in "klmno")
+        )
+        == []
+    )
 
 
 @pytest.mark.parametrize(
@@ -98,7 +103,14 @@ def test_remarks_do_not_depend_on_shards(tmp_path, tokenizer):
     one = remarks(tmp_path / "one", tokenizer, text, shard_characters=1 << 25)
     many = remarks(tmp_path / "many", tokenizer, text, shard_characters=300)
     assert [remark for remark in one if "markers" in remark] == [remark for remark in many if "markers" in remark]
-    assert len(one) == len(many) == 3
+    assert [remark for remark in one if "copies" in remark] == [remark for remark in many if "copies" in remark]
+    assert len(one) == len(many) == 4
+
+
+def test_copies_of_documents_are_counted(tmp_path, tokenizer):
+    text = "".join(f"the sea is {a}{b}.\nit is deep.\n\n" for a in "abcdefghij" for b in "kl") + "one.\n\n" * 3
+    said = "2 of 23 documents (9 %) are copies of another one, word for word"
+    assert any(remark.startswith(said) for remark in remarks(tmp_path, tokenizer, text, shard_characters=60))
 
 
 def test_a_vocabulary_of_japanese_text_as_english(tmp_path):

@@ -1,10 +1,12 @@
 """`bertfast data`: from text to a corpus, and a look at what the model is given."""
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +17,7 @@ from bertfast.cli.common import check_target, console, fail, note, notes
 app = typer.Typer(no_args_is_help=True, help="Vocabularies and corpora from text, and pictures of batches.")
 
 BAD_LINES_NAMED = 3
+BAD_LINES_READ = 1000  # to guess their encoding
 SECONDS_BETWEEN_LINES = 10.0  # of progress where the output is no terminal
 
 
@@ -40,6 +43,13 @@ DatasetOption = Annotated[
 SplitterOption = Annotated[Splitter | None, typer.Option(help="Is a line a sentence, or a paragraph to be split?")]
 ConfigOption = Annotated[str | None, typer.Option(help="Configuration of the data set.")]
 SplitOption = Annotated[str, typer.Option(help="Split of the data set.")]
+EncodingOption = Annotated[
+    str | None,
+    typer.Option(help="Of the text, as Python names it: utf-16, cp932, euc_jp, cp1252, ...; UTF-8 unless said."),
+]
+SpecialTokensOption = Annotated[
+    str | None, typer.Option(help='Tokens of your own that are never cut, parted by commas: "[E1],[/E1]".')
+]
 Workers = Annotated[
     int | None, typer.Option(min=1, help="Processes, one for each core unless said. The result does not depend on it.")
 ]
@@ -60,11 +70,19 @@ def _mistakes() -> Iterator[None]:
 
 
 def _source(
-    paths: list[Path] | None, format: str, field: str, dataset: str | None, config: str | None, split: str
+    paths: list[Path] | None,
+    format: str,
+    field: str,
+    encoding: str | None,
+    dataset: str | None,
+    config: str | None,
+    split: str,
 ) -> Any:
     from bertfast.data.sources import FORMATS, DatasetSource, FileSource
 
     if dataset is not None:
+        if encoding is not None:
+            raise fail("--encoding is for text files; a data set has its own")
         return DatasetSource(dataset, config, split, field, paths or [])
     if not paths:
         raise fail("no source: name text files, or a data set by --dataset")
@@ -72,7 +90,11 @@ def _source(
         raise fail(
             f"--format {format}: known are " + "; ".join(f"{name} ({kind.what})" for name, kind in FORMATS.items())
         )
-    return FileSource(paths, format, field)
+    return FileSource(paths, format, field, encoding)
+
+
+def _special(tokens: str | None) -> tuple[str, ...]:
+    return tuple(token.strip() for token in (tokens or "").split(",") if token.strip())
 
 
 @contextmanager
@@ -123,6 +145,7 @@ def build(
     ),
     format: FormatOption = "text",
     field: Field = "text",
+    encoding: EncodingOption = None,
     splitter: SplitterOption = None,
     dataset: DatasetOption = None,
     config: ConfigOption = None,
@@ -131,6 +154,7 @@ def build(
     bad_lines: Annotated[
         BadLines, typer.Option(help="Name bad lines in skipped.jsonl and go on, or stop at one.")
     ] = BadLines.skip,
+    special_tokens: SpecialTokensOption = None,
     workers: Workers = None,
 ) -> None:
     """Tokenise documents into a corpus for pre-training. The same command goes on with a build that was stopped."""
@@ -138,22 +162,50 @@ def build(
     from bertfast.data.build import finished, sides
     from bertfast.data.build_options import Options
     from bertfast.data.corpus import read_manifest
+    from bertfast.data.show import corpus_remarks
     from bertfast.data.tokenizer import load_tokenizer
 
     with _mistakes():
         pieces = load_tokenizer(tokenizer)
-        source = _source(sources, format, field, dataset, config, split)
+        if own := _special(special_tokens):
+            pieces.add_special_tokens(own)
+        source = _source(sources, format, field, encoding, dataset, config, split)
         options = Options(splitter or source.splitter, holdout, bad_lines is BadLines.refuse)
         there = finished(out)
         with _progress(source) as report:
             manifest = build_corpus(source, pieces, out, options, workers=workers or os.cpu_count() or 1, report=report)
         made = {folder: read_manifest(folder) for folder in sides(out, options).values()}
+        remarks = {remark: folder for folder in made for remark in corpus_remarks(folder)}
     for folder, facts in made.items():
         counts = ", ".join(f"{facts[name]:,} {name}" for name in ("documents", "sentences", "tokens"))
         console.print(f"{folder}: {'already built: ' if there else ''}{counts}", highlight=False)
     if manifest["skipped"]:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in manifest["skipped"].items())
-        console.print(f"not taken: {reasons}; each is named in {out / 'skipped.jsonl'}", highlight=False)
+        bad = _bad_lines(out / "skipped.jsonl")
+        first = (
+            f"the first is {bad[0]['where']} ({bad[0]['reason']}: {bad[0]['detail']})"
+            if bad
+            else "none was written down"
+        )
+        console.print(
+            f"not taken: {reasons}; {first}, each is named in {out / 'skipped.jsonl'}", highlight=False, markup=False
+        )
+        _tell_encoding([each["detail"] for each in bad if each["reason"] == "invalid UTF-8"])
+    for remark, folder in remarks.items():
+        note(f"{folder}: {remark}")
+
+
+def _bad_lines(skipped: Path) -> list[dict[str, str]]:
+    """The first bad lines of a build."""
+    with skipped.open("rb") as lines:
+        return [json.loads(line) for line in islice(lines, BAD_LINES_READ)]
+
+
+def _tell_encoding(details: list[str]) -> None:
+    from bertfast.data.remarks import encoding_remark
+
+    if remark := encoding_remark(details):
+        note(remark)
 
 
 @app.command()
@@ -174,17 +226,21 @@ def vocab(
     ] = "morphemes",
     format: FormatOption = "text",
     field: Field = "text",
+    encoding: EncodingOption = None,
     splitter: SplitterOption = None,
     dataset: DatasetOption = None,
     config: ConfigOption = None,
     split: SplitOption = "train",
+    special_tokens: SpecialTokensOption = None,
     workers: Workers = None,
 ) -> None:
     """Train a WordPiece vocabulary on text: the same text and options give the same files."""
     from bertfast.data.lines import BadLine
     from bertfast.data.vocab import VocabularyOptions, train_vocabulary
 
-    documents, bad, named = 0, 0, []
+    documents, bad = 0, 0
+    named: list[str] = []
+    details: list[str] = []
 
     def count(item: Any) -> None:
         nonlocal documents, bad
@@ -192,23 +248,39 @@ def vocab(
             documents += 1
             return
         bad += 1
+        if item.reason == "invalid UTF-8" and len(details) < BAD_LINES_READ:
+            details.append(item.detail)
         if bad <= BAD_LINES_NAMED:
-            named.append(f"{item.where} ({item.reason})")
+            named.append(f"{item.where} ({item.reason}{f': {item.detail}' if item.detail else ''})")
 
     with _mistakes():
-        source = _source(sources, format, field, dataset, config, split)
+        source = _source(sources, format, field, encoding, dataset, config, split)
         lower = language == "en" if lowercase is None else lowercase
-        options = VocabularyOptions(size, language, lower, min_frequency, limit_alphabet, words)
+        options = VocabularyOptions(
+            size, language, lower, min_frequency, limit_alphabet, words, _special(special_tokens)
+        )
         paragraphs = (splitter or source.splitter) == "sentences"
         made = train_vocabulary(
             source, out, options, split=paragraphs, workers=workers or os.cpu_count() or 1, on_item=count
         )
     if bad:
         more = f" and {bad - len(named):,} more" if bad > len(named) else ""
-        note(f"bad lines were left out: {', '.join(named)}{more}")
+        note(f"{bad:,} bad lines were left out: {', '.join(named)}{more}")
+        _tell_encoding(details)
     console.print(f"{out}: {made.vocab_size:,} pieces from {documents:,} documents", highlight=False)
     if made.vocab_size < size:
         note(f"the text gives no more than {made.vocab_size:,} pieces, {size:,} were asked for")
+
+
+def _check_texts(texts: list[str]) -> None:
+    """Texts of the command line that cannot be read; Python makes surrogates of bytes that are no UTF-8."""
+    from bertfast.data.lines import fault
+
+    for number, each in enumerate(texts, 1):
+        if wrong := fault(each):
+            raise fail(f"--text number {number}: {wrong[0]} ({wrong[1]}); give text in UTF-8")
+        if not each.strip():
+            raise fail(f"--text number {number} is empty; give it something to show")
 
 
 @app.command()
@@ -229,6 +301,7 @@ def show(
     """Print (and draw) a batch as the model is given it: tokens, positions, segments, words and masks."""
     from bertfast.cli.tables import print_sequence
     from bertfast.data import show as shown
+    from bertfast.data.tokenizer import load_tokenizer
 
     check_target("--png", png)
     with _mistakes():
@@ -236,7 +309,8 @@ def show(
             batch, pieces = shown.corpus_batch(corpus, sample=sample, seed=seed)
         else:
             texts = text or list(shown.EXAMPLE)
-            pieces = shown.load_tokenizer(tokenizer) if tokenizer else shown.example_tokenizer(texts)
+            _check_texts(texts)
+            pieces = load_tokenizer(tokenizer) if tokenizer else shown.example_tokenizer(texts)
             batch = shown.text_batch(pieces, texts, masked=masked, seed=seed)
         chosen = shown.sequences(batch, pieces, masked=masked)
         if png is not None:
@@ -255,5 +329,8 @@ def show(
         console.print(f"cu_seqlens {bounds}", highlight=False)
         count = f"{batch.sequences} sequence{'s' if batch.sequences != 1 else ''}"
         console.print(f"{batch.real_tokens} tokens in {count}, {len(batch.input_ids)} rows", highlight=False)
+        if corpus is not None:
+            for remark in shown.corpus_remarks(corpus, seed=seed):
+                note(remark)
         if corpus is None and tokenizer is None:
             console.print("ids are of a vocabulary made of these words alone; see --tokenizer", highlight=False)

@@ -18,16 +18,20 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bertfast.data import arrow
 from bertfast.data.build_options import BuildError, Options
 from bertfast.data.build_records import lacking, manifest_of
 from bertfast.data.encode import SIDES, Encoded, Work, encode
 from bertfast.data.files import is_full, sync_folder, write_whole
 from bertfast.data.lines import BadLine, Document
+from bertfast.data.remarks import MARKERS_KEPT
 from bertfast.data.sources import Source
 from bertfast.data.tokenizer import Tokenizer
 from bertfast.data.workers import Workers
 
+DIGESTS = "digests.bin"  # of a shard: 8 bytes a document, to count copies
 TASK_CHARACTERS = 1 << 18  # for a worker at a time: some tenths of a second
 
 
@@ -192,10 +196,14 @@ def _shards(
 def _record(parts: list[Encoded]) -> dict[str, Any]:
     counts = {side: Counter[str]() for side in SIDES}
     notes: Counter[str] = Counter()
+    markers: Counter[str] = Counter()
     for part in parts:
-        notes.update(part.notes)
+        for name, count in part.notes.items():
+            (markers if name.startswith("marker ") else notes)[name] += count
         for side in SIDES:
             counts[side].update(part.rows[side].counts())
+    kept = sorted(markers, key=lambda name: (-markers[name], name))[:MARKERS_KEPT]
+    notes.update({name: markers[name] for name in kept})
     skipped = Counter(bad.reason for part in parts for bad in part.skipped)
     return {
         "items": sum(part.items for part in parts),
@@ -227,6 +235,7 @@ def _write_shard(target: Path, parts: list[Encoded], tokenizer: Tokenizer) -> di
                 arrow.write_rows(partial / f"{side}.arrow", rows, dtype)
         lines = [json.dumps(asdict(bad), ensure_ascii=True) + "\n" for part in parts for bad in part.skipped]
         write_whole(partial / "skipped.jsonl", [line.encode() for line in lines])
+        write_whole(partial / DIGESTS, [part.digests.tobytes() for part in parts])
         record = _record(parts)
         arrow.write_json(partial / "record.json", record)
         os.replace(partial, target)
@@ -235,6 +244,13 @@ def _write_shard(target: Path, parts: list[Encoded], tokenizer: Tokenizer) -> di
         raise
     sync_folder(target.parent)
     return record
+
+
+def _repeated(work: Path, shards: int) -> int:
+    """How many documents of the shards are copies of another one."""
+    files = [path for index in range(shards) if (path := work / "shards" / f"{index:05d}" / DIGESTS).is_file()]
+    digests = np.concatenate([np.zeros(0, np.uint64), *(np.fromfile(path, np.uint64) for path in files)])
+    return len(digests) - len(np.unique(digests))
 
 
 def sides(folder: Path, options: Options) -> dict[str, Path]:
@@ -246,6 +262,7 @@ def _assemble(work: Path, records: list[dict[str, Any]], tokenizer: Tokenizer, p
     """Names the Arrow files, writes what stands beside them. Each step may have been done by a build that was stopped here."""
     options = Options(**plan["options"])
     manifests = {}
+    repeated = _repeated(work, len(records))
     for side, folder in sides(work, options).items():
         folder.mkdir(exist_ok=True)
         filled = [index for index, record in enumerate(records) if record[side]["documents"]]
@@ -256,7 +273,7 @@ def _assemble(work: Path, records: list[dict[str, Any]], tokenizer: Tokenizer, p
         fingerprint = tokenizer.sha256[:8] + plan["sources"][0]["sha256"][:8]
         arrow.write_dataset_files(folder, len(filled), arrow.dtype_for(tokenizer.vocab_size), fingerprint)
         tokenizer.save(folder / "tokenizer")
-        manifests[side] = manifest_of(records, side if options.holdout else None, tokenizer, plan)
+        manifests[side] = manifest_of(records, side if options.holdout else None, tokenizer, plan, repeated)
         arrow.write_json(folder / "manifest.json", manifests[side])
     shards = (work / "shards" / f"{index:05d}" / "skipped.jsonl" for index in range(len(records)))
     write_whole(work / "skipped.jsonl", (path.read_bytes() for path in shards))

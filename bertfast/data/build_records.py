@@ -10,6 +10,7 @@ from bertfast.data import arrow
 from bertfast.data.build_options import Options
 from bertfast.data.encode import SIDES
 from bertfast.data.lines import BadLine
+from bertfast.data.remarks import text_remarks
 from bertfast.data.tokenizer import Tokenizer
 
 
@@ -34,14 +35,17 @@ def lacking(work: Path, records: list[dict[str, Any]], options: Options) -> str 
 
 
 def manifest_of(
-    records: list[dict[str, Any]], split: str | None, tokenizer: Tokenizer, plan: dict[str, Any]
+    records: list[dict[str, Any]], split: str | None, tokenizer: Tokenizer, plan: dict[str, Any], repeated: int
 ) -> dict[str, Any]:
-    """The manifest.json of one side's corpus, or with None of the only one."""
-    counts, skipped, notes = Counter[str](), Counter[str](), Counter[str]()
+    """The manifest.json of one side's corpus, or with None of the only one; `repeated` documents are copies of another."""
+    counts, skipped, notes, both = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
     for record in records:
+        for side in SIDES:
+            both.update(record[side])
         counts.update(record[split or "train"])
         skipped.update(record["skipped"])
         notes.update(record["notes"])
+    notes["repeated"] = repeated
     return {
         "format": arrow.FORMAT,
         "version": arrow.VERSION,
@@ -52,6 +56,7 @@ def manifest_of(
         "skipped": dict(sorted(skipped.items())),
         "headings_left_out": notes["headings"],
         "documents_cut": notes["cut"],
+        "remarks": text_remarks(both, notes, skipped, plan["options"]),
         "split": split,
         "options": plan["options"],
         "created_by": f"bertfast {bertfast.__version__}",

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bertfast import _ext
+from bertfast.data.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT, VERSION = "bertfast-corpus", 1
 _CHECKED_SENTENCES = (
@@ -180,6 +181,18 @@ class Corpus:
         return type(self), (
             self.token_chunks.arrays, self.length_chunks.arrays, self.document_tokens, self.document_sentences, self.manifest,
         )  # fmt: skip
+
+
+def corpus_tokenizer(corpus: Corpus) -> Tokenizer:
+    """The tokenizer in a corpus's folder. CorpusError where it gives other ids than the one the corpus was built with."""
+    assert corpus.folder is not None
+    tokenizer = load_tokenizer(corpus.folder / "tokenizer")
+    if corpus.manifest.get("tokenizer", {}).get("sha256", tokenizer.sha256) != tokenizer.sha256:
+        raise CorpusError(
+            f"{corpus.folder / 'tokenizer'} is not the tokenizer that the corpus was built with, by manifest.json: put its files "
+            "back, or build the corpus again"
+        )
+    return tokenizer
 
 
 def _bounds(sizes: list[NDArray]) -> NDArray[np.int64]:

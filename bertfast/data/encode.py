@@ -1,6 +1,7 @@
 """What a worker process does with some documents: sentences, pieces, and on which side of the hold-out each one falls."""
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,9 +9,11 @@ import numpy as np
 
 from bertfast.data.arrow import Rows, dtype_for
 from bertfast.data.lines import BadLine, Document, Item
+from bertfast.data.remarks import LONGEST, MARKER, count_kana
 from bertfast.data.sentences import split_sentences
 from bertfast.data.tokenizer import Tokenizer
 
+LOOKED_AT = 1 << 12  # characters of a worker's share that are looked at for kana
 SIDES = ("train", "eval")
 
 
@@ -26,27 +29,35 @@ class Work:
 
 @dataclass
 class Encoded:
-    """Documents of each side, and what was not taken, in order."""
+    """Documents of each side, and what was not taken, in order; `digests` [documents] uint64, hashes of the documents' text.
+
+    `notes` are counts of what `remarks` tells.
+    """
 
     rows: dict[str, Rows]
     skipped: list[BadLine]
     items: int
     size: int
+    digests: np.ndarray
     notes: dict[str, int] = field(default_factory=dict)
 
 
-def held_out(document: Document, share: float) -> bool:
+def digest(document: Document) -> int:
+    """A hash of a document's text, 64 bits."""
+    return int.from_bytes(hashlib.sha256("\n".join(document.lines).encode()).digest()[:8], "big")
+
+
+def held_out(digest: int, share: float) -> bool:
     """Whether a document belongs to the held-out corpus: by a hash of its text, so that its place never matters and copies of one
     document are never on both sides."""
-    digest = hashlib.sha256("\n".join(document.lines).encode()).digest()
-    return int.from_bytes(digest[:8], "big") < share * 2.0**64
+    return digest < share * 2.0**64
 
 
 def encode(tokenizer: Tokenizer, work: Work) -> Encoded:
     """Sentences and pieces of the documents of `work`."""
     documents: list[tuple[Document, list[str]]] = []
     skipped: list[BadLine] = []
-    notes = {"headings": 0, "cut": 0}
+    notes = Counter({"headings": 0, "cut": 0})
     for item in work.items:
         if isinstance(item, BadLine):
             skipped.append(item)
@@ -56,8 +67,10 @@ def encode(tokenizer: Tokenizer, work: Work) -> Encoded:
         documents.append((item, sentences))
         notes["headings"] += item.headings
         notes["cut"] += item.cut
+        _look(item, notes, tokenizer)
     pieces = iter(tokenizer.ids_batch([sentence for _, sentences in documents for sentence in sentences]))
     sides: dict[str, list[list[list[int]]]] = {side: [] for side in SIDES}
+    digests: list[int] = []
     for document, sentences in documents:
         kept = []
         for sentence in sentences:
@@ -70,10 +83,26 @@ def encode(tokenizer: Tokenizer, work: Work) -> Encoded:
                     )
                 )
         if kept:
-            sides["eval" if held_out(document, work.holdout) else "train"].append(kept)
+            digests.append(digest(document))
+            sides["eval" if held_out(digests[-1], work.holdout) else "train"].append(kept)
     dtype = dtype_for(tokenizer.vocab_size)
     rows = {side: _rows(documents, dtype) for side, documents in sides.items()}
-    return Encoded(rows, skipped, len(work.items), work.size, notes)
+    for side in rows.values():
+        over = side.lengths[side.lengths > LONGEST] - LONGEST
+        notes.update(long=len(over), beyond=int(over.sum()), unknown=int((side.ids == tokenizer.unk_id).sum()))
+    return Encoded(rows, skipped, len(work.items), work.size, np.array(digests, np.uint64), notes)
+
+
+def _look(document: Document, notes: Counter[str], tokenizer: Tokenizer) -> None:
+    """Counts markers that the tokenizer does not know, and in text that is read as English the kana, in a part of it."""
+    markers = sorted({marker for line in document.lines for marker in MARKER.findall(line)})
+    notes.update(f"marker {marker}" for marker in markers if marker not in tokenizer.vocab)
+    for line in document.lines if tokenizer.language == "en" else ():
+        if notes["looked_at"] >= LOOKED_AT:
+            return
+        text = line[:LOOKED_AT]
+        notes["looked_at"] += len(text)
+        notes["kana"] += count_kana(text)
 
 
 def _rows(documents: list[list[list[int]]], dtype: str) -> Rows:

@@ -33,6 +33,7 @@ class Vocabulary:
         cls_id, sep_id, pad_id, mask_id: ids of special pieces.
         continuation: [vocab_size] bool, pieces that continue a word ("##").
         special: [vocab_size] bool, pieces that are never a random replacement.
+        user_special: those of them that a user added, which are never predicted either; None for none.
     """
 
     vocab_size: int
@@ -42,11 +43,13 @@ class Vocabulary:
     mask_id: int
     continuation: NDArray[np.bool_]
     special: NDArray[np.bool_]
+    user_special: NDArray[np.bool_] | None = None
 
     @classmethod
     def of(cls, tokenizer: Any) -> "Vocabulary":
         """From anything with these attributes, such as a Tokenizer."""
-        return cls(**{name: getattr(tokenizer, name) for name in cls.__dataclass_fields__})
+        fields = {name: getattr(tokenizer, name) for name in cls.__dataclass_fields__ if name != "user_special"}
+        return cls(**fields, user_special=getattr(tokenizer, "user_special", None))
 
     def __post_init__(self) -> None:
         for name in ("cls_id", "sep_id", "pad_id", "mask_id"):
@@ -55,9 +58,10 @@ class Vocabulary:
                 raise ValueError(
                     f"vocabulary: {name} is {value}, not among the {self.vocab_size} ids; pre-training needs all of them"
                 )
-        for name in ("continuation", "special"):
-            if np.shape(getattr(self, name)) != (self.vocab_size,):
-                raise ValueError(f"vocabulary: {name} is {np.shape(getattr(self, name))}, not [{self.vocab_size}]")
+        for name in ("continuation", "special", "user_special"):
+            value = getattr(self, name)
+            if value is not None and np.shape(value) != (self.vocab_size,):
+                raise ValueError(f"vocabulary: {name} is {np.shape(value)}, not [{self.vocab_size}]")
         if np.all(self.special):
             raise ValueError("vocabulary: every piece is special, so that there is none to replace one by")
 
@@ -111,6 +115,8 @@ class Masker:
         self.predictions = np.array([options.predictions(n) for n in range(max_seq_length + 1)], dtype=np.int64)
         self.fixed = np.zeros(vocabulary.vocab_size, dtype=np.uint8)
         self.fixed[[vocabulary.cls_id, vocabulary.sep_id, vocabulary.pad_id]] = 1
+        if vocabulary.user_special is not None:
+            self.fixed[vocabulary.user_special] = 1
         self.joined = np.asarray(vocabulary.continuation, dtype=np.uint8) * np.uint8(options.whole_word)
         self.replacements = np.flatnonzero(~np.asarray(vocabulary.special, dtype=bool)).astype(np.int64)
         self.mask_below = threshold(options.mask_share)

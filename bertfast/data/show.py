@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from bertfast.data.batches import IGNORED, Batch, Sample, collate, pair_input
-from bertfast.data.corpus import Corpus
+from bertfast.data.corpus import Corpus, corpus_tokenizer
 from bertfast.data.loader import PretrainLoader
 from bertfast.data.masking import Masker, MaskOptions, Vocabulary, mask_tokens
 from bertfast.data.pairs import PairOptions
 from bertfast.data.plan import PretrainDataOptions
-from bertfast.data.tokenizer import SPECIAL_ROLES, Tokenizer, load_tokenizer, tokenizer_from_files
+from bertfast.data.remarks import pairs_remark
+from bertfast.data.tokenizer import SPECIAL_ROLES, Tokenizer, tokenizer_from_files
 from bertfast.data.vocab import VocabularyOptions, tokenizer_files
 
 EXAMPLE = ("私は学生です", "東京に住んでいます")
@@ -84,12 +85,19 @@ def corpus_batch(
     CorpusError where the folder is no corpus, ValueError for sizes that do not fit.
     """
     corpus = Corpus.open(folder)
-    tokenizer = load_tokenizer(folder / "tokenizer")
+    tokenizer = corpus_tokenizer(corpus)
     options = PretrainDataOptions(seed=seed, token_budget=tokens, pairs=PairOptions(max_seq_length=length))
     batches = iter(PretrainLoader(corpus, tokenizer, options))
     for _ in range(sample):
         next(batches)
     return next(batches), tokenizer
+
+
+def corpus_remarks(folder: Path, length: int = 128, seed: int = 0) -> list[str]:
+    """What should be known of a corpus before it is trained on: from its build, and of the pairs that would be drawn."""
+    corpus = Corpus.open(folder)
+    pairs = pairs_remark(corpus, PairOptions(max_seq_length=length), seed)
+    return [*corpus.manifest.get("remarks", ()), *([pairs] if pairs else [])]
 
 
 def sequences(batch: Batch, tokenizer: Tokenizer, *, masked: bool = True) -> list[Shown]:

@@ -8,20 +8,30 @@ SQuAD-shaped JSON, which is read whole.
 import hashlib
 import json
 import re
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bertfast.data import encodings
 from bertfast.data.files import missing_extra
-from bertfast.data.lines import BadLine, Gather, Item, Progress, SourceError, fault, open_text, read_lines
+from bertfast.data.lines import LINE_END, BadLine, Gather, Item, Progress, SourceError, fault, open_text, read_lines
 
 
-def read_text(path: Path, progress: Progress, field: str) -> Iterator[Item]:
+@dataclass(frozen=True)
+class Reading:
+    """How files are read: the field of rows that is text, and the encoding, UTF-8 where it is None."""
+
+    field: str = "text"
+    encoding: str | None = None
+
+
+def read_text(path: Path, progress: Progress, reading: Reading) -> Iterator[Item]:
     """A blank line ends a document; every other line is a sentence, or a paragraph that is still to be split."""
     gather = Gather()
-    for item in read_lines(path, progress):
+    for item in read_lines(path, progress, reading.encoding):
         if isinstance(item, BadLine):
             yield item
         elif line := item[1].strip():
@@ -36,13 +46,13 @@ WIKITEXT_JOIN = re.compile(r" @([-,.])@ ")
 WIKITEXT_UNKNOWN = re.compile(r"<unk> ?")
 
 
-def read_wikitext(path: Path, progress: Progress, field: str) -> Iterator[Item]:
+def read_wikitext(path: Path, progress: Progress, reading: Reading) -> Iterator[Item]:
     """WikiText: " = Title = " begins a document, deeper headings are left out, and " @-@ " (also , and .) is undone to "-".
 
     <unk>, WikiText's own mark for a rare word, is left out: as pieces it would be the easiest thing in the text to predict.
     """
     gather = Gather()
-    for item in read_lines(path, progress):
+    for item in read_lines(path, progress, reading.encoding):
         if isinstance(item, BadLine):
             yield item
             continue
@@ -64,7 +74,7 @@ def rows(value: Any, where: str) -> Iterator[Item]:
         if wrong := fault(part):
             yield BadLine(where, *wrong)
             continue
-        for line in part.splitlines():
+        for line in LINE_END.split(part):
             if line.strip():
                 yield from gather.add(where, line.strip())
     if gather.document is None and all(isinstance(part, str) and not part.strip() for part in parts):
@@ -72,9 +82,9 @@ def rows(value: Any, where: str) -> Iterator[Item]:
     yield from gather.end()
 
 
-def read_jsonl(path: Path, progress: Progress, field: str) -> Iterator[Item]:
+def read_jsonl(path: Path, progress: Progress, reading: Reading) -> Iterator[Item]:
     """One JSON object a line, the document in its `field`."""
-    for item in read_lines(path, progress):
+    for item in read_lines(path, progress, reading.encoding):
         if isinstance(item, BadLine):
             yield item
             continue
@@ -82,16 +92,40 @@ def read_jsonl(path: Path, progress: Progress, field: str) -> Iterator[Item]:
         if not item[1].strip():
             continue
         try:
-            row = json.loads(item[1])
+            row = _row(item[1], reading.field)
         except (ValueError, RecursionError) as error:
-            yield BadLine(where, "malformed JSON", str(error))
+            over_lines = item[1].strip() in ("{", "[")
+            hint = "; the file seems to be one JSON over many lines, and an object a line is read" if over_lines else ""
+            yield BadLine(where, "malformed JSON", f"{error or 'nested too deeply'}{hint}")
             continue
         if not isinstance(row, dict):
-            yield BadLine(where, "wrong type", f"{type(row).__name__} instead of an object")
-        elif field not in row:
-            yield BadLine(where, "missing field", f"no {field!r} among {', '.join(list(row)[:8]) or 'no fields'}")
+            hint = (
+                ", and an object a line is read: convert it, as by jq -c '.[]'" if isinstance(row, list) and row else ""
+            )
+            yield BadLine(where, "wrong type", f"{type(row).__name__} instead of an object{hint}")
+        elif reading.field not in row:
+            names = ", ".join(list(row)[:8]) or "no fields"
+            hint = (
+                "; SQuAD's files are read with --format squad" if isinstance(row.get("data"), list) else "; see --field"
+            )
+            yield BadLine(where, "missing field", f"no {reading.field!r} among {names}{hint}")
         else:
-            yield from rows(row[field], where)
+            yield from rows(row[reading.field], where)
+
+
+def _row(line: str, field: str) -> Any:
+    """The JSON of a line. ValueError where it is none, or an object has the field twice, of which Python would keep one."""
+    row = json.loads(line)
+    key = json.dumps(field)
+    if line.count(key) > 1:
+
+        def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+            if sum(name == field for name, _ in pairs) > 1:
+                raise ValueError(f"the field {field!r} stands twice")
+            return dict(pairs)
+
+        return json.loads(line, object_pairs_hook=once)
+    return row
 
 
 # A context of JSQuAD reads "TITLE [SEP] TEXT". The marker is no text, and the title stands before every paragraph of its article.
@@ -113,16 +147,20 @@ def _squad_paragraphs(article: Any, where: str) -> Iterator[tuple[str, str] | Ba
             yield place, JSQUAD_TITLE.sub("", paragraph["context"], count=1)
 
 
-def _read_squad(path: Path, progress: Progress, paragraphs_apart: bool) -> Iterator[Item]:
+def _read_squad(path: Path, progress: Progress, reading: Reading, paragraphs_apart: bool) -> Iterator[Item]:
     try:
-        text, raw = open_text(path)
+        text, raw, encoding = open_text(path, reading.encoding)
         with raw:
-            articles = json.loads(text.read())["data"]
+            content = json.loads(text.read().decode("utf-8-sig" if encoding == "utf-8" else encoding))
+        articles = content.get("data") if isinstance(content, dict) else None
         if not isinstance(articles, list):
-            raise TypeError("'data' is no list")
-    except (ValueError, KeyError, TypeError, RecursionError, EOFError, OSError, zlib.error) as error:
+            raise TypeError("there is none" if isinstance(content, dict) else f"it is {type(content).__name__}")
+    except SourceError:
+        raise
+    except (ValueError, TypeError, RecursionError, EOFError, OSError, zlib.error) as error:
+        hint = "; a document a line is --format jsonl" if "Extra data" in str(error) else ""
         raise SourceError(
-            f"{path} is not SQuAD-shaped JSON, an object with a list 'data' of articles ({error})"
+            f"{path} is not SQuAD-shaped JSON, an object with a list 'data' of articles ({error or 'nested too deeply'}{hint})"
         ) from None
     for number, article in enumerate(articles, 1):
         gather = Gather()
@@ -130,7 +168,7 @@ def _read_squad(path: Path, progress: Progress, paragraphs_apart: bool) -> Itera
             if isinstance(item, BadLine):
                 yield item
                 continue
-            for line in item[1].splitlines():
+            for line in LINE_END.split(item[1]):
                 if line.strip():
                     yield from gather.add(item[0], line.strip())
             if paragraphs_apart:
@@ -139,19 +177,19 @@ def _read_squad(path: Path, progress: Progress, paragraphs_apart: bool) -> Itera
     progress.done += path.stat().st_size
 
 
-def read_squad(path: Path, progress: Progress, field: str) -> Iterator[Item]:
+def read_squad(path: Path, progress: Progress, reading: Reading) -> Iterator[Item]:
     """Contexts of SQuAD-shaped JSON, an article a document."""
-    return _read_squad(path, progress, paragraphs_apart=False)
+    return _read_squad(path, progress, reading, paragraphs_apart=False)
 
 
-def read_squad_paragraphs(path: Path, progress: Progress, field: str) -> Iterator[Item]:
+def read_squad_paragraphs(path: Path, progress: Progress, reading: Reading) -> Iterator[Item]:
     """Contexts of SQuAD-shaped JSON, a paragraph a document."""
-    return _read_squad(path, progress, paragraphs_apart=True)
+    return _read_squad(path, progress, reading, paragraphs_apart=True)
 
 
 @dataclass(frozen=True)
 class Format:
-    read: Callable[[Path, Progress, str], Iterator[Item]]
+    read: Callable[[Path, Progress, Reading], Iterator[Item]]
     splitter: str  # what a line is unless --splitter says: "lines" sentences, "sentences" paragraphs to be split
     what: str
 
@@ -177,7 +215,11 @@ def hash_file(path: Path) -> str:
 class FileSource:
     """Files of one format."""
 
-    def __init__(self, paths: list[Path], format: str, field: str = "text") -> None:
+    def __init__(self, paths: list[Path], format: str, field: str = "text", encoding: str | None = None) -> None:
+        if encoding is not None and not encodings.known(encoding):
+            raise SourceError(
+                f"--encoding {encoding}: Python knows no such encoding of text; utf-16, cp932, euc_jp and cp1252 are some"
+            )
         for path in paths:
             if not path.is_file():
                 if path.exists() and not path.is_dir():
@@ -192,20 +234,28 @@ class FileSource:
                     f"{path} is JSON by its name, and --format {format} would take its braces for sentences: give --format "
                     "jsonl for a document a line, squad for SQuAD's and JSQuAD's files, or rename it if it is plain text"
                 )
-        self.paths, self.format, self.field = paths, format, field
+        self.paths, self.format, self.reading = paths, format, Reading(field, encoding)
         self.splitter = FORMATS[format].splitter
         self.progress = Progress(sum(path.stat().st_size for path in paths))
 
     def describe(self) -> list[dict[str, Any]]:
         """Name, size, hash and format of each file: what a build is compared by."""
-        reading = {"format": self.format, **({"field": self.field} if self.format == "jsonl" else {})}
+        how = {"format": self.format, **({"field": self.reading.field} if self.format == "jsonl" else {})}
+        how |= {"encoding": self.reading.encoding} if self.reading.encoding is not None else {}
         files = ({"name": path.name, "bytes": path.stat().st_size, "sha256": hash_file(path)} for path in self.paths)
-        return [{**file, **reading} for file in files]
+        return [{**file, **how} for file in files]
 
     def __iter__(self) -> Iterator[Item]:
         self.progress.done = 0
         for path in self.paths:
-            yield from FORMATS[self.format].read(path, self.progress, self.field)
+            count = 0
+            for item in FORMATS[self.format].read(path, self.progress, self.reading):
+                count += 1
+                yield item
+            if not count:
+                warnings.warn(
+                    f"{path} holds no text" + (": it is empty" if not path.stat().st_size else ""), stacklevel=2
+                )
 
 
 class DatasetSource:
@@ -219,15 +269,18 @@ class DatasetSource:
         except ImportError as error:
             raise missing_extra(error, "data", "reading a data set") from None
         self.name, self.config, self.split, self.field = name, config, split, field
+        found: Any = None
         bars = not datasets.are_progress_bars_disabled()
         datasets.disable_progress_bars()  # the commands have one of their own
         try:
             if (Path(name) / "dataset_dict.json").is_file() or (Path(name) / "state.json").is_file():
-                found: Any = datasets.load_from_disk(name)
+                found = datasets.load_from_disk(name)
                 found = found[split] if isinstance(found, datasets.DatasetDict) else found
             else:
                 found = datasets.load_dataset(name, config, split=split, data_files=[str(p) for p in paths] or None)
-        except KeyError:
+        except KeyError as error:
+            if found is None:
+                raise SourceError(f"data set {name} cannot be loaded: {error!r}") from None
             raise SourceError(f"data set {name} has no split {split!r}, but {', '.join(found)}") from None
         except Exception as error:  # datasets raises many kinds, the network's included
             raise SourceError(f"data set {name} cannot be loaded: {error}") from None

@@ -7,6 +7,7 @@ outside the alphabet not at all: they will be [UNK] anyway.
 """
 
 import json
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -14,12 +15,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bertfast.data.files import missing_extra, write_whole
 from bertfast.data.japanese import WORD_KINDS, WORDS_SETTING
 from bertfast.data.lines import BadLine, Item
+from bertfast.data.remarks import count_kana, japanese_remark, looks_japanese
 from bertfast.data.sentences import SPLITTERS, split_sentences
 from bertfast.data.tokenizer import (
     CONTINUES,
+    LONGEST_WORD,
     MODEL_INPUTS,
     SPECIAL_ROLES,
     VOCABULARY_FILES,
@@ -30,7 +35,6 @@ from bertfast.data.tokenizer import (
 from bertfast.data.workers import Workers
 
 TASK_ITEMS = 64  # documents for a worker at a time
-LONGEST_WORD = 100  # characters; WordPiece makes a longer one [UNK]
 REPEATS = 10_000  # of a word in one text for the trainer
 ALPHABETS = {"en": 1000, "ja": 6000}
 
@@ -51,6 +55,7 @@ class VocabularyOptions:
         limit_alphabet: characters kept, the most frequent ones; None: 1,000 for English, 6,000 for Japanese, but never more than
             a third of `size`, because a character may need two pieces.
         words: "morphemes" or "inflected", Japanese only; transformers knows the first alone.
+        special_tokens: a user's own, within `size`; they are no words of the text.
     """
 
     size: int = 8000
@@ -59,6 +64,7 @@ class VocabularyOptions:
     min_frequency: int = 2
     limit_alphabet: int | None = None
     words: str = "morphemes"
+    special_tokens: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, known in (("language", tuple(SPLITTERS)), ("words", WORD_KINDS)):
@@ -91,6 +97,7 @@ def tokenizer_files(pieces: Iterable[str], options: VocabularyOptions) -> dict[s
     else:
         config |= {"tokenizer_class": "BertTokenizer", "strip_accents": None, "tokenize_chinese_chars": True}
         backend = bert_backend({piece: index for index, piece in enumerate(pieces)}, config)
+        backend.add_special_tokens(list(SPECIAL_ROLES.values()))
         files["tokenizer.json"] = _with_template(backend).to_str(pretty=True).encode()
     files["tokenizer_config.json"] = (json.dumps(config, indent=1, ensure_ascii=False) + "\n").encode()
     return files
@@ -108,17 +115,34 @@ def _with_template(backend: Any) -> Any:
     return backend
 
 
+def _with_specials(files: dict[str, bytes], folder: Path, options: VocabularyOptions) -> Tokenizer:
+    tokenizer = tokenizer_from_files(files, folder)
+    if options.special_tokens:
+        tokenizer.add_special_tokens(options.special_tokens)
+    return tokenizer
+
+
 def count_words(tokenizer: Tokenizer, task: tuple[list[Item], bool]) -> Counter[str]:
     """What a worker process does with some documents: how often each word occurs."""
     items, split = task
     counts: Counter[str] = Counter()
+    own = [tokenizer.pieces[index] for index in np.flatnonzero(tokenizer.user_special)]
     for item in items:
         if isinstance(item, BadLine):
             continue
         for line in item.lines:
+            for token in own:
+                line = line.replace(token, " ")
             for sentence in split_sentences(line, tokenizer.language) if split else [line]:
                 counts.update(tokenizer.words(sentence))
     return counts
+
+
+def _language_remark(counts: Counter[str]) -> str | None:
+    """Where words that were counted as English are Japanese."""
+    characters = sum(len(word) * count for word, count in counts.items())
+    kana = sum(count_kana(word) * count for word, count in counts.items())
+    return japanese_remark(kana, characters, "give --language ja") if looks_japanese(kana, characters) else None
 
 
 def _tasks(source: Iterable[Item], split: bool, on_item: Callable[[Item], None]) -> Iterator[tuple[list[Item], bool]]:
@@ -152,15 +176,17 @@ def train_pieces(words: Counter[str], options: VocabularyOptions) -> list[str]:
     # Every character may begin a word of another text; only those that were seen inside one continue a word.
     continuing = sorted({CONTINUES + char for word in kept for char in word[1:]})
     given = [*SPECIAL_ROLES.values(), *sorted(alphabet), *continuing]
-    if len(given) > options.size:
+    size = options.size - len(options.special_tokens)
+    if len(given) > size:
         raise VocabularyError(
-            f"size {options.size} is too small: special tokens and {len(alphabet)} characters need {len(given)} pieces; "
+            f"size {options.size} is too small: special tokens and {len(alphabet)} characters need "
+            f"{len(given) + len(options.special_tokens)} pieces; "
             f"choose a larger size, or a smaller limit_alphabet"
         )
     backend = Backend(models.WordPiece(unk_token=SPECIAL_ROLES["unk"]))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     trainer = trainers.WordPieceTrainer(
-        vocab_size=options.size,
+        vocab_size=size,
         min_frequency=options.min_frequency,
         special_tokens=given,
         continuing_subword_prefix=CONTINUES,
@@ -196,12 +222,27 @@ def train_vocabulary(
         raise VocabularyError(
             f"{out} is not empty and no tokenizer's folder; name a folder that is empty or not there yet"
         )
-    blank = tokenizer_files(SPECIAL_ROLES.values(), options)
+    blank = _with_specials(tokenizer_files(SPECIAL_ROLES.values(), options), out, options)
     counts: Counter[str] = Counter()
-    with Workers(workers, blank) as pool:
-        for part in pool.map(count_words, _tasks(source, split, on_item)):
+    bad: list[BadLine] = []
+
+    def on_each(item: Item) -> None:
+        if isinstance(item, BadLine) and not bad:
+            bad.append(item)
+        on_item(item)
+
+    with Workers(workers, blank.files, blank) as pool:
+        for part in pool.map(count_words, _tasks(source, split, on_each)):
             counts.update(part)
-    files = tokenizer_files(train_pieces(counts, options), options)
+    if bad and not counts:
+        raise VocabularyError(
+            f"the text has no words: no line of it could be read, the first is {bad[0].where}: {bad[0].reason} ({bad[0].detail}); "
+            "check the source and its format"
+        )
+    if options.language == "en" and (remark := _language_remark(counts)):
+        warnings.warn(remark, stacklevel=2)
+    made = _with_specials(tokenizer_files(train_pieces(counts, options), options), out, options)
+    files = made.files
     out.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         if (out / name).exists() and (out / name).read_bytes() != content:
@@ -210,4 +251,4 @@ def train_vocabulary(
             )
     for name, content in files.items():
         write_whole(out / name, content)
-    return tokenizer_from_files(files, out)
+    return made

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ import torch
 from torch import nn
 
 from bertfast.data.batches import Batch
-from bertfast.data.corpus import Corpus
+from bertfast.data.corpus import Corpus, corpus_tokenizer
 from bertfast.data.loader import PretrainLoader
 from bertfast.data.masking import MaskOptions
 from bertfast.data.pairs import PairOptions
 from bertfast.data.plan import PretrainDataOptions
+from bertfast.data.remarks import pairs_remark
 from bertfast.data.tokenizer import VOCABULARY_FILES, Tokenizer, load_tokenizer
 from bertfast.models import BertConfig, BertForMaskedLM, BertForPreTraining
 from bertfast.models.flops import training_flops
@@ -110,7 +112,7 @@ class PretrainTask(Task):
         self.options = batch_options(config.data, config.train.seed)
         self.corpus = Corpus.open(config.corpus)
         self.held_out = Corpus.open(config.eval) if config.eval else None
-        self.tokenizer = load_tokenizer(Path(config.corpus) / "tokenizer")
+        self.tokenizer = corpus_tokenizer(self.corpus)
         self._check_held_out(config)
         model = build_model(config.model, config.data.nsp, self.tokenizer, config.train.seed)
         self.model, self.sizes = model.train(), model.config
@@ -131,6 +133,18 @@ class PretrainTask(Task):
                 f"{config.eval} was built with another tokenizer than {config.corpus}; build it again with "
                 f"--tokenizer {Path(config.corpus) / 'tokenizer'}"
             )
+
+    def tell_of_pairs(self) -> None:
+        """Warns where the pairs that will be drawn are far from half IsNext, so that accuracy says little.
+
+        The loader tells of a corpus with a single document.
+        """
+        measured = {self.config.corpus: (self.corpus, self.options.seed)}
+        if self.held_out is not None and self.config.eval is not None:
+            measured[self.config.eval] = (self.held_out, _EVAL_SEED)
+        for folder, (corpus, seed) in measured.items():
+            if corpus.documents > 1 and (remark := pairs_remark(corpus, self.options.pairs, seed)):
+                warnings.warn(f"{folder}: {remark}", stacklevel=2)
 
     def loader(self, rank: int, ranks: int) -> PretrainLoader:
         pinned = next(self.model.parameters()).is_cuda
@@ -189,4 +203,6 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Outcome:
     if is_main():
         check_out(run, resume)
     task = PretrainTask(config)
+    if is_main():
+        task.tell_of_pairs()
     return train(task, config.train, run, record=task.config, resume=resume)

@@ -174,7 +174,8 @@ def test_save_and_words_setting(tmp_path):
     ("config", "message"),
     [
         ({"word_tokenizer_type": "sudachi"}, "word_tokenizer_type is 'sudachi'"),
-        ({"subword_tokenizer_type": "character"}, "subword_tokenizer_type is 'character'"),
+        ({"subword_tokenizer_type": "sentencepiece"}, "subword_tokenizer_type is 'sentencepiece'"),
+        ({"do_word_tokenize": False}, "do_word_tokenize is False"),
         ({"mecab_kwargs": {"mecab_dic": "neologd"}}, "neologd"),
         ({"bertfast_words": "syllables"}, "syllables"),
     ],
@@ -189,4 +190,22 @@ def test_a_missing_package_names_its_extra(tmp_path, absent, monkeypatch):
     folder = write(tmp_path / "t", PLAIN)
     monkeypatch.setitem(sys.modules, absent, None)
     with pytest.raises(ImportError, match=r"Japanese text needs .*pip install 'bertfast\[ja\]'"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    ("dictionary", "brought_by"),
+    [("ipadic", "pip install ipadic"), ("unidic", "pip install unidic, then python -m unidic download")],
+)
+def test_a_missing_dictionary_names_what_brings_it(tmp_path, dictionary, brought_by, monkeypatch):
+    monkeypatch.setitem(sys.modules, dictionary, None)
+    folder = write(tmp_path / "t", PLAIN, mecab_kwargs={"mecab_dic": dictionary})
+    with pytest.raises(ImportError, match=brought_by) as caught:
+        load_tokenizer(folder)
+    assert "bertfast[ja]" not in str(caught.value)
+
+
+def test_options_that_mecab_refuses(tmp_path):
+    folder = write(tmp_path / "t", PLAIN, mecab_kwargs={"mecab_dic": None, "mecab_option": "-d /nowhere"})
+    with pytest.raises(TokenizerError, match="MeCab cannot begin with the options"):
         load_tokenizer(folder)

@@ -119,7 +119,7 @@ def test_commands(tmp_path):
     vocab, corpus, png = tmp_path / "vocab", tmp_path / "corpus", tmp_path / "p.png"
     said = run("data", "vocab", text, "--out", vocab, "--size", 60, "--workers", 1)
     assert "60 pieces from 60 documents" in said
-    assert f"bad lines were left out: {text}:181 (invalid UTF-8)" in said
+    assert f"1 bad lines were left out: {text}:181 (invalid UTF-8: byte 0 of the line" in said
     assert "were asked for" not in said
     said = run("data", "vocab", text, "--out", tmp_path / "large", "--size", 6000, "--workers", 1)
     assert "6,000 were asked for" in said

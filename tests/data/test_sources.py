@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bertfast.data import lines
+from bertfast.data import encodings, lines
 from bertfast.data.lines import BadLine, Document, SourceError
 from bertfast.data.sources import DatasetSource, FileSource
 
@@ -50,6 +50,76 @@ def test_bad_lines_are_named_and_take_only_themselves(tmp_path):
     items = read(put(tmp_path / "a.txt", b"good\n\xff\xfe\nstill\nnul\0here\nend\n"))
     assert documents(items) == [["good", "still", "end"]]
     assert bad(items) == [("a.txt:2", "invalid UTF-8"), ("a.txt:4", "NUL character")]
+
+
+def test_lines_end_as_they_do_everywhere(tmp_path):
+    """At a line feed, a carriage return, or both; other separators of Unicode are white space, in files as in fields."""
+    odd = "a\u2028b\x85c\x0bd\x0ce"
+    text = f"one\rtwo\r\nthree\r\r\nfour\r\rfive\n\n{odd}\n"
+    want = [["one", "two", "three", "four"], ["five"], [odd]]
+    items = read(put(tmp_path / "a.txt", text))
+    assert documents(items) == want
+    assert [item.where.rsplit(":")[-1] for item in items] == ["1", "6", "8"]
+    row = json.dumps({"text": f"x\ry\r\nz\n{odd}"})
+    assert documents(read(put(tmp_path / "r.jsonl", row), "jsonl")) == [["x", "y", "z", odd]]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_old_mac_line_ends(tmp_path, packed, monkeypatch):
+    monkeypatch.setattr(encodings, "CHUNK", 7)  # \r and \n fall into two chunks
+    text = ("eins\rzwei é\r\rdrei\r" * 3).encode() + b"\xff\rend\r\nlast"
+    monkeypatch.setattr(encodings, "HEAD", 20)
+    with pytest.warns(UserWarning, match="carriage returns alone, which are read as line ends"):
+        items = read(put(tmp_path / "a.txt", gzip.compress(text) if packed else text))
+    assert documents(items) == [
+        ["eins", "zwei é"],
+        ["drei", "eins", "zwei é"],
+        ["drei", "eins", "zwei é"],
+        ["drei", "end", "last"],
+    ]
+    assert bad(items) == [("a.txt:13", "invalid UTF-8")]
+
+
+@pytest.mark.parametrize(
+    "encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp932", "euc_jp", "iso2022_jp", "utf-8-sig"]
+)
+def test_encodings(tmp_path, encoding, monkeypatch):
+    monkeypatch.setattr(encodings, "CHUNK", 5)
+    text = "今日は\r\n良い天気\n\n終わり"
+    path = put(tmp_path / "a.txt", text.encode(encoding))
+    source = FileSource([path], "text", encoding=encoding)
+    assert documents(source) == [["今日は", "良い天気"], ["終わり"]]
+    assert source.describe()[0]["encoding"] == encoding
+    if encoding in ("utf-16", "utf-32"):  # with a mark
+        with pytest.raises(SourceError, match=r"is text in UTF-(16|32).*give --encoding utf-"):
+            read(path)
+
+
+def test_bytes_that_are_not_of_the_encoding(tmp_path):
+    line = "今日は\n".encode("cp932")
+    path = put(tmp_path / "a.txt", line + b"\x81\xff\n" + line)
+    items = list(FileSource([path], "text", encoding="cp932"))
+    assert documents(items) == [["今日は", "今日は"]]
+    assert bad(items) == [("a.txt:2", "invalid cp932")]
+    path = put(tmp_path / "b.txt", "ab\ncd".encode("utf-16-le") + b"\x00\xdc")
+    with pytest.raises(SourceError, match=r"after line \d, byte 10, it is not utf-16-le"):
+        list(FileSource([path], "text", encoding="utf-16-le"))
+    for encoding in ("klingon", "base64", "rot13", ""):
+        with pytest.raises(SourceError, match="Python knows no such encoding"):
+            FileSource([path], "text", encoding=encoding)
+
+
+def test_a_line_that_is_no_utf8_says_where_and_what_it_may_be(tmp_path):
+    items = read(put(tmp_path / "a.txt", b"good\n" + "un café noir\n".encode("latin-1")))
+    said = "byte 6 of the line is 0xe9, byte 11 of the text; it reads as text with --encoding cp1252"
+    assert [item.detail for item in items if isinstance(item, BadLine)] == [said]
+
+
+def test_a_field_that_stands_twice_is_no_silent_choice(tmp_path):
+    rows = ['{"text": "a", "text": "b"}', '{"text": "say \\"text\\": a"}', '{"o": {"text": "e"}, "text": "f"}']
+    items = read(put(tmp_path / "r.jsonl", "\n".join(rows)), "jsonl")
+    assert documents(items) == [['say "text": a'], ["f"]]
+    assert bad(items) == [("r.jsonl:1", "malformed JSON")]
 
 
 def test_long_lines_and_documents(tmp_path, monkeypatch):

@@ -381,7 +381,7 @@ TOKEN = [
     Odd("conll: a very long sentence", "in.conll", b"film O\n" * 3000 + b"paris B-LOC\n", read=1),
     _spans("broken", b'{"tokens": ["a"]', "text that is no JSON"),
     _spans("nested beyond reason", b"[" * 100_000, "text that is no JSON"),
-    _spans("a list", [1], "JSON that is no object: list"),
+    _spans("a list", [1], "JSON that is no object: a list"),
     _spans("a key twice", b'{"tokens": ["a"], "tags": ["O"], "tags": ["O"]}', "text that is no JSON: the key 'tags'"),
     _spans("other keys", {"words": ["a"]}, "text that is no example: there is no 'text'"),
     _spans("tokens as text", {"tokens": "ab", "tags": ["O", "O"]}, "text that is no example: 'tokens' is text"),

@@ -73,8 +73,8 @@ def predict(
             examples = tasks.read_input(fitted, data, bad, columns)
         else:
             examples = tasks.from_line(fitted, text, question, context)
-        if bad:
-            note(f"{data}: {bad.summary()}")
+        for remark in (*fitted.notes, *bad.remarks, *([f"{data}: {bad.summary()}"] if bad else [])):
+            note(remark)
         if fitted.kind == "qa":
             _answers(fitted, examples, out, n_best, threshold, single=data is None)
             return

@@ -8,9 +8,9 @@ import torch
 
 from bertfast import models
 from bertfast.data.tokenizer import load_tokenizer
-from bertfast.models.loading import weight_names
+from bertfast.models.loading import weight_shapes
 from bertfast.tasks.features import assemble
-from bertfast.tasks.lines import DataError
+from bertfast.tasks.lines import DataError, check_text
 from bertfast.tasks.loader import make_batch
 from bertfast.tasks.problem import check_vocabulary
 
@@ -37,7 +37,7 @@ def load_masked_lm(folder: Path) -> tuple[Any, "Tokenizer"]:
         FileNotFoundError, ValueError: as `from_pretrained` and `load_tokenizer`.
     """
     config = models.BertConfig.from_pretrained(folder)
-    if not any(name.startswith(_HEAD) for name in weight_names(folder)):
+    if not any(name.startswith(_HEAD) for name in weight_shapes(folder)):
         names = config.extra.get("architectures") or ["a model"]
         raise DataError(
             f"{folder}: {names[0]} has no masked-LM head ({_HEAD}*), so it cannot fill masks; name a BertForPreTraining or "
@@ -52,8 +52,9 @@ def fill_masks(model: Any, tokenizer: "Tokenizer", text: str, top: int = 5) -> l
     """The `top` likeliest pieces of every mask in `text`, best first; special tokens are never guessed.
 
     Raises:
-        DataError: the text has no mask, or more pieces than the model has positions.
+        DataError: the text has no mask, no text, bytes that are no UTF-8, or more pieces than the model has positions.
     """
+    check_text("TEXT", text)
     mask = tokenizer.tokens([tokenizer.mask_id])[0]
     encoding = tokenizer.encode(text, specials=True)
     feature = assemble(tokenizer, encoding.ids)

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from bertfast.tasks.columns import ABSENT, Columns, Row, read_rows
 from bertfast.tasks.features import Feature, assemble, longest_first
-from bertfast.tasks.lines import BadLines, DataError, cell_problem, text_fault
+from bertfast.tasks.lines import BadLines, DataError, cell_problem, nearest, text_fault
 
 if TYPE_CHECKING:
     from bertfast.data.tokenizer import Tokenizer
 
 FIELDS = ("sentence1", "sentence2", "label")
+_MANY = 10  # integers that are classes; where there are more, they may be scores
 
 
 @dataclass(frozen=True)
@@ -132,22 +133,67 @@ def _is(value: object, name: str | None) -> str:
 
 
 def discover_labels(examples: Iterable[PairExample]) -> list[str]:
-    """The labels that occur, sorted: as numbers where all are integers, else as text."""
-    found = {example.label for example in examples if example.label is not None}
+    """The labels that occur, sorted: as numbers where all are integers, else as text.
+
+    Raises:
+        DataError: two of them are one number in two spellings, such as 1 and 1.0.
+    """
+    first: dict[str, PairExample] = {}
+    for example in examples:
+        if example.label is not None:
+            first.setdefault(example.label, example)
+    numbers: dict[float, str] = {}
+    for label, example in first.items():
+        value = _number(label)
+        if value is not None and (other := numbers.setdefault(value, label)) != label:
+            raise DataError(
+                f"{example.where}: the label {label!r} is the number {other!r} of {first[other].where} in another spelling, and would be "
+                "a class of its own: write each number in one way"
+            )
     try:
-        return sorted(found, key=int)
+        return sorted(first, key=int)
     except ValueError:
-        return sorted(found)
+        return sorted(first)
+
+
+def label_notes(examples: Sequence[PairExample], has_header: bool) -> list[str]:
+    """What makes one doubt that the labels which occur are the classes that are meant."""
+    counts = Counter(example.label for example in examples if example.label is not None)
+    notes = []
+    numbers = [_number(label) for label in counts]
+    if None not in numbers and (len(counts) > _MANY or any(not label.lstrip("+-").isdecimal() for label in counts)):
+        values = [value for value in numbers if value is not None]
+        notes.append(
+            f"the labels are {len(counts)} different numbers from {min(values):g} to {max(values):g}, and each is a class of its own: "
+            "where they are scores, give --regression"
+        )
+    alike: defaultdict[str, list[str]] = defaultdict(list)
+    for label in counts:
+        alike[label.casefold()].append(label)
+    if pairs := [" and ".join(sorted(labels)) for labels in alike.values() if len(labels) > 1]:
+        notes.append(f"labels that differ by case alone are classes of their own: {', '.join(pairs)}")
+    begin = examples[0]
+    others = [count for label, count in counts.items() if label != begin.label]
+    if not has_header and begin.where.endswith(":1") and counts[begin.label] == 1 and others and min(others) > 1:
+        notes.append(
+            f"{begin.where} may be a header: no other line has its label {begin.label!r}; take it out, or name the columns with --fields"
+        )
+    return notes
 
 
 def with_targets(
-    examples: Sequence[PairExample], labels: Sequence[str] | None, bad: BadLines
+    examples: Sequence[PairExample], labels: Sequence[str] | None, bad: BadLines, spelling: Mapping[str, str] = {}
 ) -> tuple[list[PairExample], list[int | float]]:
-    """The examples whose label can be trained on, and their targets: a class, or a number where `labels` is None."""
+    """The examples whose label can be trained on, and their targets: a class, or a number where `labels` is None.
+
+    spelling: the name of a class by how the file has it; the examples then have that name.
+    """
     kept: list[PairExample] = []
     targets: list[int | float] = []
     numbers = {label: index for index, label in enumerate(labels or ())}
     for example in examples:
+        if example.label in spelling:
+            example = replace(example, label=spelling[example.label])
         target: int | float | None
         if labels is None:
             target = _number(example.label)
@@ -156,7 +202,7 @@ def with_targets(
             target = numbers.get(example.label or "")
             why = f"a label that is none of {', '.join(labels)}"
         if target is None:
-            bad.report(example.where, why, repr(example.label))
+            bad.report(example.where, why, repr(example.label) + nearest(example.label or "", labels or ()))
             continue
         kept.append(example)
         targets.append(target)

@@ -40,7 +40,8 @@ class Problem(ABC):
         scores: those by which a best model can be chosen; larger is better.
         features: of the training data.
         read: what each file holds, a line each.
-        notes: what was left out or cut.
+        notes: what was left out or cut, and what became of the checkpoint's head.
+        head_rows: outputs of the checkpoint's head that are continued, in order; none for a new head, None where it has no head.
         batching: of held-out data.
     """
 
@@ -50,6 +51,7 @@ class Problem(ABC):
     features: list[Feature]
     read: list[str]
     notes: list[str]
+    head_rows: tuple[int, ...] | None = None
     batching: Batching = EVALUATION
 
     def overrides(self) -> dict[str, Any]:

@@ -118,6 +118,11 @@ def _untie(found: dict[str, tuple[Tensor, str, Path]]) -> None:
 
 def _check_shape(name: str, parameter: Tensor, stored: tuple[Tensor, str, Path]) -> None:
     tensor, key, path = stored
+    if not tensor.is_floating_point():
+        raise WeightsError(
+            f"{path}: {key!r} is of {tensor.dtype}, and weights are floating-point numbers: a quantised checkpoint is not supported, "
+            "take the one that it was made from"
+        )
     if tensor.shape != parameter.shape:
         raise WeightsError(
             f"{path}: {key!r} has shape {tuple(tensor.shape)} where {name!r} of the model has {tuple(parameter.shape)}: "

@@ -93,6 +93,8 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         DataError: there is no such file, it cannot be read, or it is no UTF-8 as a whole (UTF-16, UTF-32, an archive).
     """
+    if escaped_fault(str(path)):
+        raise DataError(f"{ascii(str(path))}: the file's name is no UTF-8, and could not be written down with the results; rename it")
     try:
         content = path.read_bytes()
         if content.startswith(GZIP_MAGIC):

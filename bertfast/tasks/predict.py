@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertfast import models
-from bertfast.data.tokenizer import load_tokenizer
 from bertfast.tasks.entities import split_tag
 from bertfast.tasks.features import Feature
 from bertfast.tasks.inference import sequence_logits
+from bertfast.tasks.labels import label_names_notes
 from bertfast.tasks.lines import BadLines, DataError, check_text, described
 from bertfast.tasks.pair import FIELDS, PairExample, pair_features, read_pairs
 from bertfast.tasks.pair_problem import pair_rows
-from bertfast.tasks.problem import SETTINGS, check_vocabulary
+from bertfast.tasks.problem import SETTINGS, matching_tokenizer
 from bertfast.tasks.qa import QAExample, qa_features, read_squad
 from bertfast.tasks.qa_answers import Prediction
 from bertfast.tasks.qa_problem import QAOptions, answer
@@ -57,7 +57,7 @@ class Fitted:
 
         Raises:
             DataError: its architecture has no head of the three tasks, two of its outputs have one name, or its settings are none.
-            FileNotFoundError, ValueError: as `from_pretrained` and `load_tokenizer`.
+            FileNotFoundError, ValueError: as `from_pretrained` and `matching_tokenizer`.
         """
         config = models.BertConfig.from_pretrained(folder)
         names = config.extra.get("architectures") or []
@@ -68,13 +68,12 @@ class Fitted:
                 f"fine-tune it first (`bertfast finetune`), or name a {', '.join(KINDS)}"
             )
         kind = KINDS[kinds[0]]
-        tokenizer = load_tokenizer(folder)
-        check_vocabulary(folder, tokenizer, config.vocab_size)
+        tokenizer = matching_tokenizer(folder, config.vocab_size)
         model = getattr(models, kinds[0]).from_pretrained(folder)
         labels = list((config.id2label or {}).values())
         if kind != "qa":
             _check_names(folder, labels)
-        notes = _scheme_note(labels) if kind == "token" else ()
+        notes = (*label_names_notes(folder), *(_scheme_note(labels) if kind == "token" else ())) if kind != "qa" else ()
         is_number = kind == "pair" and len(labels) == 1 and config.problem_type in (None, "regression")
         return cls(model, tokenizer, kind, _settings(folder, config), None if is_number else labels, notes)
 
@@ -165,10 +164,11 @@ def predict_entities(fitted: Fitted, examples: Sequence[TokenExample]) -> list[d
     stride = fitted.settings.get("stride", TokenOptions.stride)
     windows = token_features(given, fitted.tokenizer, max_length=fitted.length(TokenOptions.max_length), stride=stride)
     rows = []
+    has_entities = not _scheme_note(fitted.labels or ())
     tags = tag(fitted.model, fitted.tokenizer.pad_id, given, windows, fitted.labels or [])
     for example, found in zip(given, tags, strict=True):
-        words = {"tokens": example.words, "tags": found} if fitted.notes or not example.is_text else {}
-        entities = {} if fitted.notes else {"entities": marked_entities(example, found)}
+        words = {"tokens": example.words, "tags": found} if not (has_entities and example.is_text) else {}
+        entities = {"entities": marked_entities(example, found)} if has_entities else {}
         rows.append({"text": example.text, **words, **entities})
     return rows
 

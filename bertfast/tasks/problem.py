@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor, nn
 
 from bertfast.data.batches import Batch
+from bertfast.data.tokenizer import TokenizerError, load_tokenizer
 from bertfast.tasks.features import Feature
 from bertfast.tasks.inference import EVALUATION
 from bertfast.tasks.lines import DataError
@@ -71,13 +72,23 @@ class Problem(ABC):
         """Scores on the held-out data; None where there is none. The model is in evaluation mode."""
 
 
-def check_vocabulary(folder: Path, tokenizer: "Tokenizer", words: int) -> None:
-    """DataError where the tokenizer gives ids that a model of `words` words has no embedding for."""
+def matching_tokenizer(folder: Path, words: int) -> "Tokenizer":
+    """The tokenizer of a folder whose model has `words` words.
+
+    Raises:
+        DataError: it gives ids that the model has no embedding for.
+        TokenizerError: naming the folder, as `load_tokenizer`.
+    """
+    try:
+        tokenizer = load_tokenizer(folder)
+    except TokenizerError as error:
+        raise error if str(folder) in str(error) else TokenizerError(f"{folder}: {error}") from None
     if tokenizer.vocab_size > words:
         raise DataError(
             f"{folder}: its tokenizer has {tokenizer.vocab_size} pieces, its model {words}: they are not of one checkpoint; "
             "put the tokenizer's files that the model was trained with beside it"
         )
+    return tokenizer
 
 
 def counted(counts: Mapping[str, int]) -> str:

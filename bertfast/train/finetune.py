@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 from bertfast import models
-from bertfast.data.tokenizer import Tokenizer, load_tokenizer
+from bertfast.data.tokenizer import Tokenizer
 from bertfast.models.flops import training_flops
-from bertfast.tasks.labels import StoredHead, stored_head
+from bertfast.tasks.labels import StoredHead, label_names_notes, stored_head
 from bertfast.tasks.loader import Batching, FeatureLoader
 from bertfast.tasks.pair_problem import PairOptions, PairProblem
-from bertfast.tasks.problem import SETTINGS, Evaluation, Problem, check_vocabulary, write_files
+from bertfast.tasks.problem import SETTINGS, Evaluation, Problem, matching_tokenizer, write_files
 from bertfast.tasks.qa_problem import QAOptions, QAProblem
 from bertfast.tasks.token_problem import TokenOptions, TokenProblem
 from bertfast.train import state
@@ -60,8 +60,7 @@ class FinetuneTask(Task):
         self.config, self.run = config, run
         self.name = f"finetune-{config.kind}"
         start = models.BertConfig.from_pretrained(folder)
-        self.tokenizer = load_tokenizer(folder)
-        check_vocabulary(folder, self.tokenizer, start.vocab_size)
+        self.tokenizer = matching_tokenizer(folder, start.vocab_size)
         positions = start.max_position_embeddings
         if config.max_length > positions:
             raise ConfigError(
@@ -78,6 +77,7 @@ class FinetuneTask(Task):
         self.problem = make_problem(config, self.tokenizer, stored)
         if config.keep_best and config.keep_best not in self.problem.scores:
             raise ConfigError(f"keep_best {config.keep_best}: choose one of {', '.join(self.problem.scores)}")
+        self.problem.notes += label_names_notes(folder) if stored is not None else ()
         # A new head's weights come from torch's generator.
         torch.manual_seed(config.train.seed)
         head = getattr(models, self.problem.head)

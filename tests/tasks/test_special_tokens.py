@@ -86,7 +86,7 @@ def test_a_piece_that_there_is_keeps_its_id(checkpoint, tmp_path):
 
 @pytest.mark.parametrize(("tokens", "message"), [("[SEP]", "[SEP] is a special token of the tokenizer"), ("[E1],", "special token ''")])
 def test_tokens_that_cannot_be(checkpoint, tmp_path, tokens, message):
-    common = ("--model", checkpoint, "--train", write(tmp_path), "--out", tmp_path / "run")
+    common = ("--model", checkpoint, "--train", write(tmp_path), "--out", tmp_path / "run", "--max-length", 32)
     assert message in " ".join(run("finetune", "pair", *common, "--special-tokens", tokens, status=2).split())
 
 

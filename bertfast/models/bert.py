@@ -71,7 +71,7 @@ class BertPreTrainedModel(nn.Module):
             folder: holds config.json and model.safetensors, or the latter in shards with model.safetensors.index.json.
             dtype: of all parameters; that of the stored word table where it is None.
             replace_head: treat a stored head of another shape, such as one for other labels, as one that is lacking.
-            head_rows: outputs of a stored classifier that become this model's, in their order; none of them (an empty sequence) for a
+            head_rows: outputs of a stored classifier that become this model's, in their order; an empty sequence for a
                 new one. All, in their own order, where it is None.
             overrides: options of `BertConfig` in place of the stored ones, such as `num_labels` or `id2label`.
 
@@ -115,10 +115,12 @@ class BertPreTrainedModel(nn.Module):
             ValueError: there are more rows than that, or a masked-LM head, whose bias would have to grow as well.
         """
         table = self.base.embeddings.word_embeddings
-        if words < table.num_embeddings or any(name.startswith("cls.predictions.") for name, _ in self.named_parameters()):
+        if words < table.num_embeddings or any(
+            name.startswith("cls.predictions.") for name, _ in self.named_parameters()
+        ):
             raise ValueError(
-                f"resize_token_embeddings({words}): the table has {table.num_embeddings} rows, and only a model without a masked-LM "
-                "head can be given more"
+                f"resize_token_embeddings({words}): the table has {table.num_embeddings} rows, and only a model without a "
+                "masked-LM head can be given more"
             )
         grown = table.weight.new_empty(words, table.embedding_dim)
         grown[: table.num_embeddings] = table.weight

@@ -120,8 +120,8 @@ def _check_shape(name: str, parameter: Tensor, stored: tuple[Tensor, str, Path])
     tensor, key, path = stored
     if not tensor.is_floating_point():
         raise WeightsError(
-            f"{path}: {key!r} is of {tensor.dtype}, and weights are floating-point numbers: a quantised checkpoint is not supported, "
-            "take the one that it was made from"
+            f"{path}: {key!r} is of {tensor.dtype}, and weights are floating-point numbers: a quantised checkpoint is not "
+            "supported, take the one that it was made from"
         )
     if tensor.shape != parameter.shape:
         raise WeightsError(

@@ -49,8 +49,9 @@ class Columns:
     @property
     def demanded(self) -> list[str]:
         """Names without which a file cannot be read as asked."""
-        second = self.second if self.sentences == 2 or (self.given and self.sentences != 1) else None
-        return [name for name in (self.first, second, self.label if self.labelled else None) if name is not None]
+        with_second = self.sentences == 2 or (self.given and self.sentences != 1)
+        names = (self.first, self.second if with_second else None, self.label if self.labelled else None)
+        return [name for name in names if name is not None]
 
     @property
     def names(self) -> tuple[str | None, str | None, str | None]:
@@ -61,9 +62,9 @@ class Columns:
         for name in self.demanded:
             if name not in names:
                 raise no_column(where, what, name, names)
-        for name in self.names:
-            if names.count(name or "") > 1 and name:
-                raise DataError(f"{where}: the column {name!r} stands twice; give each its own name")
+        for each in self.names:
+            if each and names.count(each) > 1:
+                raise DataError(f"{where}: the column {each!r} stands twice; give each its own name")
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,11 @@ class _TsvLayout:
         self.count = len(cells)
         names = [cell.strip() for cell in cells]
         self.header = True
-        if all(name in names for name in columns.demanded):
+        if self._is_by_name(names, columns):
             columns.check(where, "column ", names)
             self.places = [names.index(name) if name in names else None for name in columns.names]
+            if unread := [name for name in names if name not in columns.names]:
+                bad.remarks.append(f"{where}: columns that are not read: {', '.join(unread)}")
             return
         if columns.given and any(name in names for name in columns.names):
             columns.check(where, "column ", names)
@@ -120,8 +123,17 @@ class _TsvLayout:
         if columns.given and self.header:
             columns.check(where, "column ", names)
         if columns.given:
-            bad.remarks.append(f"{where} has no header with {', '.join(columns.demanded)}: columns were read by their position")
+            bad.remarks.append(
+                f"{where} has no header with {', '.join(columns.demanded)}: columns were read by their position"
+            )
         self.places = [0, 1 if sentences == 2 else None, sentences if self.count > sentences else None]
+
+    @staticmethod
+    def _is_by_name(names: Sequence[str], columns: Columns) -> bool:
+        """Whether the first line has the names: those that the user gave, or the usual ones alone, or more than positions say."""
+        if not all(name in names for name in columns.demanded):
+            return False
+        return columns.given or len(names) > 3 or all(name in columns.names for name in names)
 
 
 def _tsv(path: Path, columns: Columns, bad: BadLines) -> Iterator[Row]:
@@ -228,13 +240,13 @@ def _quote_problem(error: str, opened: int, reached: int, lines: int) -> tuple[s
         after = lines - opened - 1
         return (
             "a quote that is never closed",
-            f"it opens here, and the {after:,} lines after it would be of the same cell; those are read as rows of their own",
+            f"it opens here, and the {after:,} lines after it would be of the same cell; they are read as rows of their own",
         )
     if reached == opened + 1:
         return "text after a closing quote", "a quote within a cell is written twice"
     return (
         "a quote that is never closed",
-        f"it opens here, and the next quote, in line {reached}, ends no cell; the lines after this one are read as rows of their own",
+        f"it opens here, and the next quote, in line {reached}, ends no cell; the lines after this one are rows of their own",
     )
 
 
@@ -271,7 +283,9 @@ def _check_delimiter(where: str, names: list[str], columns: Columns) -> None:
     other = next((mark for mark in _OTHER_DELIMITERS if len(names) == 1 and mark in names[0]), None)
     if other is not None and columns.first not in names:
         advice = "name it .tsv" if other == "\t" else "write it with commas"
-        raise DataError(f"{where}: the columns are parted by {_OTHER_DELIMITERS[other]}, and a CSV file has commas: {advice}")
+        raise DataError(
+            f"{where}: the columns are parted by {_OTHER_DELIMITERS[other]}, and a CSV file has commas: {advice}"
+        )
 
 
 def _cells_problem(cells: list[str], count: int) -> tuple[str, str] | None:

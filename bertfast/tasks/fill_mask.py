@@ -68,7 +68,9 @@ def fill_masks(model: Any, tokenizer: "Tokenizer", text: str, top: int = 5) -> l
     with torch.no_grad():
         logits = model(**batch.inputs()).logits[torch.tensor(places) + 1].float()
     if not logits.isfinite().all():
-        raise DataError("the model's output is not finite (NaN or infinite): its weights are broken, take an earlier checkpoint")
+        raise DataError(
+            "the model's output is not finite (NaN or infinite): its weights are broken, take an earlier checkpoint"
+        )
     special = torch.from_numpy(tokenizer.special)[: logits.shape[1]]
     logits[:, : len(special)].masked_fill_(special, -torch.inf)
     best = logits.softmax(-1).topk(min(top, logits.shape[1] - int(special.sum())))

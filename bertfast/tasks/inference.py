@@ -83,5 +83,7 @@ def _numbers(tensor: Tensor) -> NDArray[np.float32]:
     """DataError where an output is not finite: a class of the largest NaN would look like any other."""
     values = tensor.float().cpu().numpy()
     if not np.isfinite(values).all():
-        raise DataError("the model's output is not finite (NaN or infinite): its weights are broken, take an earlier checkpoint")
+        raise DataError(
+            "the model's output is not finite (NaN or infinite): its weights are broken, take an earlier checkpoint"
+        )
     return values

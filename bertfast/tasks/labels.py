@@ -65,7 +65,9 @@ def label_names_notes(folder: Path) -> tuple[str, ...]:
     names, numbers = config.get("id2label"), config.get("label2id")
     if not isinstance(names, dict) or not isinstance(numbers, dict):
         return ()
-    if {str(place): str(name) for place, name in names.items()} == {str(place): str(name) for name, place in numbers.items()}:
+    if {str(place): str(name) for place, name in names.items()} == {
+        str(place): str(name) for name, place in numbers.items()
+    }:
         return ()
     shown = listed(f"{place} is {name}" for place, name in names.items())
     return (f"{folder}: id2label and label2id in config.json do not agree; id2label counts: {shown}",)
@@ -114,7 +116,9 @@ def choose_classes(
         return Classes(labels)
     if head.other or len(head.labels) < 2:
         why = head.other or "it has a single output"
-        return Classes(labels, notes=(f"the checkpoint's head is not continued: {why}; a new one is trained for {listed(labels)}",))
+        return Classes(
+            labels, notes=(f"the checkpoint's head is not continued: {why}; a new one is trained for {listed(labels)}",)
+        )
     places = _places(chosen or names, head)
     if places is None and chosen is not None and head.is_generic and len(chosen) == len(head.labels):
         places = list(range(len(labels)))  # what the names do not say the user does
@@ -126,7 +130,7 @@ def choose_classes(
 
 
 def _places(names: Sequence[str], head: StoredHead) -> list[int] | None:
-    """The output of the head that stands for each name: the same name, the same but for case, or its number. None: not all have one."""
+    """The output of the head for each name: of the same name, the same but for case, or its number. None: not all have one."""
     if not head.is_generic or all(map(_GENERIC.fullmatch, names)):
         for change in (str, str.casefold):
             stored = {change(label): place for place, label in enumerate(head.labels)}
@@ -140,16 +144,20 @@ def _places(names: Sequence[str], head: StoredHead) -> list[int] | None:
 def _new_head(names: Sequence[str], labels: Sequence[str], head: StoredHead) -> str:
     begin = f"the checkpoint's head is not continued, a new one is trained for {listed(labels)}: "
     if head.is_generic:
-        return f"{begin}its outputs are named {listed(head.labels)}, which does not say which is which; --labels can, in their order"
+        return f"{begin}its outputs are named {listed(head.labels)}, which does not say which is which; --labels can"
     strange = [name for name in names if name not in head.labels]
     return f"{begin}it is for {listed(head.labels)}, and {listed(strange)} is none of these"
 
 
 def _in_chosen_order(labels: list[str], places: list[int], head: StoredHead) -> Classes:
-    pairs = [f"{label} was its output {place} ({head.labels[place]})" for label, place in zip(labels, places, strict=True)]
+    pairs = [
+        f"{label} was its output {place} ({head.labels[place]})" for label, place in zip(labels, places, strict=True)
+    ]
     dropped = [label for place, label in enumerate(head.labels) if place not in places]
     note = f"the checkpoint's head is continued in the order of --labels: {listed(pairs)}"
-    return Classes(labels, tuple(places), notes=(note + (f"; dropped: {listed(dropped)}" if dropped else ""), *_warning(head)))
+    return Classes(
+        labels, tuple(places), notes=(note + (f"; dropped: {listed(dropped)}" if dropped else ""), *_warning(head))
+    )
 
 
 def _in_stored_order(names: Sequence[str], places: list[int], head: StoredHead) -> Classes:
@@ -172,7 +180,6 @@ def _warning(head: StoredHead) -> tuple[str, ...]:
     return ("the checkpoint's head was trained to give several labels at a time; here it learns to give one",)
 
 
-
 def value_head(head: StoredHead | None) -> Classes:
     """The single output of a regression, and what becomes of the checkpoint's head."""
     usual = ["LABEL_0"]
@@ -180,5 +187,7 @@ def value_head(head: StoredHead | None) -> Classes:
         return Classes(usual)
     if head.other or len(head.labels) > 1 or head.problem_type not in (None, "regression"):
         why = head.other or f"it is for the classes {listed(head.labels)}"
-        return Classes(usual, notes=(f"the checkpoint's head is not continued: {why}; a new one is trained for a number",))
+        return Classes(
+            usual, notes=(f"the checkpoint's head is not continued: {why}; a new one is trained for a number",)
+        )
     return Classes(list(head.labels), (0,), notes=("the checkpoint's head, which predicts a number, is continued",))

@@ -94,7 +94,9 @@ def read_bytes(path: Path) -> bytes:
         DataError: there is no such file, it cannot be read, or it is no UTF-8 as a whole (UTF-16, UTF-32, an archive).
     """
     if escaped_fault(str(path)):
-        raise DataError(f"{ascii(str(path))}: the file's name is no UTF-8, and could not be written down with the results; rename it")
+        raise DataError(
+            f"{str(path)!a}: the file's name is no UTF-8, and could not be written down with the results; rename it"
+        )
     try:
         content = path.read_bytes()
         if content.startswith(GZIP_MAGIC):
@@ -109,7 +111,9 @@ def read_bytes(path: Path) -> bytes:
 
 def _check_encoding(path: Path, content: bytes) -> None:
     if content.startswith(b"PK\x03\x04"):
-        raise DataError(f"{path} is a zip archive (spreadsheets are, too): unpack it, or export the sheet as CSV in UTF-8")
+        raise DataError(
+            f"{path} is a zip archive (spreadsheets are, too): unpack it, or export the sheet as CSV in UTF-8"
+        )
     kind = next((name for mark, name in _MARKS if content.startswith(mark)), None)
     sample = content[:_SAMPLE]
     zeros = sample.count(0)
@@ -210,13 +214,13 @@ def text_fault(*texts: str | None) -> tuple[str, str] | None:
 
 
 def escaped_fault(text: str) -> tuple[str, str] | None:
-    """Why a text that was decoded with "surrogateescape", as Python does the command line, is no UTF-8, as `BadLines.report` takes it."""
+    """Why a text decoded with "surrogateescape", as the command line is, was no UTF-8, as `BadLines.report` takes it."""
     escaped = None if text.isascii() else _ESCAPED.search(text)
     return (NO_UTF8, f"0x{ord(escaped[0]) - 0xDC00:02x} at character {escaped.start()}") if escaped else None
 
 
 def check_text(option: str, text: str) -> None:
-    """DataError where a text of the command line is empty, holds a NUL, or bytes that are no UTF-8 (Python makes surrogates of them)."""
+    """DataError where a text of the command line is empty, holds a NUL, or bytes that were no UTF-8."""
     if not text.strip():
         raise DataError(f"the text is empty: give {option} something to read")
     if wrong := escaped_fault(text):
@@ -251,5 +255,9 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 def no_column(where: str, what: str, name: str, names: Sequence[str]) -> DataError:
     """That a name which was asked for is none of those that there are."""
-    shown = ", ".join(names[:_MOST_NAMES]) + (f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else "")
-    return DataError(f"{where}: no {what}{name!r}; it has {shown or 'none'}{nearest(name, names)} Name them with --fields")
+    shown = ", ".join(names[:_MOST_NAMES]) + (
+        f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    )
+    return DataError(
+        f"{where}: no {what}{name!r}; it has {shown or 'none'}{nearest(name, names)} Name them with --fields"
+    )

@@ -69,9 +69,9 @@ def read_pairs(
     """The examples of a file: TSV (.tsv, .txt), JSONL (.jsonl, .json) or CSV with a header (.csv), each also in gzip.
 
     Args:
-        bad: where bad lines go: no UTF-8, no JSON, a missing or empty sentence, a missing label, values of other types, a wrong number
-            of columns, a quote that is not closed.
-        fields: names of first sentence, second sentence and label in JSONL, CSV, and TSV with a header, as `field_names` takes them.
+        bad: where bad lines go: no UTF-8, no JSON, a missing or empty sentence, a missing label, values of other types,
+            a wrong number of columns, a quote that is not closed.
+        fields: names of first sentence, second sentence and label, as `field_names` takes them.
         given: whether the user named them, so that each has to be there; None: where they are not the usual ones. Without the usual
             second a file has single sentences.
         sentences: 1 or 2; None tells it from the file (TSV without a header: one less than there are columns).
@@ -96,7 +96,9 @@ def read_pairs(
     if not examples:
         why = f"; {bad.summary()}" if bad else ""
         if bad.header and not bad:
-            raise DataError(f"{path}: line {bad.header.rpartition(':')[2]} names the columns, and there is nothing after it")
+            raise DataError(
+                f"{path}: line {bad.header.rpartition(':')[2]} names the columns, and there is nothing after it"
+            )
         raise DataError(f"{path}: no usable line{why}")
     pairs = {example.second is not None for example in examples}
     if len(pairs) > 1:
@@ -113,9 +115,9 @@ def _row_problem(row: Row, columns: Columns) -> tuple[str, str] | None:
     if not isinstance(first, str) or not first.strip():
         return f"no text in {columns.first}", _is(first, columns.first)
     read = columns.second is not None and columns.sentences != 1
-    if read and (second is not ABSENT or columns.second in columns.demanded):
-        if not isinstance(second, str) or not second.strip():
-            return f"no text in {columns.second}", _is(second, columns.second)
+    due = read and (second is not ABSENT or columns.second in columns.demanded)
+    if due and (not isinstance(second, str) or not second.strip()):
+        return f"no text in {columns.second}", _is(second, columns.second)
     if wrong := text_fault(first, second if read and isinstance(second, str) else None):
         return wrong
     if not columns.labelled:
@@ -147,8 +149,8 @@ def discover_labels(examples: Iterable[PairExample]) -> list[str]:
         value = _number(label)
         if value is not None and (other := numbers.setdefault(value, label)) != label:
             raise DataError(
-                f"{example.where}: the label {label!r} is the number {other!r} of {first[other].where} in another spelling, and would be "
-                "a class of its own: write each number in one way"
+                f"{example.where}: the label {label!r} is the number {other!r} of {first[other].where} in another spelling, "
+                "and would be a class of its own: write each number in one way"
             )
     try:
         return sorted(first, key=int)
@@ -164,8 +166,8 @@ def label_notes(examples: Sequence[PairExample], has_header: bool) -> list[str]:
     if None not in numbers and (len(counts) > _MANY or any(not label.lstrip("+-").isdecimal() for label in counts)):
         values = [value for value in numbers if value is not None]
         notes.append(
-            f"the labels are {len(counts)} different numbers from {min(values):g} to {max(values):g}, and each is a class of its own: "
-            "where they are scores, give --regression"
+            f"the labels are {len(counts)} different numbers from {min(values):g} to {max(values):g}, and each is a "
+            "class of its own: where they are scores, give --regression"
         )
     alike: defaultdict[str, list[str]] = defaultdict(list)
     for label in counts:
@@ -174,9 +176,11 @@ def label_notes(examples: Sequence[PairExample], has_header: bool) -> list[str]:
         notes.append(f"labels that differ by case alone are classes of their own: {', '.join(pairs)}")
     begin = examples[0]
     others = [count for label, count in counts.items() if label != begin.label]
-    if not has_header and begin.where.endswith(":1") and counts[begin.label] == 1 and others and min(others) > 1:
+    label = begin.label or ""
+    if not has_header and begin.where.endswith(":1") and counts[label] == 1 and others and min(others) > 1:
         notes.append(
-            f"{begin.where} may be a header: no other line has its label {begin.label!r}; take it out, or name the columns with --fields"
+            f"{begin.where} may be a header: no other line has its label {label!r}; take it out, or name the "
+            "columns with --fields"
         )
     return notes
 
@@ -192,7 +196,7 @@ def with_targets(
     targets: list[int | float] = []
     numbers = {label: index for index, label in enumerate(labels or ())}
     for example in examples:
-        if example.label in spelling:
+        if example.label is not None and example.label in spelling:
             example = replace(example, label=spelling[example.label])
         target: int | float | None
         if labels is None:

@@ -58,7 +58,12 @@ class PairProblem(Problem):
     head = "BertForSequenceClassification"
 
     def __init__(
-        self, tokenizer: "Tokenizer", train: Path, dev: Path | None, options: PairOptions, head: StoredHead | None = None
+        self,
+        tokenizer: "Tokenizer",
+        train: Path,
+        dev: Path | None,
+        options: PairOptions,
+        head: StoredHead | None = None,
     ) -> None:
         self.tokenizer, self.options, self.notes, self.read = tokenizer, options, [], []
         examples, bad = self._read(train, options.sentences)
@@ -148,8 +153,8 @@ def pair_rows(
 ) -> list[dict[str, Any]]:
     """What is said of each sequence from its logits [N, C].
 
-    {"label", "probabilities"}; {"value"} where labels is None; {"labels", "probabilities"} where a model gives several labels at a time,
-    those with a probability above one half; {"values"} where it predicts several numbers.
+    {"label", "probabilities"}; {"value"} where labels is None; {"labels", "probabilities"} where a model gives several labels
+    at a time, those with a probability above one half; {"values"} where it predicts several numbers.
     """
     if labels is None:
         return [{"value": float(value)} for value in logits[:, 0]]

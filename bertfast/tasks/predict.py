@@ -91,7 +91,9 @@ class Fitted:
 
 def _check_names(folder: Path, labels: Sequence[str]) -> None:
     if twice := [name for name, count in Counter(labels).items() if count > 1]:
-        raise DataError(f"{folder}: id2label in config.json names {len(labels)} outputs and {twice[0]!r} more than once; name each its own")
+        raise DataError(
+            f"{folder}: id2label in config.json names {len(labels)} outputs and {twice[0]!r} more than once; name each its own"
+        )
 
 
 def _scheme_note(labels: Sequence[str]) -> tuple[str, ...]:
@@ -120,15 +122,21 @@ def _settings(folder: Path, config: models.BertConfig) -> dict[str, Any]:
     """How the model was fed, from its configuration. DataError where that holds other types than `bertfast finetune` writes."""
     kept = config.extra.get(SETTINGS) or {}
     if not isinstance(kept, dict):
-        raise DataError(f"{folder}: {SETTINGS!r} in config.json is {described(kept)}, not an object of settings; take it out")
+        raise DataError(
+            f"{folder}: {SETTINGS!r} in config.json is {described(kept)}, not an object of settings; take it out"
+        )
     for name, kinds in _KEPT.items():
         value = kept.get(name)
         low = value if type(value) is int and name != "no_answer_threshold" else 1
         if name in kept and (type(value) not in kinds or low < 1):
-            raise DataError(f"{folder}: {name!r} of {SETTINGS!r} in config.json is {described(value)}; take it out, or mend it")
+            raise DataError(
+                f"{folder}: {name!r} of {SETTINGS!r} in config.json is {described(value)}; take it out, or mend it"
+            )
     fields = kept.get("fields", [])
     if not all(isinstance(name, str) for name in fields):
-        raise DataError(f"{folder}: 'fields' of {SETTINGS!r} in config.json are not all text; take them out, or mend them")
+        raise DataError(
+            f"{folder}: 'fields' of {SETTINGS!r} in config.json are not all text; take them out, or mend them"
+        )
     return dict(kept)
 
 
@@ -184,9 +192,7 @@ def read_input(fitted: Fitted, path: Path, bad: BadLines, columns: Sequence[str]
         return read_tokens(path, bad, labelled=False)
     names = columns or fitted.settings.get("fields") or FIELDS
     given = columns is not None
-    return read_pairs(
-        path, bad, fields=names, given=given, sentences=fitted.settings.get("sentences"), labelled=False
-    )
+    return read_pairs(path, bad, fields=names, given=given, sentences=fitted.settings.get("sentences"), labelled=False)
 
 
 def from_line(

@@ -64,9 +64,9 @@ def read_squad(path: Path, bad: BadLines, labelled: bool = True) -> list[QAExamp
     {"text": [...], "answer_start": [...]}.
 
     Args:
-        bad: where what cannot be used goes, alone: articles and paragraphs without questions, questions that lack id, text or context,
-            hold another type there, or repeat an id, and answers that cannot be read or do not stand at their answer_start (the
-            question stays, to be scored by its texts).
+        bad: where what cannot be used goes, alone: articles and paragraphs without questions, questions that lack id, text or
+            context, hold another type there, or repeat an id, and answers that cannot be read or do not stand at their
+            answer_start (the question stays, to be scored by its texts).
         labelled: whether answers are read.
 
     Raises:
@@ -96,7 +96,9 @@ def _articles(path: Path) -> list[Any]:
         text = content.decode()
         whole = json.loads(text)
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: no UTF-8 (0x{content[error.start]:02x} at byte {error.start}); convert or mend the file") from None
+        raise DataError(
+            f"{path}: no UTF-8 (0x{content[error.start]:02x} at byte {error.start}); convert or mend the file"
+        ) from None
     except (ValueError, RecursionError) as error:
         lines = [line for line in text.splitlines() if line.strip()]
         advice = "a file in SQuAD's format is expected"
@@ -227,7 +229,9 @@ def _start(answer: Any, where: str, bad: BadLines) -> int | None:
         detail = cell_problem(answer, "answer_start")
     else:
         return answer["answer_start"]
-    bad.report(where, "an answer that cannot be read", f"{detail}; it has 'text' and 'answer_start', a whole number", part=True)
+    bad.report(
+        where, "an answer that cannot be read", f"{detail}; it has 'text' and 'answer_start', a whole number", part=True
+    )
     return None
 
 

@@ -51,7 +51,9 @@ class QAProblem(Problem):
         self.language = options.language or tokenizer.language
         examples = self._read(train)
         texts = dict.fromkeys(text for example in examples for text in (example.question, example.context))
-        if markers := cut_markers_note(texts, tokenizer, specials=False):  # JSQuAD's contexts all have a [SEP] that is text
+        if markers := cut_markers_note(
+            texts, tokenizer, specials=False
+        ):  # JSQuAD's contexts all have a [SEP] that is text
             self.notes.append(f"{train}: {markers}")
         made = self._windows(train, examples, training=True)
         self.features = made.features

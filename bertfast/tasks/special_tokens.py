@@ -34,6 +34,6 @@ def cut_markers_note(texts: Iterable[str | None], tokenizer: "Tokenizer", *, spe
         return ""
     more = f" and {len(cut) - _SHOWN} more" if len(cut) > _SHOWN else ""
     return (
-        f"markers are cut into pieces as any text is: {', '.join(cut[:_SHOWN])}{more}; name those with --special-tokens that are to be "
-        "one token each"
+        f"markers are cut into pieces as any text is: {', '.join(cut[:_SHOWN])}{more}; name those "
+        "with --special-tokens that are to be one token each"
     )

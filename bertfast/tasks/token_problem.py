@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bertfast.data.batches import IGNORED, Batch
 from bertfast.tasks.entities import entities, entity_scores
 from bertfast.tasks.inference import EVALUATION, token_arrays
-from bertfast.tasks.labels import StoredHead, choose_classes
+from bertfast.tasks.labels import StoredHead, choose_classes, listed
 from bertfast.tasks.lines import BadLines, DataError
 from bertfast.tasks.loader import Batching
 from bertfast.tasks.problem import Evaluation, Problem, counted
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TokenOptions:
-    """How sentences are cut into windows (in pieces), and the tags in their order; None for the checkpoint's, else the training file's."""
+    """How sentences are cut into windows (in pieces), and the tags in their order; None for the checkpoint's, else the data's."""
 
     max_length: int = 256
     stride: int = 128
@@ -41,7 +41,12 @@ class TokenProblem(Problem):
     scores = ("f1", "precision", "recall", "accuracy")
 
     def __init__(
-        self, tokenizer: "Tokenizer", train: Path, dev: Path | None, options: TokenOptions, head: StoredHead | None = None
+        self,
+        tokenizer: "Tokenizer",
+        train: Path,
+        dev: Path | None,
+        options: TokenOptions,
+        head: StoredHead | None = None,
     ) -> None:
         self.tokenizer, self.options, self.notes, self.read = tokenizer, options, [], []
         examples = self._read(train)
@@ -51,7 +56,7 @@ class TokenProblem(Problem):
         self.notes += self.classes.notes
         if len(self.labels) < 2:
             raise DataError(f"{train}: the only tag is {self.labels[0]}; there is nothing to learn")
-        examples = self._spelled(examples)
+        examples = self._known(train, self._spelled(examples))
         if markers := cut_markers_note((example.text for example in examples), tokenizer):
             self.notes.append(f"{train}: {markers}")
         self.features = [window.feature for window in self._windows(examples, self.labels)]
@@ -68,6 +73,22 @@ class TokenProblem(Problem):
         if not other:
             return examples
         return [replace(e, tags=tuple(other.get(tag, tag) for tag in e.tags or ())) for e in examples]
+
+    def _known(self, path: Path, examples: list[TokenExample]) -> list[TokenExample]:
+        """Those whose tags can all be learnt; the others are bad, each as a whole sentence."""
+        bad = BadLines(self.options.skip_bad_lines)
+        known = []
+        for example in examples:
+            strange = next((tag for tag in example.tags or () if tag not in self.labels), None)
+            if strange is None:
+                known.append(example)
+            else:
+                bad.report(example.where, f"a tag that is none of {listed(self.labels)}", strange)
+        if bad:
+            self.notes.append(f"{path}: {bad.summary()}")
+        if not known:
+            raise DataError(f"{path}: no sentence has only the tags {listed(self.labels)}; {bad.summary()}")
+        return known
 
     def _read(self, path: Path) -> list[TokenExample]:
         bad = BadLines(self.options.skip_bad_lines)

@@ -44,12 +44,14 @@ _KINDS: dict[str, tuple[Any, Any]] = {
 
 
 def make_problem(config: Any, tokenizer: Tokenizer, head: StoredHead | None = None) -> Problem:
-    """The data of a configuration, read, and how it is scored. `head` is the checkpoint's. DataError for data that cannot be used."""
+    """The data of a configuration, read, and how it is scored; `head` is the checkpoint's. DataError for unusable data."""
     problem, options = _KINDS[config.kind]
     # The options of a problem are named as those of its configuration.
     chosen = options(**{each.name: getattr(config, each.name) for each in fields(options)})
     more = {} if head is None else {"head": head}
-    return problem(tokenizer, Path(config.train_file), Path(config.dev_file) if config.dev_file else None, chosen, **more)
+    return problem(
+        tokenizer, Path(config.train_file), Path(config.dev_file) if config.dev_file else None, chosen, **more
+    )
 
 
 class FinetuneTask(Task):
@@ -98,7 +100,9 @@ class FinetuneTask(Task):
         """The tokenizer with the tokens of `special_tokens`; these, where they are given."""
         tokens = list(dict.fromkeys(self.config.special_tokens or ()))
         if own := [token for token in tokens if token in self.tokenizer.specials]:
-            raise ConfigError(f"special_tokens: {', '.join(own)} is a special token of the tokenizer, which texts cannot write")
+            raise ConfigError(
+                f"special_tokens: {', '.join(own)} is a special token of the tokenizer, which texts cannot write"
+            )
         if tokens:
             self.tokenizer.add_special_tokens(tokens)
         return tokens
@@ -107,10 +111,10 @@ class FinetuneTask(Task):
         """A row of the word table for each new token."""
         if not added:
             return
-        rows = self.model.config.vocab_size  # type: ignore[union-attr, operator]
-        words = self.tokenizer.vocab_size
+        model: Any = self.model
+        rows, words = model.config.vocab_size, self.tokenizer.vocab_size
         if words > rows:
-            self.model.resize_token_embeddings(words)  # type: ignore[operator]
+            model.resize_token_embeddings(words)
         shown = ", ".join(f"{token} is id {self.tokenizer.vocab[token]}" for token in added)
         self.problem.notes.append(f"special tokens: {shown}; the word table has {max(words - rows, 0)} new rows")
 

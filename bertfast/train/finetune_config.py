@@ -65,7 +65,10 @@ class PairConfig(FinetuneConfig):
     sentences: int | None = option(None, "1 or 2 of a line; as the file has them where not given", low=1, high=2)
     labels: list[str] | None = field(
         default=None,
-        metadata={"choices": (), "help": "classes in their order; where not given the checkpoint's, else the training file's, sorted"},
+        metadata={
+            "choices": (),
+            "help": "classes in their order; where not given the checkpoint's, else the training file's, sorted",
+        },
     )
     regression: bool = option(False, "labels are numbers to be predicted")
 
@@ -97,5 +100,8 @@ class TokenConfig(FinetuneConfig):
     stride: int = option(128, "pieces between the starts of two windows of a long sentence", low=1)
     labels: list[str] | None = field(
         default=None,
-        metadata={"choices": (), "help": "tags in their order; where not given the checkpoint's, else the training file's, sorted"},
+        metadata={
+            "choices": (),
+            "help": "tags in their order; where not given the checkpoint's, else the training file's, sorted",
+        },
     )

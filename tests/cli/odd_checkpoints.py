@@ -64,6 +64,11 @@ def weights(alter: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path],
     return change
 
 
+def other_weights(stored: dict[str, torch.Tensor]) -> None:
+    stored.clear()
+    stored["a"] = torch.ones(1)
+
+
 def cut(keep: int) -> Callable[[Path], Any]:
     return lambda folder: (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:keep])
 
@@ -85,9 +90,16 @@ CONFIG_ROWS = [
     OddFolder("no config", lose(CONFIG), "there is no", "has no config.json"),
     OddFolder("config is a folder", to_folder(CONFIG), "there is no", "has no config.json"),
     OddFolder("config is empty", put(CONFIG, b""), "is not JSON", "cannot be read as JSON"),
-    OddFolder("config is cut short", put(CONFIG, b'{"model_type": "bert", "hid'), "is not JSON", "cannot be read as JSON"),
+    OddFolder(
+        "config is cut short", put(CONFIG, b'{"model_type": "bert", "hid'), "is not JSON", "cannot be read as JSON"
+    ),
     OddFolder("config is zero bytes", put(CONFIG, b"\0" * 512), "is not JSON", "cannot be read as JSON"),
-    OddFolder("config in utf-16", put(CONFIG, '{"model_type": "bert"}'.encode("utf-16")), "is not JSON", "cannot be read as JSON"),
+    OddFolder(
+        "config in utf-16",
+        put(CONFIG, '{"model_type": "bert"}'.encode("utf-16")),
+        "is not JSON",
+        "cannot be read as JSON",
+    ),
     OddFolder("config in latin-1", put(CONFIG, b'{"model_type": "b\xe9rt"}'), "is not JSON", "cannot be read as JSON"),
     OddFolder("config is a list", put(CONFIG, b"[1]"), "not a JSON object", "cannot be read as JSON"),
     OddFolder("config is a number", put(CONFIG, b"3"), "not a JSON object", "cannot be read as JSON"),
@@ -97,21 +109,30 @@ CONFIG_ROWS = [
     OddFolder("another model", config(model_type="roberta"), "model_type 'roberta'", "'roberta' model"),
     OddFolder("a list as model", config(model_type=["bert"]), "model_type ['bert']", "['bert'] model"),
     OddFolder("hidden_size is text", config(hidden_size="8"), "hidden_size must be a positive integer, got '8'", ""),
-    OddFolder("hidden_size is a fraction", config(hidden_size=8.5), "hidden_size must be a positive integer, got 8.5", ""),
+    OddFolder(
+        "hidden_size is a fraction", config(hidden_size=8.5), "hidden_size must be a positive integer, got 8.5", ""
+    ),
     OddFolder("hidden_size is 0", config(hidden_size=0), "hidden_size must be a positive integer, got 0", ""),
     OddFolder("hidden_size is true", config(hidden_size=True), "hidden_size must be a positive integer, got True", ""),
     OddFolder("hidden_size is null", config(hidden_size=None), "hidden_size must be a positive integer, got None", ""),
     OddFolder("hidden_size is a list", config(hidden_size=[8]), "hidden_size must be a positive integer, got [8]", ""),
     OddFolder("hidden_size of other weights", config(hidden_size=16), "has shape", ""),
     OddFolder("heads that do not divide", config(num_attention_heads=3), "is not a multiple of", ""),
-    OddFolder("layers are negative", config(num_hidden_layers=-1), "num_hidden_layers must be a positive integer", None),
+    OddFolder(
+        "layers are negative", config(num_hidden_layers=-1), "num_hidden_layers must be a positive integer", None
+    ),
     OddFolder("more layers than weights", config(num_hidden_layers=2), "lacks", "has no weights for encoder.layer.1"),
     OddFolder("a vocabulary beyond reason", config(vocab_size=10**15), "has shape", ""),
     OddFolder("a smaller vocabulary", config(vocab_size=20), "are not of one checkpoint", ""),
     OddFolder("fewer positions", config(max_position_embeddings=60), "has shape", ""),
     OddFolder("unknown activation", config(hidden_act="swish2"), "hidden_act 'swish2'", ""),
     OddFolder("a list as activation", config(hidden_act=["gelu"]), "hidden_act ['gelu']", ""),
-    OddFolder("relative positions", config(position_embedding_type="relative_key"), "position_embedding_type", "position_embedding_type"),
+    OddFolder(
+        "relative positions",
+        config(position_embedding_type="relative_key"),
+        "position_embedding_type",
+        "position_embedding_type",
+    ),
     OddFolder("a decoder", config(is_decoder=True), "is_decoder"),
     OddFolder("dropout of 2", config(hidden_dropout_prob=2), "hidden_dropout_prob must be in [0, 1)", ""),
     OddFolder("dropout is text", config(hidden_dropout_prob="0.1"), "hidden_dropout_prob must be in [0, 1)", ""),
@@ -130,7 +151,7 @@ WEIGHT_ROWS = [
     OddFolder("no weights", lose(WEIGHTS), "has neither", "no .safetensors file"),
     OddFolder("weights are a folder", to_folder(WEIGHTS), "has neither", ""),
     OddFolder("weights are empty", put(WEIGHTS, b""), "cannot be read, it may be cut short", "could not load"),
-    OddFolder("weights are text", put(WEIGHTS, b"version https://git-lfs.github.com/spec/v1\n"), "cannot be read", "could not load"),
+    OddFolder("weights are a pointer", put(WEIGHTS, b"version https://git-lfs.github.com/spec/v1\n"), "cannot be", "could not load"),
     OddFolder("weights are zero bytes", put(WEIGHTS, b"\0" * 4096), "cannot be read", "could not load"),
     OddFolder("weights begin with a huge number", put(WEIGHTS, b"\xff" * 64), "cannot be read", "could not load"),
     OddFolder("weights without their end", cut(2000), "cannot be read", "could not load"),
@@ -145,7 +166,7 @@ WEIGHT_ROWS = [
     OddFolder("no word table", weights(lambda stored: stored.pop(WORDS)), "lacks", "has no weights for embeddings.word"),
     OddFolder("a shorter word table", weights(lambda s: s.update({WORDS: s[WORDS][:-1].clone()})), "has shape", ""),
     OddFolder("a word table of integers", weights(lambda s: s.update({WORDS: s[WORDS].int()})), "torch.int32", None),
-    OddFolder("weights of another model", weights(lambda s: [s.pop(name) for name in list(s)] and s.update({"a": torch.ones(1)})), "", "has no weights for"),
+    OddFolder("weights of another model", weights(other_weights), "", "has no weights for"),
 ]  # fmt: skip
 
 TOKENIZER_ROWS = [
@@ -154,7 +175,11 @@ TOKENIZER_ROWS = [
     OddFolder("vocabulary is empty", put("vocab.txt", b""), "vocabulary"),
     OddFolder("vocabulary in latin-1", put("vocab.txt", b"caf\xe9\n"), "is not UTF-8"),
     OddFolder("vocabulary of another model", put("vocab.txt", b"a\nb\n"), "[MASK]"),
-    OddFolder("a longer vocabulary", lambda folder: (folder / "vocab.txt").open("a").write("more\n"), "are not of one checkpoint"),
+    OddFolder(
+        "a longer vocabulary",
+        lambda folder: (folder / "vocab.txt").open("a").write("more\n"),
+        "are not of one checkpoint",
+    ),
     OddFolder("settings are no JSON", put("tokenizer_config.json", b"{"), "is not JSON"),
     OddFolder("tokenizer.json is no JSON", put("tokenizer.json", b"{"), "tokenizer.json"),
     OddFolder("tokenizer.json of another kind", put("tokenizer.json", b'{"model": {"type": "BPE"}}'), "BPE"),

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 from odd_checkpoints import CONFIG_ROWS, FOLDERS, TEXTS, WEIGHT_ROWS, weights
-from odd_files import GOOD_TSV
+from odd_pairs import GOOD_TSV
 from test_odd_files import HEADS, run, save_checkpoint
 
 from bertfast import models
@@ -59,7 +59,9 @@ def test_our_own_models(changed, command, row):
 
 
 @pytest.mark.parametrize("command", STOCK)
-@pytest.mark.parametrize("row", [row for row in (*CONFIG_ROWS, *WEIGHT_ROWS) if row.stock is not None], ids=lambda row: row.name)
+@pytest.mark.parametrize(
+    "row", [row for row in (*CONFIG_ROWS, *WEIGHT_ROWS) if row.stock is not None], ids=lambda row: row.name
+)
 def test_models_of_transformers(changed, command, row):
     pytest.importorskip("transformers")
     folder, _ = changed(command, row.change)

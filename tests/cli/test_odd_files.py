@@ -6,7 +6,10 @@ import re
 import odd_files
 import pytest
 import torch
-from odd_files import KINDS, Odd
+from odd_files import Odd
+from odd_pairs import PAIR
+from odd_questions import QA
+from odd_tokens import TOKEN
 from typer.testing import CliRunner
 
 from bertfast import models
@@ -14,12 +17,28 @@ from bertfast.cli import app
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
-PIECES = [*SPECIALS, *LETTERS, *".,?![]()/'\"-_", *(f"##{c}" for c in LETTERS), *"the film is good bad paris france capital of what".split()]
+PIECES = [
+    *SPECIALS,
+    *LETTERS,
+    *".,?![]()/'\"-_",
+    *(f"##{c}" for c in LETTERS),
+    "the",
+    "film",
+    "is",
+    "good",
+    "bad",
+    "paris",
+    "france",
+    "capital",
+    "of",
+    "what",
+]
 HEADS = {
     "pair": models.BertForSequenceClassification,
     "qa": models.BertForQuestionAnswering,
     "token": models.BertForTokenClassification,
 }
+KINDS = {"pair": PAIR, "qa": QA, "token": TOKEN}
 UNITS = "examples|questions|sentences"
 LENGTHS = {"pair": (), "qa": ("--max-question", "8"), "token": ()}
 ROWS = [pytest.param(kind, odd, id=odd.name) for kind, table in KINDS.items() for odd in table]
@@ -34,7 +53,9 @@ def save_checkpoint(folder, head):
     )  # fmt: skip
     head(config).save_pretrained(folder)
     (folder / "vocab.txt").write_text("\n".join(PIECES) + "\n", encoding="utf-8")
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer", "do_lower_case": True}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "BertTokenizer", "do_lower_case": True})
+    )
     return folder
 
 
@@ -85,7 +106,18 @@ def check_refusal(odd: Odd, status, said):
 @pytest.mark.parametrize(("kind", "odd"), ROWS)
 def test_finetune(tmp_path, checkpoints, without_steps, kind, odd):
     data = odd.write(tmp_path)
-    common = ("finetune", kind, "--model", checkpoints["start"], "--train", data, "--max-length", 40, *LENGTHS[kind], *odd.options)
+    common = (
+        "finetune",
+        kind,
+        "--model",
+        checkpoints["start"],
+        "--train",
+        data,
+        "--max-length",
+        40,
+        *LENGTHS[kind],
+        *odd.options,
+    )
     status, said = run(*common, "--out", tmp_path / "run")
     if odd.refused:
         check_refusal(odd, status, said)

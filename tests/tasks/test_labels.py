@@ -157,11 +157,15 @@ def test_tags_in_the_order_of_the_checkpoint(tmp_path, nli):
     ).save_pretrained(folder)
     train = conll_file(tmp_path / "train.conll", 8, 1)
     common = ("--max-length", 32, "--steps", 1, "--lr", 1e-12, "--threads", 1)
-    said = " ".join(run("finetune", "token", "--model", folder, "--train", train, "--out", tmp_path / "run", *common).split())
+    said = " ".join(
+        run("finetune", "token", "--model", folder, "--train", train, "--out", tmp_path / "run", *common).split()
+    )
     assert "with its classes in its order: O, I-Q, B-Q, B-LOC; the training data has no I-Q, B-LOC" in said
     config = models.BertConfig.from_pretrained(tmp_path / "run" / "model")
     assert config.id2label == order
-    before, after = (load_file(model / "model.safetensors")["classifier.weight"] for model in (folder, tmp_path / "run" / "model"))
+    before, after = (
+        load_file(model / "model.safetensors")["classifier.weight"] for model in (folder, tmp_path / "run" / "model")
+    )
     torch.testing.assert_close(after, before, rtol=0, atol=1e-6)
 
 
@@ -217,3 +221,40 @@ def test_classes_that_are_no_tags_of_entities_are_predicted_as_tags(tmp_path):
     row = json.loads(said[said.index("{") :])
     assert row.keys() == {"text", "tokens", "tags"}
     assert set(row["tags"]) <= {"NOUN", "VERB"}
+
+
+def test_names_of_a_folder_that_do_not_agree_are_told(nli, tmp_path):
+    folder = tmp_path / "two"
+    shutil.copytree(nli, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["label2id"] = {"entailment": 2, "neutral": 1, "contradiction": 0}
+    (folder / "config.json").write_text(json.dumps(config))
+    said = " ".join(run("predict", folder, "--text", "a", "--text", "b").split())
+    assert "id2label and label2id in config.json do not agree; id2label counts: 0 is entailment" in said
+    said, _, names = finetuned(folder, tmp_path)
+    assert "do not agree" in " ".join(said.split())
+    assert names == list(NLI.labels)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_tags_that_the_user_does_not_list_are_refused_or_take_their_sentence_with_them(nli, tmp_path, skip):
+    train = tmp_path / "t.conll"
+    train.write_text("paris B-LOC\n\nfilm B-Q\nis O\n\nthe O\n")
+    arguments = (
+        "finetune",
+        "token",
+        "--model",
+        nli,
+        "--train",
+        train,
+        "--out",
+        tmp_path / "run",
+        "--max-length",
+        32,
+        "--steps",
+        1,
+    )
+    labels = ("--labels", "O,B-LOC,I-LOC")
+    said = run(*arguments, *labels, *(("--bad-lines", "skip") if skip else ()), status=0 if skip else 2)
+    assert "t.conll:3: a tag that is none of O, B-LOC, I-LOC: B-Q" in " ".join(said.split())
+    assert not skip or "2 sentences, 2 words" in said

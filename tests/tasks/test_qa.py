@@ -69,7 +69,9 @@ def test_a_misplaced_answer_is_scored_and_not_learnt(tmp_path, english):
 def test_unusable_files(tmp_path, content):
     path = tmp_path / "a.json"
     path.write_text(content)
-    with pytest.raises(DataError, match=r"a\.json: (no JSON|not SQuAD's format \(it is|article 1: no list 'paragraphs'|no usable)"):
+    with pytest.raises(
+        DataError, match=r"a\.json: (no JSON|not SQuAD's format \(it is|article 1: no list 'paragraphs'|no usable)"
+    ):
         read_squad(path, BadLines())
 
 

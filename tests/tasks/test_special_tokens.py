@@ -37,13 +37,26 @@ def checkpoint(tmp_path_factory):
 
 def write(tmp_path):
     train = tmp_path / "train.tsv"
-    train.write_text("".join(f"the [E1] {word} [/E1] film\t{label}\n" for word, label in (("good", "x"), ("bad", "y")) * 4))
+    train.write_text(
+        "".join(f"the [E1] {word} [/E1] film\t{label}\n" for word, label in (("good", "x"), ("bad", "y")) * 4)
+    )
     return train
 
 
 def finetuned(checkpoint, tmp_path, *options):
     common = ("--max-length", 32, "--steps", 2, "--threads", 1)
-    said = run("finetune", "pair", "--model", checkpoint, "--train", write(tmp_path), "--out", tmp_path / "run", *common, *options)
+    said = run(
+        "finetune",
+        "pair",
+        "--model",
+        checkpoint,
+        "--train",
+        write(tmp_path),
+        "--out",
+        tmp_path / "run",
+        *common,
+        *options,
+    )
     return " ".join(said.split())
 
 
@@ -73,7 +86,9 @@ def test_the_rows_of_known_words_stay_and_a_run_is_resumed(checkpoint, tmp_path)
     finetuned(checkpoint, tmp_path, "--special-tokens", "[E1]", "--lr", 1e-12, "--stop-at", 1)
     run("finetune", "pair", "--out", tmp_path / "run", "--resume")
     before = models.BertModel.from_pretrained(checkpoint).embeddings.word_embeddings.weight
-    after = models.BertForSequenceClassification.from_pretrained(tmp_path / "run" / "model").bert.embeddings.word_embeddings.weight
+    after = models.BertForSequenceClassification.from_pretrained(
+        tmp_path / "run" / "model"
+    ).bert.embeddings.word_embeddings.weight
     torch.testing.assert_close(after[:-1], before, rtol=0, atol=1e-6)
     assert 0 < after[-1].std() < 0.1
 
@@ -84,7 +99,9 @@ def test_a_piece_that_there_is_keeps_its_id(checkpoint, tmp_path):
     assert models.BertConfig.from_pretrained(tmp_path / "run" / "model").vocab_size == len(ENGLISH)
 
 
-@pytest.mark.parametrize(("tokens", "message"), [("[SEP]", "[SEP] is a special token of the tokenizer"), ("[E1],", "special token ''")])
+@pytest.mark.parametrize(
+    ("tokens", "message"), [("[SEP]", "[SEP] is a special token of the tokenizer"), ("[E1],", "special token ''")]
+)
 def test_tokens_that_cannot_be(checkpoint, tmp_path, tokens, message):
     common = ("--model", checkpoint, "--train", write(tmp_path), "--out", tmp_path / "run", "--max-length", 32)
     assert message in " ".join(run("finetune", "pair", *common, "--special-tokens", tokens, status=2).split())

@@ -151,7 +151,7 @@ WEIGHT_ROWS = [
     OddFolder("no weights", lose(WEIGHTS), "has neither", "no .safetensors file"),
     OddFolder("weights are a folder", to_folder(WEIGHTS), "has neither", ""),
     OddFolder("weights are empty", put(WEIGHTS, b""), "cannot be read, it may be cut short", "could not load"),
-    OddFolder("weights are a pointer", put(WEIGHTS, b"version https://git-lfs.github.com/spec/v1\n"), "cannot be", "could not load"),
+    OddFolder("weights are a pointer", put(WEIGHTS, b"version https://git-lfs.github.com/spec/v1"), "cannot be", "could not load"),
     OddFolder("weights are zero bytes", put(WEIGHTS, b"\0" * 4096), "cannot be read", "could not load"),
     OddFolder("weights begin with a huge number", put(WEIGHTS, b"\xff" * 64), "cannot be read", "could not load"),
     OddFolder("weights without their end", cut(2000), "cannot be read", "could not load"),

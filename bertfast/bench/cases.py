@@ -74,7 +74,7 @@ def _folder(model: str) -> Path:
         raise BenchError(f"{folder} has no config.json, so it is not a checkpoint in the Hugging Face format")
     try:
         kind = json.loads(config.read_text()).get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise BenchError(f"{config} cannot be read as JSON: {error}") from error
     if kind != "bert":
         raise BenchError(f"{folder} is a {kind!r} model; bertfast supports model_type 'bert'")
@@ -114,11 +114,24 @@ def load_model(model: str) -> nn.Module:
         return BertModel(preset_config(model)).eval()
     folder = _folder(model)
     try:
-        return AutoModel.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, attn_implementation="sdpa", dtype=torch.float32
-        ).eval()
+        loaded, info = AutoModel.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            attn_implementation="sdpa",
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
     except Exception as error:
         raise BenchError(f"transformers could not load {folder}: {error}") from error
+    # Without a word transformers fills them with random numbers, as it does a pooler that a masked LM need not have.
+    lacking = sorted(name for name in info["missing_keys"] if not name.startswith("pooler."))
+    if lacking:
+        raise BenchError(
+            f"{folder} has no weights for {lacking[0]}{f' and {len(lacking) - 1} more' if len(lacking) > 1 else ''}: config.json "
+            "describes another model, or the file is not whole; fetch it again"
+        )
+    return loaded.eval()
 
 
 def _lengths(batch: int, length: int, padding: float) -> Tensor:

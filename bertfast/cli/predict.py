@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from bertfast.cli.common import check_target, console, fail, note
+from bertfast.cli.common import check_target, console, fail, note, notes
 
 
 class BadLinesPolicy(StrEnum):
@@ -24,6 +24,7 @@ def _mistakes() -> tuple[type[Exception], ...]:
     return DataError, TokenizerError, ConfigError, WeightsError, FileNotFoundError, ImportError
 
 
+@notes()
 def predict(
     model: Annotated[Path, typer.Argument(help="folder of a fine-tuned model, such as RUN/model")],
     data: Annotated[Path | None, typer.Argument(metavar="INPUT", help="file as for `finetune`, without labels")] = None,
@@ -73,8 +74,8 @@ def predict(
             examples = tasks.read_input(fitted, data, bad, columns)
         else:
             examples = tasks.from_line(fitted, text, question, context)
-        if bad:
-            note(f"{data}: {bad.summary()}")
+        for remark in (*fitted.notes, *bad.remarks, *([f"{data}: {bad.summary()}"] if bad else [])):
+            note(remark)
         if fitted.kind == "qa":
             _answers(fitted, examples, out, n_best, threshold, single=data is None)
             return
@@ -110,6 +111,7 @@ def _answers(
         print((texts[found[0].id] or "(no answer)") if single else json.dumps(texts, ensure_ascii=False, indent=1))
 
 
+@notes()
 def fill_mask(
     model: Annotated[Path, typer.Argument(help="folder of a model with a masked-LM head")],
     text: Annotated[str, typer.Argument(help='text with one or more masks: "Paris is the [MASK] of France."')],

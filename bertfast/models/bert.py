@@ -4,6 +4,7 @@ Everything inside is packed: rows of real tokens and where sequences begin (`tok
 computes the last layer for those rows alone that they read.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -53,7 +54,13 @@ class BertPreTrainedModel(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, dtype: torch.dtype | None = None, *, replace_head: bool = False, **overrides: Any
+        cls,
+        folder: str | Path,
+        dtype: torch.dtype | None = None,
+        *,
+        replace_head: bool = False,
+        head_rows: Sequence[int] | None = None,
+        **overrides: Any,
     ) -> Self:
         """The model of a checkpoint's folder in the Hugging Face format, in evaluation mode.
 
@@ -64,6 +71,8 @@ class BertPreTrainedModel(nn.Module):
             folder: holds config.json and model.safetensors, or the latter in shards with model.safetensors.index.json.
             dtype: of all parameters; that of the stored word table where it is None.
             replace_head: treat a stored head of another shape, such as one for other labels, as one that is lacking.
+            head_rows: outputs of a stored classifier that become this model's, in their order; an empty sequence for a
+                new one. All, in their own order, where it is None.
             overrides: options of `BertConfig` in place of the stored ones, such as `num_labels` or `id2label`.
 
         Raises:
@@ -75,7 +84,7 @@ class BertPreTrainedModel(nn.Module):
         config = BertConfig.from_pretrained(folder, **overrides)
         with torch.device("meta"):
             model = cls(config)
-        loading.load(model, Path(folder), dtype, replace_head)
+        loading.load(model, Path(folder), dtype, replace_head, head_rows)
         return model.eval()
 
     def save_pretrained(self, folder: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
@@ -97,6 +106,28 @@ class BertPreTrainedModel(nn.Module):
         generator: of the parameters' device; torch's default one where it is None.
         """
         initialise(self, self.config.initializer_range, generator)
+
+    @torch.no_grad()
+    def resize_token_embeddings(self, words: int) -> None:
+        """Give the word table `words` rows: new ones are drawn as BERT's initial weights are, from torch's default generator.
+
+        Raises:
+            ValueError: there are more rows than that, or a masked-LM head, whose bias would have to grow as well.
+        """
+        table = self.base.embeddings.word_embeddings
+        if words < table.num_embeddings or any(
+            name.startswith("cls.predictions.") for name, _ in self.named_parameters()
+        ):
+            raise ValueError(
+                f"resize_token_embeddings({words}): the table has {table.num_embeddings} rows, and only a model without a "
+                "masked-LM head can be given more"
+            )
+        grown = table.weight.new_empty(words, table.embedding_dim)
+        grown[: table.num_embeddings] = table.weight
+        grown[table.num_embeddings :].normal_(0.0, self.config.initializer_range)
+        table.weight, table.num_embeddings = nn.Parameter(grown), words
+        for part in (self, self.base):
+            part.config = part.config.replace(vocab_size=words)
 
     def gradient_checkpointing_enable(self) -> None:
         """Keep only each layer's input for backward, and compute the layer again there: less memory, a third more time."""

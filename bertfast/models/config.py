@@ -98,9 +98,11 @@ class BertConfig:
             raise ConfigError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
             )
+        if self.pad_token_id is not None and type(self.pad_token_id) is not int:
+            raise ConfigError(f"pad_token_id must be a whole number or null, got {self.pad_token_id!r}")
         if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
             raise ConfigError(f"pad_token_id {self.pad_token_id} is outside the {self.vocab_size} words of vocab_size")
-        if self.hidden_act not in ACTIVATIONS:
+        if not isinstance(self.hidden_act, str) or self.hidden_act not in ACTIVATIONS:
             raise ConfigError(f"hidden_act {self.hidden_act!r} is not supported: bertfast has {', '.join(ACTIVATIONS)}")
         if self.problem_type not in (*PROBLEM_TYPES, None):
             raise ConfigError(f"problem_type must be one of {', '.join(PROBLEM_TYPES)}, got {self.problem_type!r}")
@@ -112,12 +114,20 @@ class BertConfig:
                 )
 
     def _name_labels(self) -> None:
-        names = self.id2label
+        if type(self.num_labels) is not int:
+            raise ConfigError(f"num_labels must be a positive integer, got {self.num_labels!r}")
+        for name in ("id2label", "label2id"):
+            if not isinstance(getattr(self, name), (dict, type(None))):
+                raise ConfigError(f"{name} must be an object of numbers and names, got {getattr(self, name)!r}")
+        names: dict[Any, Any] | None = self.id2label
         if names is None and self.label2id is not None:
             names = {place: name for name, place in self.label2id.items()}
         if names is None:
             names = {place: f"LABEL_{place}" for place in range(self.num_labels)}
-        names = {int(place): str(name) for place, name in names.items()}
+        try:
+            names = {int(place): str(name) for place, name in names.items()}
+        except (TypeError, ValueError):
+            raise ConfigError(f"id2label and label2id must give each name a whole number, got {names!r}") from None
         if self.num_labels == type(self).num_labels:
             self.num_labels = len(names)
         if len(names) != self.num_labels or sorted(names) != list(range(len(names))):
@@ -184,7 +194,7 @@ class BertConfig:
             raise FileNotFoundError(f"there is no {path}: {advice}")
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, ValueError) as error:
+        except (UnicodeDecodeError, ValueError, RecursionError) as error:
             raise ConfigError(f"{path} is not JSON: {error}") from error
         if not isinstance(values, dict):
             raise ConfigError(f"{path} holds {type(values).__name__}, not a JSON object")

@@ -5,6 +5,7 @@ Keys go through one form, with older names and without the prefix "bert.". Nothi
 
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,8 @@ WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 PREFIX = "bert."
 _ENCODER = ("embeddings.", "encoder.")
-_HEADS = ("cls.", "classifier.", "qa_outputs.", "pooler.")
+CLASSIFIERS = ("classifier.", "qa_outputs.")
+_HEADS = ("cls.", *CLASSIFIERS, "pooler.")
 _BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 _WORDS = "embeddings.word_embeddings.weight"
 # The decoder's parameters, which older checkpoints store as well, and what each is tied to.
@@ -116,6 +118,11 @@ def _untie(found: dict[str, tuple[Tensor, str, Path]]) -> None:
 
 def _check_shape(name: str, parameter: Tensor, stored: tuple[Tensor, str, Path]) -> None:
     tensor, key, path = stored
+    if not tensor.is_floating_point():
+        raise WeightsError(
+            f"{path}: {key!r} is of {tensor.dtype}, and weights are floating-point numbers: a quantised checkpoint is not "
+            "supported, take the one that it was made from"
+        )
     if tensor.shape != parameter.shape:
         raise WeightsError(
             f"{path}: {key!r} has shape {tuple(tensor.shape)} where {name!r} of the model has {tuple(parameter.shape)}: "
@@ -124,26 +131,45 @@ def _check_shape(name: str, parameter: Tensor, stored: tuple[Tensor, str, Path])
         )
 
 
-def weight_names(folder: Path) -> list[str]:
-    """The names of a folder's weights as they are stored. Raises as `load`."""
+def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name, as it is stored, to shape of a folder's weights. Raises as `load`."""
     library = safetensors()
-    names: list[str] = []
+    shapes: dict[str, tuple[int, ...]] = {}
     for path in _files(folder):
         try:
             with library.safe_open(path, framework="pt") as stored:
-                names += stored.keys()
+                shapes |= {key: tuple(stored.get_slice(key).get_shape()) for key in stored.keys()}  # noqa: SIM118 - it is no dict
         except (library.SafetensorError, OSError) as error:
             raise WeightsError(f"{path} cannot be read, it may be cut short: {error}; fetch it again") from error
-    return names
+    return shapes
 
 
-def load(model: "BertPreTrainedModel", folder: Path, dtype: torch.dtype | None, replace_head: bool = False) -> None:
+def _arrange_head(found: dict[str, tuple[Tensor, str, Path]], rows: Sequence[int]) -> None:
+    """Take these outputs of a stored classifier in this order; none of them for no rows."""
+    for plain in [plain for plain in found if plain.startswith(CLASSIFIERS)]:
+        tensor, key, path = found.pop(plain)
+        if not rows:
+            continue
+        if max(rows) >= tensor.shape[0]:
+            raise WeightsError(f"{path}: {key!r} has {tensor.shape[0]} outputs, and output {max(rows)} is asked for")
+        found[plain] = tensor[list(rows)], key, path
+
+
+def load(
+    model: "BertPreTrainedModel",
+    folder: Path,
+    dtype: torch.dtype | None,
+    replace_head: bool = False,
+    head_rows: Sequence[int] | None = None,
+) -> None:
     """Fill a model on the meta device from `folder`; as `BertPreTrainedModel.from_pretrained`."""
     from bertfast.models.bert import initialise
 
     files = _files(folder)
     found = _read(files)
     _untie(found)
+    if head_rows is not None:
+        _arrange_head(found, head_rows)
     wanted = {_plain(name): (name, parameter) for name, parameter in model.named_parameters()}
     replaced = [plain for plain in wanted if replace_head and _is_other_head(plain, found, wanted[plain][1])]
     for plain in replaced:

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bertfast import models
-from bertfast.data.tokenizer import load_tokenizer
-from bertfast.models.loading import weight_names
+from bertfast.models.loading import weight_shapes
 from bertfast.tasks.features import assemble
-from bertfast.tasks.lines import DataError
+from bertfast.tasks.lines import DataError, check_text
 from bertfast.tasks.loader import make_batch
-from bertfast.tasks.problem import check_vocabulary
+from bertfast.tasks.problem import matching_tokenizer
 
 if TYPE_CHECKING:
     from bertfast.data.tokenizer import Tokenizer
@@ -34,17 +33,16 @@ def load_masked_lm(folder: Path) -> tuple[Any, "Tokenizer"]:
 
     Raises:
         DataError: the folder's weights have no such head (it would be filled with random numbers).
-        FileNotFoundError, ValueError: as `from_pretrained` and `load_tokenizer`.
+        FileNotFoundError, ValueError: as `from_pretrained` and `matching_tokenizer`.
     """
     config = models.BertConfig.from_pretrained(folder)
-    if not any(name.startswith(_HEAD) for name in weight_names(folder)):
+    if not any(name.startswith(_HEAD) for name in weight_shapes(folder)):
         names = config.extra.get("architectures") or ["a model"]
         raise DataError(
             f"{folder}: {names[0]} has no masked-LM head ({_HEAD}*), so it cannot fill masks; name a BertForPreTraining or "
             "BertForMaskedLM, such as `bertfast pretrain` makes"
         )
-    tokenizer = load_tokenizer(folder)
-    check_vocabulary(folder, tokenizer, config.vocab_size)
+    tokenizer = matching_tokenizer(folder, config.vocab_size)
     return models.BertForMaskedLM.from_pretrained(folder), tokenizer
 
 
@@ -52,8 +50,9 @@ def fill_masks(model: Any, tokenizer: "Tokenizer", text: str, top: int = 5) -> l
     """The `top` likeliest pieces of every mask in `text`, best first; special tokens are never guessed.
 
     Raises:
-        DataError: the text has no mask, or more pieces than the model has positions.
+        DataError: the text has no mask, no text, bytes that are no UTF-8, or more pieces than the model has positions.
     """
+    check_text("TEXT", text)
     mask = tokenizer.tokens([tokenizer.mask_id])[0]
     encoding = tokenizer.encode(text, specials=True)
     feature = assemble(tokenizer, encoding.ids)
@@ -68,6 +67,10 @@ def fill_masks(model: Any, tokenizer: "Tokenizer", text: str, top: int = 5) -> l
     batch = make_batch([feature], "packed", tokenizer.pad_id)
     with torch.no_grad():
         logits = model(**batch.inputs()).logits[torch.tensor(places) + 1].float()
+    if not logits.isfinite().all():
+        raise DataError(
+            "the model's output is not finite (NaN or infinite): its weights are broken, take an earlier checkpoint"
+        )
     special = torch.from_numpy(tokenizer.special)[: logits.shape[1]]
     logits[:, : len(special)].masked_fill_(special, -torch.inf)
     best = logits.softmax(-1).topk(min(top, logits.shape[1] - int(special.sum())))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bertfast.data.batches import Batch
 from bertfast.tasks.features import Feature
+from bertfast.tasks.lines import DataError
 from bertfast.tasks.loader import Batching, by_length
 
 # Enough rows to keep a matrix product busy, few enough that activations stay in a few hundred megabytes.
@@ -79,4 +80,10 @@ def qa_logits(
 
 
 def _numbers(tensor: Tensor) -> NDArray[np.float32]:
-    return tensor.float().cpu().numpy()
+    """DataError where an output is not finite: a class of the largest NaN would look like any other."""
+    values = tensor.float().cpu().numpy()
+    if not np.isfinite(values).all():
+        raise DataError(
+            "the model's output is not finite (NaN or infinite): its weights are broken, take an earlier checkpoint"
+        )
+    return values

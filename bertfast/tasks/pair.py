@@ -1,22 +1,22 @@
 """Classification and regression of single sentences and of sentence pairs: files to examples, examples to features."""
 
-import csv
-import io
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bertfast.tasks.columns import ABSENT, Columns, Row, read_rows
 from bertfast.tasks.features import Feature, assemble, longest_first
-from bertfast.tasks.lines import BadLines, DataError, text_fault, text_lines
+from bertfast.tasks.lines import BadLines, DataError, cell_problem, nearest, text_fault
 
 if TYPE_CHECKING:
     from bertfast.data.tokenizer import Tokenizer
 
 FIELDS = ("sentence1", "sentence2", "label")
-_HEADERS = ("sentence", "sentence1")  # of the first column
+_MANY = 10  # integers that are classes; where there are more, they may be scores
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,6 @@ class PairExample:
     label: str | None
     where: str
 
-
-Row = tuple[str, list[str | None]]
-"""A place, and first sentence, second sentence, label."""
 
 Names = tuple[str, str | None, str | None]
 """Of first sentence, second sentence and label; None for what is not read."""
@@ -60,131 +57,49 @@ def field_names(fields: Sequence[str], sentences: int | None = None, labelled: b
     return names
 
 
-def _is_header(where: str, cells: Sequence[str], fields: Names) -> bool:
-    """Whether the first line of a TSV file names its columns. DataError where it says that the label comes first."""
-    first, last = (cell.strip().lower() for cell in (cells[0], cells[-1]))
-    if first == "label" and len(cells) > 1:
-        raise DataError(
-            f"{where}: a header with the label first, but in a TSV file the label is the last column; "
-            "change their order, or name it .csv and part the columns by commas"
-        )
-    return first in (*_HEADERS, fields[0].lower()) or last in ("label", (fields[2] or "label").lower())
-
-
-def _tsv(path: Path, fields: Names, sentences: int | None, bad: BadLines) -> Iterator[Row]:
-    """Columns without quoting: one or two sentences and, where there is one more column, the label.
-
-    How many sentences there are is told by `sentences`, else by the first line: its last column is the label.
-    """
-    columns = 0
-    for where, line in text_lines(path, bad):
-        if not line.strip():
-            continue
-        cells = line.split("\t")
-        if not columns:
-            columns = len(cells)
-            sentences = sentences or max(1, columns - 1)
-            if not sentences <= columns <= sentences + 1 or sentences > 2:
-                raise DataError(
-                    f"{where}: {columns} columns; a TSV file has sentence<TAB>label or sentence<TAB>sentence<TAB>label"
-                )
-            if _is_header(where, cells, fields):
-                bad.header = where
-                continue
-        if len(cells) != columns:
-            bad.report(where, "another number of columns", f"{len(cells)} instead of {columns}")
-            continue
-        assert sentences is not None
-        first, second = cells[0], cells[1] if sentences == 2 else None
-        yield where, [first, second, cells[-1] if columns > sentences else None]
-
-
-def _jsonl(path: Path, fields: Names, sentences: int | None, bad: BadLines) -> Iterator[Row]:
-    for where, line in text_lines(path, bad):
-        if not line.strip():
-            continue
-        try:
-            item = json.loads(line)
-        except ValueError as error:
-            bad.report(where, "text that is no JSON", str(error))
-            continue
-        if not isinstance(item, dict):
-            bad.report(where, "JSON that is no object", type(item).__name__)
-            continue
-        yield where, [_cell(item.get(name)) for name in fields]
-
-
-def _csv(path: Path, fields: Names, sentences: int | None, bad: BadLines) -> Iterator[Row]:
-    lines = [line for _, line in text_lines(path, bad)]
-    reader = csv.DictReader(io.StringIO("\n".join(lines), newline=""))
-    if fields[0] not in (reader.fieldnames or []):
-        raise DataError(
-            f"{path}:1: no column {fields[0]!r} in the header ({', '.join(reader.fieldnames or []) or 'empty'}); "
-            "name the columns with --fields"
-        )
-    for item in reader:
-        where = f"{path}:{reader.line_num}"
-        if None in item or None in item.values():
-            bad.report(where, "another number of columns", f"the header has {len(reader.fieldnames or [])}")
-            continue
-        yield where, [item.get(name) if name else None for name in fields]
-
-
-def _cell(value: object) -> str | None:
-    """JSON's numbers as they are written; what is neither text nor number is no cell."""
-    if isinstance(value, str):
-        return value
-    return json.dumps(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
-
-
-_READERS: dict[str, Callable[[Path, Names, int | None, BadLines], Iterator[Row]]] = {
-    ".tsv": _tsv,
-    ".txt": _tsv,
-    ".csv": _csv,
-    ".jsonl": _jsonl,
-    ".json": _jsonl,
-}
-
-
 def read_pairs(
     path: Path,
     bad: BadLines,
     *,
     fields: Sequence[str] = FIELDS,
+    given: bool | None = None,
     sentences: int | None = None,
     labelled: bool = True,
 ) -> list[PairExample]:
-    """The examples of a file: TSV (.tsv, .txt), JSONL (.jsonl, .json) or CSV with a header (.csv).
+    """The examples of a file: TSV (.tsv, .txt), JSONL (.jsonl, .json) or CSV with a header (.csv), each also in gzip.
 
     Args:
-        bad: where bad lines go: no UTF-8, no JSON, a missing or empty sentence, a missing label, a wrong number of columns.
-        fields: names of first sentence, second sentence and label in JSONL and CSV, as `field_names` takes them; a file without
-            the second has single sentences.
-        sentences: 1 or 2; None tells it from the file (TSV: one less than there are columns).
-        labelled: whether a line without a label is bad.
+        bad: where bad lines go: no UTF-8, no JSON, a missing or empty sentence, a missing label, values of other types,
+            a wrong number of columns, a quote that is not closed.
+        fields: names of first sentence, second sentence and label, as `field_names` takes them.
+        given: whether the user named them, so that each has to be there; None: where they are not the usual ones. Without the usual
+            second a file has single sentences.
+        sentences: 1 or 2; None tells it from the file (TSV without a header: one less than there are columns).
+        labelled: whether labels are read, and a line without one is bad.
 
     Raises:
-        DataError: the file is of another kind, cannot be read, is empty, mixes single sentences with pairs, or has a bad line that
-            is not to be skipped.
+        DataError: the file is of another kind, cannot be read, is empty, lacks a column that was named, mixes single sentences with
+            pairs, or has a bad line that is not to be skipped.
     """
-    if path.suffix not in _READERS:
-        raise DataError(f"{path}: files end in {', '.join(_READERS)}")
+    first, second, label = field_names(fields, sentences, labelled)
+    given = tuple(fields) != FIELDS if given is None else given
+    columns = Columns(first, second, label, sentences, given, labelled)
     examples = []
-    names = field_names(fields, sentences, labelled)
-    for where, (first, second, label) in _READERS[path.suffix](path, names, sentences, bad):
-        if not first or not first.strip():
-            bad.report(where, f"no text in {names[0]}")
-        elif (sentences == 2 and second is None) or (second is not None and not second.strip()):
-            bad.report(where, f"no text in {names[1]}")
-        elif labelled and not (label or "").strip():
-            bad.report(where, "no label")
-        elif wrong := text_fault(first, second):
-            bad.report(where, *wrong)
-        else:
-            kept = None if sentences == 1 else second
-            examples.append(PairExample(first, kept, label.strip() if label else None, where))
+    for row in read_rows(path, columns, bad):
+        if wrong := _row_problem(row, columns):
+            bad.report(row.where, *wrong)
+            continue
+        one, two, known = row.cells
+        two = None if two is ABSENT or sentences == 1 else two
+        text = None if not labelled else known if isinstance(known, str) else json.dumps(known)
+        examples.append(PairExample(one, two, text and text.strip(), row.where))
     if not examples:
-        raise DataError(f"{path}: no usable line{'; ' + bad.summary() if bad else ', the file is empty'}")
+        why = f"; {bad.summary()}" if bad else ""
+        if bad.header and not bad:
+            raise DataError(
+                f"{path}: line {bad.header.rpartition(':')[2]} names the columns, and there is nothing after it"
+            )
+        raise DataError(f"{path}: no usable line{why}")
     pairs = {example.second is not None for example in examples}
     if len(pairs) > 1:
         odd = next(e for e in examples if (e.second is None) == (examples[0].second is not None))
@@ -192,23 +107,97 @@ def read_pairs(
     return examples
 
 
+def _row_problem(row: Row, columns: Columns) -> tuple[str, str] | None:
+    """Why a row is no example, as `BadLines.report` takes it."""
+    first, second, label = row.cells
+    if second is None and columns.second not in columns.demanded:  # how tables of JSON write that there is none
+        row.cells[1] = second = ABSENT
+    if not isinstance(first, str) or not first.strip():
+        return f"no text in {columns.first}", _is(first, columns.first)
+    read = columns.second is not None and columns.sentences != 1
+    due = read and (second is not ABSENT or columns.second in columns.demanded)
+    if due and (not isinstance(second, str) or not second.strip()):
+        return f"no text in {columns.second}", _is(second, columns.second)
+    if wrong := text_fault(first, second if read and isinstance(second, str) else None):
+        return wrong
+    if not columns.labelled:
+        return None
+    if isinstance(label, str):
+        return text_fault(label) if label.strip() else ("no label", _is(label, columns.label))
+    is_number = isinstance(label, (int, float)) and not isinstance(label, bool) and math.isfinite(label)
+    return None if is_number else ("no label", _is(label, columns.label))
+
+
+def _is(value: object, name: str | None) -> str:
+    """What stands in the place of a cell."""
+    item = {} if value is ABSENT else {name or "label": value}
+    return cell_problem(item, name or "label")
+
+
 def discover_labels(examples: Iterable[PairExample]) -> list[str]:
-    """The labels that occur, sorted: as numbers where all are integers, else as text."""
-    found = {example.label for example in examples if example.label is not None}
+    """The labels that occur, sorted: as numbers where all are integers, else as text.
+
+    Raises:
+        DataError: two of them are one number in two spellings, such as 1 and 1.0.
+    """
+    first: dict[str, PairExample] = {}
+    for example in examples:
+        if example.label is not None:
+            first.setdefault(example.label, example)
+    numbers: dict[float, str] = {}
+    for label, example in first.items():
+        value = _number(label)
+        if value is not None and (other := numbers.setdefault(value, label)) != label:
+            raise DataError(
+                f"{example.where}: the label {label!r} is the number {other!r} of {first[other].where} in another spelling, "
+                "and would be a class of its own: write each number in one way"
+            )
     try:
-        return sorted(found, key=int)
+        return sorted(first, key=int)
     except ValueError:
-        return sorted(found)
+        return sorted(first)
+
+
+def label_notes(examples: Sequence[PairExample], has_header: bool) -> list[str]:
+    """What makes one doubt that the labels which occur are the classes that are meant."""
+    counts = Counter(example.label for example in examples if example.label is not None)
+    notes = []
+    numbers = [_number(label) for label in counts]
+    if None not in numbers and (len(counts) > _MANY or any(not label.lstrip("+-").isdecimal() for label in counts)):
+        values = [value for value in numbers if value is not None]
+        notes.append(
+            f"the labels are {len(counts)} different numbers from {min(values):g} to {max(values):g}, and each is a "
+            "class of its own: where they are scores, give --regression"
+        )
+    alike: defaultdict[str, list[str]] = defaultdict(list)
+    for label in counts:
+        alike[label.casefold()].append(label)
+    if pairs := [" and ".join(sorted(labels)) for labels in alike.values() if len(labels) > 1]:
+        notes.append(f"labels that differ by case alone are classes of their own: {', '.join(pairs)}")
+    begin = examples[0]
+    others = [count for label, count in counts.items() if label != begin.label]
+    label = begin.label or ""
+    if not has_header and begin.where.endswith(":1") and counts[label] == 1 and others and min(others) > 1:
+        notes.append(
+            f"{begin.where} may be a header: no other line has its label {label!r}; take it out, or name the "
+            "columns with --fields"
+        )
+    return notes
 
 
 def with_targets(
-    examples: Sequence[PairExample], labels: Sequence[str] | None, bad: BadLines
+    examples: Sequence[PairExample], labels: Sequence[str] | None, bad: BadLines, spelling: Mapping[str, str] = {}
 ) -> tuple[list[PairExample], list[int | float]]:
-    """The examples whose label can be trained on, and their targets: a class, or a number where `labels` is None."""
+    """The examples whose label can be trained on, and their targets: a class, or a number where `labels` is None.
+
+    spelling: the name of a class by how the file has it; the examples then have that name.
+    """
     kept: list[PairExample] = []
     targets: list[int | float] = []
     numbers = {label: index for index, label in enumerate(labels or ())}
     for example in examples:
+        if example.label is not None and example.label in spelling:
+            example = replace(example, label=spelling[example.label])
         target: int | float | None
         if labels is None:
             target = _number(example.label)
@@ -217,7 +206,7 @@ def with_targets(
             target = numbers.get(example.label or "")
             why = f"a label that is none of {', '.join(labels)}"
         if target is None:
-            bad.report(example.where, why, repr(example.label))
+            bad.report(example.where, why, repr(example.label) + nearest(example.label or "", labels or ()))
             continue
         kept.append(example)
         targets.append(target)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor, nn
 
 from bertfast.data.batches import Batch
+from bertfast.data.tokenizer import TokenizerError, load_tokenizer
 from bertfast.tasks.features import Feature
 from bertfast.tasks.inference import EVALUATION
 from bertfast.tasks.lines import DataError
@@ -40,7 +41,8 @@ class Problem(ABC):
         scores: those by which a best model can be chosen; larger is better.
         features: of the training data.
         read: what each file holds, a line each.
-        notes: what was left out or cut.
+        notes: what was left out or cut, and what became of the checkpoint's head.
+        head_rows: outputs of the checkpoint's head that are continued, in order; none for a new head, None where it has no head.
         batching: of held-out data.
     """
 
@@ -50,6 +52,7 @@ class Problem(ABC):
     features: list[Feature]
     read: list[str]
     notes: list[str]
+    head_rows: tuple[int, ...] | None = None
     batching: Batching = EVALUATION
 
     def overrides(self) -> dict[str, Any]:
@@ -69,13 +72,23 @@ class Problem(ABC):
         """Scores on the held-out data; None where there is none. The model is in evaluation mode."""
 
 
-def check_vocabulary(folder: Path, tokenizer: "Tokenizer", words: int) -> None:
-    """DataError where the tokenizer gives ids that a model of `words` words has no embedding for."""
+def matching_tokenizer(folder: Path, words: int) -> "Tokenizer":
+    """The tokenizer of a folder whose model has `words` words.
+
+    Raises:
+        DataError: it gives ids that the model has no embedding for.
+        TokenizerError: naming the folder, as `load_tokenizer`.
+    """
+    try:
+        tokenizer = load_tokenizer(folder)
+    except TokenizerError as error:
+        raise error if str(folder) in str(error) else TokenizerError(f"{folder}: {error}") from None
     if tokenizer.vocab_size > words:
         raise DataError(
             f"{folder}: its tokenizer has {tokenizer.vocab_size} pieces, its model {words}: they are not of one checkpoint; "
             "put the tokenizer's files that the model was trained with beside it"
         )
+    return tokenizer
 
 
 def counted(counts: Mapping[str, int]) -> str:

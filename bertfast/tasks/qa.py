@@ -6,15 +6,16 @@ file has it, so answers are cut from the original text and nothing is joined tog
 scripts let the tokenizer turn them into the special token, so that a window has three segments' ends; here it has two.)
 """
 
+import codecs
 import json
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertfast.tasks.features import Feature, assemble, window_bounds
-from bertfast.tasks.lines import BadLines, DataError, read_bytes, text_fault
+from bertfast.tasks.lines import BadLines, DataError, cell_problem, described, read_bytes, text_fault
 
 if TYPE_CHECKING:
     from bertfast.data.tokenizer import Encoding, Tokenizer
@@ -53,64 +54,185 @@ class QAExample:
     article: str = ""
 
 
-def read_squad(path: Path, bad: BadLines) -> list[QAExample]:
+_SHAPE = '{"data": [{"title", "paragraphs": [{"context", "qas": [{"id", "question", "answers"}]}]}]}'
+
+
+def read_squad(path: Path, bad: BadLines, labelled: bool = True) -> list[QAExample]:
     """The questions of a file in SQuAD's JSON: {"data": [{"title", "paragraphs": [{"context", "qas": [...]}]}]}.
 
+    `data` may also hold the rows that the library `datasets` makes of it: questions with a context of their own, and answers as
+    {"text": [...], "answer_start": [...]}.
+
     Args:
-        bad: where an answer goes that does not stand at its answer_start (the question stays, to be scored by its texts), and a
-            question that lacks its id or text, or repeats an id.
+        bad: where what cannot be used goes, alone: articles and paragraphs without questions, questions that lack id, text or
+            context, hold another type there, or repeat an id, and answers that cannot be read or do not stand at their
+            answer_start (the question stays, to be scored by its texts).
+        labelled: whether answers are read.
 
     Raises:
         DataError: the file cannot be read, is no such JSON or has no question, or it has a bad one that is not to be skipped.
     """
-    try:
-        content = json.loads(read_bytes(path))
-    except ValueError as error:
-        raise DataError(f"{path}: no JSON in UTF-8 ({error}); a file in SQuAD's format is expected") from None
     examples: list[QAExample] = []
     seen: set[str] = set()
-    try:
-        for article in content["data"]:
-            for paragraph in article["paragraphs"]:
-                for item in paragraph["qas"]:
-                    example = _question(item, paragraph["context"], article.get("title", ""), path, bad)
-                    if example is None:
-                        continue
-                    if example.id in seen:
-                        bad.report(f"{path}: question {example.id}", "an id that another question has")
-                        continue
-                    seen.add(example.id)
-                    examples.append(example)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"{path}: not SQuAD's format ({f'no {error}' if isinstance(error, KeyError) else 'other values'}); expected "
-            '{"data": [{"title", "paragraphs": [{"context", "qas": [{"id", "question", "answers"}]}]}]}'
-        ) from None
+    for question in _questions(path, bad):
+        example = _example(question, bad, labelled)
+        if example is None:
+            continue
+        if example.id in seen:
+            bad.report(question.where, "an id that another question has")
+            continue
+        seen.add(example.id)
+        examples.append(example)
     if not examples:
         raise DataError(f"{path}: no usable question{'; ' + bad.summary() if bad else ''}")
     return examples
 
 
-def _question(item: dict[str, Any], context: str, title: str, path: Path, bad: BadLines) -> QAExample | None:
-    name, question = item.get("id"), item.get("question")
-    where = f"{path}: question {name}"
-    if name is None or not isinstance(question, str) or not question.strip():
-        bad.report(where, "no id or no text of the question")
-        return None
-    if wrong := text_fault(question, context):
+def _articles(path: Path) -> list[Any]:
+    content = read_bytes(path).removeprefix(codecs.BOM_UTF8)
+    if not content.strip():
+        raise DataError(f"{path}: the file is empty")
+    try:
+        text = content.decode()
+        whole = json.loads(text)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: no UTF-8 (0x{content[error.start]:02x} at byte {error.start}); convert or mend the file"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        lines = [line for line in text.splitlines() if line.strip()]
+        advice = "a file in SQuAD's format is expected"
+        if len(lines) > 1 and all(line.lstrip().startswith("{") and line.rstrip().endswith("}") for line in lines[:2]):
+            advice = "it seems to have an object a line: put them into a list, as by jq -s '{data: .}'"
+        raise DataError(f"{path}: no JSON ({error}); {advice}") from None
+    if not isinstance(whole, dict) or not isinstance(whole.get("data"), list):
+        why = cell_problem(whole, "data") if isinstance(whole, dict) else f"it is {described(whole)}"
+        why = why.replace("there is no", "no")
+        raise DataError(f"{path}: not SQuAD's format ({why}); expected {_SHAPE}")
+    return whole["data"]
+
+
+@dataclass(frozen=True)
+class _Question:
+    """A question as the file has it. `owner` has its context."""
+
+    where: str
+    item: Any
+    owner: dict[str, Any]
+    title: str
+
+
+def _questions(path: Path, bad: BadLines) -> Iterator[_Question]:
+    """The questions of all articles, and the rows of `datasets`; what has none is reported."""
+    for number, article in enumerate(_articles(path), 1):
+        where = f"{path}: article {number}"
+        if not isinstance(article, dict):
+            bad.report(where, "an article that is no object", described(article), part=True)
+            continue
+        title = article.get("title")
+        title = title if isinstance(title, str) else ""
+        if "paragraphs" not in article and "question" in article:
+            yield _Question(_place(path, article, where), article, article, title)
+            continue
+        if not isinstance(article.get("paragraphs"), list):
+            bad.report(where, "no list 'paragraphs'", cell_problem(article, "paragraphs"), part=True)
+            continue
+        for place, paragraph in enumerate(article["paragraphs"], 1):
+            at = f"{where} paragraph {place}"
+            if not isinstance(paragraph, dict) or not isinstance(paragraph.get("qas"), list):
+                why = cell_problem(paragraph, "qas") if isinstance(paragraph, dict) else f"it is {described(paragraph)}"
+                bad.report(at, "no list of questions", why, part=True)
+                continue
+            for index, item in enumerate(paragraph["qas"], 1):
+                yield _Question(_place(path, item, f"{at} question {index}"), item, paragraph, title)
+
+
+def _place(path: Path, item: Any, usual: str) -> str:
+    """A question by its id, which a search in the file finds; by its place where it has none."""
+    name = item.get("id") if isinstance(item, dict) else None
+    return f"{path}: question {name}" if isinstance(name, (str, int)) and not text_fault(str(name)) else usual
+
+
+def _example(question: _Question, bad: BadLines, labelled: bool) -> QAExample | None:
+    item, where = question.item, question.where
+    if wrong := _question_problem(item, question.owner):
         bad.report(where, *wrong)
         return None
-    impossible = bool(item.get("is_impossible", False))
+    impossible = labelled and item.get("is_impossible", False)
+    if type(impossible) is not bool:
+        bad.report(where, "is_impossible is no boolean", f"it is {described(impossible)}; write true or false")
+        return None
+    given = _answers(item, where, bad) if labelled else []
+    if impossible and given:
+        bad.report(where, "is_impossible is true, but there are answers", f"{len(given)}")
+        return None
+    context = question.owner["context"]
     texts, placed = [], []
-    for given in [] if impossible else item.get("answers", []):
-        answer = Answer(given["text"], given["answer_start"])
-        texts.append(answer.text)
-        if answer.start >= 0 and answer.text and context[answer.start : answer.end] == answer.text:
-            placed.append(answer)
+    for answer in given:
+        if (start := _start(answer, where, bad)) is None:
+            if isinstance(answer, dict) and isinstance(answer.get("text"), str):
+                texts.append(answer["text"])
+            continue
+        found = Answer(answer["text"], start)
+        texts.append(found.text)
+        if found.start >= 0 and found.text and context[found.start : found.end] == found.text:
+            placed.append(found)
         else:
-            there = context[max(answer.start, 0) :][: len(answer.text)]
-            bad.report(where, "an answer that is not at its answer_start", f"{answer.text!r}, there is {there!r}")
-    return QAExample(str(name), question, context, tuple(texts), tuple(placed), impossible, title)
+            there = context[max(found.start, 0) :][: len(found.text)]
+            detail = f"{found.text!r}, there is {there!r}"
+            bad.report(where, "an answer that is not at its answer_start", detail, part=True)
+    return QAExample(
+        str(item["id"]), item["question"], context, tuple(texts), tuple(placed), impossible, question.title
+    )
+
+
+def _question_problem(item: Any, owner: dict[str, Any]) -> tuple[str, str] | None:
+    """Why this is no question with a context, as `BadLines.report` takes it."""
+    if not isinstance(item, dict):
+        return "a question that is no object", f"it is {described(item)}"
+    name = item.get("id")
+    if not isinstance(name, (str, int)) or isinstance(name, bool):
+        return "no id", cell_problem(item, "id")
+    for what, cells, key in (("no text of the question", item, "question"), ("no context", owner, "context")):
+        if not isinstance(cells.get(key), str) or not cells[key].strip():
+            return what, cell_problem(cells, key)
+    return text_fault(str(name), item["question"], owner["context"])
+
+
+def _answers(item: dict[str, Any], where: str, bad: BadLines) -> list[Any]:
+    """The answers of a question as a list of objects, from any form that people have."""
+    given = item.get("answers")
+    if isinstance(given, dict):
+        texts, starts = given.get("text"), given.get("answer_start")
+        if isinstance(texts, list) and isinstance(starts, list) and len(texts) == len(starts):
+            return [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
+        if isinstance(texts, str):
+            return [given]
+        detail = "'text' and 'answer_start' are no lists of one length"
+    elif given is None:
+        return []
+    elif isinstance(given, list):
+        return given
+    else:
+        detail = cell_problem(item, "answers")
+    bad.report(where, "answers that cannot be read", detail, part=True)
+    return []
+
+
+def _start(answer: Any, where: str, bad: BadLines) -> int | None:
+    """answer_start of an answer that has it, and a text; else None."""
+    if not isinstance(answer, dict):
+        detail = f"it is {described(answer)}"
+    elif not isinstance(answer.get("text"), str):
+        detail = cell_problem(answer, "text")
+    elif type(answer.get("answer_start")) is not int:
+        detail = cell_problem(answer, "answer_start")
+    else:
+        return answer["answer_start"]
+    bad.report(
+        where, "an answer that cannot be read", f"{detail}; it has 'text' and 'answer_start', a whole number", part=True
+    )
+    return None
 
 
 @dataclass(frozen=True)

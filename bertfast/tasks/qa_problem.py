@@ -13,6 +13,7 @@ from bertfast.tasks.loader import Batching
 from bertfast.tasks.problem import Evaluation, Problem
 from bertfast.tasks.qa import QAExample, QAFeatures, Window, qa_features, read_squad
 from bertfast.tasks.qa_answers import Prediction, nbest_json, predict_answers
+from bertfast.tasks.special_tokens import cut_markers_note
 from bertfast.tasks.squad_metrics import best_threshold, evaluate_answers
 
 if TYPE_CHECKING:
@@ -49,6 +50,11 @@ class QAProblem(Problem):
         self.tokenizer, self.options, self.notes, self.read = tokenizer, options, [], []
         self.language = options.language or tokenizer.language
         examples = self._read(train)
+        texts = dict.fromkeys(text for example in examples for text in (example.question, example.context))
+        if markers := cut_markers_note(
+            texts, tokenizer, specials=False
+        ):  # JSQuAD's contexts all have a [SEP] that is text
+            self.notes.append(f"{train}: {markers}")
         made = self._windows(train, examples, training=True)
         self.features = made.features
         self.dev = self._read(dev) if dev is not None else []

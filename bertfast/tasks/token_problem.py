@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from bertfast.data.batches import IGNORED, Batch
 from bertfast.tasks.entities import entities, entity_scores
 from bertfast.tasks.inference import EVALUATION, token_arrays
+from bertfast.tasks.labels import StoredHead, choose_classes, listed
 from bertfast.tasks.lines import BadLines, DataError
 from bertfast.tasks.loader import Batching
 from bertfast.tasks.problem import Evaluation, Problem, counted
+from bertfast.tasks.special_tokens import cut_markers_note
 from bertfast.tasks.token import TokenExample, discover_tags, read_tokens
 from bertfast.tasks.token_features import TokenWindow, predict_tags, split_words, token_features, unsaid_note
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TokenOptions:
-    """How sentences are cut into windows (in pieces), and the tags in their order; None for those of the training file."""
+    """How sentences are cut into windows (in pieces), and the tags in their order; None for the checkpoint's, else the data's."""
 
     max_length: int = 256
     stride: int = 128
@@ -32,29 +34,66 @@ class TokenOptions:
 
 
 class TokenProblem(Problem):
-    """Training and held-out files, read. Raises DataError as `tasks.token` does."""
+    """Training and held-out files, read. `head` is the checkpoint's. Raises DataError as `tasks.token` does."""
 
     kind = "token"
     head = "BertForTokenClassification"
     scores = ("f1", "precision", "recall", "accuracy")
 
-    def __init__(self, tokenizer: "Tokenizer", train: Path, dev: Path | None, options: TokenOptions) -> None:
+    def __init__(
+        self,
+        tokenizer: "Tokenizer",
+        train: Path,
+        dev: Path | None,
+        options: TokenOptions,
+        head: StoredHead | None = None,
+    ) -> None:
         self.tokenizer, self.options, self.notes, self.read = tokenizer, options, [], []
         examples = self._read(train)
-        self.labels = list(options.labels or discover_tags(examples))
+        found = {tag: None for example in examples for tag in example.tags or ()}
+        self.classes = choose_classes(list(found), discover_tags(examples), head, options.labels)
+        self.labels, self.head_rows = self.classes.labels, None if head is None else self.classes.rows
+        self.notes += self.classes.notes
         if len(self.labels) < 2:
             raise DataError(f"{train}: the only tag is {self.labels[0]}; there is nothing to learn")
+        examples = self._known(train, self._spelled(examples))
+        if markers := cut_markers_note((example.text for example in examples), tokenizer):
+            self.notes.append(f"{train}: {markers}")
         self.features = [window.feature for window in self._windows(examples, self.labels)]
         self._say_read(train, examples, len(self.features))
-        self.dev = self._read(dev) if dev is not None else []
+        self.dev = self._spelled(self._read(dev)) if dev is not None else []
         self.dev_windows = self._windows(self.dev, None)
         if dev is not None:
             self._say_read(dev, self.dev, len(self.dev_windows))
             self._note_unknown_tags(dev)
 
+    def _spelled(self, examples: list[TokenExample]) -> list[TokenExample]:
+        """Examples with the tags as the model names them."""
+        other = self.classes.spelling
+        if not other:
+            return examples
+        return [replace(e, tags=tuple(other.get(tag, tag) for tag in e.tags or ())) for e in examples]
+
+    def _known(self, path: Path, examples: list[TokenExample]) -> list[TokenExample]:
+        """Those whose tags can all be learnt; the others are bad, each as a whole sentence."""
+        bad = BadLines(self.options.skip_bad_lines)
+        known = []
+        for example in examples:
+            strange = next((tag for tag in example.tags or () if tag not in self.labels), None)
+            if strange is None:
+                known.append(example)
+            else:
+                bad.report(example.where, f"a tag that is none of {listed(self.labels)}", strange)
+        if bad:
+            self.notes.append(f"{path}: {bad.summary()}")
+        if not known:
+            raise DataError(f"{path}: no sentence has only the tags {listed(self.labels)}; {bad.summary()}")
+        return known
+
     def _read(self, path: Path) -> list[TokenExample]:
         bad = BadLines(self.options.skip_bad_lines)
         examples = split_words(read_tokens(path, bad), self.tokenizer)
+        self.notes += bad.remarks
         self.notes += [f"{path}: {text}" for text in (bad.summary(), unsaid_note(examples)) if text]
         return examples
 

@@ -15,11 +15,12 @@ import torch
 from torch import nn
 
 from bertfast import models
-from bertfast.data.tokenizer import Tokenizer, load_tokenizer
+from bertfast.data.tokenizer import Tokenizer
 from bertfast.models.flops import training_flops
+from bertfast.tasks.labels import StoredHead, label_names_notes, stored_head
 from bertfast.tasks.loader import Batching, FeatureLoader
 from bertfast.tasks.pair_problem import PairOptions, PairProblem
-from bertfast.tasks.problem import SETTINGS, Evaluation, Problem, check_vocabulary, write_files
+from bertfast.tasks.problem import SETTINGS, Evaluation, Problem, matching_tokenizer, write_files
 from bertfast.tasks.qa_problem import QAOptions, QAProblem
 from bertfast.tasks.token_problem import TokenOptions, TokenProblem
 from bertfast.train import state
@@ -42,12 +43,15 @@ _KINDS: dict[str, tuple[Any, Any]] = {
 }
 
 
-def make_problem(config: Any, tokenizer: Tokenizer) -> Problem:
-    """The data of a configuration, read, and how it is scored. DataError for data that cannot be used."""
+def make_problem(config: Any, tokenizer: Tokenizer, head: StoredHead | None = None) -> Problem:
+    """The data of a configuration, read, and how it is scored; `head` is the checkpoint's. DataError for unusable data."""
     problem, options = _KINDS[config.kind]
     # The options of a problem are named as those of its configuration.
     chosen = options(**{each.name: getattr(config, each.name) for each in fields(options)})
-    return problem(tokenizer, Path(config.train_file), Path(config.dev_file) if config.dev_file else None, chosen)
+    more = {} if head is None else {"head": head}
+    return problem(
+        tokenizer, Path(config.train_file), Path(config.dev_file) if config.dev_file else None, chosen, **more
+    )
 
 
 class FinetuneTask(Task):
@@ -58,8 +62,7 @@ class FinetuneTask(Task):
         self.config, self.run = config, run
         self.name = f"finetune-{config.kind}"
         start = models.BertConfig.from_pretrained(folder)
-        self.tokenizer = load_tokenizer(folder)
-        check_vocabulary(folder, self.tokenizer, start.vocab_size)
+        self.tokenizer = matching_tokenizer(folder, start.vocab_size)
         positions = start.max_position_embeddings
         if config.max_length > positions:
             raise ConfigError(
@@ -69,19 +72,51 @@ class FinetuneTask(Task):
             raise ConfigError("keep_best chooses by a score on held-out data: give dev_file as well")
         if config.keep_best and config.train.parallel == "fsdp":
             raise ConfigError("keep_best does not work with parallel fsdp; use ddp, or take the last model")
-        self.problem = make_problem(config, self.tokenizer)
+        added = self._add_special_tokens()
+        classifier = _KINDS[config.kind][0].head
+        # An answer has a start and an end whatever a checkpoint says: only classes have names that could be others.
+        stored = None if config.kind == "qa" else stored_head(folder, classifier)
+        self.problem = make_problem(config, self.tokenizer, stored)
         if config.keep_best and config.keep_best not in self.problem.scores:
             raise ConfigError(f"keep_best {config.keep_best}: choose one of {', '.join(self.problem.scores)}")
+        self.problem.notes += label_names_notes(folder) if stored is not None else ()
         # A new head's weights come from torch's generator.
         torch.manual_seed(config.train.seed)
         head = getattr(models, self.problem.head)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             self.model: nn.Module = head.from_pretrained(
-                folder, torch.float32, replace_head=True, **self.problem.overrides()
+                folder,
+                torch.float32,
+                replace_head=True,
+                head_rows=self.problem.head_rows,
+                **self.problem.overrides(),
             )
         self.problem.notes += [_new_head(warning.message) for warning in said]
+        self._grow(added)
         self.last: Evaluation | None = None
+
+    def _add_special_tokens(self) -> list[str]:
+        """The tokenizer with the tokens of `special_tokens`; these, where they are given."""
+        tokens = list(dict.fromkeys(self.config.special_tokens or ()))
+        if own := [token for token in tokens if token in self.tokenizer.specials]:
+            raise ConfigError(
+                f"special_tokens: {', '.join(own)} is a special token of the tokenizer, which texts cannot write"
+            )
+        if tokens:
+            self.tokenizer.add_special_tokens(tokens)
+        return tokens
+
+    def _grow(self, added: list[str]) -> None:
+        """A row of the word table for each new token."""
+        if not added:
+            return
+        model: Any = self.model
+        rows, words = model.config.vocab_size, self.tokenizer.vocab_size
+        if words > rows:
+            model.resize_token_embeddings(words)
+        shown = ", ".join(f"{token} is id {self.tokenizer.vocab[token]}" for token in added)
+        self.problem.notes.append(f"special tokens: {shown}; the word table has {max(words - rows, 0)} new rows")
 
     def loader(self, rank: int, ranks: int) -> FeatureLoader:
         batching = Batching(self.config.batch_size, self.config.token_budget, self.config.layout)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from bertfast.tasks.lines import DataError
-from bertfast.tasks.pair import field_names
+from bertfast.tasks.pair import FIELDS, field_names
 from bertfast.train.config import TrainConfig
 from bertfast.train.errors import ConfigError
 from bertfast.train.settings import option
@@ -35,6 +35,10 @@ class FinetuneConfig:
     batch_size: int = option(32, "sequences of a micro-batch", low=1)
     token_budget: int | None = option(None, "most tokens of a micro-batch, beside batch_size", low=1)
     layout: str = option("packed", "padded: as other libraries compute", choices=("packed", "padded"))
+    special_tokens: list[str] | None = field(
+        default=None,
+        metadata={"choices": (), "help": "markers in the texts, such as [E1],[/E1], that become one new token each"},
+    )
     bad_lines: str = option("refuse", "skip: left out, counted and named", choices=("refuse", "skip"))
     keep_best: str | None = option(
         None, "score by which the best model is kept in RUN/best, such as f1; larger is better"
@@ -50,20 +54,27 @@ class FinetuneConfig:
 class PairConfig(FinetuneConfig):
     kind = "pair"
 
-    fields: list[str] = field(
-        default_factory=lambda: ["sentence1", "sentence2", "label"],
-        metadata={"choices": (), "help": "of JSONL and CSV: first sentence, second, label; or sentence, label"},
+    fields: list[str] | None = field(
+        default=None,
+        metadata={
+            "choices": (),
+            "help": "columns, each of which has to be there: first sentence, second, label; or sentence, label. Where not given "
+            "sentence1,sentence2,label, the second only where a file has it",
+        },
     )
     sentences: int | None = option(None, "1 or 2 of a line; as the file has them where not given", low=1, high=2)
     labels: list[str] | None = field(
         default=None,
-        metadata={"choices": (), "help": "classes in their order; those of the training file, sorted, where not given"},
+        metadata={
+            "choices": (),
+            "help": "classes in their order; where not given the checkpoint's, else the training file's, sorted",
+        },
     )
     regression: bool = option(False, "labels are numbers to be predicted")
 
     def __post_init__(self) -> None:
         try:
-            field_names(self.fields, self.sentences)
+            field_names(FIELDS if self.fields is None else self.fields, self.sentences)
         except DataError as error:
             raise ConfigError(str(error)) from None
 
@@ -89,5 +100,8 @@ class TokenConfig(FinetuneConfig):
     stride: int = option(128, "pieces between the starts of two windows of a long sentence", low=1)
     labels: list[str] | None = field(
         default=None,
-        metadata={"choices": (), "help": "tags in their order; those of the training file, sorted, where not given"},
+        metadata={
+            "choices": (),
+            "help": "tags in their order; where not given the checkpoint's, else the training file's, sorted",
+        },
     )

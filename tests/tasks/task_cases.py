@@ -6,7 +6,7 @@ from pathlib import Path
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 WORDS = "the paris is capital of france what who ##s ##ing play good bad film very"
-ENGLISH = [*SPECIALS, *LETTERS, *".,?![]()'-", *(f"##{c}" for c in LETTERS), *WORDS.split()]
+ENGLISH = list(dict.fromkeys([*SPECIALS, *LETTERS, *".,?![]()'-", *(f"##{c}" for c in LETTERS), *WORDS.split()]))
 CHARACTERS = "私は学生です東京に住んでいますどこか。[]SEP梅雨北海道"
 JAPANESE = [*SPECIALS, *dict.fromkeys(CHARACTERS), "学生", "東京", "住ん", "##道", "##海"]
 

@@ -162,7 +162,7 @@ def test_sequence_of_labels_is_in_the_config_and_texts_are_predicted(tmp_path, c
     more = pair_file(tmp_path / "more.tsv", 32, 1)
     more.write_text(more.read_text() + "the film\tneutral\n")
     said = run("finetune", "pair", "--model", out / "model", "--train", more, "--out", tmp_path / "three", *FAST)
-    assert "new head: classifier, because the one of the checkpoint has another shape" in said
+    assert "a new one is trained for bad, good, neutral: it is for good, bad, and neutral is none of these" in said
     row = json.loads(run("predict", out / "model", "--text", "the film is good"))
     assert row["label"] in ("good", "bad")
     assert sum(row["probabilities"].values()) == pytest.approx(1.0)

@@ -76,7 +76,7 @@ BAD = [
     ("a.tsv", b"a\t1\n \t1\n", "a.tsv:2: no text in sentence1"),
     ("a.tsv", b"a\t1\nb\t \n", "a.tsv:2: no label"),
     ("a.jsonl", b'{"sentence1": "a", "label": 1}\n{"sentence1"', "a.jsonl:2: text that is no JSON"),
-    ("a.jsonl", b'{"sentence1": "a", "label": 1}\n[1]\n', "a.jsonl:2: JSON that is no object: list"),
+    ("a.jsonl", b'{"sentence1": "a", "label": 1}\n[1]\n', "a.jsonl:2: JSON that is no object: a list"),
     ("a.jsonl", b'{"sentence1": "a", "label": 1}\n{"sentence1": "b"}\n', "a.jsonl:2: no label"),
     (
         "a.jsonl",

@@ -83,7 +83,7 @@ def test_one_question(tmp_path):
     mine = fitted(tmp_path, models.BertForQuestionAnswering)
     options = mine.qa_options()
     options = type(options)(max_length=48, max_question=8)
-    with pytest.raises(DataError, match="context is empty"):
+    with pytest.raises(DataError, match="the text is empty: give --context"):
         from_line(mine, None, "who?", "")
     (found,) = predict_questions(mine, from_line(mine, None, "who?", "Paris plays."), options)
     assert found.text in "Paris plays."

@@ -42,7 +42,7 @@ def test_reading(tmp_path):
         ),
         ([question("q1", [(-6, "good.")])], "question q1: an answer that is not"),
         ([question("q1"), question("q1")], "question q1: an id that another question has"),
-        ([{"id": "q1", "question": " ", "answers": []}], "question q1: no id or no text"),
+        ([{"id": "q1", "question": " ", "answers": []}], "question q1: no text of the question: 'question' is empty"),
         ([{"id": "q1", "question": "a\0b", "answers": []}], "question q1: NUL character: at character 1"),
     ],
 )
@@ -69,7 +69,9 @@ def test_a_misplaced_answer_is_scored_and_not_learnt(tmp_path, english):
 def test_unusable_files(tmp_path, content):
     path = tmp_path / "a.json"
     path.write_text(content)
-    with pytest.raises(DataError, match=r"a\.json: (no JSON|not SQuAD's format \((no '|other values)|no usable)"):
+    with pytest.raises(
+        DataError, match=r"a\.json: (no JSON|not SQuAD's format \(it is|article 1: no list 'paragraphs'|no usable)"
+    ):
         read_squad(path, BadLines())
 
 

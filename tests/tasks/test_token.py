@@ -54,18 +54,26 @@ def test_formats(tmp_path, name, text):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.conll", "x O\nParis B-LOC\nis\n\nWho O\n", "a.conll:3: a tag of no known scheme"),
+        (
+            "a.conll",
+            "x O\nParis B-LOC\nis\n\nWho O\n",
+            "a.conll:3: another number of columns: 1 instead of the 2 of the first line",
+        ),
         ("a.conll", "x\tO\n\tO\n\nWho\tO\n", "a.conll:2: no word before the tag"),
         ("a.jsonl", [{"tokens": ["a", "b"], "tags": ["O"]}, {"tokens": ["Who"], "tags": ["O"]}], "2 tokens and 1 tags"),
         ("a.jsonl", [{"tokens": ["a"], "tags": ["PER"]}, {"tokens": ["Who"], "tags": ["O"]}], "'PER' is neither"),
         (
             "a.jsonl",
             [{"words": ["a"]}, {"tokens": ["Who"], "tags": ["O"]}],
-            "a.jsonl:1: text that is no example: it has no 'text'; a line is {",
+            "a.jsonl:1: text that is no example: there is no 'text'; a line is {",
         ),
-        ("a.jsonl", [{"tokens": 3}, {"tokens": ["Who"], "tags": ["O"]}], "no example: it has no 'tags'; a line is {"),
-        ("a.jsonl", [[1], {"tokens": ["Who"], "tags": ["O"]}], "a.jsonl:1: text that is no example: a line is {"),
-        ("a.jsonl", '{"tokens": ["Who"], "tags": ["O"]}\n{', "a.jsonl:2: text that is no example"),
+        (
+            "a.jsonl",
+            [{"tokens": 3}, {"tokens": ["Who"], "tags": ["O"]}],
+            "no example: 'tokens' is a number (3); a line is {",
+        ),
+        ("a.jsonl", [[1], {"tokens": ["Who"], "tags": ["O"]}], "a.jsonl:1: JSON that is no object: a list"),
+        ("a.jsonl", '{"tokens": ["Who"], "tags": ["O"]}\n{', "a.jsonl:2: text that is no JSON"),
         (
             "a.jsonl",
             [{"tokens": ["\ud800"], "tags": ["O"]}, {"tokens": ["Who"], "tags": ["O"]}],
@@ -86,7 +94,11 @@ def test_bad_lines_are_refused_or_left_out_with_their_sentence(tmp_path, name, t
 
 @pytest.mark.parametrize(
     "entity",
-    [{"start": 0, "end": 99, "label": "X"}, {"start": 2, "end": 2, "label": "X"}, {"start": 0, "end": 2, "label": ""}],
+    [
+        {"start": 0, "end": 99, "label": "X"},
+        {"start": 2, "end": 2, "label": "X"},
+        {"start": -1, "end": 2, "label": "X"},
+    ],
 )
 def test_entities_outside_the_text(tmp_path, entity):
     with pytest.raises(DataError, match="not within the text"):
@@ -100,7 +112,7 @@ def test_overlapping_entities(tmp_path):
 
 
 def test_unusable_files(tmp_path):
-    for name, message in (("a.xml", "files end in"), ("a.conll", "no usable sentence")):
+    for name, message in (("a.xml", "files end in"), ("a.conll", "the file is empty")):
         with pytest.raises(DataError, match=message):
             read_tokens(write(tmp_path / name, "\n"), BadLines())
 

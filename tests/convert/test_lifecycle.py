@@ -82,7 +82,7 @@ def test_copies_are_fast_and_independent(how):
         torch.save(fast, buffer)
         buffer.seek(0)
         other = torch.load(buffer, weights_only=False)
-    assert torch.equal(hidden(other), want)
+    assert_same(hidden(other), want)
     assert outcome(other, "BertEncoder") == {"fast, padding removed": 1}
     with torch.no_grad():
         other.encoder.layer[0].output.dense.weight.zero_()
@@ -96,7 +96,7 @@ def test_a_deepcopy_of_a_model_that_recorded_is_independent():
     want, other = hidden(fast), copy.deepcopy(fast)
     with torch.no_grad():
         fast.encoder.layer[0].output.dense.weight.zero_()
-    assert torch.equal(hidden(other), want)
+    assert_same(hidden(other), want)
     assert outcome(other, "BertEncoder") == {"fast, padding removed": 1}
 
 
@@ -113,9 +113,9 @@ def test_save_and_load(tmp_path):
     fast.save_pretrained(tmp_path)
     loaded = BertModel.from_pretrained(tmp_path).eval()
     assert type(loaded.encoder) is hf.BertEncoder
-    assert torch.equal(hidden(loaded), hidden(stock))
+    assert_same(hidden(loaded), hidden(stock))
     auto = bertfast.optimize(AutoModel.from_pretrained(tmp_path).eval())
-    assert torch.equal(hidden(auto), hidden(fast))
+    assert_same(hidden(auto), hidden(fast))
 
 
 @pytest.mark.parametrize("change", ["optimizer", "load_state_dict", "data", "no_grad copy", "to bfloat16"])

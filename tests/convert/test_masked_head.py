@@ -256,7 +256,8 @@ def test_copies(how):
         other = torch.load(buffer, weights_only=False)
     inputs = inputs_of(hf.BertForPreTraining)
     ours, theirs = gradients(other, inputs), gradients(fast, inputs)
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    for name in theirs:
+        assert_same(ours[name], theirs[name], name, 1e-4)
     assert outcome(other, "BertForPreTraining") == MASKED
 
 

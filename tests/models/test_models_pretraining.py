@@ -82,7 +82,7 @@ def test_masked_positions_count_flattened_tokens_where_padded():
         padding_place = (inputs["attention_mask"].flatten() == 0).nonzero()[:1, 0]
         want = model(**inputs, **labels)
         got = model(**inputs, **labels, masked_positions=torch.cat([places, padding_place, torch.tensor([-1])]))
-        assert torch.equal(got.loss, want.loss)
+        assert_close(got.loss, want.loss, padding)  # products of other numbers of rows may round otherwise
         assert int(got.mlm_count) == len(places)
 
 
@@ -92,7 +92,7 @@ def test_labels_elsewhere_than_at_masked_positions_are_not_read():
     some = torch.full_like(labels["labels"], -100)
     some[masked[:2]] = labels["labels"][masked[:2]]
     got = model(**inputs, labels=labels["labels"], masked_positions=masked[:2])
-    assert torch.equal(got.loss, model(**inputs, labels=some).loss)
+    assert_close(got.loss, model(**inputs, labels=some).loss, "loss")
 
 
 @pytest.mark.parametrize("tail", [0, 5])
@@ -139,7 +139,7 @@ def test_one_term_alone_leaves_the_other_at_nothing():
         model(**inputs, next_sentence_label=labels["next_sentence_label"]),
     )
     both = model(**inputs, **labels)
-    assert torch.equal(words.loss, both.mlm_loss)
+    assert_close(words.loss, both.mlm_loss, "mlm")
     assert float(words.nsp_loss) == 0.0
     assert_close(sentences.loss, both.nsp_loss, "nsp")
     assert float(sentences.mlm_loss) == 0.0

@@ -165,6 +165,8 @@ def test_two_threads_at_once(owner, dtype):
         t.start()
     for t in threads:
         t.join()
-    for one, many in zip(alone, found, strict=True):
+    for (a, b), one, many in zip(sides, alone, found, strict=True):
         assert len(many) == 30
-        assert all(torch.equal(one, other) for other in many)
+        for other in many:
+            assert_within_budget(other, one, a.double() @ b.double(), measure=rms_error)
+            assert owner != "ours" or torch.equal(one, other)  # of our own products bits are promised

@@ -2,9 +2,14 @@
 
 import os
 import shutil
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic mode, below, asks cuBLAS for it
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Before torch is imported. A core has one worker already: threads that spin beside another worker's cost ten times the time.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # where a test asks for several threads
 
 import pytest
 import torch
@@ -21,10 +26,17 @@ def pytest_report_header() -> str:
     return f"bertfast extension: {'loaded' if absent is None else 'ABSENT: ' + absent}"
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    # CI sets this: a silent fallback to the references would hide a broken build.
+def pytest_configure() -> None:
+    # CI sets this: a silent fallback to the references would hide a broken build. Said before any worker starts.
     if os.environ.get("BERTFAST_DEMAND_EXT") == "1" and _ext.why_absent() is not None:
         raise pytest.UsageError(f"BERTFAST_DEMAND_EXT=1 but {_ext.why_absent()}")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Workers of `-n auto`: the cores that this process may use, up to eight, as each worker takes about a gigabyte."""
+    named = os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS")
+    return int(named) if named else min(len(os.sched_getaffinity(0)), 8)
 
 
 class TritonOps:
@@ -76,8 +88,10 @@ def implementation(request: pytest.FixtureRequest):
     if request.param == "triton":
         request.getfixturevalue("poisoned")
         return request.getfixturevalue("triton_ops")
-    if request.param == "cpu" and _ext.why_absent() is not None:
-        pytest.skip(f"no C++ kernels: {_ext.why_absent()}")
+    if request.param == "cpu":
+        if _ext.why_absent() is not None:
+            pytest.skip(f"no C++ kernels: {_ext.why_absent()}")
+        request.getfixturevalue("threads")(3)
     return torch.ops.bertfast_reference if request.param == "reference" else torch.ops.bertfast
 
 
@@ -89,12 +103,29 @@ def backend(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of this run share, and no other run."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 @pytest.fixture(scope="session", autouse=True)
-def fresh_inductor_cache(tmp_path_factory: pytest.TempPathFactory):
+def fresh_inductor_cache(shared_folder: Path):
     # Compiled graphs are cached by their ops, not by the fakes and kernels behind them: one from before a change would pass.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(shared_folder / "inductor"))
         yield
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    """torch.set_num_threads; what a test or a command that it called sets is undone."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

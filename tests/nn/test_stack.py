@@ -307,16 +307,12 @@ def test_threads():
 
 
 @needs_kernels
-def test_bits_do_not_depend_on_threads():
+def test_bits_do_not_depend_on_threads(threads):
     encoder, batch = make(2, 96, 3, 192), packed((70, 130, 1), 96)
-    threads = torch.get_num_threads()
     results = []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            results.append(call(encoder, *batch))
-    finally:
-        torch.set_num_threads(threads)
+    for count in (1, 2, 3):
+        threads(count)
+        results.append(call(encoder, *batch))
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
 

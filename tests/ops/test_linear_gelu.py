@@ -114,7 +114,7 @@ def test_backward_does_not_multiply_again(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_repeats_and_threads(dtype):
+def test_repeats_and_threads(threads, dtype):
     """The bias gradient is added in an order that only the rows decide: the same bits for any number of threads."""
     pre, bias, dy = torch.randn(300, 257).to(dtype), torch.randn(257).to(dtype), torch.randn(300, 257).to(dtype)
 
@@ -124,15 +124,11 @@ def test_repeats_and_threads(dtype):
             *torch.ops.bertfast.bias_gelu_bwd(dy, pre, bias, False),
         ]
 
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(4)
-        first = step()
-        for count in (4, 3, 1):
-            torch.set_num_threads(count)
-            assert all(torch.equal(a, b) for a, b in zip(first, step(), strict=True))
-    finally:
-        torch.set_num_threads(threads)
+    threads(4)
+    first = step()
+    for count in (4, 3, 1):
+        threads(count)
+        assert all(torch.equal(a, b) for a, b in zip(first, step(), strict=True))
 
 
 def test_opcheck():

@@ -67,9 +67,12 @@ class TritonOps:
 def triton_ops() -> TritonOps:
     pytest.importorskip("triton", reason="Triton is not installed")
     if not torch.cuda.is_available():
+        from quick_interpreter import patch_once
+
         from bertfast.triton import interpreter
 
         interpreter.mend()
+        patch_once()
     return TritonOps()
 
 

@@ -73,14 +73,15 @@ def resources(compiled: Any) -> Resources:
         cubin.write(compiled.asm["cubin"])
         cubin.flush()
 
-        def tool(name: str, flag: str) -> str:
+        def tool(name: str, *flags: str) -> str:
             return subprocess.run(
-                [str(_BIN / name), flag, cubin.name], capture_output=True, text=True, check=True
+                [str(_BIN / name), *flags, cubin.name], capture_output=True, text=True, check=True
             ).stdout
 
         usage = dict(re.findall(r"(REG|STACK):(\d+)", tool("cuobjdump", "-res-usage")))
+        # Without data flow (-ndf), a third of the time: it names where jumps land, which nobody reads here.
         sass = re.findall(
-            r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9.]*)", tool("nvdisasm", "-c"), re.MULTILINE
+            r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9.]*)", tool("nvdisasm", "-c", "-ndf"), re.MULTILINE
         )
     names = [name.split(".")[0] for name in sass]
     accesses = [width(name) for name in sass if name.split(".")[0] in ("LDG", "STG", "LDGSTS")]

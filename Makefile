@@ -7,6 +7,7 @@ NATIVE := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h) setup.py
 RESULTS := benchmarks/results
 GPU_PYTHON = $(if $(filter command environment,$(origin PYTHON)),$(PYTHON),python3)
 STAGES ?=
+WORKERS ?= auto
 FLAGS ?=
 PEERS := openvino==2026.4.1 onnxruntime==1.32.0 onnx==1.23.2
 
@@ -21,8 +22,9 @@ bench: $(VENV)/.built
 bench-cpu: $(VENV)/.built $(VENV)/.bench
 	$(BIN)/python -m benchmarks.cpu $(FLAGS)
 
+# A worker for each core, eight at most. WORKERS=0 runs all in one process, for a debugger.
 test: $(VENV)/.built
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 # Each op forward and backward against eager PyTorch.
 micro: $(VENV)/.built

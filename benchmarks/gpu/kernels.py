@@ -82,7 +82,7 @@ def compile_all(launches: list[tuple[Any, int]], workers: int = WORKERS) -> Iter
 
 # Widths of the model and the sizes that follow from them. But for what divides them they change counts of steps, not code.
 WIDTHS = frozenset(
-    ("E", "F", "N", "K", "H", "WORDS", "POSITIONS", "VOCABULARY", "STRIDE", "UNITS_ROW", "PROGRAMS", "CHUNK")
+    ("E", "F", "N", "K", "WORDS", "POSITIONS", "VOCABULARY", "STRIDE", "UNITS_ROW", "PROGRAMS", "CHUNK")
 )
 
 
@@ -91,8 +91,9 @@ def identity(one: Any, arch: int, brief: bool) -> tuple:
     signature, constants = one.signature, one.constants
     if brief:
         signature = tuple((name, kind.replace("fp16", "bf16")) for name, kind in signature)
-        # How wide accesses are depends on what divides a width, so that much of it stays.
-        constants = tuple((n, v & -v if v % 16 else 16) if n in WIDTHS else (n, v) for n, v in constants)
+        # How wide accesses are depends on what divides a width, so that much of it stays. H, the number of heads, only numbers
+        # them and makes strides of H * D: with one D, which stays, it changes no access.
+        constants = tuple((n, v & -v if v % 16 else 16) if n in WIDTHS else (n, v) for n, v in constants if n != "H")
     return (arch, one.kernel, signature, one.divisible_by_16, constants, one.warps, one.stages)
 
 

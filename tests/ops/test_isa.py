@@ -1,4 +1,4 @@
-"""The builds of the kernels below what this processor takes pass the same parity tests, forced in a fresh process."""
+"""The builds of the kernels below what this processor takes pass the same parity tests, of ops and of the encoder in one call."""
 
 import os
 import subprocess
@@ -24,23 +24,18 @@ def test_parity_of_other_builds(variable, value):
             pytest.skip(f"bfloat16 is multiplied as {info['bfloat16']}, and {value} is that or cannot be had")
     elif order.index(info["isa_detected"]) <= order.index(value):
         pytest.skip(f"{value} is not below what this processor has")
+    ops = Path(__file__).parent
+    chosen = "not other_builds and (parity and cpu or test_stack and (parity or padded))"
+    command = [sys.executable, "-m", "pytest", str(ops), str(ops.parent / "nn/test_stack.py"), "-k", chosen]
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            str(Path(__file__).parent),
-            "-k",
-            "parity and cpu and not other_builds",
-            "-p",
-            "no:cacheprovider",
-        ],
+        [*command, "-p", "no:cacheprovider"],
         env={**os.environ, variable: value, "BERTFAST_DEMAND_EXT": "1"},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stdout[-3000:]
     assert " passed" in done.stdout
+    assert "test_stack.py" in done.stdout
 
 
 def test_forcing_is_seen():

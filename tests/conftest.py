@@ -67,12 +67,12 @@ class TritonOps:
 def triton_ops() -> TritonOps:
     pytest.importorskip("triton", reason="Triton is not installed")
     if not torch.cuda.is_available():
-        from quick_interpreter import patch_once
+        from quick_interpreter import quicken
 
         from bertfast.triton import interpreter
 
         interpreter.mend()
-        patch_once()
+        quicken()
     return TritonOps()
 
 

@@ -7,7 +7,7 @@ import torch
 
 from bertfast import _ext
 from bertfast.ops import attention, attention_padded, rng
-from bertfast.testing import assert_within_budget, leaves
+from bertfast.testing import assert_within_budget, leaves, rms_error
 
 # One key, less than a vector, an empty sequence, one past a vector, past two blocks of queries, odd and long; all at once.
 LENGTHS = (1, 7, 0, 33, 129, 199)
@@ -79,7 +79,8 @@ def padded(ops, qkv, dout, mask=None, p=0.0, state=None):
 
 
 def assert_parity(ours, oracle, qkv, dout):
-    """Output and gradient within the budget; `oracle` runs in qkv's dtype and in float64."""
+    """Output and gradient within the budget; `oracle` runs in qkv's dtype and in float64. Products of two libraries: root mean
+    squares, as bertfast.testing says; one element that saw another key is thousands of times over them."""
     results = []
     for dtype in (qkv.dtype, torch.float64):
         (leaf,) = leaves([qkv], dtype)
@@ -88,7 +89,7 @@ def assert_parity(ours, oracle, qkv, dout):
         results.append((y.detach(), leaf.grad))
     for name, mine, eager, exact in zip(("out", "dqkv"), ours, *results, strict=True):
         assert mine.dtype == qkv.dtype
-        assert_within_budget(mine, eager, exact, name)
+        assert_within_budget(mine, eager, exact, name, rms_error)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

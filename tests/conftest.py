@@ -1,10 +1,14 @@
 """Fixtures that every test shares, and the implementation axis: each op test runs on the reference and on the CPU's owner."""
 
 import os
+import random
 import shutil
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic mode, below, asks cuBLAS for it
+
+# The fuzz of the drop-in draws a fresh seed each run, here since all processes of one run must agree on it.
+os.environ.setdefault("BERTFAST_FUZZ_SEED", str(random.SystemRandom().randrange(2**28)))
 
 import pytest
 import torch
@@ -16,9 +20,12 @@ if not torch.cuda.is_available():
 from bertfast import _ext, _library
 
 
-def pytest_report_header() -> str:
+def pytest_report_header() -> list[str]:
     absent = _ext.why_absent()
-    return f"bertfast extension: {'loaded' if absent is None else 'ABSENT: ' + absent}"
+    return [
+        f"bertfast extension: {'loaded' if absent is None else 'ABSENT: ' + absent}",
+        f"fuzz of the drop-in: BERTFAST_FUZZ_SEED={os.environ['BERTFAST_FUZZ_SEED']}",
+    ]
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

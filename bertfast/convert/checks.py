@@ -5,17 +5,15 @@ import importlib.util
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from transformers import activations
 from transformers.models.bert import modeling_bert as hf
 
+from bertfast.convert import installed
+from bertfast.nn.core import dropout_rate
 from bertfast.triton import verified
-
-try:
-    from transformers.utils.output_capturing import _active_collector
-except ImportError:  # transformers 5.0 and 5.1 have no collector and set `forward` on instances instead
-    _active_collector = None  # type: ignore[assignment]
 
 # Activation classes of transformers to the `approximate` argument of GELU; not every 5.x release has all of them.
 _ACTIVATIONS = {
@@ -24,7 +22,8 @@ _ACTIVATIONS = {
     if hasattr(activations, name)
 }
 
-_NOTHING: frozenset[str] = frozenset()
+# What a GELU class of transformers may hold as `act`: functions of torch, or its own method in plain Python.
+_OWN_METHODS = frozenset({"_gelu_python", "_gelu_tanh_python"})
 _ABSENT = nn.Module()
 
 KERNEL_DTYPES = {
@@ -33,19 +32,32 @@ KERNEL_DTYPES = {
 }
 
 
-def collected(config: Any, kwargs: dict[str, Any]) -> frozenset[str]:
-    """What the caller asked transformers to record in this call: "hidden_states", "attentions" or nothing."""
-    if _active_collector is None:
-        names = ("hidden_states", "attentions")
-        return frozenset(n for n in names if kwargs.get(f"output_{n}", getattr(config, f"output_{n}", False)))
-    # A context variable cannot be traced; transformers keeps a plain copy for that case.
-    active = _active_collector.global_var if torch.compiler.is_compiling() else _active_collector.get()
-    return frozenset(name for name in active if not name.startswith("_")) if active else _NOTHING
+# Arguments that no layer reads: of Trainer, of the recorders around a call, and positions, which flash attention alone reads.
+UNREAD = frozenset(
+    {"num_items_in_batch", "output_attentions", "output_hidden_states", "return_dict", "use_cache", "position_ids"}
+)
+
+
+def environment_reason() -> str | None:
+    """What about this process, no module's own, makes stock's code the one that counts."""
+    if installed.is_exporting():
+        return "a trace or an export keeps torch's own operators"
+    if _global_hooks():
+        return "global module hooks are registered"
+    return installed.replaced_code()
+
+
+def argument_reason(arguments: dict[str, Any] | None, known: frozenset[str]) -> str | None:
+    """An argument that stock reads, or refuses, and bertfast does not know; None for arguments that do not fit stock's signature."""
+    if arguments is None:
+        return "the arguments do not fit"
+    name = installed.unknown(arguments, known)
+    return None if name is None else f"{name} was given"
 
 
 def _foreign(hooks: dict[int, Any]) -> bool:
     """Whether any hook is not the one transformers leaves on modules after the first recorded call."""
-    return any(getattr(hook, "__name__", "") != "output_capturing_hook" for hook in hooks.values())
+    return not all(map(installed.is_recorder, hooks.values()))
 
 
 def hook_reason(module: nn.Module, name: str) -> str | None:
@@ -93,16 +105,28 @@ def _plain(module: Any, kind: type, name: str, device: torch.device, dtype: torc
             return f"the weights of {name} are {parameter.dtype} where hidden states are {dtype}"
     if kind is nn.Dropout and module.p >= 1.0:
         return f"{name} drops everything"
-    if kind is nn.LayerNorm and (module.weight is None or module.bias is None):
-        return f"{name} has no weight or no bias"
+    if kind is nn.LayerNorm:
+        if module.weight is None or module.bias is None:
+            return f"{name} has no weight or no bias"
+        if tuple(module.normalized_shape) != tuple(module.weight.shape) or module.weight.dim() != 1:
+            return f"{name} normalises over {tuple(module.normalized_shape)}"
     return None
 
 
 def approximate_of(activation: Any) -> str | None:
-    """The `approximate` of a GELU, "none" or "tanh"; None for any other activation."""
+    """The `approximate` of a GELU, "none" or "tanh"; None for any other activation, one whose function was replaced too."""
     if type(activation) is nn.GELU:
         return activation.approximate
-    return _ACTIVATIONS.get(type(activation))
+    approximate = _ACTIVATIONS.get(type(activation))
+    act = activation.__dict__.get("act") if approximate is not None else None
+    if act is None:  # it has its formula in its forward
+        return approximate
+    if isinstance(act, functools.partial):
+        return approximate if (act.func, act.args, act.keywords) == (F.gelu, (), {"approximate": approximate}) else None
+    if act is F.gelu:
+        return approximate if approximate == "none" else None
+    is_own = getattr(act, "__self__", None) is activation and act.__name__ in _OWN_METHODS
+    return approximate if is_own else None
 
 
 def kind_of(layer: Any) -> tuple[int, float, str | None]:
@@ -110,7 +134,19 @@ def kind_of(layer: Any) -> tuple[int, float, str | None]:
     children = layer._modules
     attention = children["attention"]._modules["self"]
     activation = children["intermediate"]._modules["intermediate_act_fn"]
-    return attention.num_attention_heads, attention.scaling, approximate_of(activation)
+    return heads_of(attention), attention.scaling, approximate_of(activation)
+
+
+def heads_of(attention: Any) -> int:
+    """The heads that stock makes: its forward reads the size of one, and as many follow as the query is wide."""
+    return attention._modules["query"].weight.shape[0] // attention.attention_head_size
+
+
+def drops(layer: Any) -> bool:
+    """Whether any dropout of a BertLayer that `layer_reason` finds plain is on, which may be so outside training."""
+    attention = layer._modules["attention"]._modules
+    holders = (attention["self"], attention["output"], layer._modules["output"])
+    return any(dropout_rate(holder._modules["dropout"]) > 0.0 for holder in holders)
 
 
 def _parts(layer: Any) -> tuple[tuple[Any, type, str], ...]:
@@ -145,10 +181,10 @@ def layer_reason(layer: Any, device: torch.device, dtype: torch.dtype | None = N
     """What about a BertLayer as it stands now keeps it from the fast path on hidden states of `device` and `dtype`."""
     if layer.is_decoder or layer.add_cross_attention:
         return "it is a decoder layer"
+    if "feed_forward_chunk" in layer.__dict__:
+        return "its feed_forward_chunk was replaced"
     if layer.chunk_size_feed_forward:
         return "chunk_size_feed_forward is set"
-    if _global_hooks():
-        return "global module hooks are registered"
     parts = _parts(layer)
     for module, kind, name in parts:
         reason = _plain(module, kind, name, device, dtype)
@@ -171,42 +207,53 @@ def layer_reason(layer: Any, device: torch.device, dtype: torch.dtype | None = N
             return f"{name} has no bias"
     if attention.is_causal:
         return "its attention is causal"
-    implementation = attention.config._attn_implementation
+    if parts[2][0].weight.shape[0] % attention.attention_head_size:
+        return "its heads do not fill the width of its query"
+    if getattr(attention, "num_key_value_groups", 1) != 1:
+        return "its keys are shared by groups of heads"
+    return implementation_reason(attention.config)
+
+
+def implementation_reason(config: Any) -> str | None:
+    """An attention function, or the mask made for it, other than the eager one and sdpa."""
+    implementation = installed.attention_implementation(config)
     if implementation not in ("eager", "sdpa", None):
         return f'its attention implementation is "{implementation}"'
     return None
 
 
-def call_reason(config: Any, kwargs: dict[str, Any]) -> str | None:
-    """Options of one call that reach the attention function and change what it computes."""
+def attentions_reason(config: Any, arguments: dict[str, Any]) -> str | None:
+    """Whether the call asks for attention probabilities, which the fused code never makes."""
     # Arguments and config too: when backward repeats a checkpointed layer, transformers no longer records.
     if (
-        kwargs.get("output_attentions")
+        arguments.get("output_attentions")
         or getattr(config, "output_attentions", False)
-        or "attentions" in collected(config, kwargs)
+        or "attentions" in installed.recorded(config, arguments)
     ):
         return "attentions were asked for"
-    for name in ("is_causal", "position_bias", "softcap", "cache"):
-        if kwargs.get(name) is not None:
-            return f"{name} was given"
     return None
 
 
 @functools.cache
-def _gpu_reason(index: int | None, unverified_kernels: bool) -> str | None:
-    """Why the kernels of a GPU are not to be used: no Triton, or they never passed parity on such a GPU. Asked per layer."""
+def _gpu_reason(index: int | None, gpu_kernels: bool | None) -> str | None:
+    """Why a model on a GPU stays stock: it was asked to, no Triton, or nobody measured it faster there. Asked per layer."""
+    if gpu_kernels is False:
+        return "gpu_kernels=False"
     if importlib.util.find_spec("triton") is None:
         return "the GPU kernels need Triton: pip install 'bertfast[gpu]'"
     major, minor = torch.cuda.get_device_capability(index)
-    if unverified_kernels or not verified.missing(10 * major + minor):
+    arch = 10 * major + minor
+    if gpu_kernels or arch in verified.FASTER_THAN_STOCK:
         return None
-    return (
-        f"the GPU kernels have not been verified on sm_{major}{minor}: run `make gpu` in bertfast's checkout, or call "
-        "bertfast.optimize(model, unverified_kernels=True)"
-    )
+    unverified = verified.gate(arch)
+    if unverified:
+        state = f"{', '.join(unverified)} not verified on sm_{arch}, for which torch's own functions would step in"
+    else:
+        state = f"verified on sm_{arch}, not yet faster than stock in wall-clock time"
+    return f"the GPU kernels are off by default ({state}): bertfast.optimize(model, gpu_kernels=True) turns them on"
 
 
-def tensor_reason(x: Tensor, unverified_kernels: bool = False) -> str | None:
+def tensor_reason(x: Tensor, gpu_kernels: bool | None = None) -> str | None:
     """Device and dtype that the kernels take; other dtypes are faster in stock PyTorch than in our references."""
     kind = x.device.type
     if kind not in KERNEL_DTYPES:
@@ -216,7 +263,7 @@ def tensor_reason(x: Tensor, unverified_kernels: bool = False) -> str | None:
         return f"hidden states are {x.dtype}; the kernels take {', '.join(names[:-1])} and {names[-1]}"
     if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) not in KERNEL_DTYPES[kind]:
         return f"autocast is to {torch.get_autocast_dtype(kind)}"
-    reason = _gpu_reason(x.device.index, unverified_kernels) if kind == "cuda" else None
+    reason = _gpu_reason(x.device.index, gpu_kernels) if kind == "cuda" else None
     if reason is not None:
         return reason
     if type(x) not in (Tensor, nn.Parameter) and not torch.compiler.is_compiling():
@@ -263,8 +310,6 @@ def key_padding(mask: Tensor | None, batch: int, seqlen: int) -> Tensor | None:
 
 def predictions_reason(head: Any, kind: type) -> str | None:
     """What about a masked-LM head, `kind` holding BertLMPredictionHead, keeps it from `ops.masked_lm_loss`."""
-    if _global_hooks():
-        return "global module hooks are registered"
     predictions = getattr(head, "predictions", _ABSENT)
     transform, decoder = (predictions._modules.get(name, _ABSENT) for name in ("transform", "decoder"))
     dense, norm = (transform._modules.get(name, _ABSENT) for name in ("dense", "LayerNorm"))
@@ -294,9 +339,7 @@ def predictions_reason(head: Any, kind: type) -> str | None:
 
 def embeddings_reason(module: Any) -> str | None:
     """What about a BertEmbeddings as it stands now keeps it from the fast path."""
-    device = module.word_embeddings.weight.device
-    if _global_hooks():
-        return "global module hooks are registered"
+    device = getattr(getattr(module.word_embeddings, "weight", None), "device", None)
     for name in ("word_embeddings", "position_embeddings", "token_type_embeddings"):
         table = getattr(module, name)
         reason = _plain(table, nn.Embedding, name, device)
@@ -312,5 +355,14 @@ def embeddings_reason(module: Any) -> str | None:
         == module.token_type_embeddings.weight.dtype
     ):
         return "the tables have several dtypes"
+    for name in ("position_ids", "token_type_ids"):
+        # Stock gathers from the second only where it is there.
+        buffer = getattr(module, name, None)
+        if buffer is None and name == "token_type_ids" and not hasattr(module, name):
+            continue
+        if not isinstance(buffer, Tensor):
+            return f"{name} is {type(buffer).__name__}, not a tensor"
+        if buffer.dtype != torch.int64 or buffer.dim() != 2 or buffer.device != device:
+            return f"{name} is {buffer.dtype} {tuple(buffer.shape)} on {buffer.device}"
     norm, dropout = module.LayerNorm, module.dropout
     return _plain(norm, nn.LayerNorm, "LayerNorm", device) or _plain(dropout, nn.Dropout, "dropout", device)

@@ -6,6 +6,7 @@ quarter of its time. In training with labels these heads make those of the maske
 stock head with another forward.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -15,16 +16,33 @@ from transformers.modeling_outputs import MaskedLMOutput
 from transformers.models.bert import modeling_bert as hf
 
 from bertfast import ops
-from bertfast.convert import checks, handover
+from bertfast.convert import checks, handover, installed
 from bertfast.convert.layers import count, option
 from bertfast.convert.pooled_heads import only_reader
 
 MASKED_ONLY = "fast, logits of masked tokens only"
 
 
-def _refused(model: Any, labels: Tensor | None, kwargs: dict[str, Any]) -> str | None:
+_PRETRAINING = installed.Arguments(hf.BertForPreTraining.forward)
+_MASKED_LM = installed.Arguments(hf.BertForMaskedLM.forward)
+_LABELS = ("labels", "next_sentence_label")
+
+
+def _labels(call: dict[str, Any] | None, name: str) -> Any:
+    return None if call is None else call.get(name)
+
+
+def _inputs(call: dict[str, Any]) -> dict[str, Any]:
+    """What stock's head hands on to BertModel: everything but labels."""
+    return {**{name: value for name, value in call.items() if name not in _LABELS}, "return_dict": True}
+
+
+def _refused(model: Any, labels: Any, kwargs: dict[str, Any] | None) -> str | None:
     """Why this call makes all logits, apart from what the head is made of."""
-    if not model.training or not torch.is_grad_enabled():
+    if kwargs is None:
+        return "the arguments do not fit"
+    # Not "with gradients enabled": a pass without them that repeats or foreshadows a training step must be that step.
+    if not model.training:
         return "not a training step"
     if labels is None:
         return "no labels were given"
@@ -46,8 +64,11 @@ def _refused(model: Any, labels: Tensor | None, kwargs: dict[str, Any]) -> str |
 def head_reason(model: Any) -> str | None:
     """What about the head as it stands now keeps it from the masked tokens only."""
     weight = model.bert.embeddings.word_embeddings.weight
-    return checks.tensor_reason(weight, bool(option(model, "unverified_kernels"))) or checks.predictions_reason(
-        model.cls, hf.BertPreTrainingHeads if isinstance(model, hf.BertForPreTraining) else hf.BertOnlyMLMHead
+    kind = hf.BertPreTrainingHeads if isinstance(model, hf.BertForPreTraining) else hf.BertOnlyMLMHead
+    return (
+        checks.environment_reason()
+        or checks.tensor_reason(weight, option(model, "gpu_kernels"))
+        or checks.predictions_reason(model.cls, kind)
     )
 
 
@@ -57,7 +78,7 @@ def _offer(model: Any, labels: Tensor) -> handover.Handover:
         read = labels != -100
         if model.bert.pooler is not None:
             read[:, 0] = True
-    return handover.Handover(read, model.cls.predictions.decoder.weight)
+    return handover.Handover(model.bert, read, model.cls.predictions.decoder.weight)
 
 
 def _masked_lm_loss(model: Any, hidden: Tensor, labels: Tensor, tied: Tensor | None) -> Tensor:
@@ -80,34 +101,21 @@ def _masked_lm_loss(model: Any, hidden: Tensor, labels: Tensor, tied: Tensor | N
 class FastBertForPreTraining(hf.BertForPreTraining):
     """BertForPreTraining whose `prediction_logits` are None in training; the loss, and `seq_relationship_logits`, are stock's."""
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        next_sentence_label: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        inputs = {
-            "attention_mask": attention_mask,
-            "token_type_ids": token_type_ids,
-            "position_ids": position_ids,
-            "inputs_embeds": inputs_embeds,
-        }
-        reason = head_reason(self) or _refused(self, labels, kwargs)
+    @functools.wraps(hf.BertForPreTraining.forward)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        call = _PRETRAINING.bind(args, kwargs)
+        labels, next_sentence_label = _labels(call, "labels"), _labels(call, "next_sentence_label")
+        reason = head_reason(self) or _refused(self, labels, call)
         if reason is None and next_sentence_label is None:
             reason = "no next_sentence_label was given, so stock computes no loss"
-        if reason is not None or labels is None or next_sentence_label is None:
+        if reason is None and self.bert.pooler is None:
+            reason = "there is no pooler"
+        if reason is not None or call is None:
             count(self, f"all logits: {reason}")
-            return super().forward(
-                input_ids, labels=labels, next_sentence_label=next_sentence_label, **inputs, **kwargs
-            )
+            return super().forward(*args, **kwargs)
         count(self, MASKED_ONLY)
         with handover.offered(_offer(self, labels)) as offer:
-            states = self.bert(input_ids, **inputs, **{**kwargs, "return_dict": True})
+            states = self.bert(**_inputs(call))
         scores = self.cls.seq_relationship(states.pooler_output)
         loss = _masked_lm_loss(self, states.last_hidden_state, labels, offer.tied)
         loss = loss + F.cross_entropy(scores.view(-1, 2), next_sentence_label.view(-1))
@@ -117,33 +125,17 @@ class FastBertForPreTraining(hf.BertForPreTraining):
 class FastBertForMaskedLM(hf.BertForMaskedLM):
     """BertForMaskedLM whose `logits` are None in training; the loss is stock's."""
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        encoder_hidden_states: Tensor | None = None,
-        encoder_attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        inputs = {
-            "attention_mask": attention_mask,
-            "token_type_ids": token_type_ids,
-            "position_ids": position_ids,
-            "inputs_embeds": inputs_embeds,
-            "encoder_hidden_states": encoder_hidden_states,
-            "encoder_attention_mask": encoder_attention_mask,
-        }
-        reason = head_reason(self) or _refused(self, labels, kwargs)
-        if reason is not None or labels is None:
+    @functools.wraps(hf.BertForMaskedLM.forward)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        call = _MASKED_LM.bind(args, kwargs)
+        labels = _labels(call, "labels")
+        reason = head_reason(self) or _refused(self, labels, call)
+        if reason is not None or call is None:
             count(self, f"all logits: {reason}")
-            return super().forward(input_ids, labels=labels, **inputs, **kwargs)
+            return super().forward(*args, **kwargs)
         count(self, MASKED_ONLY)
         with handover.offered(_offer(self, labels)) as offer:
-            states = self.bert(input_ids, **inputs, **{**kwargs, "return_dict": True})
+            states = self.bert(**_inputs(call))
         return MaskedLMOutput(loss=_masked_lm_loss(self, states.last_hidden_state, labels, offer.tied))
 
 

@@ -5,6 +5,7 @@ The one thing kept on an instance is `_bertfast`, a dict of plain options; count
 the modules, in a weak dictionary.
 """
 
+import functools
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -16,13 +17,19 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from transformers.models.bert import modeling_bert as hf
 
 from bertfast import ops
-from bertfast.convert import checks, handover
+from bertfast.convert import checks, handover, installed
 from bertfast.nn import stack
 from bertfast.nn.core import Layout, Packed, Padded, attention_block, dropout_rate, mlp_block
 from bertfast.nn.modules import embed
 
 FAST = "fast"
 UNPADDED = "fast, padding removed"
+SPLIT = "fast, padding removed but from sequences that begin with it"
+_EMBEDDINGS = installed.Arguments(hf.BertEmbeddings.forward)
+_LAYER = installed.Arguments(hf.BertLayer.forward)
+_ENCODER = installed.Arguments(hf.BertEncoder.forward)
+_IDS = frozenset({"input_ids", "token_type_ids", "position_ids"})
+_STATES = frozenset({"hidden_states", "attention_mask"}) | checks.UNREAD
 _calls: "WeakKeyDictionary[nn.Module, Counter[str]]" = WeakKeyDictionary()
 
 
@@ -51,84 +58,98 @@ def option(module: nn.Module, name: str) -> Any:
     return module.__dict__.get("_bertfast", {}).get(name)
 
 
-class FastBertEmbeddings(hf.BertEmbeddings):
-    """BertEmbeddings through the fused kernel; anything unusual goes to the stock forward."""
+def ids(embeddings: Any, shape: tuple[int, int], position_ids: Any, token_type_ids: Any) -> tuple[Tensor, Tensor | None]:
+    """position_ids and token_type_ids as stock's embeddings take them, [1, S] or [B, S]: those that a call leaves out come from
+    the module's buffers, which a user may have changed. token_type_ids stay None where the module has no such buffer."""
+    if position_ids is None:
+        position_ids = embeddings.position_ids[:, : shape[1]]
+    default = getattr(embeddings, "token_type_ids", None) if token_type_ids is None else None
+    if default is not None:
+        # A position out of range raises here on a CPU, as in stock; on a GPU the kernel reports it without a wait.
+        index = position_ids.clamp(0, default.shape[1] - 1) if position_ids.is_cuda else position_ids
+        token_type_ids = torch.gather(default.expand(position_ids.shape[0], -1), 1, index)
+    return position_ids, token_type_ids
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        past_key_values_length: int = 0,
-    ) -> Tensor:
-        reason = self._reason(input_ids, inputs_embeds, past_key_values_length)
-        if reason is not None:
-            count(self, reason)
-            return super().forward(input_ids, token_type_ids, position_ids, inputs_embeds, past_key_values_length)
+
+class FastBertEmbeddings(hf.BertEmbeddings):
+    """BertEmbeddings through the fused kernel; anything unusual goes to the stock forward, with the arguments as they came."""
+
+    @functools.wraps(hf.BertEmbeddings.forward)
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        call = _EMBEDDINGS.bind(args, kwargs)
+        reason = self._reason(call)
+        if reason is not None or call is None:
+            count(self, reason or "")
+            return super().forward(*args, **kwargs)
         count(self, FAST)
-        wanted = handover.current()
-        if wanted is not None and wanted.decoder_weight is self.word_embeddings.weight:
-            x, wanted.tied = embed(self, input_ids, token_type_ids, position_ids, ops.tied_embedding_sum_norm)
+        input_ids = call["input_ids"]
+        position_ids, token_type_ids = ids(
+            self, input_ids.shape, call.get("position_ids"), call.get("token_type_ids")
+        )
+        offer = handover.current(self)
+        if offer is not None and offer.decoder_weight is self.word_embeddings.weight:
+            x, offer.tied = embed(self, input_ids, token_type_ids, position_ids, ops.tied_embedding_sum_norm)
             return x
         return embed(self, input_ids, token_type_ids, position_ids)
 
-    def _reason(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, past: int) -> str | None:
-        if input_ids is None or inputs_embeds is not None:
-            return "inputs_embeds were given"
-        if past:
-            return "a key-value cache is in use"
-        if input_ids.dim() != 2 or input_ids.numel() == 0:
-            return f"input_ids have shape {tuple(input_ids.shape)}"
-        allowed = bool(option(self, "unverified_kernels"))
-        return checks.tensor_reason(self.word_embeddings.weight, allowed) or checks.embeddings_reason(self)
+    def _reason(self, call: dict[str, Any] | None) -> str | None:
+        reason = checks.argument_reason(call, _IDS)
+        if reason is not None or call is None:
+            return reason
+        input_ids = call.get("input_ids")
+        if input_ids is None or input_ids.dim() != 2 or input_ids.numel() == 0:
+            return f"input_ids have shape {None if input_ids is None else tuple(input_ids.shape)}"
+        shape = input_ids.shape
+        for name in ("position_ids", "token_type_ids"):
+            values = call.get(name)
+            if values is not None and values.shape not in (shape, (1, shape[1])):
+                return f"{name} have shape {tuple(values.shape)}"
+        return (
+            checks.environment_reason()
+            or checks.embeddings_reason(self)
+            or checks.tensor_reason(self.word_embeddings.weight, option(self, "gpu_kernels"))
+            or self.length_reason(shape[1], call.get("position_ids"))
+        )
+
+    def length_reason(self, seqlen: int, position_ids: Tensor | None) -> str | None:
+        """A batch for whose length the buffers do not have the positions: stock says what it thinks of it."""
+        buffer = self.position_ids
+        if position_ids is None and (buffer.shape[1] < seqlen or buffer.shape[0] != 1):
+            return f"position_ids has shape {tuple(buffer.shape)}, for sequences of {seqlen}"
+        return None
 
 
 class FastBertLayer(hf.BertLayer):
     """BertLayer through the fused core, on padded tokens or, called by FastBertEncoder, on packed ones."""
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Any = None,
-        encoder_hidden_states: Tensor | None = None,
-        encoder_attention_mask: Tensor | None = None,
-        past_key_values: Any = None,
-        **kwargs: Any,
-    ) -> Tensor:
-        if isinstance(attention_mask, Packed):  # the encoder has checked every layer already
+    @functools.wraps(hf.BertLayer.forward)
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        if len(args) > 1 and isinstance(args[1], Packed):  # the encoder has checked every layer already
             count(self, UNPADDED)
-            return self._fast(hidden_states, attention_mask)
-        reason = self._reason(hidden_states, attention_mask, encoder_hidden_states, past_key_values, kwargs)
-        if reason is not None:
-            count(self, reason)
-            return super().forward(
-                hidden_states,
-                attention_mask,
-                encoder_hidden_states,
-                encoder_attention_mask=encoder_attention_mask,
-                past_key_values=past_key_values,
-                **kwargs,
-            )
+            return self._fast(args[0], args[1])
+        call = _LAYER.bind(args, kwargs)
+        reason = self._reason(call)
+        if reason is not None or call is None:
+            count(self, reason or "")
+            return super().forward(*args, **kwargs)
         count(self, FAST)
-        return self._fast(hidden_states, Padded(attention_mask))
+        return self._fast(call["hidden_states"], Padded(call.get("attention_mask")))
 
-    def _reason(
-        self, x: Tensor, mask: Any, encoder_hidden_states: Any, past_key_values: Any, kwargs: dict
-    ) -> str | None:
-        if encoder_hidden_states is not None:
-            return "cross-attention"
-        if past_key_values is not None:
-            return "a key-value cache is in use"
-        if x.dim() != 3 or x.numel() == 0:
-            return f"hidden states have shape {tuple(x.shape)}"
+    def _reason(self, call: dict[str, Any] | None) -> str | None:
+        reason = checks.argument_reason(call, _STATES)
+        if reason is not None or call is None:
+            return reason
+        x = call.get("hidden_states")
+        if not isinstance(x, Tensor) or x.dim() != 3 or x.numel() == 0:
+            return f"hidden states have shape {tuple(x.shape)}" if isinstance(x, Tensor) else "there are no hidden states"
         # An attention that someone put in BERT's place may have none; layer_reason then refuses it before the mask is read.
         config = getattr(getattr(self.attention, "self", None), "config", None)
         return (
-            checks.tensor_reason(x, bool(option(self, "unverified_kernels")))
-            or checks.call_reason(config, kwargs)
+            checks.environment_reason()
+            or checks.tensor_reason(x, option(self, "gpu_kernels"))
+            or checks.attentions_reason(config, call)
             or checks.layer_reason(self, x.device, x.dtype)
-            or checks.mask_reason(mask, x, config._attn_implementation)
+            or checks.mask_reason(call.get("attention_mask"), x, installed.attention_implementation(config))
         )
 
     def _fast(self, x: Tensor, layout: Layout) -> Tensor:
@@ -144,7 +165,7 @@ class FastBertLayer(hf.BertLayer):
             value=projections.value,
             dense=projected.dense,
             norm=projected.LayerNorm,
-            heads=projections.num_attention_heads,
+            heads=checks.heads_of(projections),
             scale=projections.scaling,
             attention_p=projections.dropout.p if projections.training else 0.0,
             hidden_p=dropout_rate(projected.dropout),
@@ -163,75 +184,78 @@ class FastBertLayer(hf.BertLayer):
         )
 
 
+def _rest(call: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that the layers get besides hidden states and mask."""
+    return {name: value for name, value in call.items() if name not in ("hidden_states", "attention_mask")}
+
+
 class FastBertEncoder(hf.BertEncoder):
     """BertEncoder that takes the padding out once before the stack and puts it back once after it.
 
     Positions that the mask calls padding come back as zeros, as they do with transformers' own flash attention. Under
     BertForQuestionAnswering, whose loss is a softmax over padding too, and BertLMHeadModel, whose loss reads the position
-    before each token, the stack stays padded while gradients are enabled. Without gradients padding is removed there as
+    before each token, the stack stays padded in training and while gradients are enabled. Elsewhere padding is removed there as
     well, and logits at padding are those of a zero hidden state.
     """
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Any = None,
-        encoder_hidden_states: Tensor | None = None,
-        encoder_attention_mask: Tensor | None = None,
-        past_key_values: Any = None,
-        use_cache: bool | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        reason = self._reason(hidden_states, attention_mask, encoder_hidden_states, past_key_values, kwargs)
+    @functools.wraps(hf.BertEncoder.forward)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        call = _ENCODER.bind(args, kwargs)
+        reason = self._reason(call)
         packing = None
-        if reason is None:
-            real = checks.key_padding(attention_mask, *hidden_states.shape[:2])
-            if attention_mask is not None and real is None:
+        if reason is None and call is not None:
+            x, mask = call["hidden_states"], call.get("attention_mask")
+            real = checks.key_padding(mask, *x.shape[:2])
+            if mask is not None and real is None:
                 reason = "the mask is more than padding"
+            elif real is not None and self._reads_padding(real) and bool(real[:, 0].any()):
+                count(self, SPLIT)
+                return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=self._split(call, real))
             else:
                 reason, packing = self.packing(real)
-        if reason is not None:
+        if reason is not None or call is None:
             count(self, f"kept padded: {reason}")
-            return super().forward(
-                hidden_states,
-                attention_mask,
-                encoder_hidden_states,
-                encoder_attention_mask=encoder_attention_mask,
-                past_key_values=past_key_values,
-                use_cache=use_cache,
-                **kwargs,
-            )
+            return super().forward(*args, **kwargs)
         count(self, UNPADDED)
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=self._run(hidden_states, packing, kwargs))
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=self._run(x, packing, _rest(call)))
 
-    def _reason(
-        self, x: Tensor, mask: Any, encoder_hidden_states: Any, past_key_values: Any, kwargs: dict
-    ) -> str | None:
+    def _reason(self, call: dict[str, Any] | None) -> str | None:
         """Why this call stays padded, apart from what the mask says."""
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if torch.compiler.is_compiling():
             return "a compiled graph needs shapes that do not depend on data"
+        reason = checks.argument_reason(call, _STATES)
+        if reason is not None or call is None:
+            return reason
+        x = call.get("hidden_states")
+        if not isinstance(x, Tensor) or x.dim() != 3 or x.numel() == 0:
+            return f"hidden states have shape {tuple(x.shape)}" if isinstance(x, Tensor) else "there are no hidden states"
         if x.is_cuda and torch.cuda.is_current_stream_capturing():
             return "a CUDA graph needs shapes that do not depend on data"
-        if encoder_hidden_states is not None or past_key_values is not None:
-            return "cross-attention or a key-value cache"
-        asked = checks.collected(self.config, kwargs)
-        if asked or kwargs.get("output_hidden_states"):
-            return f"{' and '.join(sorted(asked) or ['hidden_states'])} were asked for"
-        if option(self, "loss_over_padding") and torch.is_grad_enabled():
-            return "the loss of this head runs over padding too"
-        if x.dim() != 3 or x.numel() == 0:
-            return f"hidden states have shape {tuple(x.shape)}"
+        names = installed.recorded(self.config, call)
+        if names or call.get("output_hidden_states"):
+            return f"{' and '.join(sorted(names) or ['hidden_states'])} were asked for"
+        mask = call.get("attention_mask")
         return (
-            checks.call_reason(self.config, kwargs)
-            or checks.mask_reason(mask, x, self.config._attn_implementation)
+            checks.attentions_reason(self.config, call)
+            or checks.mask_reason(mask, x, installed.attention_implementation(self.config))
             or self.stack_reason(x)
+            or self._loss_reason()
         )
+
+    def _loss_reason(self) -> str | None:
+        """Padding stays in where a loss runs over it. In training a pass without gradients is no exception: with the same random
+        state it must drop what the pass with gradients drops, and elements are numbered otherwise among packed tokens."""
+        if option(self, "loss_over_padding") and (
+            torch.is_grad_enabled() or self.training or any(map(checks.drops, self.layer))
+        ):
+            return "the loss of this head runs over padding too"
+        return None
 
     def stack_reason(self, x: Tensor) -> str | None:
         """What about the stack as it stands keeps it padded, for hidden states of x's device and dtype."""
         if option(self, "unpad") is False:
             return "unpad=False"
-        reason = checks.tensor_reason(x, bool(option(self, "unverified_kernels")))
+        reason = checks.environment_reason() or checks.tensor_reason(x, option(self, "gpu_kernels"))
         if reason is not None:
             return reason
         for i, layer in enumerate(self.layer):
@@ -246,10 +270,27 @@ class FastBertEncoder(hf.BertEncoder):
         """Why a batch whose real tokens are these [B, S] stays padded, or else its packing; that is None where all are real."""
         if real is None or bool(real.all()):
             return None, None
-        if option(self, "first_token_read") and not bool(real[:, 0].all()):
+        if self._reads_padding(real):
             return "the pooler reads position 0, which is padding in some sequence", None
         packing = ops.pack(real)
         return ("no token is real", None) if packing.indices.numel() == 0 else (None, packing)
+
+    def _reads_padding(self, real: Tensor) -> bool:
+        return option(self, "first_token_read") is True and not bool(real[:, 0].all())
+
+    def _split(self, call: dict[str, Any], real: Tensor) -> Tensor:
+        """Sequences that begin with padding, at which the pooler looks, go padded; the others are packed. One of the former, of
+        padding alone for example, would keep the whole batch padded otherwise."""
+        x, mask = call["hidden_states"], call["attention_mask"]
+        begins = real[:, 0]
+        packed, padded = begins.nonzero()[:, 0], (~begins).nonzero()[:, 0]
+        _, packing = self.packing(real[packed])
+        rows = {"hidden_states": x[padded], "attention_mask": mask.expand(x.shape[0], *mask.shape[1:])[padded]}
+        parts = [
+            self._run(x[packed], packing, _rest(call)),
+            super().forward(**{**call, **rows}).last_hidden_state,
+        ]
+        return torch.cat(parts)[torch.argsort(torch.cat([packed, padded]))]
 
     def _run(self, x: Tensor, packing: ops.Packing | None, kwargs: dict) -> Tensor:
         batch, seqlen, size = x.shape
@@ -289,15 +330,15 @@ class FastBertEncoder(hf.BertEncoder):
 
     def _read(self, packing: ops.Packing | None, bounds: Tensor, shape: tuple[int, int]) -> Tensor | None:
         """Which rows of the last layer's output, among the packed ones, a head above reads; None where it may be all of them."""
-        wanted = handover.current()
-        if wanted is None or wanted.read is None:
+        offer = handover.current(self)
+        if offer is None or offer.read is None or not self.layer:  # it is the last layer that returns the rows read
             return None
-        if isinstance(wanted.read, str):
+        if isinstance(offer.read, str):
             # Position 0 is real in every sequence, or the batch would not have been packed.
             return bounds[:-1].to(torch.int64) if option(self, "first_token_read") else None
-        if wanted.read.shape != shape:
+        if offer.read.shape != shape:
             return None
-        marked = wanted.read.flatten()
+        marked = offer.read.flatten()
         rows = (marked if packing is None else marked[packing.indices]).nonzero()[:, 0]
         return rows if rows.numel() else None
 

@@ -1,14 +1,14 @@
 """optimize() and restore(): swap classes in place, and swap them back."""
 
-from types import FunctionType
-from typing import TypeVar
+import warnings
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from transformers.models.bert.modeling_bert import BertForQuestionAnswering, BertLMHeadModel, BertModel
 
 from bertfast import _ext
-from bertfast.convert import layers, plans
+from bertfast.convert import installed, layers, plans, trial
 from bertfast.convert.families import FAMILIES, STOCK, SWAPS
 from bertfast.convert.heads import HEADS
 from bertfast.nn import prepack as prepack_cache
@@ -56,22 +56,9 @@ def _heads(model: nn.Module, wanted: bool) -> list[nn.Module]:
     return heads
 
 
-def _drop_recorder(module: nn.Module) -> None:
-    """Drop the `forward` that transformers 5.0 and 5.1 leave on a module whose output they recorded.
-
-    It is the class's own one or, where the recorded call raised or several threads recorded at once, recorders around
-    it. Either would go on calling the old class's forward after a swap. A forward that a user has set stays.
-    """
-    own = module.__dict__.get("forward")
-    while isinstance(own, FunctionType) and own.__globals__.get("__name__") == "transformers.utils.generic":
-        own = own.__wrapped__
-    if own is not None and getattr(own, "__func__", None) is type(module).forward:
-        del module.__dict__["forward"]
-
-
 def _swap(module: nn.Module, target: type[nn.Module]) -> None:
     for part in module.modules():
-        _drop_recorder(part)
+        installed.drop_recorder(part)
     module.__class__ = target
 
 
@@ -94,7 +81,7 @@ def optimize(
     prepack: bool = True,
     masked_head: bool = False,
     dtype: str | None = None,
-    unverified_kernels: bool = False,
+    gpu_kernels: bool | None = None,
 ) -> Model:
     """Swap the BERT layers inside `model` for fused ones, in place.
 
@@ -121,8 +108,10 @@ def optimize(
             each output, its activations with one for each token, anew at each product. Weights stay as they are; training,
             and dropout or gradients in general, use them. Not the same numbers any more: compare before you trust it.
             None, the default, computes in the model's own dtype.
-        unverified_kernels: run the GPU kernels even where they never passed parity on this kind of GPU. Without it, a model
-            on such a GPU stays stock, and `report` says so. No effect on a CPU.
+        gpu_kernels: on a GPU, True takes the fast path now and False never does. None, the default, takes it on architectures
+            where a committed result shows it faster than stock in wall-clock time; elsewhere the model stays stock, and
+            `report` says so. Ops whose kernels never passed parity on such a GPU are computed by torch's own functions. No
+            effect on a CPU.
 
     Returns:
         `model` itself.
@@ -135,40 +124,55 @@ def optimize(
     _check(model)
     _check_dtype(dtype, prepack)
     heads = _heads(model, masked_head)
+    if not _known(model):
+        kind = getattr(getattr(model, "config", None), "model_type", None)
+        raise UnsupportedModelError(
+            f"{type(model).__name__}{f' (model_type {kind!r})' if kind else ''} holds no module that bertfast knows; "
+            f"supported families: {', '.join(FAMILIES)}. The model was not changed."
+        )
+    reason = trial.run(_swap_for_trial)
+    if reason is not None:
+        warnings.warn(f"bertfast: {reason}", stacklevel=2)
+        return restore(model)
+    options: dict[str, Any] = {"prepack": prepack, "gpu_kernels": gpu_kernels}
+    if dtype == "int8":
+        options["int8"] = True
+    _swap_in(model, heads, masked_head, unpad, options)
+    plans.forget(model)
+    prepack_cache.clear(model)  # made anew when first needed, whatever happened to the weights
+    return model
+
+
+def _known(model: nn.Module) -> list[nn.Module]:
+    """The modules inside that have a fast class, stock or swapped, pre-training heads apart."""
+    return [m for m in model.modules() if (type(m) in SWAPS or type(m) in STOCK) and STOCK.get(type(m)) not in HEADS]
+
+
+def _swap_for_trial(model: nn.Module, masked_head: bool) -> None:
+    _swap_in(model, _heads(model, masked_head), masked_head, True, {"prepack": True})
+
+
+def _swap_in(
+    model: nn.Module, heads: list[nn.Module], masked_head: bool, unpad: bool, options: dict[str, Any]
+) -> None:
+    """Give every known module its fast class, and its options; decoders stay as they are."""
     encoder_options: dict[nn.Module, dict[str, bool]] = {}
     for module in model.modules():
         if isinstance(module, BertModel):
             encoder_options.setdefault(module.encoder, {})["first_token_read"] = module.pooler is not None
         if isinstance(module, (BertForQuestionAnswering, BertLMHeadModel)):
             encoder_options.setdefault(module.bert.encoder, {})["loss_over_padding"] = True
-    known = [m for m in model.modules() if (type(m) in SWAPS or type(m) in STOCK) and m not in heads]
-    if not known:
-        kind = getattr(getattr(model, "config", None), "model_type", None)
-        raise UnsupportedModelError(
-            f"{type(model).__name__}{f' (model_type {kind!r})' if kind else ''} holds no module that bertfast knows; "
-            f"supported families: {', '.join(FAMILIES)}. The model was not changed."
-        )
-    for module in known:
+    for module in _known(model):
         if _is_decoder(module):
             continue
         _swap(module, SWAPS.get(type(module), type(module)))
-        options = (
-            {"unpad": unpad, **encoder_options.get(module, {})} if isinstance(module, layers.FastBertEncoder) else {}
-        )
-        module.__dict__["_bertfast"] = {
-            "prepack": prepack,
-            "unverified_kernels": unverified_kernels,
-            **({"int8": True} if dtype == "int8" else {}),
-            **options,
-        }
+        own = {"unpad": unpad, **encoder_options.get(module, {})} if isinstance(module, layers.FastBertEncoder) else {}
+        module.__dict__["_bertfast"] = {**options, **own}
     for head in heads:
         _swap(head, HEADS.get(type(head), type(head)) if masked_head else STOCK.get(type(head), type(head)))
         head.__dict__.pop("_bertfast", None)
         if masked_head:
-            head.__dict__["_bertfast"] = {"unverified_kernels": unverified_kernels}
-    plans.forget(model)
-    prepack_cache.clear(model)  # made anew when first needed, whatever happened to the weights
-    return model
+            head.__dict__["_bertfast"] = {"gpu_kernels": options.get("gpu_kernels")}
 
 
 def restore(model: Model) -> Model:

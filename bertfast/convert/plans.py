@@ -12,10 +12,10 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
 from transformers import PretrainedConfig
 
 from bertfast import _ext
+from bertfast.convert import checks
 from bertfast.convert.layers import FAST, UNPADDED, counter
 from bertfast.nn import stack
 from bertfast.nn.core import dropout_rate
@@ -23,6 +23,7 @@ from bertfast.nn.core import dropout_rate
 _KINDS = (nn.Module, Tensor, PretrainedConfig, torch.dtype)
 _INSIDE = {
     "_parameters",
+    "_buffers",
     "_modules",
     "_forward_hooks",
     "_forward_pre_hooks",
@@ -64,7 +65,7 @@ def find(model: nn.Module) -> Plan | None:
     plan = _plans.get(model)
     if plan is None:
         return None
-    if torch_module._has_any_global_hook() or not plan.snapshot.holds(model) or not plan.found.is_ready():
+    if checks.environment_reason() is not None or not plan.snapshot.holds(model) or not plan.found.is_ready():
         return None
     return plan
 

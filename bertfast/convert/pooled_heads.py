@@ -38,7 +38,7 @@ def _forward(stock: type[nn.Module]) -> Callable[..., Any]:
             count(self, "all tokens: somebody else may read the last hidden state")
             return stock.forward(self, *args, **kwargs)
         count(self, FIRST_ALONE)
-        with handover.offered(handover.Handover(handover.FIRST)):
+        with handover.offered(handover.Handover(self.bert, handover.FIRST)):
             return stock.forward(self, *args, **kwargs)
 
     return forward

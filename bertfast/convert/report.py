@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from bertfast import _ext
-from bertfast.convert import checks
+from bertfast.convert import checks, trial
 from bertfast.convert.families import STOCK, SWAPS
 from bertfast.convert.heads import HEADS, head_reason
 from bertfast.convert.layers import FastBertEmbeddings, FastBertLayer, calls, option
@@ -62,13 +62,17 @@ def _static_reason(module: nn.Module) -> str:
     """Why this module cannot be fast as it stands; empty where it can."""
     if type(module) in SWAPS:
         decoder = getattr(module, "is_decoder", False) or getattr(getattr(module, "config", None), "is_decoder", False)
-        return "it is a decoder, left untouched" if decoder else "not optimised: call bertfast.optimize(model)"
+        if decoder:
+            return "it is a decoder, left untouched"
+        return trial.verdict() or "not optimised: call bertfast.optimize(model)"
     if type(module) in HEADS.values():
         return head_reason(module) or ""
     parameter = next(module.parameters(), None)
     reason = None
     if parameter is not None:
-        reason = checks.tensor_reason(parameter.detach(), bool(option(module, "unverified_kernels")))
+        reason = checks.environment_reason() or checks.tensor_reason(
+            parameter.detach(), option(module, "gpu_kernels")
+        )
     if reason is None and isinstance(module, FastBertLayer) and parameter is not None:
         reason = checks.layer_reason(module, parameter.device)
     if reason is None and isinstance(module, FastBertModel):

@@ -97,8 +97,8 @@ def test_logits_are_none_in_training_and_stocks_in_evaluation():
         got, want = fast.eval()(**inputs), stock.eval()(**inputs)
         assert_same(logits(got)[real], logits(want)[real])
         assert_same(got.loss, want.loss)
-        with torch.no_grad():
-            assert_same(logits(fast.train()(**inputs))[real], logits(want)[real])
+        with torch.no_grad():  # a pass without gradients that repeats a training step, as reentrant checkpointing does, is that step
+            assert logits(fast.train()(**inputs)) is None
 
 
 def test_no_masked_token_gives_zero():

@@ -8,11 +8,13 @@ RESULTS := benchmarks/results
 GPU_PYTHON = $(if $(filter command environment,$(origin PYTHON)),$(PYTHON),python3)
 STAGES ?=
 FLAGS ?=
+CASES ?= 2000
+SEED ?=
 PEERS := openvino==2026.4.1 onnxruntime==1.32.0 onnx==1.23.2
 
 export HF_HUB_OFFLINE := 1
 
-.PHONY: bench bench-cpu test lint format micro kernels gpu clean
+.PHONY: bench bench-cpu test fuzz lint format micro kernels gpu clean
 
 bench: $(VENV)/.built
 	$(BIN)/bertfast bench --json $(RESULTS)/cpu.json --plot $(RESULTS)/cpu.png
@@ -23,6 +25,10 @@ bench-cpu: $(VENV)/.built $(VENV)/.bench
 
 test: $(VENV)/.built
 	$(BIN)/python -m pytest
+
+# Random configs, heads, masks, modes and wrecked state against stock transformers: CASES of them from SEED on, or from a fresh one.
+fuzz: $(VENV)/.built
+	BERTFAST_FUZZ_CASES=$(CASES) $(if $(SEED),BERTFAST_FUZZ_SEED=$(SEED)) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/convert/test_fuzz.py -q -k like_stock
 
 # Each op forward and backward against eager PyTorch.
 micro: $(VENV)/.built

@@ -30,8 +30,7 @@ def one_thread():
 
 def said(outcome: Outcome) -> str:
     lines = [str(outcome.case), *(f"  >> {difference}" for difference in outcome.differences[:8])]
-    command = f"BERTFAST_FUZZ_SEED={outcome.case.seed} BERTFAST_FUZZ_CASES=1 python -m pytest tests/convert/test_fuzz.py -k like_stock"
-    return "\n".join([*lines, f"  alone: {command}"])
+    return "\n".join([*lines, f"  alone: make fuzz CASES=1 SEED={outcome.case.seed}"])
 
 
 @pytest.mark.parametrize("group", range(GROUPS))

@@ -129,19 +129,16 @@ class Inputs:
         """Whether a loss reads hidden states at padding, whatever the mode; a loss of tokens reads none of an empty sequence."""
         return self.labels_at_padding or not bool(self.defined(case).all())
 
-    def cast(self, dtype: torch.dtype) -> "Inputs":
-        """With every floating tensor that meets the model's numbers at `dtype`."""
+    def arguments(self, dtype: torch.dtype) -> dict[str, Any]:
+        """Fresh arguments of one call, every floating tensor that meets the model's numbers at `dtype`."""
 
-        def at_dtype(name: str, value: Any) -> Any:
+        def fresh(name: str, value: Any) -> Any:
             if isinstance(value, list):  # a cache changes with each call, so every call has its own
                 return DynamicCache([tuple(t.to(dtype) for t in pair) for pair in value])
-            if not isinstance(value, Tensor):
-                return value
             meets = name != "attention_mask" or value.dim() == 4
-            floating = meets and value.is_floating_point()
-            return value.to(dtype) if floating else value.clone()
+            return value.to(dtype) if meets and value.is_floating_point() else value.clone()
 
-        return Inputs({n: at_dtype(n, v) for n, v in self.kwargs.items()}, self.real, self.labels_at_padding)
+        return {name: fresh(name, value) for name, value in self.kwargs.items()}
 
 
 def _mask(call: Call, batch: int, length: int, generator: torch.Generator) -> tuple[Tensor | None, Tensor]:

@@ -296,7 +296,9 @@ def _attention(subject: Subject, random: Random) -> Any:
 
 def attention_attribute(subject: Subject, random: Random) -> None:
     attention = _attention(subject, random)
-    name = random.choice(("num_attention_heads", "attention_head_size", "is_causal", "is_decoder", "layer_idx", "all_head_size"))
+    name = random.choice(
+        ("num_attention_heads", "attention_head_size", "is_causal", "is_decoder", "layer_idx", "all_head_size")
+    )
     value = getattr(attention, name)
     if name == "attention_head_size":
         value = value // 2 if value % 2 == 0 else value

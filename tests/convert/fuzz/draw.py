@@ -157,7 +157,9 @@ def _options(random: Random, head: str) -> dict[str, Any]:
     return options
 
 
-def _call(random: Random, head: str, config: dict[str, Any], changes: dict[str, float], first: bool) -> Call:
+def _call(
+    random: Random, head: str, config: dict[str, Any], changes: dict[str, float], first: bool, shared: bool
+) -> Call:
     count = _pick(random, {0: 6, 1: 3, 2: 0.6} if first else {0: 1, 1: 5, 2: 2})
     mode = _pick(random, MODES)
     batch, length = random.randint(1, 4), _pick(random, {1: 1, random.randint(2, 14): 10})
@@ -166,6 +168,8 @@ def _call(random: Random, head: str, config: dict[str, Any], changes: dict[str, 
     if random.random() < 0.015:
         length = config["max_position_embeddings"] + 2
     around = _pick(random, AROUND) if random.random() < 0.1 else "plain"
+    if shared and around != "reentrant":  # torch's functional_call leaves its tensors in modules that are there twice
+        around = "plain"
     training = mode == "train"
     return Call(
         changes=tuple(_pick(random, changes) for _ in range(count)),
@@ -179,7 +183,8 @@ def _call(random: Random, head: str, config: dict[str, Any], changes: dict[str, 
         mask=_pick(random, MASKS),
         mask_dtype=_pick(random, {"int64": 6, "bool": 2, "int32": 1, "int8": 0.5, "float32": 1}),
         ids=_pick(
-            random, {"int64": 20, "int32": 2, "embeds": 1.5, "out of range": 0.4, "both": 0.2, "neither": 0.2, "negative": 0.2}
+            random,
+            {"int64": 20, "int32": 2, "embeds": 1.5, "out of range": 0.4, "both": 0.2, "neither": 0.2, "negative": 0.2},
         ),
         segments=_pick(random, {"absent": 4, "random": 6, "int32": 0.5, "out of range": 0.15, "one row": 0.3}),
         positions=_pick(random, {"absent": 10, "random": 1, "one row": 1, "int32": 0.3, "out of range": 0.15}),
@@ -194,7 +199,11 @@ def _call(random: Random, head: str, config: dict[str, Any], changes: dict[str, 
 def draw(seed: int, changes: dict[str, float]) -> Case:
     """The case of `seed`; `changes` has the names and weights of what may be done to a model before a call."""
     random = Random(seed)
-    head = random.choice(HEADS) if random.random() < 0.75 else random.choice(("BertModel", "BertForSequenceClassification"))
+    head = (
+        random.choice(HEADS)
+        if random.random() < 0.75
+        else random.choice(("BertModel", "BertForSequenceClassification"))
+    )
     config = _config(random)
     if head == "BertForQuestionAnswering":
         config["num_labels"] = 2
@@ -205,15 +214,17 @@ def draw(seed: int, changes: dict[str, float]) -> Case:
         options["prepack"] = False
     if head in ("BertForPreTraining", "BertForMaskedLM") and not config.get("is_decoder") and random.random() < 0.6:
         options["masked_head"] = True
+    nest = random.choice(NESTS) if random.random() < 0.1 else ""
     return Case(
         seed=seed,
         head=head,
-        nest=random.choice(NESTS) if random.random() < 0.1 else "",
+        nest=nest,
         config=config,
         spread=random.choice((0.5, 1.0, 1.0, 2.0)),
         dtype=_pick(random, {"float32": 12, "bfloat16": 5, "float16": 1, "float64": 1}),
         optimize=options,
         calls=tuple(
-            _call(random, head, config, changes, first=i == 0) for i in range(_pick(random, {1: 3, 2: 4, 3: 2, 4: 1}))
+            _call(random, head, config, changes, first=i == 0, shared=nest == "tower")
+            for i in range(_pick(random, {1: 3, 2: 4, 3: 2, 4: 1}))
         ),
     )

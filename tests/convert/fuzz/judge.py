@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from fuzz.run import Observation
 
 ALLOWED = 1.0  # the share of what is allowed that is right
-DOUBTFUL = 6.0  # below this one sample of stock's error may have been too small by luck; faults lie far above in float32
+DOUBTFUL = (
+    6.0  # below this one sample of stock's error may have been too small by luck; faults lie far above in float32
+)
 QUIET = ("FutureWarning", "DeprecationWarning", "PendingDeprecationWarning", "UserWarning", "RuntimeWarning")
 
 
@@ -41,7 +43,7 @@ def compare_structure(case: Case, call: Call, ours: "Observation", stock: "Obser
     if extra:
         problems.append(f"ours warns: {extra[0][0]}: {extra[0][1][:200]}")
     if stock.error is None:
-        if not _same_structure(case, call, ours, stock):
+        if not _same_structure(ours.structure, stock.structure, hidden_logits(case, call)):
             problems.append(f"outputs are {ours.structure}, stock's {stock.structure}")
         if ours.events != stock.events:
             problems.append(f"hooks saw {ours.events}, stock's {stock.events}")
@@ -66,7 +68,9 @@ def compare_structure(case: Case, call: Call, ours: "Observation", stock: "Obser
     if buffers.keys() != stock.state["buffers"].keys():
         problems.append(f"buffers after the call: {sorted(buffers)}, stock's {sorted(stock.state['buffers'])}")
     else:
-        problems += [f"the buffer {n} is another" for n, b in stock.state["buffers"].items() if not torch.equal(buffers[n], b)]
+        problems += [
+            f"the buffer {n} is another" for n, b in stock.state["buffers"].items() if not torch.equal(buffers[n], b)
+        ]
     return problems
 
 
@@ -86,19 +90,24 @@ def hidden_logits(case: Case, call: Call) -> bool:
     """Whether this call is one for which `masked_head` may leave the logits of all tokens out."""
     asked = call.options.get("return_dict", True) is not False and not call.options.get("output_hidden_states")
     return (
-        bool(case.optimize.get("masked_head")) and call.mode == "train" and call.labels != "absent" and bool(asked)
+        bool(case.optimize.get("masked_head"))
+        and call.mode.startswith("train")
+        and call.labels != "absent"
+        and bool(asked)
     )
 
 
-def _same_structure(case: Case, call: Call, ours: "Observation", stock: "Observation") -> bool:
-    if ours.structure == stock.structure:
+def _same_structure(ours: Any, stock: Any, hidden: bool) -> bool:
+    """hidden: whether logits may be missing, and the loss be in float32, as `optimize` says of masked_head."""
+    if ours == stock:
         return True
-    if not hidden_logits(case, call) or not isinstance(ours.structure, tuple) or not isinstance(ours.structure[1], dict):
+    if not hidden or not isinstance(ours, tuple) or not isinstance(stock, tuple) or ours[0] != stock[0]:
         return False
-    # The loss is made in float32 whatever the dtype, as `optimize` says of masked_head.
-    without = {n: v for n, v in stock.structure[1].items() if n not in ("logits", "prediction_logits", "loss")}
-    kept = {n: v for n, v in ours.structure[1].items() if n != "loss"}
-    return ours.structure[0] == stock.structure[0] and kept == without and "loss" in ours.structure[1]
+    if isinstance(ours[1], list):
+        pairs = zip(ours[1], stock[1], strict=False)
+        return len(ours[1]) == len(stock[1]) and all(_same_structure(a, b, hidden) for a, b in pairs)
+    without = {n: v for n, v in stock[1].items() if n not in ("logits", "prediction_logits", "loss")}
+    return {n: v for n, v in ours[1].items() if n != "loss"} == without and "loss" in ours[1]
 
 
 def reads_padding(case: Case, call: Call, inputs: "Inputs", value: Tensor) -> bool:

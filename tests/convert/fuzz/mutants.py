@@ -45,10 +45,16 @@ class Mutant:
         case = draw(seed * self.seeds + self.offset, WEIGHTS)
         config = {n: v for n, v in case.config.items() if n not in ODD}
         config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "layer_norm_eps": 1e-12}
-        config |= {"num_hidden_layers": max(1, config["num_hidden_layers"]), "num_attention_heads": 2, "type_vocab_size": 2}
+        config |= {
+            "num_hidden_layers": max(1, config["num_hidden_layers"]),
+            "num_attention_heads": 2,
+            "type_vocab_size": 2,
+        }
         config |= {"hidden_size": 2 * max(4, config["hidden_size"] // 2), **self.config}
         first = case.calls[0]
-        plain = Call(mode=first.mode, mask="right", batch=3, length=9, segments="random", labels="normal", objective="all")
+        plain = Call(
+            mode=first.mode, mask="right", batch=3, length=9, segments="random", labels="normal", objective="all"
+        )
         call = replace(plain, **{"mode": "train" if plain.mode == "train no_grad" else plain.mode, **self.call})
         calls = (call, replace(call, changes=(self.later,))) if self.later else (call,)
         head = case.head if case.head in self.heads else self.heads[seed % len(self.heads)]

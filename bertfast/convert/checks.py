@@ -205,8 +205,8 @@ def layer_reason(layer: Any, device: torch.device, dtype: torch.dtype | None = N
     ):
         if module._parameters["bias"] is None:
             return f"{name} has no bias"
-    if attention.is_causal:
-        return "its attention is causal"
+    if attention.is_causal or getattr(parts[0][0], "is_cross_attention", False):
+        return "its attention is causal, or across"
     if parts[2][0].weight.shape[0] % attention.attention_head_size:
         return "its heads do not fill the width of its query"
     if getattr(attention, "num_key_value_groups", 1) != 1:

@@ -5,8 +5,10 @@ A plan is good while no module inside, no config and none of their dicts has cha
 has (`stack.Found`).
 """
 
+import functools
 from collections import Counter
 from dataclasses import dataclass
+from types import BuiltinFunctionType, MethodType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,7 +22,9 @@ from bertfast.convert.layers import FAST, UNPADDED, counter
 from bertfast.nn import stack
 from bertfast.nn.core import dropout_rate
 
-_KINDS = (nn.Module, Tensor, PretrainedConfig, torch.dtype)
+# Functions of an activation and shapes of a norm among them. Not functions and methods of Python, which may hold the model itself
+# and would keep it alive.
+_KINDS = (nn.Module, Tensor, PretrainedConfig, torch.dtype, BuiltinFunctionType, functools.partial, tuple)
 _INSIDE = {
     "_parameters",
     "_buffers",
@@ -76,6 +80,8 @@ def make(model: Any, found: stack.Found | None) -> None:
     embeddings = model.embeddings
     if found is None or dropout_rate(embeddings.dropout) > 0.0:
         return
+    if any(isinstance(m.__dict__.get("act"), MethodType) for m in model.encoder.modules()):
+        return  # "gelu_python": a change of its method would not show
     inside = [module for module in model.modules() if module is not model]
     configs = {id(m.config): m.config for m in (model, *inside) if "config" in m.__dict__}
     extension: Any = _ext.load()

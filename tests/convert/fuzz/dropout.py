@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from fuzz.build import Inputs
-from fuzz.changes import Subject
 from fuzz.draw import Call, Case
 from fuzz.judge import hidden_logits, reads_padding, rounding_of
 from fuzz.run import Observation, at_tokens, observe
+from fuzz.subject import Subject
 
 RECORDED = ("output_hidden_states", "output_attentions")
 

@@ -17,9 +17,10 @@ from torch.utils.checkpoint import checkpoint
 import bertfast
 from bertfast.testing import rounding_step
 from fuzz import changes
-from fuzz.build import Inputs, inputs_of, model_of
-from fuzz.changes import CHANGES, PATCHES, Subject
+from fuzz.build import Inputs, base_of, inputs_of, model_of
+from fuzz.changes import CHANGES, PATCHES
 from fuzz.draw import Call, Case, draw
+from fuzz.subject import Subject, checkpoint_layers
 
 
 @dataclass
@@ -138,7 +139,7 @@ def prepare(model: nn.Module, call: Call) -> None:
                 module.train()
     if call.checkpoint:
         with contextlib.suppress(ValueError):  # transformers refuses where one layer stands in two places
-            changes.checkpoint_layers(changes.base_of(model), reentrant=call.checkpoint == "reentrant")
+            checkpoint_layers(base_of(model), reentrant=call.checkpoint == "reentrant")
     model.zero_grad(set_to_none=True)
 
 

@@ -81,9 +81,7 @@ def unknown(arguments: Mapping[str, Any], known: frozenset[str]) -> str | None:
 def recorded(config: Any, arguments: Mapping[str, Any]) -> frozenset[str]:
     """What the caller asked transformers to record in this call: "hidden_states", "attentions" or nothing."""
     if _active_collector is None:
-        return frozenset(
-            n for n in _RECORDABLE if arguments.get(f"output_{n}", getattr(config, f"output_{n}", False))
-        )
+        return frozenset(n for n in _RECORDABLE if arguments.get(f"output_{n}", getattr(config, f"output_{n}", False)))
     # A context variable cannot be traced; transformers keeps a plain copy for that case.
     active = _active_collector.global_var if torch.compiler.is_compiling() else _active_collector.get()
     return frozenset(name for name in active if not name.startswith("_")) if active else _NOTHING

@@ -58,7 +58,9 @@ def option(module: nn.Module, name: str) -> Any:
     return module.__dict__.get("_bertfast", {}).get(name)
 
 
-def ids(embeddings: Any, shape: tuple[int, int], position_ids: Any, token_type_ids: Any) -> tuple[Tensor, Tensor | None]:
+def ids(
+    embeddings: Any, shape: tuple[int, int], position_ids: Any, token_type_ids: Any
+) -> tuple[Tensor, Tensor | None]:
     """position_ids and token_type_ids as stock's embeddings take them, [1, S] or [B, S]: those that a call leaves out come from
     the module's buffers, which a user may have changed. token_type_ids stay None where the module has no such buffer."""
     if position_ids is None:
@@ -83,9 +85,7 @@ class FastBertEmbeddings(hf.BertEmbeddings):
             return super().forward(*args, **kwargs)
         count(self, FAST)
         input_ids = call["input_ids"]
-        position_ids, token_type_ids = ids(
-            self, input_ids.shape, call.get("position_ids"), call.get("token_type_ids")
-        )
+        position_ids, token_type_ids = ids(self, input_ids.shape, call.get("position_ids"), call.get("token_type_ids"))
         offer = handover.current(self)
         if offer is not None and offer.decoder_weight is self.word_embeddings.weight:
             x, offer.tied = embed(self, input_ids, token_type_ids, position_ids, ops.tied_embedding_sum_norm)
@@ -141,7 +141,9 @@ class FastBertLayer(hf.BertLayer):
             return reason
         x = call.get("hidden_states")
         if not isinstance(x, Tensor) or x.dim() != 3 or x.numel() == 0:
-            return f"hidden states have shape {tuple(x.shape)}" if isinstance(x, Tensor) else "there are no hidden states"
+            return (
+                f"hidden states have shape {tuple(x.shape)}" if isinstance(x, Tensor) else "there are no hidden states"
+            )
         # An attention that someone put in BERT's place may have none; layer_reason then refuses it before the mask is read.
         config = getattr(getattr(self.attention, "self", None), "config", None)
         return (
@@ -235,7 +237,9 @@ class FastBertEncoder(hf.BertEncoder):
             return reason
         x = call.get("hidden_states")
         if not isinstance(x, Tensor) or x.dim() != 3 or x.numel() == 0:
-            return f"hidden states have shape {tuple(x.shape)}" if isinstance(x, Tensor) else "there are no hidden states"
+            return (
+                f"hidden states have shape {tuple(x.shape)}" if isinstance(x, Tensor) else "there are no hidden states"
+            )
         if x.is_cuda and torch.cuda.is_current_stream_capturing():
             return "a CUDA graph needs shapes that do not depend on data"
         names = installed.recorded(self.config, call)

@@ -24,7 +24,9 @@ _IDS = (torch.int64, torch.int32)
 _NOT_RECORDED = {"output_hidden_states": False, "output_attentions": False}
 _MODEL = installed.Arguments(hf.BertModel.forward)
 # num_items_in_batch is what Trainer gives to the loss, and nothing below a head reads.
-_KNOWN = frozenset({"input_ids", "attention_mask", "token_type_ids", "position_ids", "num_items_in_batch", "return_dict"})
+_KNOWN = frozenset(
+    {"input_ids", "attention_mask", "token_type_ids", "position_ids", "num_items_in_batch", "return_dict"}
+)
 
 
 class FastBertModel(hf.BertModel):
@@ -72,7 +74,11 @@ class FastBertModel(hf.BertModel):
             value = call.get(name)
             if value is None:
                 continue
-            if type(value) is not Tensor or value.dtype not in _IDS or value.shape not in (ids.shape, (1, ids.shape[1])):
+            if (
+                type(value) is not Tensor
+                or value.dtype not in _IDS
+                or value.shape not in (ids.shape, (1, ids.shape[1]))
+            ):
                 return f"{name} are not integers shaped as input_ids are"
         if not call.get("return_dict", True):
             return "a tuple of outputs was asked for"

@@ -151,9 +151,7 @@ def _swap_for_trial(model: nn.Module, masked_head: bool) -> None:
     _swap_in(model, _heads(model, masked_head), masked_head, True, {"prepack": True})
 
 
-def _swap_in(
-    model: nn.Module, heads: list[nn.Module], masked_head: bool, unpad: bool, options: dict[str, Any]
-) -> None:
+def _swap_in(model: nn.Module, heads: list[nn.Module], masked_head: bool, unpad: bool, options: dict[str, Any]) -> None:
     """Give every known module its fast class, and its options; decoders stay as they are."""
     encoder_options: dict[nn.Module, dict[str, bool]] = {}
     for module in model.modules():

@@ -70,9 +70,7 @@ def _static_reason(module: nn.Module) -> str:
     parameter = next(module.parameters(), None)
     reason = None
     if parameter is not None:
-        reason = checks.environment_reason() or checks.tensor_reason(
-            parameter.detach(), option(module, "gpu_kernels")
-        )
+        reason = checks.environment_reason() or checks.tensor_reason(parameter.detach(), option(module, "gpu_kernels"))
     if reason is None and isinstance(module, FastBertLayer) and parameter is not None:
         reason = checks.layer_reason(module, parameter.device)
     if reason is None and isinstance(module, FastBertModel):

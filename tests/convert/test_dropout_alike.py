@@ -75,7 +75,9 @@ def test_reentrant_checkpointing_around_a_model(head, padding):
             loss(model, embeds).backward()
         else:
             checkpoint(lambda e, model=model: loss(model, e), embeds, use_reentrant=True).backward()
-        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None} | {"embeds": embeds.grad})
+        gradients.append(
+            {n: p.grad for n, p in model.named_parameters() if p.grad is not None} | {"embeds": embeds.grad}
+        )
     assert gradients[0].keys() == gradients[1].keys()
     for name, value in gradients[0].items():
         if not name.endswith("key.bias"):

@@ -2,12 +2,26 @@
 
 import pytest
 import torch
-from bert_cases import BATCH, HIDDEN, SEQLEN, assert_same, batch_of, mask_of, outcome, pair
+from bert_cases import (
+    BATCH,
+    HIDDEN,
+    SEQLEN,
+    assert_same,
+    batch_of,
+    feed_forward_rows,
+    head_inputs,
+    loss_of,
+    mask_of,
+    outcome,
+    outputs_at_tokens,
+    pair,
+)
 from transformers.models.bert import modeling_bert as hf
 
 import bertfast
 
 UNPADDED = "fast, padding removed"
+SPLIT = "fast, padding removed but from sequences that begin with it"
 
 
 def hidden(model, **inputs):
@@ -170,3 +184,26 @@ def test_wrong_masks_are_stocks_errors():
     for model in (stock, fast):
         with pytest.raises(RuntimeError):
             hidden(model, **inputs)
+
+
+@pytest.mark.parametrize("head", [hf.BertModel, hf.BertForSequenceClassification])
+@pytest.mark.parametrize("train", [False, True])
+def test_one_sequence_of_padding_alone_does_not_keep_the_others_padded(monkeypatch, head, train):
+    """Its rows alone are computed with their padding, since the pooler looks at one; the numbers are stock's."""
+    stock, fast = pair(head, train=train)
+    inputs = head_inputs(head, "right")
+    inputs["attention_mask"] = torch.tensor([[1] * 3 + [0] * 9] * 3 + [[0] * 12])
+    rows = feed_forward_rows(monkeypatch)
+    with torch.enable_grad():
+        want, got = stock(**inputs), fast(**inputs)
+    real = inputs["attention_mask"].bool()
+    for name, value in outputs_at_tokens(want, inputs["attention_mask"]).items():
+        assert_same(outputs_at_tokens(got, inputs["attention_mask"])[name], value, name)
+    for outputs in (want, got):
+        loss_of(outputs, inputs["attention_mask"]).backward()
+    for (name, value), ours in zip(stock.named_parameters(), fast.parameters(), strict=True):
+        if value.grad is not None and not name.endswith("key.bias"):
+            assert_same(ours.grad, value.grad, name, tolerance=1e-4)
+    last = 3 if head is hf.BertForSequenceClassification else int(real.sum())
+    assert rows == [int(real.sum()), last, 1, 1]  # the last sequence as one of [1, 12, E]
+    assert outcome(fast, "BertEncoder") == {SPLIT: 1}

@@ -25,7 +25,9 @@ def places(model: nn.Module, kind: str) -> list[tuple[str, nn.Module]]:
     return [
         (name, m)
         for name, m in model.named_modules()
-        if isinstance(m, cls) and "pooler" not in name and (kind in READS and (type(m) is cls or kind.startswith("Bert")))
+        if isinstance(m, cls)
+        and "pooler" not in name
+        and (kind in READS and (type(m) is cls or kind.startswith("Bert")))
     ]
 
 

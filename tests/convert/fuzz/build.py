@@ -141,7 +141,9 @@ class Inputs:
         return {name: fresh(name, value) for name, value in self.kwargs.items()}
 
 
-def _mask(call: Call, batch: int, length: int, generator: torch.Generator) -> tuple[Tensor | None, Tensor]:
+def _mask(
+    call: Call, batch: int, length: int, choices: int, generator: torch.Generator
+) -> tuple[Tensor | None, Tensor]:
     """attention_mask, and the real tokens [B, S]."""
 
     def rand(*shape: int) -> Tensor:
@@ -158,7 +160,8 @@ def _mask(call: Call, batch: int, length: int, generator: torch.Generator) -> tu
     empty = right.clone()
     if batch:
         empty[int(rand(1) * batch)] = False
-    kind = call.mask
+    # BertForMultipleChoice makes two dimensions of whatever mask it gets; of four, that is one of other sequences.
+    kind = "right" if choices > 1 and call.mask[1] == "-" else call.mask
     if kind == "absent":
         return None, ones
     two = {
@@ -266,7 +269,7 @@ def inputs_of(case: Case, index: int, model: nn.Module) -> Inputs:
     generator = torch.Generator().manual_seed(case.seed * 16 + index)
     choices = 2 if case.head == "BertForMultipleChoice" else 1
     batch, length = call.batch * choices, call.length
-    mask, real = _mask(call, batch, length, generator)
+    mask, real = _mask(call, batch, length, choices, generator)
     kwargs = _ids(call, case, batch, length, real, generator)
     kwargs["attention_mask"] = mask
     kwargs["token_type_ids"] = _integers(call.segments, case.config["type_vocab_size"], real, generator)

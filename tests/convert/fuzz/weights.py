@@ -107,9 +107,6 @@ def resized_vocabulary(subject: Subject, random: Random) -> None:
     resize(random.choice((101, 128)))
 
 
-# Dtypes and lives
-
-
 def to_dtype(subject: Subject, random: Random) -> None:
     dtype = random.choice((torch.float32, torch.bfloat16, torch.float64))
     subject.model.to(dtype)

@@ -32,9 +32,18 @@ KERNEL_DTYPES = {
 }
 
 
-# Arguments that no layer reads: of Trainer, of the recorders around a call, and positions, which flash attention alone reads.
+# Arguments that no layer reads: of Trainer, of the recorders around a call, positions, which flash attention alone reads, and what
+# goes with a cache (cache_position up to transformers 5.2), which is an argument of its own.
 UNREAD = frozenset(
-    {"num_items_in_batch", "output_attentions", "output_hidden_states", "return_dict", "use_cache", "position_ids"}
+    {
+        "num_items_in_batch",
+        "output_attentions",
+        "output_hidden_states",
+        "return_dict",
+        "use_cache",
+        "cache_position",
+        "position_ids",
+    }
 )
 
 
@@ -48,7 +57,7 @@ def environment_reason() -> str | None:
 
 
 def argument_reason(arguments: dict[str, Any] | None, known: frozenset[str]) -> str | None:
-    """An argument that stock reads, or refuses, and bertfast does not know; None for arguments that do not fit stock's signature."""
+    """An argument that bertfast does not know, stock may; `arguments` are None where they do not fit stock's signature."""
     if arguments is None:
         return "the arguments do not fit"
     name = installed.unknown(arguments, known)

@@ -6,7 +6,6 @@ quarter of its time. In training with labels these heads make those of the maske
 stock head with another forward.
 """
 
-import functools
 from typing import Any
 
 import torch
@@ -63,7 +62,9 @@ def _refused(model: Any, labels: Any, kwargs: dict[str, Any] | None) -> str | No
 
 def head_reason(model: Any) -> str | None:
     """What about the head as it stands now keeps it from the masked tokens only."""
-    weight = model.bert.embeddings.word_embeddings.weight
+    weight = next(model.bert.embeddings.parameters(), None)
+    if weight is None:
+        return "its embeddings have no parameters"
     kind = hf.BertPreTrainingHeads if isinstance(model, hf.BertForPreTraining) else hf.BertOnlyMLMHead
     return (
         checks.environment_reason()
@@ -101,7 +102,7 @@ def _masked_lm_loss(model: Any, hidden: Tensor, labels: Tensor, tied: Tensor | N
 class FastBertForPreTraining(hf.BertForPreTraining):
     """BertForPreTraining whose `prediction_logits` are None in training; the loss, and `seq_relationship_logits`, are stock's."""
 
-    @functools.wraps(hf.BertForPreTraining.forward)
+    @installed.signed_as(hf.BertForPreTraining.forward)
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         call = _PRETRAINING.bind(args, kwargs)
         labels, next_sentence_label = _labels(call, "labels"), _labels(call, "next_sentence_label")
@@ -125,7 +126,7 @@ class FastBertForPreTraining(hf.BertForPreTraining):
 class FastBertForMaskedLM(hf.BertForMaskedLM):
     """BertForMaskedLM whose `logits` are None in training; the loss is stock's."""
 
-    @functools.wraps(hf.BertForMaskedLM.forward)
+    @installed.signed_as(hf.BertForMaskedLM.forward)
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         call = _MASKED_LM.bind(args, kwargs)
         labels = _labels(call, "labels")

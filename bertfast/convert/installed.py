@@ -1,4 +1,4 @@
-"""The installed transformers, as far as bertfast depends on more than its public classes. Nothing else here names its private parts.
+"""The installed transformers, where bertfast depends on more than its public classes. No other file names its private parts.
 
 Each private name has a way out for a release without it:
 
@@ -12,13 +12,13 @@ Signatures are not copied: `Arguments` binds by what the installed forward takes
 unread.
 """
 
+import functools
 import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from operator import attrgetter
 from types import FunctionType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 import transformers
@@ -41,6 +41,18 @@ _RECORDABLE = ("hidden_states", "attentions")
 def asked(value: Any) -> bool:
     """Whether an argument asks for something: anything but None, False and 0, the defaults of every optional argument."""
     return not (value is None or value is False or (type(value) is int and value == 0))
+
+
+Forward = TypeVar("Forward", bound=Callable[..., Any])
+
+
+def signed_as(stock: Callable[..., Any]) -> Callable[[Forward], Forward]:
+    """Gives a forward(self, *args, **kwargs) the signature of the installed stock one: Trainer, PEFT and exporters look it up."""
+
+    def decorate(forward: Forward) -> Forward:
+        return cast(Forward, functools.wraps(stock)(forward))
+
+    return decorate
 
 
 class Arguments:
@@ -146,7 +158,7 @@ _UNREAD_METHODS = frozenset(
     {"__init__", "get_input_embeddings", "set_input_embeddings", "get_output_embeddings", "set_output_embeddings"}
 )
 _PACKAGES = tuple(
-    os.path.join(os.path.dirname(os.path.abspath(package.__file__)), "")  # type: ignore[type-var, arg-type]
+    os.path.join(os.path.dirname(os.path.abspath(package.__file__)), "")  # type: ignore[type-var]
     for package in (transformers, torch)
 )
 
@@ -161,7 +173,7 @@ class _Code(NamedTuple):
 
 def _of_module(module: Any, names: Iterable[str], prefix: str = "") -> _Code:
     names = tuple(name for name in names if hasattr(module, name.split(".")[0]))
-    read = partial(attrgetter(*names), module)
+    read = functools.partial(attrgetter(*names), module)
     return _Code(tuple(prefix + name for name in names), read, read())
 
 
@@ -235,7 +247,7 @@ def _first_replaced() -> str | None:
 
 
 # While torch.compile traces, this runs as it is and its answer goes into the graph: tables of functions cannot be traced.
-_first_replaced._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_first_replaced._dynamo_marked_constant = True
 
 
 def replaced_code() -> str | None:

@@ -5,7 +5,6 @@ The one thing kept on an instance is `_bertfast`, a dict of plain options; count
 the modules, in a weak dictionary.
 """
 
-import functools
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -76,7 +75,7 @@ def ids(
 class FastBertEmbeddings(hf.BertEmbeddings):
     """BertEmbeddings through the fused kernel; anything unusual goes to the stock forward, with the arguments as they came."""
 
-    @functools.wraps(hf.BertEmbeddings.forward)
+    @installed.signed_as(hf.BertEmbeddings.forward)
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         call = _EMBEDDINGS.bind(args, kwargs)
         reason = self._reason(call)
@@ -122,7 +121,7 @@ class FastBertEmbeddings(hf.BertEmbeddings):
 class FastBertLayer(hf.BertLayer):
     """BertLayer through the fused core, on padded tokens or, called by FastBertEncoder, on packed ones."""
 
-    @functools.wraps(hf.BertLayer.forward)
+    @installed.signed_as(hf.BertLayer.forward)
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         if len(args) > 1 and isinstance(args[1], Packed):  # the encoder has checked every layer already
             count(self, UNPADDED)
@@ -192,7 +191,7 @@ def _rest(call: dict[str, Any]) -> dict[str, Any]:
 
 
 def _splitting_saves(real: Tensor) -> bool:
-    """Whether a quarter of the work or more goes where only the sequences that begin with padding, real [B, S] false, stay padded."""
+    """Whether a quarter of the work goes where only sequences that begin with padding, where real [B, S] is false, stay padded."""
     begins = real[:, 0]
     work = int(real[begins].sum()) + int((~begins).sum()) * real.shape[1]
     return 4 * work <= 3 * real.numel()
@@ -207,7 +206,7 @@ class FastBertEncoder(hf.BertEncoder):
     well, and logits at padding are those of a zero hidden state.
     """
 
-    @functools.wraps(hf.BertEncoder.forward)
+    @installed.signed_as(hf.BertEncoder.forward)
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         call = _ENCODER.bind(args, kwargs)
         reason = self._reason(call)
@@ -250,10 +249,10 @@ class FastBertEncoder(hf.BertEncoder):
             checks.attentions_reason(self.config, call)
             or checks.mask_reason(mask, x, installed.attention_implementation(self.config))
             or self.stack_reason(x)
-            or self._loss_reason()
+            or self.loss_reason()
         )
 
-    def _loss_reason(self) -> str | None:
+    def loss_reason(self) -> str | None:
         """Padding stays in where a loss runs over it. In training a pass without gradients is no exception: with the same random
         state it must drop what the pass with gradients drops, and elements are numbered otherwise among packed tokens."""
         if option(self, "loss_over_padding") and (

@@ -5,7 +5,6 @@ back) takes as long as one or two of MiniLM's layers on a query of 16 tokens; an
 tokens only.
 """
 
-import functools
 from typing import Any
 
 import torch
@@ -36,7 +35,7 @@ class FastBertModel(hf.BertModel):
     not looked at, so a wrong one there raises no error.
     """
 
-    @functools.wraps(hf.BertModel.forward)
+    @installed.signed_as(hf.BertModel.forward)
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         call = _MODEL.bind(args, kwargs)
         reason = self._call_reason(call)
@@ -44,7 +43,7 @@ class FastBertModel(hf.BertModel):
         if reason is None and call is not None:
             plan = plans.find(self)
             if plan is None:  # it holds only while none of this changes
-                reason = self._config_reason(call) or self.structure_reason() or self._dropout_reason()
+                reason = self._config_reason(call) or self.structure_reason() or self._training_reason()
         if reason is None and call is not None:
             mask, positions = call.get("attention_mask"), call.get("position_ids")
             reason, packing = self._packing(call["input_ids"], mask, positions)
@@ -112,10 +111,12 @@ class FastBertModel(hf.BertModel):
             or encoder.stack_reason(embeddings.word_embeddings.weight)
         )
 
-    def _dropout_reason(self) -> str | None:
+    def _training_reason(self) -> str | None:
         """With one random state a pass without gradients must drop what a pass with them drops. That one goes module by module,
-        where elements of the padded batch are numbered, and so must this."""
-        return "dropout of the embeddings is on" if dropout_rate(self.embeddings.dropout) > 0.0 else None
+        where elements of the padded batch are numbered, and so must this; its loss, too, must run over the same padding."""
+        if dropout_rate(self.embeddings.dropout) > 0.0:
+            return "dropout of the embeddings is on"
+        return self.encoder.loss_reason()
 
     def _packing(
         self, ids: Tensor, mask: Tensor | None, position_ids: Tensor | None

@@ -100,8 +100,9 @@ def optimize(
             changes of the weights, and go with `restore` or the model. An edit of a few elements through `.data`, which
             torch does not count as a change, can be missed: call `optimize` again after it.
         masked_head: in training, make the logits of the masked tokens only. BertForPreTraining and BertForMaskedLM then
-            return None for `prediction_logits` or `logits` while the model is in training mode and labels are given; the loss is stock's mean over the labels other than -100, in float32, except that a batch without
-            any counts 0 where stock gives NaN. What nobody reads of the last layer is not computed either. Evaluation,
+            return None for `prediction_logits` or `logits` while the model is in training mode and labels are given; the loss
+            is stock's mean over the labels other than -100, in float32, except that a batch without any counts 0 where stock
+            gives NaN. What nobody reads of the last layer is not computed either. Evaluation,
             calls without labels, and calls that ask for hidden states, attentions or a tuple return all logits as ever.
         dtype: "int8" multiplies 8-bit integers in inference on a CPU: the encoder's weights are rounded with one scale for
             each output, its activations with one for each token, anew at each product. Weights stay as they are; training,

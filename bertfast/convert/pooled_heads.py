@@ -4,7 +4,6 @@ Its other tokens are still keys and values, but their output, four fifths of the
 `layers`, a swapped head is the stock head with another forward.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from torch import nn
 from transformers.models.bert import modeling_bert as hf
 
-from bertfast.convert import checks, handover
+from bertfast.convert import checks, handover, installed
 from bertfast.convert.layers import count
 from bertfast.convert.model import FastBertModel
 
@@ -30,7 +29,7 @@ def only_reader(bert: Any) -> bool:
 def _forward(stock: type[nn.Module]) -> Callable[..., Any]:
     """The forward of `stock`, with the encoder told what will be read."""
 
-    @functools.wraps(stock.forward)  # Trainer goes by the names of its arguments
+    @installed.signed_as(stock.forward)  # Trainer goes by the names of its arguments
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return stock.forward(self, *args, **kwargs)

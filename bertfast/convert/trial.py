@@ -54,9 +54,9 @@ def _tried(swap: Swap) -> str | None:
                 for call, outcome in _outcomes(stock, fast):
                     what = f"{type(stock).__name__} {call}"
                     for name, ours, theirs in outcome:
-                        error = _error(ours, theirs)
-                        if error is not None:
-                            return _sentence(f"{what}: {name} {error}")
+                        difference = _difference(ours, theirs)
+                        if difference is not None:
+                            return _sentence(f"{what}: {name} {difference}")
     except Exception as error:  # whatever a future release makes of it, the user's model must go on
         return _sentence(f"{what}: {type(error).__name__}: {error}")
     return None
@@ -150,11 +150,11 @@ def _at(value: Any, real: Tensor) -> Any:
     return value[real] if value.dim() == 3 and value.shape[:2] == real.shape else value
 
 
-def _error(ours: Any, theirs: Any) -> str | None:
+def _difference(ours: Any, theirs: Any) -> str | None:
     if isinstance(theirs, tuple):
         if not isinstance(ours, tuple) or len(ours) != len(theirs):
             return f"are {len(ours) if isinstance(ours, tuple) else type(ours).__name__}, not {len(theirs)}"
-        return next((error for pair in zip(ours, theirs, strict=True) if (error := _error(*pair)) is not None), None)
+        return next(filter(None, map(_difference, ours, theirs)), None)
     if ours is None or ours.shape != theirs.shape:
         return "is missing" if ours is None else f"is {tuple(ours.shape)}, not {tuple(theirs.shape)}"
     error = float((ours - theirs).detach().abs().max()) / max(float(theirs.detach().abs().max()), 1e-3)

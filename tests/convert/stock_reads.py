@@ -1,6 +1,6 @@
 """Every value that the stock forwards read from the modules that bertfast takes the place of, and a change of each.
 
-A release that reads one more fails `test_stock_reads.py` until it is listed here, with a change that shows whether bertfast sees it.
+A release that reads one more fails `test_stock_reads.py` until it is listed here, with a change that bertfast must see.
 """
 
 import ast

@@ -97,9 +97,7 @@ def test_logits_are_none_in_training_and_stocks_in_evaluation():
         got, want = fast.eval()(**inputs), stock.eval()(**inputs)
         assert_same(logits(got)[real], logits(want)[real])
         assert_same(got.loss, want.loss)
-        with (
-            torch.no_grad()
-        ):  # a pass without gradients that repeats a training step, as reentrant checkpointing does, is that step
+        with torch.no_grad():  # what reentrant checkpointing does first of a training step
             assert logits(fast.train()(**inputs)) is None
 
 

@@ -100,7 +100,7 @@ def model_of(case: Case) -> nn.Module:
     elif case.nest == "tower":
         model = Tower(model, _one(case))
     elif case.nest == "contextual words":
-        inner = BertConfig(**{**case.config, "is_decoder": False, "return_dict": True})
+        inner = BertConfig(**{**case.config, "is_decoder": False, "add_cross_attention": False, "return_dict": True})
         base_of(model).embeddings.word_embeddings = ContextualWords(hf.BertModel(inner))
     for parameter in model.parameters():  # biases begin at zero, where a lost one would not show
         if parameter.dim() == 1:

@@ -129,6 +129,21 @@ class Inputs:
         """Whether a loss reads hidden states at padding, whatever the mode; a loss of tokens reads none of an empty sequence."""
         return self.labels_at_padding or not bool(self.defined(case).all())
 
+    def at_tokens(self, value: Tensor, case: Case) -> Tensor:
+        """The entries of real tokens, and of sequences that are defined; `value` whole where it has no such dimensions."""
+        batch, length = self.real.shape
+        if case.head == "BertForMultipleChoice" and value.dim() == 2 and value.shape[0] * 2 == batch:
+            return value[self.defined(case).view(-1, 2).all(1)]
+        if value.dim() == 0 or value.shape[0] != batch:
+            return value
+        if value.dim() == 4 and value.shape[2] == length:  # attentions [B, H, S, keys]
+            return value.transpose(1, 2)[self.real]
+        if value.dim() == 3 and 0 < value.shape[1] <= length:  # the last ones alone where logits_to_keep says so
+            return value[self.real[:, length - value.shape[1] :]]
+        if value.dim() == 2 and value.shape[1] == length and case.head == "BertForQuestionAnswering":
+            return value[self.real]
+        return value[self.defined(case)]
+
     def arguments(self, dtype: torch.dtype) -> dict[str, Any]:
         """Fresh arguments of one call, every floating tensor that meets the model's numbers at `dtype`."""
 

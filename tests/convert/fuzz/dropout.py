@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fuzz.build import Inputs
 from fuzz.draw import Call, Case
 from fuzz.judge import hidden_logits, reads_padding, rounding_of
-from fuzz.run import Observation, at_tokens, observe
+from fuzz.run import Observation, observe
 from fuzz.subject import Subject
 
 RECORDED = ("output_hidden_states", "output_attentions")
@@ -136,7 +136,7 @@ def _strength(
 
 def _states(seen: Observation, case: Case, inputs: Inputs) -> Tensor | None:
     """The largest output, at real tokens."""
-    values = [at_tokens(v, inputs, case) for v in seen.tensors.values()]
+    values = [inputs.at_tokens(v, case) for v in seen.tensors.values()]
     values = [v for v in values if v.is_floating_point() and v.numel()]
     return max(values, key=Tensor.numel) if values else None
 
@@ -156,7 +156,7 @@ def _alike(
         other = two.tensors.get(name)
         if other is None or not value.is_floating_point() or reads_padding(case, silent, inputs, value):
             continue
-        a, b = (at_tokens(v, inputs, case) for v in (value, other))
+        a, b = (inputs.at_tokens(v, case) for v in (value, other))
         if a.numel() and _distance(a, b) > tolerance:
             problems.append(f"{name} differs by {_distance(a, b):.2g} {what}, from the same random state")
     if one.random is not None and two.random is not None and not torch.equal(one.random, two.random):

@@ -19,9 +19,8 @@ if TYPE_CHECKING:
     from fuzz.run import Observation
 
 ALLOWED = 1.0  # the share of what is allowed that is right
-DOUBTFUL = (
-    6.0  # below this one sample of stock's error may have been too small by luck; faults lie far above in float32
-)
+# Below this, one sample of stock's error may have been too small by luck; in float32 faults lie far above.
+DOUBTFUL = 6.0
 QUIET = ("FutureWarning", "DeprecationWarning", "PendingDeprecationWarning", "UserWarning", "RuntimeWarning")
 
 
@@ -160,14 +159,12 @@ def compare_numbers(
 
     stocks: what stock gave, with its products added up in one or several orders.
     """
-    from fuzz.run import at_tokens
-
     if exact.error is not None:
         return [(float("inf"), f"the oracle, which raises {_said(exact)},")]
     rounding = rounding_of(case, dtype)
 
     def chosen(seen: "Observation") -> dict[str, Tensor]:
-        return {n: at_tokens(v, inputs, case) for n, v in seen.tensors.items()}
+        return {n: inputs.at_tokens(v, case) for n, v in seen.tensors.items()}
 
     a, bs, c = chosen(ours), [chosen(stock) for stock in stocks], chosen(exact)
     sizes = [rms_error(v, torch.zeros_like(v)) for v in c.values() if v.is_floating_point() and v.dim() and v.numel()]

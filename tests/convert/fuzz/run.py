@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 import bertfast
 from bertfast.testing import rounding_step
-from fuzz import changes
+from fuzz import changes, judge
 from fuzz.build import Inputs, base_of, inputs_of, model_of
 from fuzz.changes import CHANGES, PATCHES
 from fuzz.draw import Call, Case, draw
@@ -73,29 +73,11 @@ def tensors_of(outputs: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from tensors_of(value, f"{name}[{i}]")
 
 
-def at_tokens(value: Tensor, inputs: Inputs, case: Case) -> Tensor:
-    """The entries of real tokens, and of sequences that are defined; `value` whole where it has no such dimensions."""
-    real = inputs.real
-    questions = case.head == "BertForQuestionAnswering"
-    batch, length = real.shape
-    if case.head == "BertForMultipleChoice" and value.dim() == 2 and value.shape[0] * 2 == batch:
-        return value[inputs.defined(case).view(-1, 2).all(1)]
-    if value.dim() == 0 or value.shape[0] != batch:
-        return value
-    if value.dim() == 4 and value.shape[2] == length:  # attentions [B, H, S, keys]
-        return value.transpose(1, 2)[real]
-    if value.dim() == 3 and 0 < value.shape[1] <= length:
-        return value[real[:, length - value.shape[1] :]]
-    if value.dim() == 2 and questions and value.shape[1] == length:
-        return value[real]
-    return value[inputs.defined(case)]
-
-
 def objective_of(case: Case, call: Call, outputs: Any, inputs: Inputs) -> Tensor | None:
     """A number to differentiate: the model's loss, or a fixed random projection of everything at real tokens as well."""
     total = None
     generator = torch.Generator().manual_seed(case.seed)
-    whole = call.objective == "all" and not _hides_logits(case, call)
+    whole = call.objective == "all" and not judge.hidden_logits(case, call)
     tensors = dict(tensors_of(outputs))
     losses = [name for name, value in tensors.items() if value.dim() == 0]
     for name, value in tensors.items():
@@ -105,17 +87,12 @@ def objective_of(case: Case, call: Call, outputs: Any, inputs: Inputs) -> Tensor
             if not inputs.undefined_loss(case):
                 total = value if total is None else total + value
         elif whole or not losses:
-            chosen = at_tokens(value, inputs, case)
+            chosen = inputs.at_tokens(value, case)
             if chosen.numel():
                 weights = torch.randn(chosen.shape, generator=generator)
                 term = (chosen * weights.to(chosen.dtype)).mean()
                 total = term if total is None else total + term
     return total
-
-
-def _hides_logits(case: Case, call: Call) -> bool:
-    """Whether the optimised model may return no logits, so that nothing but its loss can be looked at."""
-    return bool(case.optimize.get("masked_head")) and call.mode.startswith("train") and call.labels != "absent"
 
 
 @contextmanager
@@ -315,7 +292,7 @@ def _synchronise(oracle: Subject, stock: Subject) -> None:
 
 def run(seed_or_case: int | Case, make: Make = optimised, options: dict[str, Any] | None = None) -> Outcome:
     """All calls of a case. make: what becomes of the copy that is compared with stock, instead of `bertfast.optimize`."""
-    from fuzz import dropout, judge
+    from fuzz import dropout
 
     case = draw(seed_or_case, changes.WEIGHTS) if isinstance(seed_or_case, int) else seed_or_case
     outcome = Outcome(case)

@@ -237,6 +237,7 @@ class Outcome:
         raised: how many calls raised, in stock and here alike.
         routes: how often modules of the optimised model took each way.
         ratios: of each compared tensor, its error as a share of what is allowed.
+        applied: how often each change was done.
     """
 
     case: Case
@@ -280,6 +281,18 @@ def _change(subjects: list[Subject], case: Case, index: int, patches: ExitStack,
             )
 
 
+def _other_weights(stock: Subject, ours: Subject) -> list[str]:
+    """The same changes leave the same weights, but for a product's last digit (a merged adapter's)."""
+    one, two = (dict(s.model.named_parameters()) for s in (stock, ours))
+    if one.keys() != two.keys():
+        return [f"parameters are others than stock's: {sorted(one.keys() ^ two.keys())[:6]}"]
+    return [
+        f"{name} has other values than stock's"
+        for name, p in one.items()
+        if not torch.allclose(p, two[name], rtol=8 * rounding_step(p.dtype), atol=1e-5, equal_nan=True)
+    ]
+
+
 def _synchronise(oracle: Subject, stock: Subject) -> None:
     """The oracle is in float64, and has exactly the numbers that stock has."""
     oracle.model.double()
@@ -290,7 +303,7 @@ def _synchronise(oracle: Subject, stock: Subject) -> None:
             p.data = (q.detach().double() if q.is_floating_point() else q.detach()).clone()
 
 
-def run(seed_or_case: int | Case, make: Make = optimised, options: dict[str, Any] | None = None) -> Outcome:
+def run(seed_or_case: int | Case, make: Make = optimised) -> Outcome:
     """All calls of a case. make: what becomes of the copy that is compared with stock, instead of `bertfast.optimize`."""
     from fuzz import dropout
 
@@ -306,6 +319,8 @@ def run(seed_or_case: int | Case, make: Make = optimised, options: dict[str, Any
     with ExitStack() as patches:
         for index, call in enumerate(case.calls):
             _change(subjects, case, index, patches, outcome)
+            if make is optimised:
+                outcome.differences += [f"call {index}: {p}" for p in _other_weights(stock, ours)]
             _synchronise(oracle, stock)
             for subject in subjects:
                 prepare(subject.model, call)

@@ -171,12 +171,13 @@ def _call(
     if shared and around != "reentrant":  # torch's functional_call leaves its tensors in modules that are there twice
         around = "plain"
     training = mode == "train"
+    smooth = config["hidden_act"] != "relu"
     return Call(
         changes=tuple(_pick(random, changes) for _ in range(count)),
         mode="train" if around == "reentrant" else mode,
         around=around,
         checkpoint=random.choice(("reentrant", "not reentrant")) if training and random.random() < 0.15 else "",
-        autocast=random.choice(("bfloat16", "bfloat16", "float16")) if random.random() < 0.08 else "",
+        autocast=random.choice(("bfloat16", "bfloat16", "float16")) if random.random() < 0.08 and smooth else "",
         monte_carlo=random.random() < 0.05,
         batch=batch,
         length=length,
@@ -207,6 +208,10 @@ def draw(seed: int, changes: dict[str, float]) -> Case:
     config = _config(random)
     if head == "BertForQuestionAnswering":
         config["num_labels"] = 2
+    dtype = _pick(random, {"float32": 12, "bfloat16": 5, "float16": 1, "float64": 1})
+    if config["hidden_act"] == "relu" and dtype in ("bfloat16", "float16"):
+        # At a kink the last digit decides about a whole unit's gradient: no budget of rounding holds there.
+        config["hidden_act"] = "silu"
     options: dict[str, Any] = {}
     if random.random() < 0.1:
         options["unpad"] = False
@@ -221,7 +226,7 @@ def draw(seed: int, changes: dict[str, float]) -> Case:
         nest=nest,
         config=config,
         spread=random.choice((0.5, 1.0, 1.0, 2.0)),
-        dtype=_pick(random, {"float32": 12, "bfloat16": 5, "float16": 1, "float64": 1}),
+        dtype=dtype,
         optimize=options,
         calls=tuple(
             _call(random, head, config, changes, first=i == 0, shared=nest == "tower")

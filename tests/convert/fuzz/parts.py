@@ -120,7 +120,7 @@ def no_pooler(subject: Subject, random: Random) -> None:
 def pooler_activation(subject: Subject, random: Random) -> None:
     if subject.base.pooler is None:
         raise NotApplicable
-    subject.base.pooler.activation = nn.ReLU()
+    subject.base.pooler.activation = nn.SiLU()
 
 
 def parametrised(subject: Subject, random: Random) -> None:

@@ -108,7 +108,8 @@ def resized_vocabulary(subject: Subject, random: Random) -> None:
 
 
 def to_dtype(subject: Subject, random: Random) -> None:
-    dtype = random.choice((torch.float32, torch.bfloat16, torch.float64))
+    kinked = subject.base.config.hidden_act == "relu"
+    dtype = random.choice((torch.float32, torch.float64) if kinked else (torch.float32, torch.bfloat16, torch.float64))
     subject.model.to(dtype)
 
 

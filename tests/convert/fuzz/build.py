@@ -123,7 +123,8 @@ class Inputs:
 
     def defined(self, case: Case) -> Tensor:
         """[B] bool, the sequences whose outputs are defined. Eager attention over nothing but padding is a mean over padding."""
-        return self.real.any(1) | (case.config["attn_implementation"] != "eager")
+        switched = any("implementation" in call.changes for call in case.calls)
+        return self.real.any(1) | (case.config["attn_implementation"] != "eager" and not switched)
 
     def undefined_loss(self, case: Case) -> bool:
         """Whether a loss reads hidden states at padding, whatever the mode; a loss of tokens reads none of an empty sequence."""

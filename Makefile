@@ -9,11 +9,13 @@ GPU_PYTHON = $(if $(filter command environment,$(origin PYTHON)),$(PYTHON),pytho
 STAGES ?=
 WORKERS ?= auto
 FLAGS ?=
+CASES ?= 2000
+SEED ?=
 PEERS := openvino==2026.4.1 onnxruntime==1.32.0 onnx==1.23.2
 
 export HF_HUB_OFFLINE := 1
 
-.PHONY: bench bench-cpu test lint format micro kernels gpu clean
+.PHONY: bench bench-cpu test fuzz lint format micro kernels gpu clean
 
 bench: $(VENV)/.built
 	$(BIN)/bertfast bench --json $(RESULTS)/cpu.json --plot $(RESULTS)/cpu.png
@@ -25,6 +27,10 @@ bench-cpu: $(VENV)/.built $(VENV)/.bench
 # A worker for each core, eight at most. WORKERS=0 runs all in one process, for a debugger.
 test: $(VENV)/.built
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+# Random configs, heads, masks, modes and wrecked state against stock transformers: CASES of them from SEED on, or from a fresh one.
+fuzz: $(VENV)/.built
+	BERTFAST_FUZZ_CASES=$(CASES) $(if $(SEED),BERTFAST_FUZZ_SEED=$(SEED)) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/convert/test_fuzz.py -q -k like_stock
 
 # Each op forward and backward against eager PyTorch.
 micro: $(VENV)/.built

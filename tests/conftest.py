@@ -1,6 +1,7 @@
 """Fixtures that every test shares, and the implementation axis: each op test runs on the reference and on the CPU's owner."""
 
 import os
+import random
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Before torch is imported. A core has one worker already: threads that spin beside another worker's cost ten times the time.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # where a test asks for several threads
+
+# The fuzz of the drop-in draws a fresh seed each run, here since all processes of one run must agree on it.
+os.environ.setdefault("BERTFAST_FUZZ_SEED", str(random.SystemRandom().randrange(2**28)))
 
 import pytest
 import torch
@@ -21,9 +25,12 @@ if not torch.cuda.is_available():
 from bertfast import _ext, _library
 
 
-def pytest_report_header() -> str:
+def pytest_report_header() -> list[str]:
     absent = _ext.why_absent()
-    return f"bertfast extension: {'loaded' if absent is None else 'ABSENT: ' + absent}"
+    return [
+        f"bertfast extension: {'loaded' if absent is None else 'ABSENT: ' + absent}",
+        f"fuzz of the drop-in: BERTFAST_FUZZ_SEED={os.environ['BERTFAST_FUZZ_SEED']}",
+    ]
 
 
 def pytest_configure() -> None:

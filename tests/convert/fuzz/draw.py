@@ -1,0 +1,235 @@
+"""A case out of one integer seed. Plain data: what it prints is all that it is."""
+
+from dataclasses import dataclass, field, fields
+from random import Random
+from typing import Any
+
+HEADS = (
+    "BertModel",
+    "BertModel without pooler",
+    "BertForPreTraining",
+    "BertLMHeadModel",
+    "BertForMaskedLM",
+    "BertForNextSentencePrediction",
+    "BertForSequenceClassification",
+    "BertForMultipleChoice",
+    "BertForTokenClassification",
+    "BertForQuestionAnswering",
+    "UserModel",
+    "UserTagger",
+)
+NESTS = ("wrapped", "tower", "contextual words")
+MASKS = {
+    "absent": 3,
+    "ones": 2,
+    "right": 7,
+    "left": 3,
+    "holes": 3,
+    "an empty row": 2,
+    "all padding": 1,
+    "odd floats": 1,
+    "3-D": 0.4,
+    "4-D keys": 1,
+    "4-D bool": 1,
+    "4-D float": 1.5,
+    "4-D causal": 1,
+    "too wide": 0.4,
+    "too narrow": 0.4,
+    "1-D": 0.3,
+}
+MODES = {"no_grad": 6, "inference": 3, "grad": 4, "train": 6, "train no_grad": 1}
+AROUND = {"reentrant": 3, "functional_call": 2, "func.grad": 1, "jvp": 1, "vmap": 1}
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call and what is changed before it; names are those of `build` and `changes`."""
+
+    changes: tuple[str, ...] = ()
+    mode: str = "no_grad"
+    around: str = "plain"
+    checkpoint: str = ""
+    autocast: str = ""
+    monte_carlo: bool = False
+    batch: int = 3
+    length: int = 9
+    mask: str = "right"
+    mask_dtype: str = "int64"
+    ids: str = "int64"
+    segments: str = "absent"
+    positions: str = "absent"
+    labels: str = "absent"
+    positional: bool = False
+    prefix: bool = False
+    objective: str = "all"
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        changed = ((f.name, getattr(self, f.name)) for f in fields(self))
+        return f"Call({', '.join(f'{n}={v!r}' for n, v in changed if v not in ('', (), {}, 'absent', False))})"
+
+
+@dataclass(frozen=True)
+class Case:
+    seed: int
+    head: str
+    nest: str
+    config: dict[str, Any]
+    spread: float  # the standard deviation of the weights, times the root of the hidden size
+    dtype: str
+    optimize: dict[str, Any]
+    calls: tuple[Call, ...]
+
+    def __str__(self) -> str:
+        lines = [
+            f"case {self.seed}: {self.head}{f' in {self.nest}' if self.nest else ''}, {self.dtype}, optimize({self.optimize})"
+        ]
+        lines += [f"  config {self.config}, spread {self.spread}"]
+        return "\n".join(lines + [f"  {i}: {call}" for i, call in enumerate(self.calls)])
+
+
+def _pick(random: Random, weights: dict[Any, float]) -> Any:
+    return random.choices(list(weights), list(weights.values()))[0]
+
+
+def _config(random: Random) -> dict[str, Any]:
+    size = random.choice((8, 16, 16, 20, 32, 32, 64, 96, 12, 1))
+    # Over fewer than eight numbers a layer norm is so ill-conditioned that nobody's rounding means anything.
+    heads = random.choice([n for n in (1, 1, 2, 2, 3, 4, 8) if 8 <= n * size <= 192])
+    hidden = size * heads
+    config: dict[str, Any] = {
+        "num_hidden_layers": _pick(random, {0: 0.5, 1: 4, 2: 5, 3: 2}),
+        "num_attention_heads": heads,
+        "hidden_size": hidden,
+        "intermediate_size": random.choice((4 * hidden, 2 * hidden, 16, 37, 64)),
+        "hidden_act": _pick(random, {"gelu": 8, "gelu_new": 1, "gelu_pytorch_tanh": 1, "relu": 1, "silu": 0.5}),
+        "vocab_size": random.choice((31, 60, 99)),
+        "max_position_embeddings": random.choice((16, 24, 40)),
+        "type_vocab_size": random.choice((1, 2, 2, 2, 3)),
+        "pad_token_id": _pick(random, {0: 6, None: 2, 5: 2}),
+        "layer_norm_eps": _pick(random, {1e-12: 5, 1e-5: 2, 1e-3: 1}),
+        "num_labels": random.choice((1, 2, 3, 5)),
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "attn_implementation": _pick(random, {"sdpa": 2, "eager": 1}),
+    }
+    if random.random() < 0.3:
+        hidden_p, attention_p = random.choice(((0.1, 0.1), (0.1, 0.1), (0.1, 0.0), (0.0, 0.1), (0.5, 0.3)))
+        config |= {"hidden_dropout_prob": hidden_p, "attention_probs_dropout_prob": attention_p}
+    rare = {
+        "chunk_size_feed_forward": (1, 3),
+        "return_dict": (False,),
+        "output_hidden_states": (True,),
+        "output_attentions": (True,),
+        "problem_type": ("regression", "single_label_classification", "multi_label_classification"),
+        "classifier_dropout": (0.0, 0.2),
+        "tie_word_embeddings": (False,),
+        "is_decoder": (True,),
+        "is_causal": (True,),
+    }
+    for name, values in rare.items():
+        if random.random() < (0.015 if name == "is_causal" else 0.05):
+            config[name] = random.choice(values)
+    if config.get("output_attentions"):  # what transformers' own check of a config asks for
+        config["attn_implementation"] = "eager"
+    if config.get("problem_type") == "single_label_classification":
+        config["num_labels"] = max(config["num_labels"], 2)
+    if config.get("is_decoder") and random.random() < 0.5:
+        config["add_cross_attention"] = True
+    return config
+
+
+def _options(random: Random, head: str) -> dict[str, Any]:
+    rare = {
+        "return_dict": (True, False, None),
+        "output_hidden_states": (True, True, False, None),
+        "output_attentions": (True, False),
+        "use_cache": (True, False),
+        "num_items_in_batch": (4,),
+        "unheard_of": (1, None, "text"),
+        "is_causal": (True, False),
+    }
+    options = {name: random.choice(values) for name, values in rare.items() if random.random() < 0.05}
+    if random.random() < 0.7:
+        options.pop("is_causal", None)
+    if head == "BertLMHeadModel" and random.random() < 0.2:
+        options["logits_to_keep"] = random.choice((1, 2))
+    return options
+
+
+def _call(
+    random: Random, head: str, config: dict[str, Any], changes: dict[str, float], first: bool, shared: bool
+) -> Call:
+    count = _pick(random, {0: 6, 1: 3, 2: 0.6} if first else {0: 1, 1: 5, 2: 2})
+    mode = _pick(random, MODES)
+    batch, length = random.randint(1, 4), _pick(random, {1: 1, random.randint(2, 14): 10})
+    if random.random() < 0.015:
+        batch = 0
+    if random.random() < 0.015:
+        length = config["max_position_embeddings"] + 2
+    around = _pick(random, AROUND) if random.random() < 0.1 else "plain"
+    if shared and around != "reentrant":  # torch's functional_call leaves its tensors in modules that are there twice
+        around = "plain"
+    training = mode == "train"
+    smooth = config["hidden_act"] != "relu"
+    return Call(
+        changes=tuple(_pick(random, changes) for _ in range(count)),
+        mode="train" if around == "reentrant" else mode,
+        around=around,
+        checkpoint=random.choice(("reentrant", "not reentrant")) if training and random.random() < 0.15 else "",
+        autocast=random.choice(("bfloat16", "bfloat16", "float16")) if random.random() < 0.08 and smooth else "",
+        monte_carlo=random.random() < 0.05,
+        batch=batch,
+        length=length,
+        mask=_pick(random, MASKS),
+        mask_dtype=_pick(random, {"int64": 6, "bool": 2, "int32": 1, "int8": 0.5, "float32": 1}),
+        ids=_pick(
+            random,
+            {"int64": 20, "int32": 2, "embeds": 1.5, "out of range": 0.4, "both": 0.2, "neither": 0.2, "negative": 0.2},
+        ),
+        segments=_pick(random, {"absent": 4, "random": 6, "int32": 0.5, "out of range": 0.15, "one row": 0.3}),
+        positions=_pick(random, {"absent": 10, "random": 1, "one row": 1, "int32": 0.3, "out of range": 0.15}),
+        labels=_pick(random, {"absent": 4, "normal": 8, "all ignored": 0.7, "at padding": 0.5, "out of range": 0.2}),
+        positional=random.random() < 0.15,
+        prefix=random.random() < 0.015,
+        objective=_pick(random, {"all": 1, "loss": 1}),
+        options=_options(random, head),
+    )
+
+
+def draw(seed: int, changes: dict[str, float]) -> Case:
+    """The case of `seed`; `changes` has the names and weights of what may be done to a model before a call."""
+    random = Random(seed)
+    head = (
+        random.choice(HEADS)
+        if random.random() < 0.75
+        else random.choice(("BertModel", "BertForSequenceClassification"))
+    )
+    config = _config(random)
+    if head == "BertForQuestionAnswering":
+        config["num_labels"] = 2
+    dtype = _pick(random, {"float32": 12, "bfloat16": 5, "float16": 1, "float64": 1})
+    if config["hidden_act"] == "relu" and dtype in ("bfloat16", "float16"):
+        # At a kink the last digit decides about a whole unit's gradient: no budget of rounding holds there.
+        config["hidden_act"] = "silu"
+    options: dict[str, Any] = {}
+    if random.random() < 0.1:
+        options["unpad"] = False
+    if random.random() < 0.15:
+        options["prepack"] = False
+    if head in ("BertForPreTraining", "BertForMaskedLM") and not config.get("is_decoder") and random.random() < 0.6:
+        options["masked_head"] = True
+    nest = random.choice(NESTS) if random.random() < 0.1 else ""
+    return Case(
+        seed=seed,
+        head=head,
+        nest=nest,
+        config=config,
+        spread=random.choice((0.5, 1.0, 1.0, 2.0)),
+        dtype=dtype,
+        optimize=options,
+        calls=tuple(
+            _call(random, head, config, changes, first=i == 0, shared=nest == "tower")
+            for i in range(_pick(random, {1: 3, 2: 4, 3: 2, 4: 1}))
+        ),
+    )

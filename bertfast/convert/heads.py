@@ -31,9 +31,10 @@ def _labels(call: dict[str, Any] | None, name: str) -> Any:
     return None if call is None else call.get(name)
 
 
-def _inputs(call: dict[str, Any]) -> dict[str, Any]:
-    """What stock's head hands on to BertModel: everything but labels."""
-    return {**{name: value for name, value in call.items() if name not in _LABELS}, "return_dict": True}
+def _states(model: Any, call: dict[str, Any]) -> Any:
+    """BertModel's outputs: called as stock's heads call it, with input_ids by position, since a hook may look."""
+    rest = {name: value for name, value in call.items() if name not in _LABELS and name != "input_ids"}
+    return model.bert(call.get("input_ids"), **{**rest, "return_dict": True})
 
 
 def _refused(model: Any, labels: Any, kwargs: dict[str, Any] | None) -> str | None:
@@ -116,7 +117,7 @@ class FastBertForPreTraining(hf.BertForPreTraining):
             return super().forward(*args, **kwargs)
         count(self, MASKED_ONLY)
         with handover.offered(_offer(self, labels)) as offer:
-            states = self.bert(**_inputs(call))
+            states = _states(self, call)
         scores = self.cls.seq_relationship(states.pooler_output)
         loss = _masked_lm_loss(self, states.last_hidden_state, labels, offer.tied)
         loss = loss + F.cross_entropy(scores.view(-1, 2), next_sentence_label.view(-1))
@@ -136,7 +137,7 @@ class FastBertForMaskedLM(hf.BertForMaskedLM):
             return super().forward(*args, **kwargs)
         count(self, MASKED_ONLY)
         with handover.offered(_offer(self, labels)) as offer:
-            states = self.bert(**_inputs(call))
+            states = _states(self, call)
         return MaskedLMOutput(loss=_masked_lm_loss(self, states.last_hidden_state, labels, offer.tied))
 
 

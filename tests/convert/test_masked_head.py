@@ -101,6 +101,15 @@ def test_logits_are_none_in_training_and_stocks_in_evaluation():
             assert logits(fast.train()(**inputs)) is None
 
 
+def test_a_hook_sees_the_model_called_as_stock_calls_it():
+    for head in HEADS:
+        seen = []
+        for model in pair(head, train=True, options=OPTIONS):
+            model.bert.register_forward_pre_hook(lambda module, args, seen=seen: seen.append([type(a) for a in args]))
+            model(**inputs_of(head))
+        assert seen[0] == seen[1]
+
+
 def test_no_masked_token_gives_zero():
     stock, fast = pair(hf.BertForMaskedLM, train=True, options=OPTIONS)
     inputs = inputs_of(hf.BertForMaskedLM)

@@ -19,6 +19,7 @@ NAMES = {
     "_C._dispatch_has_kernel_for_dispatch_key": "`bertfast doctor` says that the owner is unknown",
     "_C._cuda_getCurrentRawStream": "the stream is asked for through torch.cuda, a few microseconds a launch",
     "nn.modules.module._has_any_global_hook": "every module counts as one with hooks: it is called as a module",
+    "utils._pytree.register_dataclass": "torch.export's function of that name, whose import is slow",
     "_foreach_*": "LAMB updates its parameters one by one",
     "ops.mkldnn._linear_pointwise": "weights are not reordered ahead; products are F.linear's",
     "ops.mkldnn._reorder_linear_weight": "weights are not reordered ahead; products are F.linear's",
@@ -95,6 +96,14 @@ def foreach(name: str) -> Callable[..., Any]:
     """`torch._foreach_NAME`, or the method NAME called on one tensor after another. Lists are zipped, numbers are for all."""
     together = getattr(torch, f"_foreach_{name}", None)
     return _one_by_one(name) if together is None else together
+
+
+def register_dataclass(kind: type) -> None:
+    """Let torch look inside a dataclass of tensors, as FSDP's hooks must."""
+    pytree = _find("utils._pytree")
+    if not hasattr(pytree, "register_dataclass"):
+        import torch.export as pytree  # public, and slow to import
+    pytree.register_dataclass(kind)
 
 
 class OneDnn(NamedTuple):

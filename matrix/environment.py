@@ -116,7 +116,8 @@ class Environment:
     def versions(self) -> dict[str, str]:
         """Every installed package's version, and Python's."""
         code = (
-            "import json, platform, importlib.metadata as m; found = {d.metadata['Name'].lower(): d.version for d in m.distributions()};"
+            "import json, platform, importlib.metadata as m\n"
+            "found = {d.metadata['Name'].lower(): d.version for d in m.distributions()}\n"
             "print(json.dumps({'python': platform.python_version()} | found))"
         )
         done = subprocess.run([self.python, "-c", code], env=self.variables(), capture_output=True, text=True)

@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 from matrix import junit
 from matrix.environment import ROOT, last_words
@@ -50,7 +49,10 @@ def judge(newest: Run, pinned: Run | None, strict: bool) -> tuple[str, int]:
     lines = [f"{len(both)} tests fail on the pinned transformers too: {', '.join(sorted(both))}"] if both else []
     if new:
         where = "" if pinned is None else f" and pass on {pinned.version}, the pin"
-        lines += [_LINE, f"transformers {newest.version}, THE NEWEST, BREAKS {len(new)} TESTS of {TESTS} that fail on it{where} ({count}):"]
+        lines += [
+            _LINE,
+            f"transformers {newest.version}, THE NEWEST, BREAKS {len(new)} TESTS of {TESTS} that fail on it{where} ({count}):",
+        ]
         lines += [f"  {name}: {why}" for name, why in sorted(new.items())]
         lines += ["What to do: docs/versions.md, `When a new release breaks something`.", _LINE]
     return "\n".join(lines), int(bool(new) and strict)
@@ -88,7 +90,16 @@ def version(newest: bool) -> str:
 def run(newest: bool) -> Run:
     """The tests on the newest; on the pin only those that failed there."""
     report = FOLDER / ("newest.xml" if newest else "pinned.xml")
-    command = [sys.executable, "-m", "pytest", TESTS, "-q", "-o", f"cache_dir={FOLDER / 'cache'}", f"--junitxml={report}"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        TESTS,
+        "-q",
+        "-o",
+        f"cache_dir={FOLDER / 'cache'}",
+        f"--junitxml={report}",
+    ]
     command += [] if newest else ["--last-failed"]
     if importlib.util.find_spec("xdist") is not None:
         command += ["-n", str(os.cpu_count() or 1)]
@@ -99,7 +110,9 @@ def run(newest: bool) -> Run:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m matrix.newest", description=__doc__)
-    parser.add_argument("--strict", action="store_true", help="fail where the newest breaks something, or cannot be had")
+    parser.add_argument(
+        "--strict", action="store_true", help="fail where the newest breaks something, or cannot be had"
+    )
     strict = parser.parse_args().strict
     why = install()
     if why is not None:

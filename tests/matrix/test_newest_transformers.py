@@ -9,14 +9,18 @@ from matrix.newest import Run, judge, unreachable
 
 PASS = '<testcase classname="tests.convert.test_model" name="test_a[1]" time="1"/>'
 FAIL = '<testcase classname="tests.convert.test_model" name="test_b"><failure message="TypeError: cache_length&#10;more">...</failure></testcase>'
-ERROR = '<testcase classname="tests.convert.test_model" name="test_c"><error message="fixture fell">...</error></testcase>'
+ERROR = (
+    '<testcase classname="tests.convert.test_model" name="test_c"><error message="fixture fell">...</error></testcase>'
+)
 SKIP = '<testcase classname="tests.convert.test_model" name="test_d"><skipped message="no GPU"/></testcase>'
 B = "tests.convert.test_model::test_b"
 
 
 def run(tmp_path, version: str, *cases: str, status: int | None = None) -> Run:
     path = tmp_path / f"{version}.xml"
-    path.write_text(f'<?xml version="1.0"?><testsuites><testsuite name="pytest">{"".join(cases)}</testsuite></testsuites>')
+    path.write_text(
+        f'<?xml version="1.0"?><testsuites><testsuite name="pytest">{"".join(cases)}</testsuite></testsuites>'
+    )
     found = junit.read(path)
     failed = any(case.state == "failed" for case in found)
     return Run(version, int(failed) if status is None else status, found)

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 from matrix.cells import Cell, requirement
@@ -79,9 +80,10 @@ class Environment:
         return done.stdout
 
     def install(self, interpreter: str, log: Path, cache: bool) -> None:
-        """The virtual environment with the cell's packages. One that has them already stays as it is."""
+        """The virtual environment with the cell's packages. One that has them already stays, for a day where it has the newest."""
         stamp = self.folder / "installed.json"
-        content = json.dumps(self.cell.packages, indent=1)
+        day = f"{date.today()}" if None in self.cell.packages.values() else "any"
+        content = json.dumps({"packages": self.cell.packages, "day": day}, indent=1)
         if self.python.exists() and stamp.exists() and stamp.read_text(encoding="utf-8") == content:
             return
         shutil.rmtree(self.folder / "venv", ignore_errors=True)

@@ -51,7 +51,8 @@ def judge(newest: Run, pinned: Run | None, strict: bool) -> tuple[str, int]:
         where = "" if pinned is None else f" and pass on {pinned.version}, the pin"
         lines += [
             _LINE,
-            f"transformers {newest.version}, THE NEWEST, BREAKS {len(new)} TESTS of {TESTS} that fail on it{where} ({count}):",
+            f"transformers {newest.version}, THE NEWEST, BREAKS {len(new)} TESTS of {TESTS} ({count}).",
+            f"They fail on it{where}:",
         ]
         lines += [f"  {name}: {why}" for name, why in sorted(new.items())]
         lines += ["What to do: docs/versions.md, `When a new release breaks something`.", _LINE]

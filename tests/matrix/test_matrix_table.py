@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from datetime import date
 
 import pytest
 
@@ -69,7 +70,7 @@ def test_selection_names_what_there_is():
     everything = cells.read()
     assert cells.select(everything, []) == everything
     assert [cell.name for cell in cells.select(everything, ["oldest"])] == ["oldest"]
-    with pytest.raises(ValueError, match="no cell oldesst; there are .*oldest"):
+    with pytest.raises(ValueError, match=r"no cell oldesst; there are .*oldest"):
         cells.select(everything, ["oldesst"])
 
 
@@ -138,6 +139,13 @@ def test_an_environment_is_installed_once(tmp_path, monkeypatch):
         "p", tmp_path / "log", cache=True
     )
     assert len(commands) == 6, "other packages are another environment"
+    stamp = json.loads((tmp_path / "installed.json").read_text())
+    assert stamp["day"] == str(date.today()), "yesterday's newest may be old"
+    (tmp_path / "installed.json").write_text(json.dumps(stamp | {"day": "2026-01-01"}))
+    Environment(Cell("small", "", "3.11", {"torch": None, "triton": "3.7.1"}), tmp_path).install(
+        "p", tmp_path / "log", cache=True
+    )
+    assert len(commands) == 9
 
 
 def test_every_test_that_a_part_names_is_there():

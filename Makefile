@@ -1,6 +1,6 @@
 # Two commands do everything from a fresh clone: `make bench` and `make test`. Both make .venv first; nothing is done twice.
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h) setup.py
@@ -11,11 +11,12 @@ WORKERS ?= auto
 FLAGS ?=
 CASES ?= 2000
 SEED ?=
+TRITON := triton==3.6.0
 PEERS := openvino==2026.4.1 onnxruntime==1.32.0 onnx==1.23.2
 
 export HF_HUB_OFFLINE := 1
 
-.PHONY: bench bench-cpu test fuzz lint format micro kernels gpu clean
+.PHONY: bench bench-cpu test fuzz lint format micro kernels gpu matrix newest clean
 
 bench: $(VENV)/.built
 	$(BIN)/bertfast bench --json $(RESULTS)/cpu.json --plot $(RESULTS)/cpu.png
@@ -46,6 +47,15 @@ gpu:
 		|| { echo "make gpu uses a Python that has CUDA PyTorch, Triton 3.6, transformers, pytest, rich and typer, and installs nothing; $(GPU_PYTHON) lacks one. Call make gpu PYTHON=/path/to/python"; exit 1; }
 	env -u TRITON_INTERPRET $(GPU_PYTHON) -m benchmarks.gpu $(STAGES)
 
+# Fresh environments from the oldest versions to the newest: docs/versions.md. FLAGS="--cell newest" runs one cell of it.
+matrix: $(if $(FLAGS),,$(VENV)/.built)
+	$(PYTHON) -m matrix $(FLAGS)
+	$(if $(FLAGS),,$(BIN)/python -m matrix.newest --strict)
+
+# tests/convert on the newest transformers: what fails there and not on the pinned one is printed last, and fails nothing.
+newest: $(VENV)/.built
+	$(BIN)/python -m matrix.newest $(FLAGS)
+
 lint: $(VENV)/.built
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -57,14 +67,15 @@ format: $(VENV)/.built
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(filter %.cpp %.h,$(NATIVE))
 
-$(VENV)/.requirements: requirements-dev.txt
-	@test -n "$(PYTHON)" || { echo "bertfast needs Python 3.11 or 3.12 and found none: install it, or call make PYTHON=/path/to/python3.11"; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' \
-		|| { echo "bertfast needs Python 3.11 or 3.12; $(PYTHON) is $$($(PYTHON) --version). Call make PYTHON=/path/to/python3.11"; exit 1; }
+$(VENV)/.requirements: requirements-dev.txt Makefile
+	@test -n "$(PYTHON)" || { echo "bertfast needs Python 3.11 to 3.13 and found none: install it, or call make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
+		|| { echo "bertfast needs Python 3.11 to 3.13; $(PYTHON) is $$($(PYTHON) --version). Call make PYTHON=/path/to/python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing torch and the other packages (about 2.5 GB) ..."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(TRITON)
 	touch $@
 
 # What is installed already stays as it is: the peers must not change what `make test` runs on. Without them their rows are missing.

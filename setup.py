@@ -2,11 +2,16 @@
 
 Every csrc/cpu/*_kernels.cpp is compiled once for each instruction set and linked into the one extension; the choice
 between them is made at run time. auto builds the CPU extension where a compiler is found and goes on without one.
+
+The kernels know nothing of torch or Python, so their objects serve every version of both: BERTFAST_KERNEL_CACHE names a folder
+that keeps them, each under a digest of its command, its compiler and all sources (`make matrix` builds seven times).
 """
 
+import hashlib
 import os
 import platform
 import shutil
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -51,10 +56,35 @@ class BuildKernels(BuildExtension):
                     [compiler, *BASE_FLAGS, *flags, f"-DBERTFAST_ISA={isa}", "-c", source, "-o", objects[-1]]
                 )
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(self.spawn, commands))
+            list(pool.map(self.compile_kernels, commands))
         for extension in self.extensions:
             extension.extra_objects.extend(objects)
         super().build_extensions()
+
+    def compile_kernels(self, command: list[str]) -> None:
+        """Run one compiler command, whose last word is the object, or take that from the cache."""
+        folder = os.environ.get("BERTFAST_KERNEL_CACHE")
+        if not folder:
+            self.spawn(command)
+            return
+        kept = Path(folder) / f"{digest(command[:-1])}.o"
+        if not kept.exists():
+            self.spawn(command)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            part = kept.with_suffix(f".{os.getpid()}")
+            shutil.copyfile(command[-1], part)
+            part.replace(kept)
+        shutil.copyfile(kept, command[-1])
+
+
+def digest(command: list[str]) -> str:
+    """Of everything that an object of the kernels depends on: its command, the compiler and every source and header."""
+    version = subprocess.run([command[0], "--version"], capture_output=True, check=True).stdout
+    content = hashlib.sha256(repr(command).encode() + version)
+    for path in sorted((ROOT / "csrc").rglob("*")):
+        if path.suffix in (".h", ".cpp"):
+            content.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    return content.hexdigest()
 
 
 def wanted() -> bool:

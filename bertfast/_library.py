@@ -16,7 +16,7 @@ REFERENCE_NAMESPACE = "bertfast_reference"
 
 _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 _REFERENCE_LIBRARY = torch.library.Library(REFERENCE_NAMESPACE, "FRAGMENT")
-_OVERLOADS: dict[str, torch._ops.OpOverload] = {}
+_OVERLOADS: dict[str, Callable[..., Any]] = {}
 _OWNERS: dict[tuple[str, str], str] = {}
 
 # Every op is a pure function of its tensors, or its schema says what it writes to, so opcheck, functionalisation and CUDA graphs
@@ -119,7 +119,7 @@ def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
     return once
 
 
-def op(name: str) -> torch._ops.OpOverload:
+def op(name: str) -> Callable[..., Any]:
     """The `.default` overload of `bertfast::name`, resolved once: that saves a microsecond on every call."""
     return _OVERLOADS[name]
 

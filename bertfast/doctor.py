@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import bertfast
-from bertfast import _ext, _library
+from bertfast import _ext, _library, _torch
 from bertfast.ops import onednn, products
 from bertfast.triton import verified
 
@@ -45,7 +45,9 @@ def owner(name: str, key: str) -> str:
         if key == "CUDA":
             return "cuBLAS + Triton" if composite else "Triton"
         return "chunked BLAS"
-    if torch._C._dispatch_has_kernel_for_dispatch_key(f"bertfast::{name}", key):
+    if (registered := _torch.has_kernel(f"bertfast::{name}", key)) is None:
+        return "unknown: this torch does not say"
+    if registered:
         return "C++"
     return "oneDNN / BLAS + fused elementwise op" if name.startswith("linear") else "eager reference"
 

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from torch import Tensor
-from torch.utils import _pytree as pytree
+
+from bertfast import _torch
 
 Kind = TypeVar("Kind", bound=type)
 
 
 def _tree(kind: Kind) -> Kind:
     """Let torch look inside: FSDP puts its hooks on the tensors that a module returns."""
-    pytree.register_dataclass(kind)
+    _torch.register_dataclass(kind)
     return kind
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bertfast import _library, ops
+from bertfast import _library, _torch, ops
 from bertfast.ops import products
 from bertfast.ops.memory import fresh
 
@@ -19,9 +19,8 @@ def ordinary(parts: list[Tensor]) -> bool:
     """Plain tensors on a CPU under no transform; a compiler fuses casts itself, and a GPU's products take one dtype."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
-    return all(type(part) in (Tensor, nn.Parameter) and part.device.type == "cpu" for part in parts) and (
-        torch._C._functorch.peek_interpreter_stack() is None
-    )
+    plain = all(type(part) in (Tensor, nn.Parameter) and part.device.type == "cpu" for part in parts)
+    return plain and not _torch.is_transformed()
 
 
 def weight_gradient(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:

@@ -12,9 +12,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
 
-from bertfast import _ext
+from bertfast import _ext, _torch
 from bertfast.ops import packed_linear
 
 _TYPES = (nn.Parameter, Tensor)
@@ -33,7 +32,7 @@ def untouched(module: nn.Module) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
         or "forward" in module.__dict__
-        or torch_module._has_any_global_hook()
+        or _torch.has_global_hooks()
     )
 
 
@@ -73,7 +72,7 @@ def _plain_call(x: Tensor, parameters: list[Tensor | None]) -> bool:
     """Whether C++ may read these tensors behind torch's back: nothing records, transforms or differentiates this call."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # a graph must hold the weights, not copies of them
         return False
-    if torch._C._functorch.peek_interpreter_stack() is not None or torch._C._len_torch_dispatch_stack() > 0:
+    if _torch.is_transformed() or _torch.is_watched():
         return False
     if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != x.dtype:
         return False
@@ -111,7 +110,7 @@ class Found:
         """Whether a call without gradients may go to the encoder: nothing records or transforms it, no parameter changed."""
         if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
             return False
-        if torch._C._functorch.peek_interpreter_stack() is not None or torch._C._len_torch_dispatch_stack() > 0:
+        if _torch.is_transformed() or _torch.is_watched():
             return False
         return self.encoder.is_current(self.parameters)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from bertfast import _torch
 from bertfast.train.config import TrainConfig
 
 
@@ -20,7 +21,7 @@ def _local(tensor: Tensor) -> Tensor:
 
 def _norms(tensors: list[Tensor], shards: list[Tensor]) -> Tensor:
     """The L2 norm of each tensor, [n] float32; `shards` are the parameters, which say over which ranks to sum."""
-    squares = torch.stack(torch._foreach_norm([_local(t) for t in tensors])).square_()
+    squares = torch.stack(_torch.foreach("norm")([_local(t) for t in tensors])).square_()
     if isinstance(shards[0], DTensor):
         torch.distributed.all_reduce(squares, group=shards[0].device_mesh.get_group())
     return squares.sqrt_()
@@ -72,20 +73,20 @@ class Lamb(torch.optim.Optimizer):
         grads = [_local(p.grad) for p in parameters if p.grad is not None]
         first = [_local(self.state[p]["exp_avg"]) for p in parameters]
         second = [_local(self.state[p]["exp_avg_sq"]) for p in parameters]
-        torch._foreach_lerp_(first, grads, 1 - beta1)
-        torch._foreach_mul_(second, beta2)
-        torch._foreach_addcmul_(second, grads, grads, 1 - beta2)
-        below = torch._foreach_sqrt(second)
-        torch._foreach_div_(below, (1 - beta2**done) ** 0.5)
-        torch._foreach_add_(below, group["eps"])
-        direction = torch._foreach_div(first, below)
-        torch._foreach_div_(direction, 1 - beta1**done)
+        _torch.foreach("lerp_")(first, grads, 1 - beta1)
+        _torch.foreach("mul_")(second, beta2)
+        _torch.foreach("addcmul_")(second, grads, grads, value=1 - beta2)
+        below = _torch.foreach("sqrt")(second)
+        _torch.foreach("div_")(below, (1 - beta2**done) ** 0.5)
+        _torch.foreach("add_")(below, group["eps"])
+        direction = _torch.foreach("div")(first, below)
+        _torch.foreach("div_")(direction, 1 - beta1**done)
         if group["weight_decay"]:
-            torch._foreach_add_(direction, weights, alpha=group["weight_decay"])
+            _torch.foreach("add_")(direction, weights, alpha=group["weight_decay"])
             size, length = _norms(weights, parameters), _norms(list(direction), parameters)
             trust = torch.where((size > 0) & (length > 0), size / length, 1.0)
-            torch._foreach_mul_(direction, list(trust.unbind()))
-        torch._foreach_add_(weights, direction, alpha=-group["lr"])
+            _torch.foreach("mul_")(direction, list(trust.unbind()))
+        _torch.foreach("add_")(weights, direction, alpha=-group["lr"])
 
 
 def groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -12,23 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bertfast import _library
+from bertfast import _library, _torch
 
 
-def _holders(gradient: Tensor) -> tuple[int, int, int]:
-    """Counts of references: to the Python object, to the tensor, to its memory."""
-    memory = gradient.untyped_storage()
-    tensors = gradient._use_count()  # type: ignore[attr-defined]
-    return sys.getrefcount(gradient), tensors, torch._C._storage_Use_Count(memory._cdata)
+def _holders(gradient: Tensor) -> tuple[int, int, int] | None:
+    """Counts of references: to the Python object, to the tensor, to its memory. None where torch cannot say."""
+    uses = _torch.uses(gradient)
+    return None if uses is None else (sys.getrefcount(gradient), *uses)
 
 
 @cache
-def holders_of_fresh() -> tuple[int, int, int]:
+def holders_of_fresh() -> tuple[int, int, int] | None:
     """`_holders` in a backward of a gradient that is nobody else's: measured, for it is Python's and torch's own business.
 
     Should either change, a count above this only costs a copy.
     """
-    found: list[tuple[int, int, int]] = []
+    found: list[tuple[int, int, int] | None] = []
 
     class Probe(torch.autograd.Function):
         @staticmethod
@@ -74,7 +73,8 @@ class Tied(torch.autograd.Function):
             and dword.dtype == tensors[3].dtype
             and dword.shape == tensors[3].shape
             and not dword.requires_grad  # a graph of derivatives may need its value
-            and _holders(dword) == holders_of_fresh()
+            and (holders := _holders(dword)) is not None
+            and holders == holders_of_fresh()
         )
         args = (dy.contiguous(), *tensors, mean, rstd, ctx.padding_idx, ctx.dropout_p, rng)
         if dword is None:

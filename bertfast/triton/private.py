@@ -14,7 +14,8 @@ from typing import Any
 import triton
 
 # `compiled.run(x, y, z, stream, function, packed_metadata, launch_metadata, enter_hook, exit_hook, *args)`: the releases whose own
-# launcher was seen to make this very call (tests/triton/test_private.py), arguments in the order of the kernel's parameters.
+# launcher was seen to make this very call (tests/triton/test_private.py), arguments in the order of the kernel's parameters. The
+# three in the middle are for profilers' hooks, and None is no hook. Only 3.6 has launched on a GPU so.
 DIRECT_MINORS = frozenset(("3.6", "3.7", "3.8", "3.9"))
 TESTED = "3.6 to 3.9"
 

@@ -108,6 +108,11 @@ def missing(arch: int) -> list[str]:
     return list(gate(arch))
 
 
+def known_architectures() -> list[int]:
+    """Architectures that any result speaks of."""
+    return sorted(map(int, _table()))
+
+
 def architectures() -> list[int]:
     """Architectures on which the kernels of every op are verified with the installed Triton."""
     return sorted(int(arch) for arch in _table() if not any(why_not(op, int(arch)) for op in folders()))
@@ -148,10 +153,19 @@ def torch_only() -> Iterator[None]:
 
 
 def notice(arch: int) -> str | None:
-    """What to say of ops that run torch's own functions on `arch`: once in a process, and None after that or where none do."""
-    if arch in _noticed or not (reasons := gate(arch)):
+    """`explain`, once in a process: None after that."""
+    if arch in _noticed or (text := explain(arch)) is None:
         return None
     _noticed.add(arch)
+    return text
+
+
+def explain(arch: int) -> str | None:
+    """What to say of the ops that run torch's own functions on `arch`; None where none do."""
+    if not (reasons := gate(arch)):
+        return None
+    if _torch_only:
+        return f"bertfast: every op runs torch's own functions on this GPU (sm_{arch}): its kernels were switched off"
     by_reason: dict[str, list[str]] = {}
     for op, reason in reasons.items():
         by_reason.setdefault(reason, []).append(op)

@@ -1,7 +1,7 @@
 """python -m benchmarks.gpu.budget: how often the budget refuses right code and faulty code, by rows, draws and statistic.
 
-The code is dropout_add_norm's reference in float32 with a deviation that is as accurate as a GPU's approximate root and division may
-leave it, and sums in another order. Its error of one row is mostly that of one number that all of the row shares.
+The code is dropout_add_norm's reference in float32 with a deviation that is as accurate as a GPU's approximate root and division
+may leave it, and sums in another order. Its error of one row is mostly that of one number that all of the row shares.
 """
 
 from collections.abc import Callable
@@ -83,7 +83,9 @@ def draw(rows: int, statistics: Statistics, dtype: torch.dtype = torch.float32) 
     z, _ = reference._sum(x, bias, residual, RATE, state)
     mean, rstd = statistics(z)
     y = (z - mean[:, None]) * rstd[:, None] * weight + norm_bias
-    dx, dresidual, dbias, dweight, dnorm_bias = reference.backward(dy, x, bias, residual, weight, mean, rstd, RATE, state)
+    dx, dresidual, dbias, dweight, dnorm_bias = reference.backward(
+        dy, x, bias, residual, weight, mean, rstd, RATE, state
+    )
     ours = (y, dx, dbias, dresidual, dweight, dnorm_bias)
     return dict(zip(NAMES, zip(ours, step(None), step(torch.float64), strict=True), strict=True))
 
@@ -102,7 +104,9 @@ def main(
 ) -> None:
     """Print how many of so many verdicts refuse, by code, rows, dtype of x and draws."""
     torch.manual_seed(seed)
-    table = Table(title=f"refused of {times}; 1 draw: largest error; 16 draws: root mean square over them of each one's largest")
+    table = Table(
+        title=f"refused of {times}; 1 draw: largest error; 16 draws: root mean square over them of each one's largest"
+    )
     for column in ("code", "rows", "x", "1 draw", "16 draws"):
         table.add_column(column)
     for name, statistics in {"right": rounded, **FAULTS}.items():

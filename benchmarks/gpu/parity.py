@@ -76,7 +76,11 @@ def read_report(junit: str, ops: Iterable[str] = ()) -> Ran:
 
 
 def lines_of(
-    junit: str, seed: int, expected_tests: Counter[str], only: str = "", repeats: dict[str, list[results.Line]] | None = None
+    junit: str,
+    seed: int,
+    expected_tests: Counter[str],
+    only: str = "",
+    repeats: dict[str, list[results.Line]] | None = None,
 ) -> Iterator[results.Line]:
     """One line for each op. One whose tests did not all run is not judged, unless one of them failed.
 
@@ -132,7 +136,9 @@ def _pytest(tests: list[str], seed: int, report: Path, seconds: float, parallel:
     return report.read_text() if report.exists() else None
 
 
-def repeat(nodes: list[str], folder: Path, runner: Callable[..., str | None] = _pytest) -> dict[str, list[results.Line]]:
+def repeat(
+    nodes: list[str], folder: Path, runner: Callable[..., str | None] = _pytest
+) -> dict[str, list[results.Line]]:
     """How tests go with other seeds: {test: [{seed, ok, error}, ...]}; ok is None where a test did not run in time."""
     outcomes: dict[str, list[results.Line]] = {node: [] for node in nodes}
     for number in range(REPEATS if nodes else 0):

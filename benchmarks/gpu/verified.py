@@ -1,8 +1,8 @@
 """Writes bertfast/triton/verified.json: ops whose last parity run on an architecture passed, by committed result lines.
 
 Three committed files speak: the lines (`DEVICE.jsonl`); `sources.json`, the digests of the ops' sources at the commits of lines
-that do not hold them themselves (`python -m benchmarks.gpu.sources`); and `reviewed.json`, where a person answers for one line of one
-op: why its failed tests are no fault of the kernels, or why sources that have changed since are still what passed. A review
+that do not hold them themselves (`python -m benchmarks.gpu.sources`); and `reviewed.json`, where a person answers for one line of
+one op: why its failed tests are no fault of the kernels, or why sources that have changed since are still what passed. A review
 names all it excuses, and what it says goes along as a note to whoever asks.
 """
 
@@ -32,13 +32,13 @@ def failed(line: results.Line) -> list[str]:
     return list(line.get("failures") or line["error"].split("; "))
 
 
-def review_of(line: results.Line, reviews: list[dict[str, Any]]) -> dict[str, Any] | None:
+def review_of(line: results.Line, answers: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The review of this very line, or None.
 
     Raises:
         ValueError: where a review excuses other tests than those that failed.
     """
-    same = [one for one in reviews if all(one[name] == line[name] for name in ("op", "device", "date"))]
+    same = [one for one in answers if all(one[name] == line[name] for name in ("op", "device", "date"))]
     if not same:
         return None
     if sorted(same[0]["failed"]) != sorted(failed(line)):
@@ -61,7 +61,7 @@ def table(
     lines: list[results.Line],
     ops: list[str],
     recorded: Recorded | None = None,
-    reviews: list[dict[str, Any]] | None = None,
+    answers: list[dict[str, Any]] | None = None,
 ) -> Table:
     """{arch: {op: {Triton's minor: {date, device, commit, sources, note where there is one}}}}.
 
@@ -69,7 +69,7 @@ def table(
     """
     rows: Table = {}
     for one in whole(lines):
-        review = review_of(one, reviews or [])
+        review = review_of(one, answers or [])
         if one["op"] not in ops or not (one["ok"] or review):
             continue
         arch, op = str(one["arch"]), one["op"]
@@ -90,11 +90,16 @@ def _json(file: Path, absent: Any) -> Any:
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else absent
 
 
+def reviews() -> list[dict[str, Any]]:
+    """The committed reviews."""
+    return _json(REVIEWED, [])
+
+
 def committed() -> Table:
     """The table of the committed files."""
     import bertfast.ops  # noqa: F401  defines the ops
 
-    return table(results.read(), folders(), _json(SOURCES, {}), _json(REVIEWED, []))
+    return table(results.read(), folders(), _json(SOURCES, {}), reviews())
 
 
 def text(rows: Table) -> str:

@@ -32,7 +32,9 @@ class TrainConfig:
     compile: bool = option(False, "torch.compile the model")
     device: str = option("auto", "auto: a GPU where there is one", choices=("auto", "cpu", "cuda"))
     gpu_kernels: bool = option(
-        True, "on a GPU: our kernels where they are verified; the other ops, all where false, by torch's functions", free=True
+        True,
+        "on a GPU: our kernels where they are verified; the other ops, all where false, by torch's functions",
+        free=True,
     )
     parallel: str = option("ddp", "under torchrun", choices=("ddp", "fsdp"), free=True)
     threads: int | None = option(None, "torch's on a CPU; another number may change last bits", low=1, free=True)

@@ -16,7 +16,7 @@ import torch
 from bertfast.train import bad_batch, distributed, memory, optim, schedule, state
 from bertfast.train.checkpoint import FORMAT, Checkpoint, Store, load
 from bertfast.train.config import TrainConfig
-from bertfast.train.errors import CheckpointError, ConfigError, StoppedError
+from bertfast.train.errors import CheckpointError, StoppedError
 from bertfast.train.files import Files, write_folder
 from bertfast.train.log import RunLog
 from bertfast.train.run_folder import RunFolder

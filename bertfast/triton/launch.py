@@ -178,7 +178,8 @@ def _launch(
         return
     if private.scratch_bytes(compiled):
         triton.set_allocator(_scratch)  # a context variable: backward runs on a thread that has not set it
-    private.run(compiled, (*grid, 1, 1)[:3], torch._C._cuda_getCurrentRawStream(device), (*args, *values))
+    x, y, z = (*grid, 1, 1)[:3]
+    private.run(compiled, (x, y, z), torch._C._cuda_getCurrentRawStream(device), (*args, *values))
 
 
 def _record(kernel: Any, grid: tuple, args: tuple, constants: dict, warps: int, stages: int) -> Launch:

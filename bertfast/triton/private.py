@@ -1,11 +1,10 @@
 """Every name of Triton that is not its public API, in one place, each with what happens where a release no longer has it.
 
-| name | what for | where it is gone |
-|---|---|---|
-| `compiled.run`, `compiled.metadata` | launching a compiled kernel without Triton's binding of arguments | `runs_directly` is false: `kernel[grid](...)` launches |
-| `kernel.arg_names`, `kernel.params` | recording launches without a GPU | an error: compiling ahead of time needs a tested release |
-| `ASTSource`, `GPUTarget`, the bundled cuobjdump and nvdisasm | compiling ahead of time | the same error |
-| `InterpreterBuilder.create_dot`, `.create_atomic_rmw` | tests' products and atomics in the interpreter | an error that says so; GPUs do not need it |
+- `compiled.run`, `compiled.metadata`, for launching a compiled kernel without Triton's binding of arguments. Where the release is
+  not one of DIRECT_MINORS, `runs_directly` is false and `kernel[grid](...)` launches.
+- `kernel.arg_names`, `kernel.params`, for recording launches without a GPU; `ASTSource`, `GPUTarget` and the bundled cuobjdump and
+  nvdisasm, for compiling ahead of time; `InterpreterBuilder.create_dot` and `.create_atomic_rmw`, for tests in the interpreter. Where
+  one is gone: an error that names it and the releases that have it. Running on a GPU needs none of them.
 """
 
 from pathlib import Path

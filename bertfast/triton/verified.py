@@ -1,8 +1,8 @@
 """Which ops run their Triton kernels on a GPU and which run torch's own functions, by committed results of real devices.
 
 An op's kernels count as verified where all its parity tests passed on that architecture, with that minor release of Triton and
-with these sources (`bertfast.triton.sources`). `python -m benchmarks.gpu verified` writes the file from the lines of `make gpu`. This
-module imports no Triton. It is asked once for each op, at the first call with a tensor on a GPU (`resolve`).
+with these sources (`bertfast.triton.sources`). `python -m benchmarks.gpu verified` writes the file from the lines of `make gpu`.
+This module imports no Triton. It is asked once for each op, at the first call with a tensor on a GPU (`resolve`).
 """
 
 import importlib.util

@@ -54,7 +54,15 @@ def _case(op: str = "unpad", size: int = 4096, **more) -> Case:
 
 
 def _line(stage: str, case: str, ok: bool | None, date: str = "2026-01-01T00:00:00+00:00", **more) -> results.Line:
-    shared = {"device": "NVIDIA H200", "arch": 90, "commit": "abc", "dirty": False, "date": date, "triton": "3.6.0", "code": "c"}
+    shared = {
+        "device": "NVIDIA H200",
+        "arch": 90,
+        "commit": "abc",
+        "dirty": False,
+        "date": date,
+        "triton": "3.6.0",
+        "code": "c",
+    }
     return {"stage": stage, "case": case, "ok": ok, **shared, **more}
 
 
@@ -267,6 +275,16 @@ def test_status_is_never_run_until_a_line_says_otherwise():
     assert "FAILED" in failed
 
 
+def test_notes_go_into_the_status():
+    line = _line("parity", "packing", False, op="packing", error="test_a")
+    review = {name: line[name] for name in ("op", "device", "date")} | {"failed": ["test_a"], "note": "rounding"}
+    text = docs.status(["unpad"], [line], lambda op: "packing", [review])
+    assert "verified, see the note (2026-01-01, abc)" in text
+    text = docs.notes(verified.table([line], ["packing"], {}, [review]))
+    assert "- packing on sm_90 with Triton 3.6: rounding." in text
+    assert docs.notes({}) == ""
+
+
 def test_only_the_last_passing_run_on_a_gpu_verifies():
     lines = [
         _line("parity", "packing", True, op="packing", sources="123"),
@@ -308,7 +326,9 @@ def test_a_review_answers_for_one_line_and_leaves_a_note():
 
 def test_shipped_table_is_what_the_command_writes(tmp_path):
     verified.write(tmp_path / "verified.json")
-    assert shipped.FILE.read_text() == (tmp_path / "verified.json").read_text(), "run: python -m benchmarks.gpu verified"
+    assert shipped.FILE.read_text() == (tmp_path / "verified.json").read_text(), (
+        "run: python -m benchmarks.gpu verified"
+    )
     assert not shipped.verified("no such op", 90)
 
 

@@ -32,6 +32,7 @@ def oracle(ids, word, position, segment, weight, bias, keep=None, rate=1.0):
 def test_parity(request, implementation, shape, size, dtype, p):
     if request.node.callspec.params["implementation"] == "triton" and not torch.cuda.is_available():
         shape = (shape[0], min(shape[1], 12))  # the interpreter takes milliseconds a row
+
     def draw():
         ids, parameters = make(shape, size, dtype)
         flat = [i.reshape(-1) for i in ids]

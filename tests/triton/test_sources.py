@@ -70,7 +70,9 @@ def test_what_changes_no_kernel_of_an_op_does_not_count(package, file, before, a
 def test_tiles_of_newer_architectures_do_not_count(package):
     file = package / "triton" / "rows.json"
     data, before = json.loads(file.read_text()), {arch: sources.digest(OP, arch, package) for arch in (90, 100)}
-    data["forward"]["entries"].append({"arch": 100, "block": 256, "tile": {"rows": 1, "warps": 1}, "reason": "predicted: x"})
+    data["forward"]["entries"].append(
+        {"arch": 100, "block": 256, "tile": {"rows": 1, "warps": 1}, "reason": "predicted: x"}
+    )
     file.write_text(json.dumps(data))
     assert sources.digest(OP, 90, package) == before[90]
     assert sources.digest(OP, 100, package) != before[100]

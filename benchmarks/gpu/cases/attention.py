@@ -86,7 +86,10 @@ def _peers(batch: int, padded: bool, ragged: bool, p: float, backward: bool) -> 
 
 
 SPILLS = {
-    ("attention_bwd_single_kernel", 90): "measured on NVIDIA H200, 2026-11-27: faster than 32 x 32, which does not spill"
+    (
+        "attention_bwd_single_kernel",
+        90,
+    ): "measured on NVIDIA H200, 2026-11-27: faster than 32 x 32, which does not spill"
 }
 
 

@@ -3,7 +3,7 @@
 - `compiled.run`, `compiled.metadata`, for launching a compiled kernel without Triton's binding of arguments. Where the release is
   not one of DIRECT_MINORS, `runs_directly` is false and `kernel[grid](...)` launches.
 - `kernel.arg_names`, `kernel.params`, for recording launches without a GPU; `ASTSource`, `GPUTarget` and the bundled cuobjdump and
-  nvdisasm, for compiling ahead of time; `InterpreterBuilder.create_dot` and `.create_atomic_rmw`, for tests in the interpreter. Where
+  nvdisasm, for compiling ahead of time; `InterpreterBuilder.create_dot`, `.create_atomic_rmw`, for tests in the interpreter. Where
   one is gone: an error that names it and the releases that have it. Running on a GPU needs none of them.
 """
 

@@ -103,11 +103,6 @@ def gate(arch: int) -> dict[str, str]:
     return {op: reason for op in folders() if (reason := why_not(op, arch)) is not None}
 
 
-def missing(arch: int) -> list[str]:
-    """The ops of `gate`."""
-    return list(gate(arch))
-
-
 def known_architectures() -> list[int]:
     """Architectures that any result speaks of."""
     return sorted(map(int, _table()))

@@ -18,6 +18,7 @@ from benchmarks.gpu import collect, docs, encoder, kernels, measure, micro, pari
 from benchmarks.gpu import sources as sources_at
 from benchmarks.gpu.case import Case, Ceilings
 from bertfast.bench.protocol import Spread
+from bertfast.triton import private
 from bertfast.triton import verified as shipped
 
 
@@ -375,6 +376,21 @@ def test_what_a_case_asks_of_its_code(case, row, text):
     assert kernels.judge(_case(), 90, [_row()]) == []
     (wrong,) = kernels.judge(_case(**case), 90, [_row(**row)])
     assert text in wrong
+
+
+def test_what_another_triton_compiles_worse_is_excused_there_alone(monkeypatch):
+    row = replace(_row(sass={"LDL": 2}, stack=24), kernel="attention_bwd_dkv_kernel")
+    narrow = _case("embedding_sum_norm_fwd", wide=0.45)
+    narrow = replace(narrow, shape="1024x2048 p0.1")
+    thin = replace(_row(wide=0.421), cases=[narrow.name])
+    for minor, right in (("3.6", False), ("3.9", True), ("3.10", False)):
+        monkeypatch.setattr(private, "minor", lambda minor=minor: minor)
+        assert (kernels.judge(_case(), 90, [row]) == []) is right
+        assert (kernels.judge(narrow, 90, [thin]) == []) is right
+    monkeypatch.setattr(private, "minor", lambda: "3.9")
+    assert kernels.judge(_case(), 90, [replace(row, resources=row.resources | {"stack": 32})]) != []
+    assert kernels.judge(_case(), 90, [_row(sass={"LDL": 2}, stack=24)]) != []  # another kernel
+    assert kernels.judge(narrow, 90, [replace(thin, resources=thin.resources | {"wide": 0.41})]) != []
 
 
 def test_reasons_excuse_spills_and_nothing_launched_is_wrong():

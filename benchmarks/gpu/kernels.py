@@ -132,8 +132,8 @@ def compile_rows(rows: list[Row], console: Console) -> None:
             console.print(f"{done} of {len(rows)} compiled")
 
 
-# The limits of the cases hold for the pinned Triton, 3.6. What another release was seen to compile worse, for sm_90, is excused there and
-# nowhere else: spills by kernel, and the share of wide accesses by the beginning of a case's name.
+# The limits of the cases hold for the pinned Triton, 3.6. What another release was seen to compile worse, for sm_90, is excused
+# there and nowhere else: spills by kernel, and the share of wide accesses by the beginning of a case's name.
 SPILLS_BY_MINOR: dict[str, frozenset[tuple[str, int]]] = {
     "3.9": frozenset((("attention_bwd_dkv_kernel", 90), ("embedding_sum_norm_bwd_tables_kernel", 90)))  # 8 to 24 bytes
 }

@@ -44,7 +44,7 @@ kernels: $(VENV)/.built
 # On a machine with a GPU, with its own Python and torch: nothing is installed. STAGES="parity micro" runs some of it.
 gpu:
 	@$(GPU_PYTHON) -c 'import numpy, pytest, rich, torch, transformers, triton, typer' \
-		|| { echo "make gpu uses a Python that has CUDA PyTorch, Triton 3.6, transformers, pytest, rich and typer, and installs nothing; $(GPU_PYTHON) lacks one. Call make gpu PYTHON=/path/to/python"; exit 1; }
+		|| { echo "make gpu uses a Python that has CUDA PyTorch with its Triton, transformers, pytest, rich and typer, and installs nothing; $(GPU_PYTHON) lacks one. Call make gpu PYTHON=/path/to/python"; exit 1; }
 	env -u TRITON_INTERPRET $(GPU_PYTHON) -m benchmarks.gpu $(STAGES)
 
 # Fresh environments from the oldest versions to the newest: docs/versions.md. FLAGS="--cell newest" runs one cell of it.

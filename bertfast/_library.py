@@ -18,6 +18,8 @@ _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 _REFERENCE_LIBRARY = torch.library.Library(REFERENCE_NAMESPACE, "FRAGMENT")
 _OVERLOADS: dict[str, Callable[..., Any]] = {}
 _OWNERS: dict[tuple[str, str], str] = {}
+_REFERENCES: dict[str, Callable[..., Any]] = {}
+_RESOLVED: dict[tuple[str, str], Callable[..., Any]] = {}  # what runs now, by op and dispatch key
 
 # Every op is a pure function of its tensors, or its schema says what it writes to, so opcheck, functionalisation and CUDA graphs
 # may treat it as one.
@@ -38,26 +40,47 @@ def reference(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
         _REFERENCE_LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+        _REFERENCES[name] = function
         return function
 
     return register
 
 
+def meaning(name: str) -> Callable[..., Any]:
+    """The eager function that `reference` registered for `name`."""
+    return _REFERENCES[name]
+
+
 def implement(name: str, key: str, path: str) -> None:
     """Make the function at `path`, "module:function", the owner of `bertfast::name` for one dispatch key, such as "CUDA".
 
-    The module is imported at the first call: kernels are compiled by Triton, which `import bertfast` does not load.
+    The module is imported at the first call: kernels are compiled by Triton, which `import bertfast` does not load. On a GPU
+    the reference runs instead where the owner is not verified; that is decided at the first call too (`triton.verified`).
     """
-    _OWNERS[name, key] = path
-    found: Callable[..., Any] | None = None
+    place = name, key
+    _OWNERS[place] = path
 
     def call(*args: Any) -> Any:
-        nonlocal found
-        if found is None:
-            found = owner(name, key)
-        return found(*args)
+        function = _RESOLVED.get(place)
+        if function is None:
+            function = _RESOLVED[place] = _resolve(name, key)
+        return function(*args)
 
     _LIBRARY.impl(name, call, key)
+
+
+def _resolve(name: str, key: str) -> Callable[..., Any]:
+    if key != "CUDA":
+        return owner(name, key)
+    from bertfast.triton import verified
+
+    return verified.resolve(name)
+
+
+def forget(key: str) -> None:
+    """Decide anew, at the next call of each op, what runs for one dispatch key."""
+    for place in [place for place in _RESOLVED if place[1] == key]:
+        _RESOLVED.pop(place, None)
 
 
 def owner(name: str, key: str) -> Callable[..., Any]:

@@ -98,20 +98,52 @@ def _advice(extension: Any) -> list[dict[str, str]]:
         mend = "pip install 'bertfast[hf]'"
         found.append({"what": "Hugging Face models stay as they are", "why": "transformers is absent", "mend": mend})
     if torch.cuda.is_available():
-        major, minor = torch.cuda.get_device_capability()
-        missing = verified.missing(10 * major + minor)
-        if importlib.util.find_spec("triton") is None:
-            mend = "pip install 'bertfast[gpu]'"
-            found.append({"what": "models on the GPU stay stock", "why": "Triton is absent", "mend": mend})
-        elif missing:
-            found.append(
-                {
-                    "what": "models on the GPU stay stock",
-                    "why": f"{len(missing)} GPU ops have kernels that were not verified on sm_{major}{minor}",
-                    "mend": "run `make gpu` in bertfast's checkout, or bertfast.optimize(model, unverified_kernels=True)",
-                }
-            )
+        found += _gpu_advice(verified.devices()[torch.cuda.current_device()])
     return found
+
+
+def _gpu_advice(arch: int) -> list[dict[str, str]]:
+    """What is slow on the GPU, of this architecture."""
+    advice = []
+    if importlib.util.find_spec("triton") is None:
+        mend = "pip install 'bertfast[gpu]'"
+        advice.append({"what": "ops on the GPU run torch's own functions", "why": "Triton is absent", "mend": mend})
+    elif refused := verified.gate(arch):
+        by_reason: dict[str, list[str]] = {}
+        for op, reason in refused.items():
+            by_reason.setdefault(reason, []).append(op)
+        mend = "run `make gpu` in bertfast's checkout"
+        advice += [
+            {"what": f"{', '.join(ops)} run torch's own functions on the GPU", "why": reason, "mend": mend}
+            for reason, ops in by_reason.items()
+        ]
+    if arch not in verified.FASTER_THAN_STOCK:
+        advice.append(
+            {
+                "what": "Hugging Face models on the GPU stay stock",
+                "why": f"no result shows them faster than stock in wall-clock time on sm_{arch}, over all that was measured",
+                "mend": "bertfast.optimize(model, gpu_kernels=True) to try it",
+            }
+        )
+    return advice
+
+
+def gpu_op(op: str, arch: int) -> dict[str, str]:
+    """What `op`, a folder of bertfast/ops, runs on an architecture, such as 90, and by what result or for what reason."""
+    reason = verified.gate(arch).get(op)
+    if reason is not None:
+        return {"runs": "reference", "why": reason}
+    entry = verified.verification(op, arch)
+    if entry is None:
+        return {"runs": "kernel", "why": "not verified, but allowed in this process"}
+    why = f"verified on {entry['device']}, {entry['date'][:10]}, Triton {verified.triton_minor()}"
+    return {"runs": "kernel", "why": why} | ({"note": entry["note"]} if "note" in entry else {})
+
+
+def gpu_ops() -> dict[str, dict[str, dict[str, str]]]:
+    """By architecture what each op runs there: of the GPUs of this machine, else of those that any result verifies."""
+    archs = sorted(set(verified.devices())) if torch.cuda.is_available() else verified.known_architectures()
+    return {f"sm_{arch}": {op: gpu_op(op, arch) for op in verified.folders()} for arch in archs}
 
 
 def examine() -> dict[str, Any]:
@@ -131,6 +163,7 @@ def examine() -> dict[str, Any]:
         "cores": _cores(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "owners": {name: {key: owner(name, key) for key in ("CPU", "CUDA")} for name in _library.names()},
+        "gpu_ops": gpu_ops(),
         "verified_architectures": verified.architectures(),
         "slow": _advice(extension),
     }

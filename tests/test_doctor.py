@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bertfast import _ext, _library, doctor
+from bertfast.triton import verified
 
 
 def test_every_op_is_listed_with_both_owners():
@@ -35,6 +36,51 @@ def test_idle_cores_are_advice(monkeypatch):
     slow = doctor.examine()["slow"]
     assert any("cores work" in item["what"] for item in slow)
     assert all(item["what"] and item["why"] and item["mend"] for item in slow)
+
+
+@pytest.fixture
+def hopper(monkeypatch):
+    """A GPU that is seen, with every op verified but packing."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    entry = {"date": "2026-01-01T00:00:00+00:00", "device": "NVIDIA H200", "commit": "abc", "note": "one row"}
+    table = {
+        "90": {
+            op: {verified.triton_minor(): entry | {"sources": verified.sources.here(op, 90)}}
+            for op in verified.folders()
+            if op != "packing"
+        }
+    }
+    monkeypatch.setattr(verified, "_table", lambda: table)
+    monkeypatch.setattr(verified, "_allowed", 0)
+    monkeypatch.setattr(verified, "devices", lambda: (90,))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+
+
+def test_every_gpu_op_says_what_runs_and_why(hopper):
+    facts = doctor.examine()
+    (arch, ops), *rest = facts["gpu_ops"].items()
+    assert (arch, rest) == ("sm_90", [])
+    assert set(ops) == set(verified.folders())
+    assert ops["attention"]["runs"] == "kernel"
+    assert ops["attention"]["why"] == f"verified on NVIDIA H200, 2026-01-01, Triton {verified.triton_minor()}"
+    assert ops["attention"]["note"] == "one row"
+    assert ops["packing"]["runs"] == "reference"
+    assert "have not passed their parity tests on sm_90" in ops["packing"]["why"]
+    slow = {item["what"]: item for item in facts["slow"]}
+    assert "make gpu" in slow["packing run torch's own functions on the GPU"]["mend"]
+    assert "gpu_kernels=True" in slow["Hugging Face models on the GPU stay stock"]["mend"]
+
+
+def test_kernels_that_are_only_allowed_are_not_called_verified(hopper):
+    with verified.allow_unverified():
+        assert doctor.gpu_op("packing", 90) == {"runs": "kernel", "why": "not verified, but allowed in this process"}
+
+
+def test_without_a_gpu_what_results_verify_is_listed():
+    if not torch.cuda.is_available():
+        assert set(doctor.examine()["gpu_ops"]) == {f"sm_{arch}" for arch in verified.known_architectures()}
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,9 @@
 The same cases, compiled rows and result lines give the same text.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from benchmarks.gpu import results
+from benchmarks.gpu import results, verified
 from benchmarks.gpu.case import Case
 
 if TYPE_CHECKING:
@@ -36,7 +36,21 @@ def family(op: str) -> str:
     return path.split(".")[2] if path else op
 
 
-def status(ops: list[str], lines: list[results.Line], family_of=family) -> str:
+def notes(rows: verified.Table) -> str:
+    """What is to be known of ops that are verified."""
+    texts = [
+        f"- {op} on sm_{arch} with Triton {minor}: {entry['note']}."
+        for arch, ops in sorted(rows.items())
+        for op, minors in sorted(ops.items())
+        for minor, entry in sorted(minors.items())
+        if "note" in entry
+    ]
+    return "Notes:\n\n" + "\n".join(texts) + "\n" if texts else ""
+
+
+def status(
+    ops: list[str], lines: list[results.Line], family_of=family, reviews: list[dict[str, Any]] | None = None
+) -> str:
     """For each op and device: when its parity tests passed, and the shares of the measured ceiling that its cases reached."""
     last = results.latest(lines)
     rows = []
@@ -51,7 +65,8 @@ def status(ops: list[str], lines: list[results.Line], family_of=family) -> str:
             ran = True
             word = "never run"
             if parity:
-                word = "verified" if parity[-1]["ok"] else "FAILED"
+                reviewed = verified.review_of(parity[-1], reviews or []) is not None
+                word = "verified, see the note" if reviewed else "verified" if parity[-1]["ok"] else "FAILED"
                 word += f" ({parity[-1]['date'][:10]}, {parity[-1]['commit']}{'+dirty' * parity[-1]['dirty']})"
             shares = sorted(one["share_of_ceiling"] for one in micro if one["ok"])
             text = f"{100 * shares[0]:.0f} to {100 * shares[-1]:.0f} %" if shares else "not measured"
@@ -125,7 +140,8 @@ def render(cases: list[Case], rows: "list[Row]", lines: list[results.Line] | Non
     parts = [
         HEAD,
         "## Run on a GPU\n",
-        status(ops_of(cases), lines),
+        status(ops_of(cases), lines, reviews=verified.reviews()),
+        notes(verified.committed()),
         "## What comes out of the compiler\n",
         "Spans are over the variants that the cases reach. Spilling counts variants with loads or stores of local memory; tensor\n"
         "core and bulk count instructions (HMMA, HGMMA or UTCHMMA; UTMALDG and UTMASTG).\n",

@@ -48,9 +48,10 @@ def pretend_gpu() -> None:
     from bertfast.triton import launch, mailbox
 
     launch._compiled = Compiled()
-    launch._architectures[None] = 90  # type: ignore[index]
-    launch._multiprocessors[None] = launch.H200_MULTIPROCESSORS  # type: ignore[index]
-    torch.cuda.current_device = lambda: None  # type: ignore[assignment,return-value]
+    launch._architectures[0] = 90
+    launch._multiprocessors[0] = launch.H200_MULTIPROCESSORS
+    launch._device_index = lambda args, current: current  # tensors on a GPU name their device themselves
+    torch.cuda.current_device = lambda: 0  # type: ignore[assignment,return-value]
     torch._C._cuda_getCurrentRawStream = lambda index: 0  # type: ignore[attr-defined]
     mailbox._boxes[torch.device("cpu")] = torch.zeros(mailbox.SLOTS, dtype=torch.int64), None
 

@@ -1,4 +1,8 @@
-"""The stage parity: the op tests on the real device, with a fresh seed; one line for each op's test file."""
+"""The stage parity: the op tests on the real device, with a fresh seed; one line for each op's test file.
+
+What failed is run again with three other seeds, and the line says how each of them went: a fault fails with every seed, rounding
+that a statistic does not bear with a few. A line with a failed test is no pass, whatever the other seeds say.
+"""
 
 import importlib.util
 import os
@@ -10,17 +14,29 @@ import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks.gpu import results
+from bertfast.triton import sources, verified
 
-LIMIT_SECONDS = 430
+LIMIT_SECONDS = 330
 GRACE_SECONDS = 30  # to write the report once interrupted
-TESTS = "triton or fused"  # the fused products own no op, so no test calls them by implementation
+TESTS = "triton or (fused and not refused)"  # the fused products own no op, so no test calls them by implementation
 # Test files of an op that has several. Those of the fused products are judged apart: nobody gets them unasked.
 PARTS = {"tied_embedding": "embedding_sum_norm", "masked_lm_head": "masked_lm_loss"}
-WORKERS = 8  # most of the time goes into compiling, on one core a test
+REPORTED = 20  # failed tests that a line names under `error`; `failures` has them all
+# The options of pyproject.toml ask for a plugin that the machine may not have.
+OPTIONS = ["-q", "-o", "addopts=", "-p", "no:cacheprovider"]
+REPEATS = 3  # seeds with which failed tests run again
+REPEAT_SECONDS = 30  # for each of them: what failed is compiled by then
+REPEATED = 40  # failed tests at most; more than that is no luck
+
+
+def workers() -> int:
+    """Processes for the tests: most of the time goes into compiling, on one core a test, and one core feeds them."""
+    return max(1, len(os.sched_getaffinity(0)) - 1)
 
 
 def op_of(file: str) -> str:
@@ -33,22 +49,56 @@ def expected(listing: str) -> Counter[str]:
     return Counter(op_of(file) for file in re.findall(r"^tests/\w+/test_(\w+)\.py::", listing, re.MULTILINE))
 
 
-def lines_of(junit: str, seed: int, wanted: Counter[str], only: str = "") -> Iterator[results.Line]:
-    """One line for each op. One whose tests did not all run is not judged, unless one of them failed."""
-    counts: dict[str, dict[str, list[str]]] = {op: {"passed": [], "failed": [], "skipped": []} for op in wanted}
+class Ran(NamedTuple):
+    """What a report says of its tests: node ids by op and outcome, and the message of each failure."""
+
+    outcomes: dict[str, dict[str, list[str]]]  # op to "passed", "failed", "skipped" to names
+    nodes: dict[str, dict[str, str]]  # op to the names of failed tests to what pytest calls them
+    messages: dict[str, str]  # by what pytest calls them
+
+
+def read_report(junit: str, ops: Iterable[str] = ()) -> Ran:
+    """The tests of a JUnit report, with an empty entry for each of `ops` that none of them has."""
+    outcomes: dict[str, dict[str, list[str]]] = {op: {"passed": [], "failed": [], "skipped": []} for op in ops}
+    nodes: dict[str, dict[str, str]] = {}
+    messages: dict[str, str] = {}
     for test in ElementTree.fromstring(junit).iter("testcase"):
-        op = op_of(test.get("classname", "").split(".")[-1].removeprefix("test_"))
-        kinds = {child.tag for child in test}
-        kind = "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
-        counts.setdefault(op, {"passed": [], "failed": [], "skipped": []})[kind].append(test.get("name", ""))
-    for op, found in counts.items():
-        numbers = {kind: len(names) for kind, names in found.items()}
+        module, name = test.get("classname", ""), test.get("name", "")
+        op = op_of(module.split(".")[-1].removeprefix("test_"))
+        problems = [child for child in test if child.tag in ("failure", "error")]
+        kind = "failed" if problems else "skipped" if any(child.tag == "skipped" for child in test) else "passed"
+        outcomes.setdefault(op, {"passed": [], "failed": [], "skipped": []})[kind].append(name)
+        if problems:
+            node = f"{module.replace('.', '/')}.py::{name}"
+            nodes.setdefault(op, {})[name] = node
+            messages[node] = problems[0].get("message", "")[:300]
+    return Ran(outcomes, nodes, messages)
+
+
+def lines_of(
+    junit: str,
+    seed: int,
+    expected_tests: Counter[str],
+    only: str = "",
+    repeats: dict[str, list[results.Line]] | None = None,
+) -> Iterator[results.Line]:
+    """One line for each op. One whose tests did not all run is not judged, unless one of them failed.
+
+    repeats: how the failed tests went with other seeds, by what pytest calls them.
+    """
+    ran_tests = read_report(junit, expected_tests)
+    for op, outcomes in ran_tests.outcomes.items():
+        numbers = {kind: len(names) for kind, names in outcomes.items()}
         ran = sum(numbers.values())
-        ok: bool | None = not found["failed"] and bool(found["passed"])
-        text = "; ".join(found["failed"][:20]) or ("" if found["passed"] else "nothing ran")
-        if not found["failed"] and ran < wanted[op]:
-            ok, text = None, f"{ran} of {wanted[op]} tests ran before the time was up"
-        yield results.line("parity", op, ok=ok, op=op, seed=seed, only=only, error=text, **numbers)
+        ok: bool | None = not outcomes["failed"] and bool(outcomes["passed"])
+        text = "; ".join(outcomes["failed"][:REPORTED]) or ("" if outcomes["passed"] else "nothing ran")
+        if not outcomes["failed"] and ran < expected_tests[op]:
+            ok, text = None, f"{ran} of {expected_tests[op]} tests ran before the time was up"
+        more: results.Line = {"sources": sources.here(op, results.environment()["arch"]) if sources.files(op) else ""}
+        if op in ran_tests.nodes:
+            more["failures"] = {name: ran_tests.messages[node] for name, node in ran_tests.nodes[op].items()}
+            more["repeats"] = {name: (repeats or {}).get(node, []) for name, node in ran_tests.nodes[op].items()}
+        yield results.line("parity", op, ok=ok, op=op, seed=seed, only=only, error=text, **numbers, **more)
 
 
 # A shell starts what runs in its background with SIGINT ignored, and so would pytest ignore it.
@@ -68,29 +118,57 @@ def _interrupt(process: subprocess.Popen) -> None:
         process.kill()
 
 
+def _environment(seed: int) -> dict[str, str]:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return environment | {"BERTFAST_SEED": str(seed), verified.ENVIRONMENT: "1"}
+
+
+def _pytest(tests: list[str], seed: int, report: Path, seconds: float, parallel: bool) -> str | None:
+    """The report of some tests with one seed, as far as they got within the time; None where pytest wrote none."""
+    command = [sys.executable, "-c", INTERRUPTIBLE, *tests, *OPTIONS, f"--junitxml={report}", "--tb=short"]
+    if parallel and importlib.util.find_spec("xdist") is not None:
+        command += ["-n", str(workers())]
+    process = subprocess.Popen(command, cwd=results.ROOT, env=_environment(seed))
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        _interrupt(process)
+    return report.read_text() if report.exists() else None
+
+
+def repeat(
+    nodes: list[str], folder: Path, runner: Callable[..., str | None] = _pytest
+) -> dict[str, list[results.Line]]:
+    """How tests go with other seeds: {test: [{seed, ok, error}, ...]}; ok is None where a test did not run in time."""
+    outcomes: dict[str, list[results.Line]] = {node: [] for node in nodes}
+    for number in range(REPEATS if nodes else 0):
+        seed = secrets.randbelow(2**31)
+        print(f"parity: {len(nodes)} failed tests again, BERTFAST_SEED={seed}", flush=True)
+        junit = runner(nodes, seed, folder / f"repeat{number}.xml", REPEAT_SECONDS, False)
+        ran = read_report(junit) if junit else Ran({}, {}, {})
+        passed = {name for kinds in ran.outcomes.values() for name in kinds["passed"]}
+        for node in nodes:
+            ok = False if node in ran.messages else True if node.split("::", 1)[1] in passed else None
+            outcomes[node].append({"seed": seed, "ok": ok, "error": ran.messages.get(node, "")})
+    return outcomes
+
+
 def run(wanted: str = "", done: frozenset[str] = frozenset()) -> Iterator[results.Line]:
     seed = secrets.randbelow(2**31)
     print(f"parity: BERTFAST_SEED={seed}", flush=True)
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["BERTFAST_SEED"] = str(seed)
-    chosen = f"({TESTS}) and {wanted}" if wanted else TESTS
-    # The options of pyproject.toml ask for a plugin that the machine may not have.
-    options = ["-q", "-o", "addopts=", "-p", "no:cacheprovider"]
-    command = [sys.executable, "-c", INTERRUPTIBLE, "tests/ops", "tests/triton", "-k", chosen, *options]
+    tests = ["tests/ops", "tests/triton", "-k", f"({TESTS}) and {wanted}" if wanted else TESTS]
     listing = subprocess.run(
-        [*command, "--collect-only"], cwd=results.ROOT, env=environment, capture_output=True, text=True
+        [sys.executable, "-c", INTERRUPTIBLE, *tests, *OPTIONS, "--collect-only"],
+        cwd=results.ROOT,
+        env=_environment(seed),
+        capture_output=True,
+        text=True,
     )
     with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "junit.xml"
-        command += [f"--junitxml={report}", "--tb=short"]
-        if importlib.util.find_spec("xdist") is not None:
-            command += ["-n", str(min(WORKERS, os.cpu_count() or 1))]
-        process = subprocess.Popen(command, cwd=results.ROOT, env=environment)
-        try:
-            process.wait(LIMIT_SECONDS)
-        except subprocess.TimeoutExpired:
-            _interrupt(process)
-        if not report.exists():
+        junit = _pytest(tests, seed, Path(folder) / "junit.xml", LIMIT_SECONDS, True)
+        if junit is None:
             yield results.line("parity", "pytest", ok=False, seed=seed, error="pytest wrote no report")
             return
-        yield from lines_of(report.read_text(), seed, expected(listing.stdout), wanted)
+        failed = list(read_report(junit).messages)
+        repeats = repeat(failed[:REPEATED], Path(folder))
+        yield from lines_of(junit, seed, expected(listing.stdout), wanted, repeats)

@@ -34,13 +34,19 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] =
         ("GPU", facts["gpu"] or "none seen"),
     ):
         console.print(f"{name:14}{value}", highlight=False)
-    where = ", ".join(f"sm_{arch}" for arch in facts["verified_architectures"]) or "no GPU yet; models there stay stock"
-    table = Table(title="owners", caption=f"CUDA kernels verified on: {where}")
+    table = Table(title="owners", caption="CUDA: see the table of GPU ops for where the kernels run")
     for column in ("op", "CPU", "CUDA"):
         table.add_column(column)
     for name, owners in facts["owners"].items():
         table.add_row(name, owners["CPU"], owners["CUDA"])
     console.print(table)
+    for arch, ops in facts["gpu_ops"].items():
+        table = Table(title=f"GPU ops on {arch}{'' if facts['gpu'] else ' (no GPU is seen here)'}")
+        for column in ("op", "runs", "why"):
+            table.add_column(column, overflow="fold")
+        for op, row in ops.items():
+            table.add_row(op, row["runs"], row["why"] + (f". Note: {row['note']}" if "note" in row else ""))
+        console.print(table)
     if not facts["slow"]:
         console.print("nothing is slow here for a reason that bertfast knows")
     for item in facts["slow"]:

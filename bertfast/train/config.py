@@ -31,8 +31,10 @@ class TrainConfig:
     gradient_checkpointing: bool = option(False, "keep less for backward, compute layers twice")
     compile: bool = option(False, "torch.compile the model")
     device: str = option("auto", "auto: a GPU where there is one", choices=("auto", "cpu", "cuda"))
-    unverified_kernels: bool = option(
-        False, "train with GPU kernels that have not passed parity on this kind of GPU yet", free=True
+    gpu_kernels: bool = option(
+        True,
+        "on a GPU: our kernels where they are verified; the other ops, all where false, by torch's functions",
+        free=True,
     )
     parallel: str = option("ddp", "under torchrun", choices=("ddp", "fsdp"), free=True)
     threads: int | None = option(None, "torch's on a CPU; another number may change last bits", low=1, free=True)

@@ -6,7 +6,7 @@ draw this rank's micro-batches -> gradients (step.py) -> not finite? stop, nothi
 
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from bertfast.train import bad_batch, distributed, memory, optim, schedule, state
 from bertfast.train.checkpoint import FORMAT, Checkpoint, Store, load
 from bertfast.train.config import TrainConfig
-from bertfast.train.errors import CheckpointError, ConfigError, StoppedError
+from bertfast.train.errors import CheckpointError, StoppedError
 from bertfast.train.files import Files, write_folder
 from bertfast.train.log import RunLog
 from bertfast.train.run_folder import RunFolder
@@ -54,21 +54,25 @@ def train(
     with distributed.join(config.device) as ranks, Stop() as stop:
         # Before there is a folder, so that the corrected command finds none in its way.
         config.micro_batches(ranks.size)
-        check_kernels(ranks.device, config.unverified_kernels)
-        with RunFolder(run, record or config, resume, ranks) as folder:
-            return Trainer(task, config, folder, resume, ranks, stop, files).fit()
+        with RunFolder(run, record or config, resume, ranks) as folder, kernels(config.gpu_kernels):
+            trainer = Trainer(task, config, folder, resume, ranks, stop, files)
+            trainer.notes += kernel_notes(ranks.device)
+            return trainer.fit()
 
 
-def check_kernels(device: torch.device, allowed: bool) -> None:
-    """ConfigError where this GPU's kernels have not passed parity on a device of its kind and that was not `allowed`."""
-    if device.type != "cuda" or allowed:
-        return
+def kernels(wanted: bool) -> AbstractContextManager[None]:
+    """Whether ops run their kernels on a GPU, where they are verified, or torch's own functions."""
+    return nullcontext() if wanted else verified.torch_only()
+
+
+def kernel_notes(device: torch.device) -> list[str]:
+    """What a run says of ops that run torch's own functions on its GPU; nothing on a CPU, or where all kernels run."""
+    if device.type != "cuda":
+        return []
     major, minor = torch.cuda.get_device_capability(device)
-    if absent := verified.missing(10 * major + minor):
-        raise ConfigError(
-            f"the kernels of {', '.join(absent)} have not passed parity on sm_{major}{minor} yet. Run `make gpu` here to "
-            "verify them, set train.unverified_kernels=true to train with them as they are, or train.device=cpu"
-        )
+    text = verified.explain(10 * major + minor)
+    verified.notice(10 * major + minor)  # said by the run's log: no warning beside it
+    return [] if text is None else [text]
 
 
 class Trainer:

@@ -7,16 +7,13 @@ import re
 import subprocess
 import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
-from bertfast.triton.launch import Launch
+from bertfast.triton import private
+from bertfast.triton.launch import FP_FUSION, Launch
 
-_BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _SASS = ("HGMMA", "HMMA", "UTCHMMA", "UTMALDG", "UTMASTG", "LDGSTS", "LDSM", "LDG", "STG", "LDL", "STL", "MUFU")
 _BYTES = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
 _PTX = ("wgmma.mma_async", "mma.sync", "tcgen05.mma", "cp.async.bulk.tensor", "cp.async.cg", "mbarrier", "setmaxnreg")
@@ -48,7 +45,7 @@ class Resources:
 
 def compile_launch(launch: Launch, arch: int) -> Any:
     """The Triton kernel of one recorded launch, compiled for `arch` (80, 90, 100)."""
-    names = launch.kernel.arg_names
+    names = private.parameter_names(launch.kernel)
     types, constants = dict(launch.signature), dict(launch.constants)
     signature = {name: "constexpr" if name in constants else types[name] for name in names}
     attributes = {
@@ -56,9 +53,9 @@ def compile_launch(launch: Launch, arch: int) -> Any:
         for i, (name, kind) in enumerate(signature.items())
         if kind.startswith("*") or name in launch.divisible_by_16
     }
-    source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
-    options = {"num_warps": launch.warps, "num_stages": launch.stages}
-    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    source = private.source(launch.kernel, signature, constants, attributes)
+    options = {"num_warps": launch.warps, "num_stages": launch.stages, "enable_fp_fusion": FP_FUSION}
+    return triton.compile(source, target=private.target(arch), options=options)
 
 
 def width(instruction: str) -> int:
@@ -75,7 +72,7 @@ def resources(compiled: Any) -> Resources:
 
         def tool(name: str, *flags: str) -> str:
             return subprocess.run(
-                [str(_BIN / name), *flags, cubin.name], capture_output=True, text=True, check=True
+                [str(private.tool(name)), *flags, cubin.name], capture_output=True, text=True, check=True
             ).stdout
 
         usage = dict(re.findall(r"(REG|STACK):(\d+)", tool("cuobjdump", "-res-usage")))

@@ -1,22 +1,29 @@
-"""Makes Triton's interpreter multiply bfloat16 correctly in `tl.dot`; used by tests without a GPU.
+"""Mends two operations of Triton's interpreter; used by tests without a GPU. Kernels on a GPU meet none of this.
 
-The interpreter (3.6) keeps bfloat16 as uint16 bit patterns and its dot multiplies those integers: wrong by orders of magnitude,
-without an error. Other bfloat16 arithmetic is not mended: kernels load, then convert to float32.
+The interpreter keeps bfloat16 as uint16 bit patterns and its dot multiplies those integers: wrong by orders of magnitude,
+without an error. Other bfloat16 arithmetic is not mended: kernels load, then convert to float32. Masks that are a conjunction with
+a scalar come out as integers, which the atomics of 3.9's interpreter refuse ("mask has unsupported dtype").
 """
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import triton.language as tl
-from triton.runtime import interpreter
+
+from bertfast.triton import private
 
 
 def mend() -> None:
-    """Upcast bfloat16 operands of every interpreted dot to float32 first. Idempotent."""
-    builder = interpreter.InterpreterBuilder
-    if getattr(builder.create_dot, "_upcasts_bf16", False):
-        return
-    original = builder.create_dot
+    """Let interpreted dots upcast bfloat16 to float32 first, and interpreted atomics take any mask. Idempotent."""
+    builder = private.interpreter_builder()
+    if not getattr(builder, "_bertfast_mended", False):
+        builder.create_dot = _upcast_dot(builder.create_dot)
+        builder.create_atomic_rmw = _boolean_mask(builder.create_atomic_rmw)
+        builder._bertfast_mended = True
 
+
+def _upcast_dot(original: Callable[..., Any]) -> Callable[..., Any]:
     def create_dot(self: Any, a: Any, b: Any, d: Any, *rest: Any) -> Any:
         def upcast(t: Any) -> Any:
             if t.dtype.scalar != tl.bfloat16:
@@ -25,5 +32,12 @@ def mend() -> None:
 
         return original(self, upcast(a), upcast(b), d, *rest)
 
-    create_dot._upcasts_bf16 = True  # type: ignore[attr-defined]
-    builder.create_dot = create_dot
+    return create_dot
+
+
+def _boolean_mask(original: Callable[..., Any]) -> Callable[..., Any]:
+    def create_atomic_rmw(self: Any, operation: Any, pointer: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        mask.data = mask.data.astype(np.bool_)
+        return original(self, operation, pointer, value, mask, *rest)
+
+    return create_atomic_rmw

@@ -3,7 +3,8 @@
 Triton's own launcher binds and specialises every argument on every call, 10 to 20 us of Python. `launch` builds a short key
 of what Triton would specialise on and calls the compiled kernel itself; only the first call of a variant goes through Triton.
 Recording is how kernels are compiled ahead of time without a GPU: launchers run on meta tensors and what they would have
-launched, constants and warps included, is collected instead.
+launched, constants and warps included, is collected instead. A Triton whose private calling convention is not known launches
+through its own `kernel[grid](...)` every time.
 """
 
 import os
@@ -16,7 +17,12 @@ import torch
 import triton
 from torch import Tensor
 
+from bertfast.triton import private
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+RUNS_DIRECTLY = private.runs_directly()
+# Products are joined with sums into one rounding, said aloud: it was Triton's default up to 3.9 and is not from 3.10 on.
+FP_FUSION = True
 H200_MULTIPROCESSORS = 132
 
 
@@ -140,31 +146,44 @@ def launch(
     if INTERPRETED:
         kernel[grid](*args, **constants)
         return
+    current = torch.cuda.current_device()
     device = args[0].device.index
-    if device != torch.cuda.current_device():
-        with torch.cuda.device(device):
-            launch(kernel, grid, args, constants, warps=warps, stages=stages)
+    if device is None:  # host memory that kernels may reach, such as a mailbox
+        device = _device_index(args, current)
+    if device == current:
+        _launch(kernel, grid, args, constants, warps, stages, device)
         return
+    with torch.cuda.device(device):
+        _launch(kernel, grid, args, constants, warps, stages, device)
+
+
+def _device_index(args: tuple, current: int) -> int:
+    """The device of the first tensor in device memory; the current one where all of them lie in host memory."""
+    indices = (a.device.index for a in args if isinstance(a, Tensor))
+    return next((index for index in indices if index is not None), current)
+
+
+def _launch(
+    kernel: Any, grid: tuple[int, ...], args: tuple, constants: dict[str, Any], warps: int, stages: int, device: int
+) -> None:
+    """Run `kernel` on the current stream of `device`, which is the current one."""
     values = tuple(constants.values())
     key = (id(kernel), device, warps, stages, values, *[_trait(a) for a in args])
     compiled = _compiled.get(key)
     if compiled is None:
         triton.set_allocator(_scratch)
-        _compiled[key] = kernel[grid](*args, **constants, num_warps=warps, num_stages=stages)
+        first = kernel[grid](*args, **constants, num_warps=warps, num_stages=stages, enable_fp_fusion=FP_FUSION)
+        if RUNS_DIRECTLY:
+            _compiled[key] = first
         return
-    if compiled.metadata.global_scratch_size:
+    if private.scratch_bytes(compiled):
         triton.set_allocator(_scratch)  # a context variable: backward runs on a thread that has not set it
     x, y, z = (*grid, 1, 1)[:3]
-    stream = torch._C._cuda_getCurrentRawStream(device)
-    compiled.run(x, y, z, stream, compiled.function, compiled.packed_metadata, None, None, None, *args, *values)
+    private.run(compiled, (x, y, z), torch._C._cuda_getCurrentRawStream(device), (*args, *values))
 
 
 def _record(kernel: Any, grid: tuple, args: tuple, constants: dict, warps: int, stages: int) -> Launch:
-    names = kernel.arg_names
-    # Integers at which the kernel asks Triton not to look; the interpreter's kernels do not know.
-    unspecialised = {
-        p.name for p in getattr(kernel, "params", ()) if p.do_not_specialize or p.do_not_specialize_on_alignment
-    }
+    names, unspecialised = private.parameter_names(kernel), private.unspecialised(kernel)
     signature, divisible, values = [], [], []
     for name, value in zip(names, args, strict=False):
         if value is None:

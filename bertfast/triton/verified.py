@@ -1,50 +1,201 @@
-"""Which ops' Triton kernels passed their parity tests on which GPU architecture, by a committed result of a real device.
+"""Which ops run their Triton kernels on a GPU and which run torch's own functions, by committed results of real devices.
 
-`python -m benchmarks.gpu verified` writes the file from the lines of `make gpu`. This module imports no Triton: models ask here
-whether their GPU path may be the default.
+An op's kernels count as verified where all its parity tests passed on that architecture, with that minor release of Triton and
+with these sources (`bertfast.triton.sources`). `python -m benchmarks.gpu verified` writes the file from the lines of `make gpu`.
+This module imports no Triton. It is asked once for each op, at the first call with a tensor on a GPU (`resolve`).
 """
 
+import importlib.util
 import json
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from bertfast import _library
+from bertfast.triton import sources
 
 FILE = Path(__file__).with_name("verified.json")
+# Architectures on which `optimize` is on by default, because a committed result shows it faster than stock in wall-clock time.
+FASTER_THAN_STOCK: frozenset[int] = frozenset()
+# 1: run the kernels of every op, verified or not. What `allow_unverified` does for a whole process and those it starts.
+ENVIRONMENT = "BERTFAST_UNVERIFIED_KERNELS"
+
+Entry = dict[str, str]  # date, device, commit, sources and, where something is to be known, note
+_allowed = 0
+_torch_only = 0
+_noticed: set[int] = set()
 
 
 @cache
-def _table() -> dict[str, dict[str, dict[str, str]]]:
+def _table() -> dict[str, dict[str, dict[str, Entry]]]:
+    """{architecture: {op: {Triton's minor: entry}}}."""
     return json.loads(FILE.read_text(encoding="utf-8"))
+
+
+def triton_minor() -> str | None:
+    """The installed Triton's minor release, such as "3.6", without loading it where its metadata says; None without Triton."""
+    try:
+        release = version("triton")
+    except PackageNotFoundError:
+        if importlib.util.find_spec("triton") is None:
+            return None
+        release = importlib.import_module("triton").__version__
+    return ".".join(release.split("+")[0].split(".")[:2])
+
+
+def folder_of(name: str) -> str:
+    """The folder of bertfast/ops whose launchers own `bertfast::name` on a GPU."""
+    return _library.owners("CUDA")[name].split(":")[0].split(".")[2]
 
 
 def folders() -> list[str]:
     """The folders of bertfast/ops whose launchers own CUDA, such as "packing"."""
-    return sorted({path.split(":")[0].split(".")[2] for path in _library.owners("CUDA").values()})
+    return sorted({folder_of(name) for name in _library.owners("CUDA")})
+
+
+def verification(op: str, arch: int) -> Entry | None:
+    """The result that verifies the kernels of `op`, a folder of bertfast/ops, on `arch`, such as 90, with the installed Triton.
+
+    None where there is none, or where the sources are no longer those that passed.
+    """
+    entry = _table().get(str(arch), {}).get(op, {}).get(triton_minor() or "")
+    return entry if entry is not None and entry["sources"] == sources.here(op, arch) else None
 
 
 def verified(op: str, arch: int) -> bool:
-    """Whether the kernels of `op`, a folder of bertfast/ops such as "packing", passed on `arch`, such as 90."""
-    return op in _table().get(str(arch), {})
+    """Whether the kernels of `op`, a folder of bertfast/ops such as "packing", passed on `arch`, such as 90, as they are."""
+    return verification(op, arch) is not None
 
 
-def verification(op: str, arch: int) -> dict[str, str] | None:
-    """The date, device and commit of that result, or None."""
-    return _table().get(str(arch), {}).get(op)
-
-
-def missing(arch: int) -> list[str]:
-    """Folders whose kernels never passed on this architecture."""
-    return [op for op in folders() if not verified(op, arch)]
-
-
-def architectures() -> list[int]:
-    """Architectures on which the kernels of every folder passed."""
-    return sorted(int(arch) for arch in _table() if not missing(int(arch)))
-
-
-FASTER_THAN_STOCK: frozenset[int] = frozenset()
+def why_not(op: str, arch: int) -> str | None:
+    """Why the kernels of `op` do not count as verified on `arch`, in plain words; None where they do."""
+    minor = triton_minor()
+    if minor is None:
+        return "Triton is not installed"
+    if torch.version.hip is not None:
+        return "its kernels were only tried on NVIDIA GPUs"
+    entries = _table().get(str(arch), {}).get(op, {})
+    if minor in entries:
+        if verified(op, arch):
+            return None
+        passed = entries[minor]
+        return f"its kernels have changed since they passed on sm_{arch} ({passed['device']}, {passed['date'][:10]})"
+    others = f" (they have with Triton {', '.join(sorted(entries))})" if entries else ""
+    return f"its kernels have not passed their parity tests on sm_{arch} with Triton {minor}{others}"
 
 
 def gate(arch: int) -> dict[str, str]:
-    return {op: "its kernels never passed parity on this architecture" for op in missing(arch)}
+    """Each op, a folder of bertfast/ops, that is not verified on `arch`, such as 90, and why; empty where all are.
+
+    These ops run torch's own functions there. Empty as well while `allow_unverified` lets every kernel run.
+    """
+    if allowed():
+        return {}
+    if _torch_only:
+        return dict.fromkeys(folders(), "its kernels were switched off")
+    return {op: reason for op in folders() if (reason := why_not(op, arch)) is not None}
+
+
+def known_architectures() -> list[int]:
+    """Architectures that any result speaks of."""
+    return sorted(map(int, _table()))
+
+
+def architectures() -> list[int]:
+    """Architectures on which the kernels of every op are verified with the installed Triton."""
+    return sorted(int(arch) for arch in _table() if not any(why_not(op, int(arch)) for op in folders()))
+
+
+def allowed() -> bool:
+    """Whether kernels run that are not verified."""
+    return _allowed > 0 or os.environ.get(ENVIRONMENT) == "1"
+
+
+@contextmanager
+def allow_unverified() -> Iterator[None]:
+    """Run the kernels of every op on a GPU, verified or not: for those who test and measure kernels.
+
+    It holds for the whole process, because backward runs on threads of its own.
+    """
+    global _allowed
+    _allowed += 1
+    _library.forget("CUDA")
+    try:
+        yield
+    finally:
+        _allowed -= 1
+        _library.forget("CUDA")
+
+
+@contextmanager
+def torch_only() -> Iterator[None]:
+    """Run torch's own functions for every op on a GPU, in the whole process."""
+    global _torch_only
+    _torch_only += 1
+    _library.forget("CUDA")
+    try:
+        yield
+    finally:
+        _torch_only -= 1
+        _library.forget("CUDA")
+
+
+def notice(arch: int) -> str | None:
+    """`explain`, once in a process: None after that."""
+    if arch in _noticed or (text := explain(arch)) is None:
+        return None
+    _noticed.add(arch)
+    return text
+
+
+def explain(arch: int) -> str | None:
+    """What to say of the ops that run torch's own functions on `arch`; None where none do."""
+    if not (reasons := gate(arch)):
+        return None
+    if _torch_only:
+        return f"bertfast: every op runs torch's own functions on this GPU (sm_{arch}): its kernels were switched off"
+    by_reason: dict[str, list[str]] = {}
+    for op, reason in reasons.items():
+        by_reason.setdefault(reason, []).append(op)
+    text = "; ".join(f"{', '.join(ops)} ({reason})" for reason, ops in by_reason.items())
+    return (
+        f"bertfast: on this GPU (sm_{arch}) some ops run torch's own functions, which are slower than kernels: {text}. "
+        "`make gpu` in bertfast's checkout verifies them; `bertfast doctor` lists every op"
+    )
+
+
+def devices() -> tuple[int, ...]:
+    """The architectures of the GPUs that this process sees, by index."""
+    capabilities = (torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count()))
+    return tuple(10 * major + minor for major, minor in capabilities)
+
+
+def resolve(name: str) -> Callable[..., Any]:
+    """What runs `bertfast::name` on the GPUs of this process: its launcher where it is verified, else its reference.
+
+    Where some of the GPUs are verified and others are not, the device of a call's first tensor on a GPU decides.
+    """
+    by_index = devices()
+    refused = {arch: folder_of(name) in gate(arch) for arch in set(by_index)}
+    for arch in sorted(refused):
+        if refused[arch] and (text := notice(arch)) is not None:
+            warnings.warn(text, UserWarning, stacklevel=3)
+    if not any(refused.values()):
+        return _library.owner(name, "CUDA")
+    reference = _library.meaning(name)
+    if all(refused.values()):
+        return reference
+    kernel = _library.owner(name, "CUDA")
+
+    def by_device(*args: Any) -> Any:
+        index = next(a.device.index for a in args if isinstance(a, torch.Tensor) and a.device.index is not None)
+        return (reference if refused[by_index[index]] else kernel)(*args)
+
+    return by_device

@@ -15,8 +15,10 @@ pytest.importorskip("triton", reason="Triton is not installed")
 import bertfast
 from benchmarks.gpu import __main__ as suite
 from benchmarks.gpu import collect, docs, encoder, kernels, measure, micro, parity, races, results, verified
+from benchmarks.gpu import sources as sources_at
 from benchmarks.gpu.case import Case, Ceilings
 from bertfast.bench.protocol import Spread
+from bertfast.triton import private
 from bertfast.triton import verified as shipped
 
 
@@ -53,7 +55,15 @@ def _case(op: str = "unpad", size: int = 4096, **more) -> Case:
 
 
 def _line(stage: str, case: str, ok: bool | None, date: str = "2026-01-01T00:00:00+00:00", **more) -> results.Line:
-    shared = {"device": "NVIDIA H200", "arch": 90, "commit": "abc", "dirty": False, "date": date}
+    shared = {
+        "device": "NVIDIA H200",
+        "arch": 90,
+        "commit": "abc",
+        "dirty": False,
+        "date": date,
+        "triton": "3.6.0",
+        "code": "c",
+    }
     return {"stage": stage, "case": case, "ok": ok, **shared, **more}
 
 
@@ -190,6 +200,48 @@ def test_junit_becomes_one_line_an_op():
     assert cut["packing"]["error"] == "2 of 3 tests ran before the time was up"
 
 
+def _report(**tests: str) -> str:
+    """JUnit of tests in tests/ops/test_packing.py: "" passed, else the message of the failure."""
+    cases = [
+        f'<testcase classname="tests.ops.test_packing" name="{name}">{f"<failure message={text!r}/>" if text else ""}</testcase>'
+        for name, text in tests.items()
+    ]
+    return f"<testsuites><testsuite>{''.join(cases)}</testsuite></testsuites>"
+
+
+def test_failed_tests_run_again_with_other_seeds(tmp_path):
+    reports = iter([_report(test_a="", test_b="1e-3 over"), None, _report(test_a="2e-7 over")])
+    asked = []
+
+    def runner(nodes, seed, report, seconds, parallel):
+        asked.append((tuple(nodes), seed))
+        return next(reports)
+
+    a, b = "tests/ops/test_packing.py::test_a", "tests/ops/test_packing.py::test_b"
+    repeats = parity.repeat([a, b], tmp_path, runner)
+    seeds = [seed for _, seed in asked]
+    assert len(set(seeds)) == 3
+    assert {nodes for nodes, _ in asked} == {(a, b)}
+    assert [one["ok"] for one in repeats[a]] == [True, None, False]
+    assert [one["ok"] for one in repeats[b]] == [False, None, None]
+    assert [one["error"] for one in repeats[a]] == ["", "", "2e-7 over"]
+    assert [one["seed"] for one in repeats[b]] == seeds
+    assert parity.repeat([], tmp_path, runner) == {}
+    first = _report(test_a="3e-7 over", test_b="", test_c="")
+    (line,) = parity.lines_of(first, 7, Counter(packing=3), "", repeats)
+    assert line["ok"] is False  # whatever the other seeds say
+    assert line["failures"] == {"test_a": "3e-7 over"}
+    assert line["repeats"] == {"test_a": repeats[a]}
+    assert line["sources"] == shipped.sources.here("packing", results.environment()["arch"])
+
+
+def test_what_is_refused_is_no_fused_product():
+    files = ["tests/ops/test_products.py", "tests/ops/test_linear_gelu_fused.py"]
+    command = [sys.executable, "-m", "pytest", *files, "-k", parity.TESTS, *parity.OPTIONS, "--collect-only"]
+    listing = subprocess.run(command, cwd=results.ROOT, capture_output=True, text=True).stdout
+    assert set(parity.expected(listing)) == {"linear_gelu_fused"}
+
+
 def test_an_interrupted_pytest_still_reports(tmp_path):
     body = "import time\ndef test_a():\n    pass\ndef test_b():\n    open('began', 'w').close()\n    time.sleep(60)\n"
     (tmp_path / "test_slow.py").write_text(body)
@@ -224,25 +276,84 @@ def test_status_is_never_run_until_a_line_says_otherwise():
     assert "FAILED" in failed
 
 
-def test_only_the_last_passing_run_on_a_gpu_verifies(tmp_path):
+def test_notes_go_into_the_status():
+    line = _line("parity", "packing", False, op="packing", error="test_a")
+    review = {name: line[name] for name in ("op", "device", "date")} | {"failed": ["test_a"], "note": "rounding"}
+    text = docs.status(["unpad"], [line], lambda op: "packing", [review])
+    assert "verified, see the note (2026-01-01, abc)" in text
+    text = docs.notes(verified.table([line], ["packing"], {}, [review]))
+    assert "- packing on sm_90 with Triton 3.6: rounding." in text
+    assert docs.notes({}) == ""
+
+
+def test_only_the_last_passing_run_on_a_gpu_verifies():
     lines = [
-        _line("parity", "packing", True, op="packing"),
-        _line("parity", "attention", True, op="attention"),
-        _line("parity", "attention", False, "2026-01-02T00:00:00+00:00", op="attention"),
+        _line("parity", "packing", True, op="packing", sources="123"),
+        _line("parity", "attention", True, op="attention", error=""),
+        _line("parity", "attention", False, "2026-01-02T00:00:00+00:00", op="attention", error="test_a"),
         _line("parity", "linear", True, op="linear") | {"arch": 0},
         _line("parity", "rng", True, op="rng"),
         _line("parity", "packing", None, "2026-01-03T00:00:00+00:00", op="packing"),
         _line("parity", "attention", True, "2026-01-04T00:00:00+00:00", op="attention", only="bfloat16"),
     ]
-    found = verified.table(lines, ["packing", "attention", "linear"])
-    assert found == {"90": {"packing": {"date": "2026-01-01T00:00:00+00:00", "device": "NVIDIA H200", "commit": "abc"}}}
-    verified.write(lines, tmp_path / "verified.json")
-    assert "90" in json.loads((tmp_path / "verified.json").read_text())
+    entry = {"date": "2026-01-01T00:00:00+00:00", "device": "NVIDIA H200", "commit": "abc", "sources": "123"}
+    ops = ["packing", "attention", "linear"]
+    assert verified.table(lines, ops) == {"90": {"packing": {"3.6": entry}}}
+    later = _line("parity", "packing", False, "2026-01-05T00:00:00+00:00", op="packing", error="test_a")
+    assert verified.table([*lines, later | {"triton": "3.7.1"}], ops) == {"90": {"packing": {"3.6": entry}}}
+    assert verified.table([*lines, later], ops) == {}
 
 
-def test_shipped_table_comes_from_committed_lines():
-    assert json.loads(shipped.FILE.read_text()) == verified.table(results.read(), verified.folders())
+def test_lines_without_digests_take_those_of_their_commit():
+    line = _line("parity", "packing", True, op="packing")
+    recorded = {"c": {"90": {"packing": "456"}}}
+    assert verified.table([line], ["packing"], recorded)["90"]["packing"]["3.6"]["sources"] == "456"
+    assert verified.table([line], ["packing"])["90"]["packing"]["3.6"]["sources"] == ""  # no package has that
+
+
+def test_a_review_answers_for_one_line_and_leaves_a_note():
+    line = _line("parity", "packing", False, op="packing", sources="123", error="test_a; test_b")
+    about = {name: line[name] for name in ("op", "device", "date")}
+    review = about | {"failed": ["test_b", "test_a"], "note": "rounding"}
+    (entry,) = verified.table([line], ["packing"], {}, [review])["90"]["packing"].values()
+    assert (entry["note"], entry["sources"]) == ("rounding", "123")
+    (entry,) = verified.table([line], ["packing"], {}, [review | {"sources": "789"}])["90"]["packing"].values()
+    assert entry["sources"] == "789"
+    later = line | {"date": "2026-01-02T00:00:00+00:00"}
+    assert verified.table([line, later], ["packing"], {}, [review]) == {}
+    with pytest.raises(ValueError, match="test_b"):
+        verified.table([line], ["packing"], {}, [review | {"failed": ["test_a"]}])
+
+
+def test_shipped_table_is_what_the_command_writes(tmp_path):
+    verified.write(tmp_path / "verified.json")
+    assert shipped.FILE.read_text() == (tmp_path / "verified.json").read_text(), (
+        "run: python -m benchmarks.gpu verified"
+    )
     assert not shipped.verified("no such op", 90)
+
+
+def test_what_is_shipped_as_verified_is_what_passed():
+    """A kernel that was changed since is not, and the gate sends it to torch's functions: `make gpu` verifies it anew."""
+    changed = [
+        f"{op} on sm_{arch}"
+        for arch, ops in shipped._table().items()
+        for op, minors in ops.items()
+        for entry in minors.values()
+        if entry["sources"] != shipped.sources.here(op, int(arch))
+    ]
+    assert not changed, f"the kernels of {changed} changed since they passed: `make gpu`, or a review in reviewed.json"
+
+
+def test_digests_at_a_commit_are_those_of_its_lines():
+    recorded = json.loads(verified.SOURCES.read_text())
+    for code in recorded:
+        commits = {line["commit"] for line in results.read() if line["code"] == code}
+        for commit in commits:
+            try:
+                assert sources_at.at(commit) == (code, recorded[code])
+            except subprocess.CalledProcessError:
+                pytest.skip(f"git does not have {commit} here")
 
 
 def _row(**more) -> kernels.Row:
@@ -265,6 +376,21 @@ def test_what_a_case_asks_of_its_code(case, row, text):
     assert kernels.judge(_case(), 90, [_row()]) == []
     (wrong,) = kernels.judge(_case(**case), 90, [_row(**row)])
     assert text in wrong
+
+
+def test_what_another_triton_compiles_worse_is_excused_there_alone(monkeypatch):
+    row = replace(_row(sass={"LDL": 2}, stack=24), kernel="attention_bwd_dkv_kernel")
+    narrow = _case("embedding_sum_norm_fwd", wide=0.45)
+    narrow = replace(narrow, shape="1024x2048 p0.1")
+    thin = replace(_row(wide=0.421), cases=[narrow.name])
+    for minor, right in (("3.6", False), ("3.9", True), ("3.10", False)):
+        monkeypatch.setattr(private, "minor", lambda minor=minor: minor)
+        assert (kernels.judge(_case(), 90, [row]) == []) is right
+        assert (kernels.judge(narrow, 90, [thin]) == []) is right
+    monkeypatch.setattr(private, "minor", lambda: "3.9")
+    assert kernels.judge(_case(), 90, [replace(row, resources=row.resources | {"stack": 32})]) != []
+    assert kernels.judge(_case(), 90, [_row(sass={"LDL": 2}, stack=24)]) != []  # another kernel
+    assert kernels.judge(narrow, 90, [replace(thin, resources=thin.resources | {"wide": 0.41})]) != []
 
 
 def test_reasons_excuse_spills_and_nothing_launched_is_wrong():
@@ -306,7 +432,7 @@ def test_stages_need_a_gpu_and_a_known_name():
 def test_encoder_settings_become_lines(monkeypatch, train):
     pytest.importorskip("transformers")
     optimize = bertfast.optimize
-    monkeypatch.setattr(bertfast, "optimize", lambda model, unverified_kernels: optimize(model), raising=False)
+    monkeypatch.setattr(bertfast, "optimize", lambda model, gpu_kernels: optimize(model), raising=False)
     monkeypatch.setattr(encoder, "DEVICE", "cpu")
     monkeypatch.setattr(encoder, "MODELS", {"base": (32, 1, 2)})
     monkeypatch.setattr(encoder, "TOKENS", 32)

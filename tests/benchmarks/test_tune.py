@@ -111,6 +111,13 @@ def test_residency_is_limited_by_what_runs_out_first():
     assert tune.summarise(80, [(good, ""), (None, "no")]).error == "no"
 
 
+def test_a_tile_that_spills_in_any_case_spills():
+    small, large = tune.Code(registers=255, stack=600, programs=1, spills=True), tune.Code(registers=40, shared=9)
+    both = tune.worst([small, large])
+    assert (both.spills, both.registers, both.stack, both.shared, both.programs) == (True, 255, 600, 9, 1)
+    assert tune.worst([large, tune.Code(error="no")]).error == "no"
+
+
 def test_tuning_finds_the_fastest_tile_that_agrees(found, capsys):
     entry, costs = found.entries[0], []
 

@@ -301,7 +301,11 @@ def test_nothing_to_do(implementation):
     [
         ([0, 4], 4, "rise from 0"),
         ([1, 6], 6, "rise"),
-        ([0, 5, 3, 6], 6, "falls from 5 to 3 at sequence 1"),
+        (
+            [0, 5, 3, 6],
+            6,
+            "falls from 5 to 3 at sequence 1|rise from 0 to the tokens of qkv; found wrong at sequence 1",
+        ),
         ([0, 2, 6], 3, "max_seqlen is (3|less)"),
         ([0, 9], 9, "rise"),
         ([0], 6, "rise"),

@@ -48,7 +48,7 @@ def test_forward(kernels, size, approximate, dtype):
         assert_within_budget(mine, eager, exact, name)
     without, none = triton_gemm.linear_gelu_fused(*inputs, approximate == "tanh", store_pre=False)
     assert none is None
-    assert torch.equal(without, y)
+    assert_within_budget(without, stock(*inputs)[0], stock(*wide)[0], "y without pre")
 
 
 @pytest.mark.parametrize(("approximate", "dtype"), FORMS)

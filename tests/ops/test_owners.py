@@ -53,7 +53,8 @@ def test_verified_kernels_exist():
     for arch, ops in verified._table().items():
         assert int(arch) >= 80
         assert set(ops) <= set(verified.folders())
-        assert all({"date", "device", "commit"} <= set(entry) for entry in ops.values())
+        for minors in ops.values():
+            assert all({"date", "device", "commit", "sources"} <= set(entry) for entry in minors.values())
 
 
 @pytest.mark.parametrize(("name", "path"), _library.owners("CUDA").items())

@@ -17,6 +17,7 @@ from bertfast.train.errors import (
 from bertfast.train.loop import train
 from bertfast.train.run_folder import RunFolder
 from bertfast.train.step import gradients
+from bertfast.triton import verified
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -103,16 +104,29 @@ def test_a_step_must_share_out_evenly():
         config(batches_per_step=3).micro_batches(2)
 
 
-def test_unverified_kernels_are_refused_on_a_gpu(monkeypatch):
+def test_ops_that_run_torchs_functions_on_a_gpu_are_noted(monkeypatch):
+    pytest.importorskip("triton", reason="Triton is not installed")
     device = torch.device("cuda", 0)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(loop.verified, "missing", lambda arch: ["attention"] if arch == 90 else [])
-    with pytest.raises(ConfigError, match=r"attention .* sm_90.*make gpu.*unverified_kernels=true"):
-        loop.check_kernels(device, allowed=False)
-    loop.check_kernels(device, allowed=True)
-    loop.check_kernels(torch.device("cpu"), allowed=False)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (10, 0))
-    loop.check_kernels(device, allowed=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(verified, "_noticed", set())
+    monkeypatch.setattr(verified, "_allowed", 0)
+    for _ in range(2):  # in the log of every run
+        (note,) = loop.kernel_notes(device)
+        assert "attention" in note
+        assert "sm_80" in note
+    assert verified.notice(80) is None  # a warning beside it would say the same
+    assert loop.kernel_notes(torch.device("cpu")) == []
+
+
+def test_kernels_are_switched_off_for_one_run(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(verified, "_allowed", 0)
+    monkeypatch.setattr(loop, "kernel_notes", lambda device: seen.append(verified.gate(90)) or [])
+    train(ToyTask(), config(gpu_kernels=False), tmp_path / "a")
+    train(ToyTask(), config(), tmp_path / "b")
+    assert set(seen[0]) == set(verified.folders())
+    assert "switched off" in seen[0]["attention"]
+    assert "switched off" not in str(seen[1])
 
 
 def test_other_threads_are_noted_when_resumed(tmp_path, monkeypatch):
@@ -124,10 +138,10 @@ def test_other_threads_are_noted_when_resumed(tmp_path, monkeypatch):
 
 
 def test_a_mistake_leaves_no_folder(tmp_path, monkeypatch):
-    def refused(device, allowed):
-        raise ConfigError("not verified")
+    def refused(config, ranks):
+        raise ConfigError("not even")
 
-    monkeypatch.setattr(loop, "check_kernels", refused)
-    with pytest.raises(ConfigError, match="not verified"):
+    monkeypatch.setattr(loop.TrainConfig, "micro_batches", refused)
+    with pytest.raises(ConfigError, match="not even"):
         train(ToyTask(), config(), tmp_path / "run")
     assert not (tmp_path / "run").exists()

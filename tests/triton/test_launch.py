@@ -34,6 +34,7 @@ class FakeKernel:
     def __getitem__(self, grid):
         def first(*args, **options):
             self.through_triton += 1
+            self.options = options
             return self
 
         return first
@@ -49,7 +50,7 @@ class FakeKernel:
 def on_gpu(monkeypatch):
     monkeypatch.setattr(launch, "INTERPRETED", False)
     monkeypatch.setattr(launch, "_compiled", {})
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 0, raising=False)
 
 
@@ -80,6 +81,51 @@ def test_what_triton_specialises_on_compiles_again(on_gpu, args, constants, opti
     launch.launch(kernel, (3,), (torch.zeros(64), None, 48, 0.5), {"BLOCK": 64})
     launch.launch(kernel, (3,), args, constants, **options)
     assert (kernel.through_triton, kernel.direct) == (2, 0)
+
+
+class OnDevice(torch.Tensor):
+    """A tensor that says it is on another GPU."""
+
+    @property
+    def device(self):
+        return torch.device("cuda", 1)
+
+
+@pytest.mark.parametrize("first", [torch.zeros(64), torch.zeros(64).as_subclass(OnDevice)])
+def test_a_launch_goes_to_the_device_of_its_first_tensor_there(on_gpu, monkeypatch, first):
+    """A mailbox comes first where it is all that a kernel has, and it lies in host memory: such a launch recursed for ever."""
+    switched = []
+
+    class Device:
+        def __init__(self, index):
+            self.index = index
+
+        def __enter__(self):
+            switched.append(self.index)
+
+        def __exit__(self, *problem):
+            pass
+
+    monkeypatch.setattr(torch.cuda, "device", Device)
+    there = torch.zeros(64).as_subclass(OnDevice)
+    kernel = FakeKernel()
+    for _ in range(2):
+        launch.launch(kernel, (3,), (first, None, 48, there), {"BLOCK": 64})
+    assert switched == [1, 1]
+    assert (kernel.through_triton, kernel.direct) == (1, 1)
+
+
+def test_tensors_in_host_memory_alone_go_to_the_current_device(on_gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device", None)  # nothing is switched
+    kernel = FakeKernel()
+    launch.launch(kernel, (3,), (torch.zeros(16, dtype=torch.int64), 41, 1), {})
+    assert kernel.through_triton == 1
+
+
+def test_fusing_of_products_and_sums_is_said(on_gpu):
+    kernel = FakeKernel()
+    launch.launch(kernel, (3,), (torch.zeros(64),), {"BLOCK": 64}, warps=8, stages=3)
+    assert kernel.options == {"BLOCK": 64, "num_warps": 8, "num_stages": 3, "enable_fp_fusion": True}
 
 
 def test_an_empty_grid_launches_nothing(on_gpu):

@@ -37,7 +37,7 @@ def attention_kernel(rng_ptr, out_ptr, first_query, first_key, threshold, QUERIE
 @triton.jit
 def dot_kernel(a_ptr, b_ptr, out_ptr, SIZE: tl.constexpr):
     place = tl.arange(0, SIZE)[:, None] * SIZE + tl.arange(0, SIZE)[None, :]
-    tl.store(out_ptr + place, tl.dot(tl.load(a_ptr + place), tl.load(b_ptr + place)))
+    tl.store(out_ptr + place, tl.dot(tl.load(a_ptr + place), tl.load(b_ptr + place), input_precision="ieee"))
 
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,105 @@
+"""Every name of Triton that is not its public API, in one place, each with what happens where a release no longer has it.
+
+- `compiled.run`, `compiled.metadata`, for launching a compiled kernel without Triton's binding of arguments. Where the release is
+  not one of DIRECT_MINORS, `runs_directly` is false and `kernel[grid](...)` launches.
+- `kernel.arg_names`, `kernel.params`, for recording launches without a GPU; `ASTSource`, `GPUTarget` and the bundled cuobjdump and
+  nvdisasm, for compiling ahead of time; `InterpreterBuilder.create_dot`, `.create_atomic_rmw`, for tests in the interpreter. Where
+  one is gone: an error that names it and the releases that have it. Running on a GPU needs none of them.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import triton
+
+# `compiled.run(x, y, z, stream, function, packed_metadata, launch_metadata, enter_hook, exit_hook, *args)`: the releases whose own
+# launcher was seen to make this very call (tests/triton/test_private.py), arguments in the order of the kernel's parameters. The
+# three in the middle are for profilers' hooks, and None is no hook. Only 3.6 has launched on a GPU so.
+DIRECT_MINORS = frozenset(("3.6", "3.7", "3.8", "3.9"))
+TESTED = "3.6 to 3.9"
+
+
+def minor_of(release: str) -> str:
+    """ "3.6" of "3.6.0" or "3.6.0+git1234"."""
+    return ".".join(release.split("+")[0].split(".")[:2])
+
+
+def minor() -> str:
+    """Triton's installed minor release, such as "3.6"."""
+    return minor_of(triton.__version__)
+
+
+def runs_directly(release: str | None = None) -> bool:
+    """Whether compiled kernels of this Triton may be called by its private convention."""
+    return (minor() if release is None else minor_of(release)) in DIRECT_MINORS
+
+
+def run(compiled: Any, grid: tuple[int, int, int], stream: int, args: tuple) -> None:
+    """Launch a kernel that `kernel[grid](...)` compiled; only where `runs_directly`."""
+    compiled.run(*grid, stream, compiled.function, compiled.packed_metadata, None, None, None, *args)
+
+
+def scratch_bytes(compiled: Any) -> int:
+    """Device memory that a launch of this kernel takes from the allocator; only where `runs_directly`."""
+    return compiled.metadata.global_scratch_size
+
+
+def _unknown(name: str) -> RuntimeError:
+    return RuntimeError(
+        f"Triton {triton.__version__} has no {name}, which compiling and interpreting kernels without a GPU needs: use "
+        f"Triton {TESTED} for that. Running on a GPU does not need it"
+    )
+
+
+def parameter_names(kernel: Any) -> list[str]:
+    """A jitted kernel's parameters in order.
+
+    Raises:
+        RuntimeError: where this Triton keeps them elsewhere.
+    """
+    try:
+        return list(kernel.arg_names)
+    except AttributeError as problem:
+        raise _unknown("JITFunction.arg_names") from problem
+
+
+def unspecialised(kernel: Any) -> set[str]:
+    """Integer parameters at whose divisibility the kernel asks Triton not to look. The interpreter's kernels do not know."""
+    return {p.name for p in getattr(kernel, "params", ()) if p.do_not_specialize or p.do_not_specialize_on_alignment}
+
+
+def source(kernel: Any, signature: dict[str, str], constants: dict[str, Any], attributes: dict) -> Any:
+    """What `triton.compile` takes for a kernel with these argument types."""
+    try:
+        from triton.compiler import ASTSource
+    except ImportError as problem:
+        raise _unknown("triton.compiler.ASTSource") from problem
+    return ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+
+
+def target(arch: int) -> Any:
+    """`arch`, such as 90, as what `triton.compile` compiles for."""
+    try:
+        from triton.backends.compiler import GPUTarget
+    except ImportError as problem:
+        raise _unknown("triton.backends.compiler.GPUTarget") from problem
+    return GPUTarget("cuda", arch, 32)
+
+
+def tool(name: str) -> Path:
+    """A program of CUDA's that Triton brings, such as cuobjdump."""
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    if not path.exists():
+        raise _unknown(f"bundled {name}")
+    return path
+
+
+def interpreter_builder() -> Any:
+    """The class whose methods the interpreter calls for each operation of a kernel."""
+    from triton.runtime import interpreter
+
+    builder = getattr(interpreter, "InterpreterBuilder", None)
+    for name in ("create_dot", "create_atomic_rmw"):
+        if not hasattr(builder, name):
+            raise _unknown(f"InterpreterBuilder.{name}")
+    return builder

@@ -1,0 +1,83 @@
+"""The digest of an op's kernels: it changes with what kernels are made of, on that architecture, and with nothing else."""
+
+import json
+import shutil
+
+import pytest
+
+import bertfast.ops  # noqa: F401  defines the ops
+from bertfast.triton import sources, verified
+
+OP = "dropout_add_norm"
+
+
+@pytest.fixture
+def package(tmp_path):
+    copy = tmp_path / "bertfast"
+    for folder in ("ops", "triton"):
+        shutil.copytree(sources.PACKAGE / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    return copy
+
+
+def change(file, before, after):
+    text = file.read_text()
+    assert before in text
+    file.write_text(text.replace(before, after))
+
+
+def test_every_op_with_kernels_has_sources():
+    for op in verified.folders():
+        names = {path.relative_to(sources.PACKAGE).as_posix() for path in sources.files(op)}
+        assert f"ops/{op}/triton.py" in names
+        assert not any(path.stem in sources.HOST | sources.MEANING for path in sources.files(op))
+    assert len({sources.digest(op, 90) for op in verified.folders()}) == len(verified.folders())
+    assert sources.files("no such op") == []
+
+
+@pytest.mark.parametrize(
+    ("file", "before", "after"),
+    [
+        ("ops/dropout_add_norm/triton.py", "z += residual", "z -= residual"),
+        ("triton/rows.py", "1.0 / tl.sqrt(variance + eps)", "1.0 / tl.sqrt(variance)"),  # a helper of several ops
+        ("triton/random.py", "import triton.language as tl", "import triton.language as tl\n\nROUNDS = 7"),
+        ("triton/rows.json", '"rows": 4, "warps": 1', '"rows": 4, "warps": 2'),
+    ],
+)
+def test_a_changed_kernel_is_another(package, file, before, after):
+    digest = sources.digest(OP, 90, package)
+    assert digest == sources.digest(OP, 90)
+    change(package / file, before, after)
+    assert sources.digest(OP, 90, package) != digest
+
+
+@pytest.mark.parametrize(
+    ("file", "before", "after"),
+    [
+        ("ops/dropout_add_norm/triton.py", "    z += residual\n", "    z += residual  # as before\n\n"),
+        ("ops/dropout_add_norm/triton.py", '"""dropout_add_norm on GPUs', '"""Said in other words'),
+        ("ops/dropout_add_norm/reference.py", "z = x.to(dtype)", "z = x.to(dtype) + 0"),
+        ("ops/attention/triton_forward.py", "import triton\n", "import triton\n\nOTHER = 1\n"),
+        ("triton/launch.py", "def cdiv(", "def rounded_up(n: int) -> int:\n    return n\n\n\ndef cdiv("),
+        ("triton/rows.json", '"reason": "predicted:', '"reason": "predicted: perhaps'),
+    ],
+)
+def test_what_changes_no_kernel_of_an_op_does_not_count(package, file, before, after):
+    digest = sources.digest(OP, 90, package)
+    change(package / file, before, after)
+    assert sources.digest(OP, 90, package) == digest
+
+
+def test_tiles_of_newer_architectures_do_not_count(package):
+    file = package / "triton" / "rows.json"
+    data, before = json.loads(file.read_text()), {arch: sources.digest(OP, arch, package) for arch in (90, 100)}
+    data["forward"]["entries"].append(
+        {"arch": 100, "block": 256, "tile": {"rows": 1, "warps": 1}, "reason": "predicted: x"}
+    )
+    file.write_text(json.dumps(data))
+    assert sources.digest(OP, 90, package) == before[90]
+    assert sources.digest(OP, 100, package) != before[100]
+
+
+def test_strings_that_look_like_comments_stay():
+    code = 'def f():\n    """Doc.\n\n    More.\n    """\n    return f"# {1}"  # why\n\n\n# nothing\n'
+    assert sources.code_of(code) == 'def f():\n    return f"# {1}"'

@@ -1,0 +1,175 @@
+"""The gate on a GPU: what is verified runs its kernel, what is not runs torch's functions, and it is said once."""
+
+import threading
+import warnings
+from contextlib import nullcontext, suppress
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+import bertfast.ops  # noqa: F401  defines the ops
+from bertfast import _library
+from bertfast.triton import sources, verified
+
+ENTRY = {"date": "2026-01-01T00:00:00+00:00", "device": "NVIDIA H200", "commit": "abc"}
+
+
+def entries(arch, ops):
+    return {op: {verified.triton_minor(): ENTRY | {"sources": sources.here(op, arch)}} for op in ops}
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A process that sees a Hopper GPU, or GPUs of `archs`: called with the ops that are verified on sm_90."""
+    if torch.cuda.is_available():
+        pytest.skip("CPU tensors stand for tensors on a GPU, which is there")
+    monkeypatch.setattr(verified, "_noticed", set())
+    monkeypatch.setattr(verified, "_allowed", 0)
+    monkeypatch.delenv(verified.ENVIRONMENT, raising=False)
+
+    def set_up(ops, archs=(90,)):
+        monkeypatch.setattr(verified, "devices", lambda: archs)
+        table = {"90": entries(90, ops)}
+        monkeypatch.setattr(verified, "_table", lambda: table)
+        _library.forget("CUDA")
+
+    yield set_up
+    _library.forget("CUDA")
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """What the owner of CUDA ran, for CPU tensors sent there: each op's kernel and reference write their name."""
+    names = []
+
+    def written(kind, name, function):
+        def call(*args):
+            names.append((kind, name))
+            return function(*args)
+
+        return call
+
+    for name in ("unpad", "repad", "pack_mask"):
+        monkeypatch.setitem(_library._REFERENCES, name, written("reference", name, _library.meaning(name)))
+    owner = _library.owner
+    monkeypatch.setattr(_library, "owner", lambda name, key: written("kernel", name, owner(name, key)))
+    return names
+
+
+class OnDevice(torch.Tensor):
+    """A tensor that says it is somewhere else."""
+
+    @property
+    def device(self):
+        return self.place
+
+
+def on_gpu(name, *args):
+    """Call what owns CUDA, through the dispatcher."""
+    return _library.op(name).redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA), *args)
+
+
+def unpad():
+    x, indices = torch.randn(4, 8), torch.tensor([2, 0])
+    assert torch.equal(on_gpu("unpad", x, indices), x[indices])
+
+
+def test_a_verified_op_runs_its_kernel(triton_ops, gpu, runs):
+    gpu(verified.folders())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        unpad()
+    assert runs == [("kernel", "unpad")]
+    assert verified.gate(90) == {}
+    assert verified.notice(90) is None
+
+
+def test_an_op_that_is_not_verified_runs_its_reference_and_says_so_once(triton_ops, gpu, runs):
+    gpu([op for op in verified.folders() if op != "packing"])
+    with pytest.warns(
+        UserWarning, match=r"sm_90.*torch's own functions.*: packing \(its kernels have not passed.*make gpu"
+    ):
+        unpad()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        unpad()
+        on_gpu("repad", torch.randn(2, 8), torch.tensor([2, 0]), 4)
+    assert [kind for kind, _ in runs] == ["reference"] * 3
+    assert list(verified.gate(90)) == ["packing"]
+
+
+def test_who_tests_kernels_runs_all_of_them_in_every_thread(triton_ops, gpu, runs):
+    gpu([])
+    with verified.allow_unverified():
+        assert verified.gate(90) == {}
+        worker = threading.Thread(target=unpad)
+        worker.start()
+        worker.join()
+    with pytest.warns(UserWarning, match="sm_90"):
+        unpad()
+    assert [kind for kind, _ in runs] == ["kernel", "reference"]
+
+
+def test_a_variable_of_the_environment_allows_them_too(triton_ops, gpu, runs, monkeypatch):
+    gpu([])
+    monkeypatch.setenv(verified.ENVIRONMENT, "1")
+    unpad()
+    assert runs == [("kernel", "unpad")]
+
+
+def test_kernels_can_be_switched_off(triton_ops, gpu, runs):
+    gpu(verified.folders())
+    for switch, kind in ((verified.torch_only, "reference"), (nullcontext, "kernel")):
+        with switch():
+            if kind == "reference":
+                with pytest.warns(UserWarning, match="every op runs torch's own functions.*switched off"):
+                    unpad()
+            else:
+                unpad()
+        assert runs.pop()[0] == kind
+
+
+def test_the_device_decides_where_several_kinds_are_seen(triton_ops, gpu, runs):
+    gpu(verified.folders(), archs=(90, 80))
+    with pytest.warns(UserWarning, match="sm_80"):
+        decide = verified.resolve("unpad")
+
+    indices = torch.tensor([2, 0])
+    for index, kind in ((0, "kernel"), (1, "reference")):
+        x = torch.randn(4, 8).as_subclass(OnDevice)
+        x.place = torch.device("cuda", index)
+        with suppress(
+            RuntimeError, KeyError, AssertionError
+        ):  # the tensor is not really there; whose turn it was counts
+            decide(x, indices)
+        assert runs.pop() == (kind, "unpad")
+
+
+def test_what_counts_as_verified(gpu, monkeypatch):
+    gpu(["packing"])
+    assert verified.verified("packing", 90)
+    assert verified.verification("packing", 90)["device"] == "NVIDIA H200"
+    assert "have not passed" in verified.why_not("packing", 80)
+    assert "have not passed" in verified.why_not("linear", 90)
+    monkeypatch.setattr(verified, "triton_minor", lambda: "3.99")
+    assert "with Triton 3.99 (they have with Triton 3." in verified.why_not("packing", 90)
+    monkeypatch.setattr(verified, "triton_minor", lambda: None)
+    assert verified.gate(90) == dict.fromkeys(verified.folders(), "Triton is not installed")
+
+
+def test_changed_sources_are_not_verified(gpu, monkeypatch):
+    gpu(["packing"])
+    monkeypatch.setattr(sources, "here", lambda op, arch: "another")
+    assert not verified.verified("packing", 90)
+    assert "have changed since they passed on sm_90 (NVIDIA H200, 2026-01-01)" in verified.gate(90)["packing"]
+
+
+def test_an_amd_gpu_is_none_of_ours(gpu, monkeypatch):
+    gpu(verified.folders())
+    monkeypatch.setattr(torch.version, "hip", "7.0")  # its capability is (9, 0) too
+    assert set(verified.gate(90)) == set(verified.folders())
+
+
+def test_no_architecture_is_fast_by_default_without_a_result():
+    assert not verified.FASTER_THAN_STOCK

@@ -222,10 +222,6 @@ def test_one_by_one_is_foreach(without):
     torch.testing.assert_close(use(), together, rtol=1e-6, atol=1e-6)
 
 
-# Private names that stand elsewhere still, with the file that will lose them.
-ELSEWHERE = {"convert/checks.py", "convert/plans.py", "triton/launch.py"}
-
-
 def private_names(path: Path) -> set[str]:
     """Dotted names that begin at torch and have a private part, other than __version__ and the like."""
     names = set()
@@ -250,5 +246,5 @@ def private_names(path: Path) -> set[str]:
 def test_private_names_stand_in_one_file():
     for path in ROOT.rglob("*.py"):
         name = path.relative_to(ROOT).as_posix()
-        if name != "_torch.py" and name not in ELSEWHERE:
+        if name != "_torch.py":
             assert not private_names(path), f"{name}: ask bertfast/_torch.py"

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
 from transformers import activations
 from transformers.models.bert import modeling_bert as hf
 
+from bertfast import _torch
 from bertfast.convert import installed
 from bertfast.nn.core import dropout_rate
 from bertfast.triton import verified
@@ -51,7 +51,7 @@ def environment_reason() -> str | None:
     """What about this process, no module's own, makes stock's code the one that counts."""
     if installed.is_exporting():
         return "a trace or an export keeps torch's own operators"
-    if _global_hooks():
+    if _torch.has_global_hooks():
         return "global module hooks are registered"
     return installed.replaced_code()
 
@@ -83,15 +83,6 @@ def hook_reason(module: nn.Module, name: str) -> str | None:
     if own is not None and getattr(own, "__func__", None) is not type(module).forward:
         return f"the forward of {name} was replaced"
     return None
-
-
-def _global_hooks() -> bool:
-    return bool(
-        torch_module._global_forward_hooks
-        or torch_module._global_forward_pre_hooks
-        or torch_module._global_backward_hooks
-        or torch_module._global_backward_pre_hooks
-    )
 
 
 def _plain(module: Any, kind: type, name: str, device: torch.device, dtype: torch.dtype | None = None) -> str | None:
@@ -277,7 +268,7 @@ def tensor_reason(x: Tensor, gpu_kernels: bool | None = None) -> str | None:
         return reason
     if type(x) not in (Tensor, nn.Parameter) and not torch.compiler.is_compiling():
         return f"hidden states are {type(x).__name__}"
-    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
+    if not torch.compiler.is_compiling() and _torch.is_transformed():
         return "a functorch transform is active"
     return None
 

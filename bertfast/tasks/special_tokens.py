@@ -1,14 +1,14 @@
 """Markers in texts, such as [E1] and </e1>: which of them a tokenizer cuts into pieces."""
 
-import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from bertfast.data.remarks import MARKER
+
 if TYPE_CHECKING:
     from bertfast.data.tokenizer import Tokenizer
 
-_MARKER = re.compile(r"\[/?[^\W\d_][\w-]*\]|</?[^\W\d_][\w-]*>")
 _SHOWN = 6
 _SHARE = 1000  # a marker that recurs stands in two texts, and in one of so many
 
@@ -22,7 +22,7 @@ def cut_markers_note(texts: Iterable[str | None], tokenizer: "Tokenizer", *, spe
     total = 0
     for text in texts:
         total += 1
-        counts.update(set(_MARKER.findall(text or "")))
+        counts.update(set(MARKER.findall(text or "")))
     cut = []
     for marker, count in counts.most_common():
         if count < 2 or count * _SHARE < total or (marker in tokenizer.specials and not specials):

@@ -17,6 +17,7 @@ import torch
 import triton
 from torch import Tensor
 
+from bertfast import _torch
 from bertfast.triton import private
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -179,7 +180,7 @@ def _launch(
     if private.scratch_bytes(compiled):
         triton.set_allocator(_scratch)  # a context variable: backward runs on a thread that has not set it
     x, y, z = (*grid, 1, 1)[:3]
-    private.run(compiled, (x, y, z), torch._C._cuda_getCurrentRawStream(device), (*args, *values))
+    private.run(compiled, (x, y, z), _torch.current_stream(device), (*args, *values))
 
 
 def _record(kernel: Any, grid: tuple, args: tuple, constants: dict, warps: int, stages: int) -> Launch:

@@ -75,7 +75,9 @@ def _line(name: str, line: bytes, reason: str, left: int = 1, **more: Any) -> Od
 
 def _row(name: str, line: bytes, reason: str, left: int = 1) -> OddText:
     content = b"\n".join([ROW, ROW, line, ROW])
-    return OddText(f"jsonl: {name}", "in.jsonl", content, "", 3, left, reason, "in.jsonl:3" if left else "", ("--format", "jsonl"))
+    return OddText(
+        f"jsonl: {name}", "in.jsonl", content, "", 3, left, reason, "in.jsonl:3" if left else "", ("--format", "jsonl")
+    )
 
 
 def _squad(name: str, articles: Any, documents: int, left: int = 0, said: str = "", refused: str = "") -> OddText:
@@ -86,7 +88,9 @@ def _squad(name: str, articles: Any, documents: int, left: int = 0, said: str = 
 
 def _encoded(encoding: str, text: str = JAPANESE, documents: int = 8) -> list[OddText]:
     content = text.encode(encoding)
-    read = OddText(f"{encoding} by --encoding", "in.txt", content, documents=documents, options=("--encoding", encoding))
+    read = OddText(
+        f"{encoding} by --encoding", "in.txt", content, documents=documents, options=("--encoding", encoding)
+    )
     return [read]
 
 

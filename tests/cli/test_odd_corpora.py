@@ -25,7 +25,22 @@ CORPUS_FILES = (
     "manifest.json", "state.json", "dataset_info.json", "data-00000-of-00001.arrow", "tokenizer/vocab.txt",
     "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json",
 )  # fmt: skip
-TINY = ("--layers", 1, "--hidden", 8, "--heads", 2, "--max-seq-length", 32, "--token-budget", 64, "--steps", 1, "--workers", 0)
+TINY = (
+    "--layers",
+    1,
+    "--hidden",
+    8,
+    "--heads",
+    2,
+    "--max-seq-length",
+    32,
+    "--token-budget",
+    64,
+    "--steps",
+    1,
+    "--workers",
+    0,
+)
 
 
 def run(*arguments):
@@ -48,7 +63,9 @@ def tokenizer(tmp_path_factory):
 def corpus(tmp_path_factory, tokenizer):
     folder = tmp_path_factory.mktemp("corpus")
     (folder / "in.txt").write_bytes(GOOD)
-    status, said = run("data", "build", folder / "in.txt", "--tokenizer", tokenizer, "--out", folder / "c", "--workers", 1)
+    status, said = run(
+        "data", "build", folder / "in.txt", "--tokenizer", tokenizer, "--out", folder / "c", "--workers", 1
+    )
     assert status == 0, said
     return folder / "c"
 
@@ -100,7 +117,15 @@ def test_build(tmp_path, tokenizer, odd: OddText):
 
 
 # What is said of pairs, pieces and sentences needs a tokenizer that there is.
-OF_CORPORA = ("single document", "have one sentence", "510 tokens", "pairs are NotNext", "--special-tokens", "no pieces", "copies")
+OF_CORPORA = (
+    "single document",
+    "have one sentence",
+    "510 tokens",
+    "pairs are NotNext",
+    "--special-tokens",
+    "no pieces",
+    "copies",
+)
 
 
 @pytest.mark.parametrize("odd", ROWS)
@@ -172,7 +197,9 @@ def test_odd_tokenizers(tmp_path, checkpoint, command, odd):
     if command == "fill-mask":
         status, said = run("fill-mask", folder, "paris is [MASK]")
     else:
-        status, said = run("data", "build", tmp_path / "in.txt", "--tokenizer", folder, "--out", tmp_path / "c", "--workers", 1)
+        status, said = run(
+            "data", "build", tmp_path / "in.txt", "--tokenizer", folder, "--out", tmp_path / "c", "--workers", 1
+        )
     assert status == (0 if odd.read else 2), said
     if command == "build" or not odd.read:
         assert odd.said in said
@@ -194,7 +221,10 @@ def test_damaged_tokenizers(tmp_path, checkpoint, file, damage):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("caf\udce9", "invalid UTF-8"), ("\ud800", "invalid UTF-8"), ("a\0b", "NUL character"), ("", "is empty"),
+        ("caf\udce9", "invalid UTF-8"),
+        ("\ud800", "invalid UTF-8"),
+        ("a\0b", "NUL character"),
+        ("", "is empty"),
         (" \u3000\n", "is empty"),
     ],
 )

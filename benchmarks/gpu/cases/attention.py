@@ -85,14 +85,6 @@ def _peers(batch: int, padded: bool, ragged: bool, p: float, backward: bool) -> 
     return {name: _sdpa(backend, batch, padded, backward) for name, backend in BACKENDS.items()} | varlen
 
 
-SPILLS = {
-    (
-        "attention_bwd_single_kernel",
-        90,
-    ): "measured on NVIDIA H200, 2026-11-27: faster than 32 x 32, which does not spill"
-}
-
-
 def _case(
     lengths: list[int],
     heads: int,
@@ -138,7 +130,6 @@ def _case(
         flops=(10 if backward else 4) * work * heads * size,
         peers=_peers(batch, padded, len(set(lengths)) > 1, p, backward),
         dot=dtype != torch.float32 and (True if longest > 32 else "any"),
-        spills=SPILLS if backward and dtype == torch.float32 and longest == 64 else {},
     )
 
 

@@ -118,6 +118,17 @@ class FastBertEmbeddings(hf.BertEmbeddings):
         return None
 
 
+def _states_reason(call: dict[str, Any] | None) -> str | None:
+    """Arguments of a layer or an encoder that bertfast does not know, and hidden states other than [B, S, E]."""
+    reason = checks.argument_reason(call, _STATES)
+    if reason is not None or call is None:
+        return reason
+    x = call.get("hidden_states")
+    if not isinstance(x, Tensor):
+        return "there are no hidden states"
+    return None if x.dim() == 3 and x.numel() > 0 else f"hidden states have shape {tuple(x.shape)}"
+
+
 class FastBertLayer(hf.BertLayer):
     """BertLayer through the fused core, on padded tokens or, called by FastBertEncoder, on packed ones."""
 
@@ -135,14 +146,10 @@ class FastBertLayer(hf.BertLayer):
         return self._fast(call["hidden_states"], Padded(call.get("attention_mask")))
 
     def _reason(self, call: dict[str, Any] | None) -> str | None:
-        reason = checks.argument_reason(call, _STATES)
+        reason = _states_reason(call)
         if reason is not None or call is None:
             return reason
-        x = call.get("hidden_states")
-        if not isinstance(x, Tensor) or x.dim() != 3 or x.numel() == 0:
-            return (
-                f"hidden states have shape {tuple(x.shape)}" if isinstance(x, Tensor) else "there are no hidden states"
-            )
+        x = call["hidden_states"]
         # An attention that someone put in BERT's place may have none; layer_reason then refuses it before the mask is read.
         config = getattr(getattr(self.attention, "self", None), "config", None)
         return (
@@ -231,14 +238,10 @@ class FastBertEncoder(hf.BertEncoder):
         """Why this call stays padded, apart from what the mask says."""
         if torch.compiler.is_compiling():
             return "a compiled graph needs shapes that do not depend on data"
-        reason = checks.argument_reason(call, _STATES)
+        reason = _states_reason(call)
         if reason is not None or call is None:
             return reason
-        x = call.get("hidden_states")
-        if not isinstance(x, Tensor) or x.dim() != 3 or x.numel() == 0:
-            return (
-                f"hidden states have shape {tuple(x.shape)}" if isinstance(x, Tensor) else "there are no hidden states"
-            )
+        x = call["hidden_states"]
         if x.is_cuda and torch.cuda.is_current_stream_capturing():
             return "a CUDA graph needs shapes that do not depend on data"
         names = installed.recorded(self.config, call)

@@ -152,6 +152,8 @@ _FUSED = (
     "BertForPreTraining",
 )
 _GELU = ("GELUActivation", "GELUTanh", "NewGELUActivation")
+_LEAVES = ("Linear", "LayerNorm", "Dropout", "Embedding", "GELU")
+_CALL = ("__call__", nn.Module.__call__)  # what a class has where nobody gave it one of its own
 _HELPERS = ("eager_attention_forward", "apply_chunking_to_forward", "create_bidirectional_mask", "CrossEntropyLoss")
 _FUNCTIONS = ("linear", "layer_norm", "dropout", "embedding", "gelu", "softmax", "scaled_dot_product_attention")
 _UNREAD_METHODS = frozenset(
@@ -189,12 +191,12 @@ def _of_registry(registry: Any, kind: str) -> _Code:
 
 
 def _methods(module: Any, classes: Iterable[str]) -> list[str]:
-    """The dotted names of what these classes define themselves, __init__ and accessors left out."""
+    """The dotted names of what these classes define themselves, and __call__; __init__ and accessors are left out."""
     return [
         f"{name}.{method}"
         for name in classes
         if hasattr(module, name)
-        for method, value in vars(getattr(module, name)).items()
+        for method, value in [*vars(getattr(module, name)).items(), _CALL]
         if isinstance(value, FunctionType) and method not in _UNREAD_METHODS
     ]
 
@@ -204,7 +206,7 @@ def _collect() -> tuple[_Code, ...]:
     parts = [
         _of_module(modeling_bert, [*_methods(modeling_bert, _FUSED), *_HELPERS]),
         _of_module(activations, _methods(activations, _GELU)),
-        _of_module(nn, [f"{name}.forward" for name in ("Linear", "LayerNorm", "Dropout", "Embedding", "GELU")]),
+        _of_module(nn, [f"{name}.{method}" for name in _LEAVES for method in ("forward", "__call__")]),
         _of_module(functional, _FUNCTIONS, "torch.nn.functional."),
     ]
     for registry, kind in (

@@ -169,6 +169,12 @@ def label_notes(examples: Sequence[PairExample], has_header: bool) -> list[str]:
             f"the labels are {len(counts)} different numbers from {min(values):g} to {max(values):g}, and each is a "
             "class of its own: where they are scores, give --regression"
         )
+    if "-" in counts or ("-1" in counts and None in numbers):
+        label = "-" if "-" in counts else "-1"
+        notes.append(
+            f"{counts[label]:,} lines have the label {label!r}, which stands for no label in SNLI (-) and in GLUE's test files "
+            "(-1), and is a class of its own here: take those lines out where it is none"
+        )
     alike: defaultdict[str, list[str]] = defaultdict(list)
     for label in counts:
         alike[label.casefold()].append(label)

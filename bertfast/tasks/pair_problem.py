@@ -27,6 +27,7 @@ from bertfast.tasks.pair import (
 )
 from bertfast.tasks.problem import Evaluation, Problem, counted
 from bertfast.tasks.special_tokens import cut_markers_note
+from bertfast.tasks.unread import empty_texts_note, unknown_note
 
 if TYPE_CHECKING:
     from bertfast.data.tokenizer import Tokenizer
@@ -110,6 +111,10 @@ class PairProblem(Problem):
         self.read.append(f"{path}: {len(kept):,} examples ({self._spread(targets)}){header}")
         if bad:
             self.notes.append(f"{path}: {bad.summary()}")
+        places = [example.where for example in kept]
+        for text in (unknown_note(made.features, self.tokenizer), empty_texts_note(made.features, places)):
+            if text:
+                self.notes.append(f"{path}: {text}")
         if made.cut:
             self.notes.append(
                 f"{path}: {made.cut} of {len(kept)} examples were cut to {self.options.max_length} pieces"

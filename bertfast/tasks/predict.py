@@ -1,5 +1,6 @@
 """Predictions of a fine-tuned model's folder on a file or on texts: what the model is for is read from its configuration."""
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -19,8 +20,9 @@ from bertfast.tasks.qa import QAExample, qa_features, read_squad
 from bertfast.tasks.qa_answers import Prediction
 from bertfast.tasks.qa_problem import QAOptions, answer
 from bertfast.tasks.token import TokenExample, read_tokens
-from bertfast.tasks.token_features import marked_entities, split_words, token_features
+from bertfast.tasks.token_features import marked_entities, split_words, token_features, unread_words
 from bertfast.tasks.token_problem import TokenOptions, tag
+from bertfast.tasks.unread import empty_texts_note, empty_words_note, unknown_note
 
 if TYPE_CHECKING:
     from bertfast.data.tokenizer import Tokenizer
@@ -140,9 +142,17 @@ def _settings(folder: Path, config: models.BertConfig) -> dict[str, Any]:
     return dict(kept)
 
 
+def _tell(*notes: str) -> None:
+    """What a user should know of the answers; the commands print warnings as notes."""
+    for note in filter(None, notes):
+        warnings.warn(note, stacklevel=3)
+
+
 def predict_pairs(fitted: Fitted, examples: Sequence[PairExample]) -> list[dict[str, Any]]:
     """{"sentence1", "sentence2" if there is one} of each, and what `pair_rows` says of it."""
     made: list[Feature] = pair_features(examples, fitted.tokenizer, fitted.length(128)).features
+    places = [example.where for example in examples]
+    _tell(unknown_note(made, fitted.tokenizer), empty_texts_note(made, places))
     logits = sequence_logits(fitted.model, made, fitted.tokenizer.pad_id)
     rows = []
     for example, row in zip(examples, pair_rows(logits, fitted.labels, fitted.problem_type), strict=True):
@@ -160,6 +170,7 @@ def predict_questions(fitted: Fitted, examples: Sequence[QAExample], options: QA
         stride=options.stride,
         max_question=options.max_question,
     )
+    _tell(unknown_note(made.features, fitted.tokenizer))
     return answer(fitted.model, fitted.tokenizer.pad_id, examples, made.windows, options)
 
 
@@ -171,6 +182,10 @@ def predict_entities(fitted: Fitted, examples: Sequence[TokenExample]) -> list[d
     given = split_words(examples, fitted.tokenizer)
     stride = fitted.settings.get("stride", TokenOptions.stride)
     windows = token_features(given, fitted.tokenizer, max_length=fitted.length(TokenOptions.max_length), stride=stride)
+    _tell(
+        unknown_note([window.feature for window in windows], fitted.tokenizer),
+        empty_words_note(unread_words(given, windows)),
+    )
     rows = []
     has_entities = not _scheme_note(fitted.labels or ())
     tags = tag(fitted.model, fitted.tokenizer.pad_id, given, windows, fitted.labels or [])

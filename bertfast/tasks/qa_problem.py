@@ -15,6 +15,7 @@ from bertfast.tasks.qa import QAExample, QAFeatures, Window, qa_features, read_s
 from bertfast.tasks.qa_answers import Prediction, nbest_json, predict_answers
 from bertfast.tasks.special_tokens import cut_markers_note
 from bertfast.tasks.squad_metrics import best_threshold, evaluate_answers
+from bertfast.tasks.unread import unknown_note
 
 if TYPE_CHECKING:
     from bertfast.data.tokenizer import Tokenizer
@@ -89,6 +90,8 @@ class QAProblem(Problem):
         ):
             if count:
                 self.notes.append(f"{path}: {count} of {len(examples)} {what}")
+        if unknown := unknown_note(made.features, self.tokenizer):
+            self.notes.append(f"{path}: {unknown}")
         return made
 
     @property

@@ -22,7 +22,7 @@ def cut_markers_note(texts: Iterable[str | None], tokenizer: "Tokenizer", *, spe
     total = 0
     for text in texts:
         total += 1
-        counts.update(set(MARKER.findall(text or "")))
+        counts.update(dict.fromkeys(MARKER.findall(text or "")).keys())
     cut = []
     for marker, count in counts.most_common():
         if count < 2 or count * _SHARE < total or (marker in tokenizer.specials and not specials):

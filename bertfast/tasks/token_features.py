@@ -75,6 +75,19 @@ class TokenWindow:
     owned: list[tuple[int, int]]
 
 
+def unread_words(examples: Sequence[TokenExample], windows: Sequence[TokenWindow]) -> list[tuple[str, str]]:
+    """Words that no window has: (place, word) of those that leave no piece of the vocabulary."""
+    read: list[set[int]] = [set() for _ in examples]
+    for window in windows:
+        read[window.example].update(word for word, _ in window.owned)
+    return [
+        (example.where, word)
+        for example, known in zip(examples, read, strict=True)
+        for i, word in enumerate(example.words)
+        if i not in known
+    ]
+
+
 def token_features(
     examples: Sequence[TokenExample],
     tokenizer: "Tokenizer",

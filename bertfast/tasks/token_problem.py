@@ -17,7 +17,15 @@ from bertfast.tasks.loader import Batching
 from bertfast.tasks.problem import Evaluation, Problem, counted
 from bertfast.tasks.special_tokens import cut_markers_note
 from bertfast.tasks.token import TokenExample, discover_tags, read_tokens
-from bertfast.tasks.token_features import TokenWindow, predict_tags, split_words, token_features, unsaid_note
+from bertfast.tasks.token_features import (
+    TokenWindow,
+    predict_tags,
+    split_words,
+    token_features,
+    unread_words,
+    unsaid_note,
+)
+from bertfast.tasks.unread import empty_words_note, unknown_note
 
 if TYPE_CHECKING:
     from bertfast.data.tokenizer import Tokenizer
@@ -59,12 +67,15 @@ class TokenProblem(Problem):
         examples = self._known(train, self._spelled(examples))
         if markers := cut_markers_note((example.text for example in examples), tokenizer):
             self.notes.append(f"{train}: {markers}")
-        self.features = [window.feature for window in self._windows(examples, self.labels)]
+        windows = self._windows(examples, self.labels)
+        self.features = [window.feature for window in windows]
+        self._note_unread(train, examples, windows)
         self._say_read(train, examples, len(self.features))
         self.dev = self._spelled(self._read(dev)) if dev is not None else []
         self.dev_windows = self._windows(self.dev, None)
         if dev is not None:
             self._say_read(dev, self.dev, len(self.dev_windows))
+            self._note_unread(dev, self.dev, self.dev_windows)
             self._note_unknown_tags(dev)
 
     def _spelled(self, examples: list[TokenExample]) -> list[TokenExample]:
@@ -104,6 +115,13 @@ class TokenProblem(Problem):
         self.read.append(
             f"{path}: {len(examples):,} sentences, {words:,} words, {windows:,} windows; entities: {found}"
         )
+
+    def _note_unread(self, path: Path, examples: list[TokenExample], windows: list[TokenWindow]) -> None:
+        notes = (
+            unknown_note([w.feature for w in windows], self.tokenizer),
+            empty_words_note(unread_words(examples, windows)),
+        )
+        self.notes += [f"{path}: {text}" for text in notes if text]
 
     def _note_unknown_tags(self, dev: Path) -> None:
         """Tags that training never saw stay in the score, as wrong."""

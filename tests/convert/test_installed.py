@@ -111,6 +111,8 @@ METHODS = [
     (hf.BertOutput, "forward"),
     (hf.BertLayer, "feed_forward_chunk"),
     (hf.BertPooler, "forward"),
+    (hf.BertSelfOutput, "__call__"),
+    (torch.nn.LayerNorm, "__call__"),
     (torch.nn.LayerNorm, "forward"),
     (torch.nn.Linear, "forward"),
     (F, "scaled_dot_product_attention"),

@@ -64,7 +64,9 @@ def laws(
     tolerance = 4 * rounding_of(case, dtype)
     checkpointing = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
     if call.prefix and checkpointing:
-        return problems  # transformers drops the cache of checkpointed layers where gradients are enabled, and there alone
+        return (
+            problems  # transformers drops the cache of checkpointed layers where gradients are enabled, and there alone
+        )
     other = "no_grad" if call.mode == "grad" else "train no_grad" if call.mode == "train" else ""
     if other:
         problems += _alike(case, call, inputs, first, again(mode=other, around="plain"), tolerance, "without gradients")

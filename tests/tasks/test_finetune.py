@@ -20,6 +20,13 @@ def run(*arguments, status=0):
     return result.output
 
 
+def answers(*arguments):
+    """What `predict` gives to the next program: notes are not among it."""
+    result = CliRunner().invoke(app, ["predict", *map(str, arguments)])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """A random model of two layers, with an English tokenizer."""
@@ -163,7 +170,7 @@ def test_sequence_of_labels_is_in_the_config_and_texts_are_predicted(tmp_path, c
     more.write_text(more.read_text() + "the film\tneutral\n")
     said = run("finetune", "pair", "--model", out / "model", "--train", more, "--out", tmp_path / "three", *FAST)
     assert "a new one is trained for bad, good, neutral: it is for good, bad, and neutral is none of these" in said
-    row = json.loads(run("predict", out / "model", "--text", "the film is good"))
+    row = json.loads(answers(out / "model", "--text", "the film is good"))
     assert row["label"] in ("good", "bad")
     assert sum(row["probabilities"].values()) == pytest.approx(1.0)
     assert "give --text" in run("predict", out / "model", "--question", "a", "--context", "b", status=2)
@@ -191,7 +198,7 @@ def test_regression(tmp_path, checkpoint):
         "--regression",
     )
     assert json.loads((out / "metrics.json").read_text())["pearson"] > 0.95
-    value = json.loads(run("predict", out / "model", "--text", "the film is good", "--text", "the"))["value"]
+    value = json.loads(answers(out / "model", "--text", "the film is good", "--text", "the"))["value"]
     assert value == pytest.approx(1.0, abs=0.3)
 
 
@@ -265,5 +272,5 @@ def test_japanese_questions(tmp_path):
     more = ("--max-question", 8, "--steps", 30, "--learning-rate", 3e-3, "--max-length", 48, "--threads", 1)
     run("finetune", "qa", "--model", folder, "--train", data, "--dev", data, "--out", out, *more)
     assert json.loads((out / "metrics.json").read_text())["exact"] == 100.0
-    found = run("predict", out / "model", "--question", "私は?", "--context", context)
+    found = answers(out / "model", "--question", "私は?", "--context", context)
     assert found.strip() == "学生"

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from task_cases import ENGLISH
-from test_finetune import run, save_model
+from test_finetune import answers, run, save_model
 
 from bertfast import models
 from bertfast.data.tokenizer import load_tokenizer
@@ -76,7 +76,7 @@ def test_tokens_of_the_user_are_whole_and_new_and_transformers_agrees(checkpoint
     assert load_tokenizer(folder).encode(TEXT).ids == ids[1:-1]
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
     assert theirs.config.vocab_size == len(ENGLISH) + 2
-    row = json.loads(run("predict", folder, "--text", TEXT))
+    row = json.loads(answers(folder, "--text", TEXT))
     with torch.no_grad():
         shares = theirs(**oracle(TEXT, return_tensors="pt")).logits.softmax(-1)[0].tolist()
     assert list(row["probabilities"].values()) == pytest.approx(shares, rel=1e-4)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from bertfast.models import loading, saving
 from bertfast.models.config import BertConfig
 from bertfast.models.outputs import BertModelOutput
-from bertfast.models.tokens import Tokens, arrange
 from bertfast.nn import BertEmbeddings, BertEncoder
+from bertfast.nn.tokens import Tokens, arrange
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bertfast.models.tokens import Tokens
+from bertfast.nn.tokens import Tokens
 
 IGNORED = -100
 

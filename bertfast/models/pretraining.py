@@ -15,8 +15,8 @@ from bertfast.models.bert import BertModel, BertPreTrainedModel, initialise
 from bertfast.models.config import BertConfig, ConfigError
 from bertfast.models.losses import IGNORED, check_labels, correct, cross_entropy, of_sequences
 from bertfast.models.outputs import BertForPreTrainingOutput, MaskedLMOutput, SequenceOutput
-from bertfast.models.tokens import Reading, Tokens
 from bertfast.nn.modules import ACTIVATIONS
+from bertfast.nn.tokens import Reading, Tokens
 
 
 class _Transform(nn.Module):

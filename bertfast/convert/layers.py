@@ -18,7 +18,8 @@ from transformers.models.bert import modeling_bert as hf
 from bertfast import ops
 from bertfast.convert import checks, handover, installed
 from bertfast.nn import stack
-from bertfast.nn.core import Layout, Packed, Padded, attention_block, dropout_rate, mlp_block
+from bertfast.nn.core import attention_block, dropout_rate, mlp_block
+from bertfast.nn.layout import Layout, Packed, Padded
 from bertfast.nn.modules import embed
 
 FAST = "fast"

@@ -5,38 +5,17 @@ Without gradients on a CPU the products run from prepacked weights with bias and
 differentiable ops, and the bias of each second product goes to dropout_add_norm, which returns its gradient for nothing.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
 from bertfast import ops
 from bertfast.nn import prepack
 from bertfast.nn.feed_forward import feed_forward
+from bertfast.nn.layout import Layout, Packed
 from bertfast.nn.linear import joined_linear
 from bertfast.ops.rng import new_rng
 
 
-@dataclass(frozen=True)
-class Packed:
-    """Tokens [T, E] of several sequences: cu_seqlens [B + 1] int32, and a bound on the longest.
-
-    read: [R] int64, rising, the tokens whose output anybody reads: a layer then returns these rows alone, [R, E].
-    """
-
-    cu_seqlens: Tensor
-    max_seqlen: int
-    read: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Padded:
-    """Tokens [B, S, E], and a mask as `ops.attention_padded` takes it, or None."""
-
-    mask: Tensor | None = None
-
-
-Layout = Packed | Padded
 _PREPACKED_DTYPES = (torch.float32, torch.bfloat16)
 
 

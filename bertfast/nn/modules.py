@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from bertfast import ops
-from bertfast.nn.core import Layout, Packed, Padded, attention_block, dropout_rate, mlp_block
+from bertfast.nn.core import attention_block, dropout_rate, mlp_block
+from bertfast.nn.layout import Layout, Packed, Padded
 from bertfast.ops.rng import new_rng
 
 ACTIVATIONS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}

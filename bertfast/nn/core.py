@@ -15,7 +15,6 @@ from bertfast.nn.layout import Layout, Packed
 from bertfast.nn.linear import joined_linear
 from bertfast.ops.rng import new_rng
 
-
 _PREPACKED_DTYPES = (torch.float32, torch.bfloat16)
 
 

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from bertfast import _library
-from bertfast.nn.core import Packed, Padded, attention_block, mlp_block
+from bertfast.nn.core import attention_block, mlp_block
+from bertfast.nn.layout import Packed, Padded
 from bertfast.testing import rms_error
 
 E, F, H = 64, 128, 2

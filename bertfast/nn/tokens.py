@@ -221,7 +221,7 @@ def of_batch(ids: Tensor, types: Tensor | None, position_ids: Tensor | None, pac
     batch, seqlen = ids.shape
 
     def real(values: Tensor) -> Tensor:
-        flat = values.expand(batch, seqlen).reshape(-1)
+        flat = (values if values.shape == ids.shape else values.expand(batch, seqlen)).reshape(-1)
         return flat if packing is None else flat[packing.indices]
 
     if position_ids is not None:

@@ -208,6 +208,7 @@ def shape_of(setting: Setting, real_tokens: int) -> results.Line:
     hidden, layers, _ = MODELS[setting.model]
     places = setting.count * setting.seqlen
     shape = {"dtype": setting.dtype, "hidden": hidden, "layers": layers, "tokens": places, "seqlen": setting.seqlen}
+    shape["train"] = setting.train
     return shape | {"padding": 1 - real_tokens / places, "clock": "wall", "clocks": results.clocks()}
 
 

@@ -1,7 +1,7 @@
 """Writes bertfast/triton/faster.json: what committed lines say of captured calls of the drop-in beside stock.
 
-Only lines that name their path "captured" count, the last of each stage, case and device. The path is what the measured call did,
-not what it was asked to do (`measure.Replays`).
+Only lines of inference that name their path "captured" count, the last of each stage, case and device. The path is what the
+measured call did, not what it was asked to do (`measure.Replays`).
 """
 
 import json
@@ -24,7 +24,8 @@ def table(lines: list[results.Line]) -> dict[str, list[Line]]:
     rows: dict[str, list[Line]] = {}
     for one in results.latest(lines):
         ratio = ratio_to_stock(one)
-        if one.get("path") != "captured" or not one["ok"] or not one["arch"] or ratio is None:
+        captured = one.get("path") == "captured" and not one["train"]
+        if not captured or not one["ok"] or not one["arch"] or ratio is None:
             continue
         row = {name: one[name] for name in ORIGIN + SHAPE}
         row |= {"commit": one["commit"] + "+dirty" * one["dirty"], "ratio": round(ratio, 4)}

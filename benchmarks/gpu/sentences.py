@@ -128,7 +128,8 @@ def line(stage: str, clock: measure.Clock) -> results.Line:
             vectors = [side.encode(sentences[: 4 * BATCH]) for side in (fast, stock)]
             real, places, batches = _sizes(sentences)
             own, peers = encoder.timed(thunks, clock, real, batches)
-        shape = {"dtype": "bfloat16", "hidden": HIDDEN, "layers": LAYERS, "tokens": places // batches}
+        shape = {"dtype": "bfloat16", "hidden": HIDDEN, "layers": LAYERS, "train": False}
+        shape |= {"tokens": places // batches}
         shape |= {"seqlen": places // len(sentences), "padding": 1 - real / places, "batches": batches}
         own["max_error"] = float(np.abs(vectors[0] - vectors[1]).max())  # from stock in the same dtype
         by = "sentence-transformers" if library() else "the same loop by hand"

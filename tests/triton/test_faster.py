@@ -89,7 +89,7 @@ def test_numbers_of_tokens_share_look_ups(table):
 
 
 def _committed(case: str, **more):
-    shared = {"stage": "encoder", "ok": True, "arch": 90, "dirty": False, "path": "captured", "padding": 0.0}
+    shared = {"stage": "encoder", "ok": True, "arch": 90, "dirty": False, "path": "captured", "train": False}
     return shared | line(case, 0.0) | {"peers": {"stock": {"ratio": 1.5}, "stock cudnn": {"ratio": 0.5}}} | more
 
 
@@ -98,6 +98,7 @@ def test_only_captured_lines_that_went_well_are_written():
         _committed("a"),
         _committed("a", date="2026-01-02T00:00:00+00:00", peers={"stock": {"ratio": 0.94321}}, dirty=True),
         _committed("eager", path="eager"),
+        _committed("training", train=True),
         _committed("failed", ok=False),
         _committed("no GPU", arch=0),
         _committed("stock failed", peers={"stock": {"error": "no memory"}}),

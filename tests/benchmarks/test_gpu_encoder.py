@@ -9,7 +9,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from benchmarks.gpu import __main__ as suite
-from benchmarks.gpu import compiled, encoder, faster, measure, results, sentences
+from benchmarks.gpu import compiled, docs, encoder, faster, measure, results, sentences
 
 SHAPE = {"dtype", "hidden", "layers", "tokens", "seqlen", "padding", "path", "clock"}
 
@@ -185,3 +185,20 @@ def test_the_loop_by_hand_is_that_of_the_library(tmp_path, monkeypatch):
 def test_the_first_ten_minutes_decide():
     assert suite.STAGES[:4] == ("build", "parity", "verified", "encoder")
     assert suite.STAGES[-1] == "compiled"
+
+
+def test_the_page_has_the_tables_of_the_committed_lines():
+    page = docs.GPU_PAGE.read_text(encoding="utf-8")
+    assert page == docs.written(page, results.read()), "run: python -m benchmarks.gpu verified"
+
+
+def test_tables_say_what_ran_and_how(monkeypatch):
+    monkeypatch.setattr(measure, "path_of", lambda thunk, batches=1: "captured")
+    lines = list(encoder.run("BERT-large inference 4x128 full"))[:1]
+    old = {name: value for name, value in lines[0].items() if name not in ("path", "clock")} | {"case": "old"}
+    table = docs.whole_models([*lines, old, results.line("encoder", "not begun", ok=None)])
+    new, older = table.splitlines()[2:]
+    assert "| BERT-large inference 4x128 full | bfloat16 | captured, wall | 1000.00 | " in new
+    assert "stock 1000.00 (1.00x), " in new
+    assert "| old | bfloat16 | eager, events |" in older
+    assert "stock graph" in new

@@ -234,6 +234,12 @@ def test_failed_tests_run_again_with_other_seeds(tmp_path):
     assert line["sources"] == shipped.sources.here("packing", results.environment()["arch"])
 
 
+@pytest.mark.parametrize(("cores", "workers"), [(1, 1), (2, 1), (16, 15)])
+def test_parity_leaves_one_core_to_feed_the_others(monkeypatch, cores, workers):
+    monkeypatch.setattr(parity.os, "sched_getaffinity", lambda process: set(range(cores)))
+    assert parity.workers() == workers
+
+
 def test_what_is_refused_is_no_fused_product():
     files = ["tests/ops/test_products.py", "tests/ops/test_linear_gelu_fused.py"]
     command = [sys.executable, "-m", "pytest", *files, "-k", parity.TESTS, *parity.OPTIONS, "--collect-only"]

@@ -97,10 +97,14 @@ class InMemory(PretrainTask):
         dtype = next(name for name, precision in PRECISIONS.items() if precision == self.config.train.precision)
         return measure.Side(model, dtype, self.config.train.learning_rate, device)
 
-    def padded(self) -> PretrainLoader:
-        """The same corpus for a stock loop: batches padded to their longest."""
-        options = dataclasses.replace(self.options, layout="padded", static_shapes=False)
-        return PretrainLoader(self.corpus, self.tokenizer, options, workers=self.config.data.workers)
+    def padded(self, device: torch.device) -> PretrainLoader:
+        """The same corpus for a stock loop: batches padded to their longest, made and pinned as the trainer's are."""
+        options, workers = (
+            dataclasses.replace(self.options, layout="padded", static_shapes=False),
+            self.config.data.workers,
+        )
+        pinned = device.type == "cuda"
+        return PretrainLoader(self.corpus, self.tokenizer, options, workers=workers, pin_memory=pinned)
 
     def alternate(self, steps: int, before: Callable[[Batch], None], device: torch.device) -> Alternating:
         """Run the trainer for so many steps, `before` ahead of each."""
@@ -154,7 +158,7 @@ def speed(row: measure.Row, device: torch.device, turns: int) -> results.Line:
     with tempfile.TemporaryDirectory() as folder:
         task = _task(row, measure.BFLOAT16, 0.1, device, folder, steps=10 * steps)
         stock = task.stock(device)
-        with closing(iter(task.padded())) as batches:
+        with closing(iter(task.padded(device))) as batches:
 
             def before(_: Batch) -> None:
                 begin = time.perf_counter()

@@ -10,6 +10,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 from benchmarks.gpu import __main__ as suite
 from benchmarks.gpu import compiled, docs, encoder, faster, measure, results, sentences
+from bertfast.triton import verified
 
 SHAPE = {"dtype", "hidden", "layers", "tokens", "seqlen", "padding", "path", "clock"}
 
@@ -182,9 +183,29 @@ def test_the_loop_by_hand_is_that_of_the_library(tmp_path, monkeypatch):
     torch.testing.assert_close(torch.tensor(by_hand), torch.tensor(by_library), atol=1e-5, rtol=1e-4)
 
 
-def test_the_first_ten_minutes_decide():
-    assert suite.STAGES[:4] == ("build", "parity", "verified", "encoder")
-    assert suite.STAGES[-1] == "compiled"
+def test_stages_run_in_the_order_in_which_they_decide(monkeypatch):
+    """And the tables are written again at the end; a stage that fails stops none of the others."""
+    ran, written = [], []
+
+    def stage(name):
+        ran.append(name)
+        if name == "encoder":
+            raise RuntimeError("no memory")
+        return lambda only, done: iter([results.line(name, f"a case of {name}", ok=True) | {"arch": 90}])
+
+    monkeypatch.setattr(suite, "stage", stage)
+    monkeypatch.setattr(results, "append", written.append)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv(verified.ENVIRONMENT, "0")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        suite.main()
+    assert ended.value.code == 1
+    assert ran[:4] == ["build", "parity", "verified", "encoder"]
+    assert ran[-2:] == ["compiled", "verified"]
+    assert set(ran) == set(suite.STAGES)
+    assert [line["ok"] for line in written if line["stage"] == "encoder"] == [False]
+    assert "verified" not in {line["stage"] for line in written}
 
 
 def test_the_page_has_the_tables_of_the_committed_lines():

@@ -22,8 +22,6 @@ from bertfast import _library
 from bertfast.triton import sources
 
 FILE = Path(__file__).with_name("verified.json")
-# Architectures on which `optimize` is on by default, because a committed result shows it faster than stock in wall-clock time.
-FASTER_THAN_STOCK: frozenset[int] = frozenset()
 # 1: run the kernels of every op, verified or not. What `allow_unverified` does for a whole process and those it starts.
 ENVIRONMENT = "BERTFAST_UNVERIFIED_KERNELS"
 

@@ -169,7 +169,3 @@ def test_an_amd_gpu_is_none_of_ours(gpu, monkeypatch):
     gpu(verified.folders())
     monkeypatch.setattr(torch.version, "hip", "7.0")  # its capability is (9, 0) too
     assert set(verified.gate(90)) == set(verified.folders())
-
-
-def test_no_architecture_is_fast_by_default_without_a_result():
-    assert not verified.FASTER_THAN_STOCK

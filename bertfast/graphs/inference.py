@@ -42,11 +42,14 @@ class _Call(NamedTuple):
     read: Read
     finish: Callable[[Tensor], Any]
 
+    def compute(self) -> Tensor:
+        """The rows, on the call's own tensors."""
+        return self.function(self.tokens, self.tokens.first if isinstance(self.read, str) else self.read)
+
     def eagerly(self, reason: str) -> Outcome:
-        rows = self.tokens.first if isinstance(self.read, str) else self.read
         with _plain():
-            output = self.function(self.tokens, rows)
-        return Outcome(self.finish(output), f"eager: {reason}")
+            rows = self.compute()
+        return Outcome(self.finish(rows), f"eager: {reason}")
 
     def own_rows(self) -> int:
         """How many of a captured call's rows are this call's own."""
@@ -100,7 +103,7 @@ def run(
     """
     call = _Call(function, tokens, read, finish)
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return call.eagerly("it is traced")
+        return Outcome(finish(call.compute()), "eager: it is traced")
     tensors = weights()
     at = next((t.device for t in tensors if t is not None), tokens.input_ids.device)
     device = backends.of(at)

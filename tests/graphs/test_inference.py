@@ -53,7 +53,9 @@ def test_tokens_with_a_tail_of_the_callers(device):
     toy = Toy()
     for number in range(4):
         tokens = tokens_of(5, 2, 6, 3, seed=number)
-        tokens = Tokens(*(tokens.input_ids, tokens.position_ids, None, tokens.bounds[:3], tokens.bounds, 6, (16,), False))
+        tokens = Tokens(
+            *(tokens.input_ids, tokens.position_ids, None, tokens.bounds[:3], tokens.bounds, 6, (16,), False)
+        )
         outcome = run(toy, tokens, "first")
         assert outcome.result.shape[0] == 2
         assert_right(toy, tokens, "first", outcome.result)
@@ -145,7 +147,9 @@ def test_inference_mode(device):
     toy, tokens = Toy(), tokens_of(9, 3)
     modes = []
     inner = toy.rows
-    toy.rows = lambda *given: modes.append((torch.is_inference_mode_enabled(), torch.is_grad_enabled())) or inner(*given)
+    toy.rows = lambda *given: (
+        modes.append((torch.is_inference_mode_enabled(), torch.is_grad_enabled())) or inner(*given)
+    )
     with torch.inference_mode():
         for _ in range(2):
             run(toy, tokens)

@@ -27,7 +27,7 @@ def calls(toy, sizes, **options) -> list[str]:
 
 
 def test_the_least_recently_used_goes_first(device):
-    toy, limits = Toy(), Limits(max_graphs=2)
+    toy, limits = Toy(), Limits(max_graphs=2, pause=0)
     calls(toy, [10, 10, 20, 20], limits=limits)
     assert calls(toy, [10], limits=limits) == ["replayed"]
     assert calls(toy, [30, 30], limits=limits) == [FIRST, "captured"]
@@ -39,13 +39,28 @@ def test_the_least_recently_used_goes_first(device):
     assert calls(toy, [30, 10], limits=limits) == ["replayed", "captured"]
 
 
+def test_more_sizes_than_graphs(device):
+    """Sizes that come in turn, one more than there may be graphs, would be captured on every call."""
+    toy, limits = Toy(), Limits(max_graphs=3)
+    hows = calls(toy, [10, 20, 30, 40] * 40, limits=limits)
+    assert device.captures <= 3 + len(hows) // limits.pause
+    assert hows.count("replayed") > len(hows) // 2
+    assert set(hows[4:]) == {"captured", "replayed", "eager: more buckets are in use than its limits leave room for"}
+
+
+def test_sizes_that_are_new_push_out_old_ones(device):
+    toy, limits = Toy(), Limits(max_graphs=2)
+    calls(toy, [10, 10, 20, 20, 30, 30], limits=limits)
+    assert "replayed" in calls(toy, [40] * 20, limits=limits)
+
+
 def test_bytes(device):
     toy = Toy()
     calls(toy, [10, 10])
     one = graphs.memory(toy).nbytes
     assert one >= 16 * 8 * 8 + 2 * 16 * 8  # the rows, ids and positions
     graphs.clear(toy)
-    limits = Limits(max_bytes=3 * one)
+    limits = Limits(max_bytes=3 * one, pause=0)
     calls(toy, [10, 10, 9, 9, 20, 20], limits=limits)
     assert graphs.memory(toy).graphs == 2
     assert graphs.memory(toy).nbytes <= 3 * one
@@ -210,9 +225,12 @@ def test_no_memory_twice(device):
 
     device.broken = broken
     run(toy, tokens(10))
-    with pytest.warns(UserWarning, match="out of memory"):
+    for _ in range(2):
         outcome = run(toy, tokens(10))
-    assert_right(toy, tokens(10), None, outcome.result)
+        assert outcome.how == "eager: there is no memory for its graph"
+        assert_right(toy, tokens(10), None, outcome.result)
+    device.broken = None
+    assert calls(toy, [20] * 20)[-1] == "replayed", "a smaller one may fit"
 
 
 def test_no_memory_for_rows_rounded_up(device, monkeypatch):

@@ -41,7 +41,7 @@ def test_random_calls(device):
         rows = sum(lengths)
         named = torch.tensor([draw.randrange(rows) for _ in range(draw.randint(1, 20))])
         read = draw.choice([None, "first" if min(lengths) else None, named])  # an empty sequence has no first row
-        outcome = run(toy, tokens, read, limits=graphs.Limits(max_graphs=8))
+        outcome = run(toy, tokens, read, limits=graphs.Limits(max_graphs=8, pause=0))
         assert_right(toy, tokens, read, outcome.result)
         hows.add(outcome.how)
     assert hows == {FIRST, "captured", "replayed"}
@@ -171,7 +171,7 @@ def test_autocast_keeps_no_copies_of_weights(device):
         for _ in range(2):
             run(toy, tokens)
         assert torch.is_autocast_cache_enabled()
-    assert enabled == [False] * 4
+    assert enabled == [True, False, False, False], "eagerly; warmed up, captured, replayed"
 
 
 def test_the_real_encoder():

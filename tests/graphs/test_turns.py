@@ -55,7 +55,7 @@ def test_threads_share_graphs(device):
         for step in range(60):
             lengths = draw.choice([(9, 3)] * 4 + [(20, 5)] * 4 + [(33,), (4, 4, 4)])
             tokens = tokens_of(*lengths, seed=100 * number + step)
-            outcome = run(toy, tokens, limits=Limits(max_graphs=3))
+            outcome = run(toy, tokens, limits=Limits(max_graphs=3, pause=5))
             hows[outcome.how] += 1
             with torch.no_grad():
                 torch.testing.assert_close(outcome.result, slow(tokens, None), rtol=1e-12, atol=1e-12)
@@ -67,7 +67,7 @@ def test_threads_share_graphs(device):
     assert hows["replayed"] > 50
     assert set(hows) <= {
         FIRST, "captured", "replayed", "eager: another thread captures", "eager: its graph was let go meanwhile",
-        "eager: a weight changed during the capture",
+        "eager: a weight changed during the capture", "eager: more buckets are in use than its limits leave room for",
     }  # fmt: skip
 
 

@@ -212,6 +212,7 @@ def test_a_child_process_begins_anew(device):
             assert hows == [FIRST, "captured", "replayed"], hows
             del toy
             assert not released
+            assert not device._buried
             status = 0
         finally:
             os._exit(status)

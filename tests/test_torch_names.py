@@ -13,6 +13,7 @@ import bertfast
 from bertfast import _ext, _torch, doctor, models
 from bertfast.models import BertConfig
 from bertfast.nn import linear, stack
+from bertfast.nn.parts import Kind
 from bertfast.ops import onednn, packed_linear
 from bertfast.ops.embedding_sum_norm import tied
 from bertfast.train.optim import Lamb
@@ -94,7 +95,7 @@ def check_numbers():
 def _stack_is_used() -> bool:
     layer = bertfast.nn.BertLayer(32, 2, 64).eval()
     with torch.no_grad():
-        return stack.find(layer, [layer], torch.randn(4, 32), heads=2, scale=1.0, approximate="none") is not None
+        return stack.find(layer, [layer], torch.randn(4, 32), Kind(2, 1.0, "none")) is not None
 
 
 def _is_unfused() -> bool:

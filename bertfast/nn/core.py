@@ -13,8 +13,8 @@ from bertfast.nn import prepack
 from bertfast.nn.feed_forward import feed_forward
 from bertfast.nn.layout import Layout, Packed
 from bertfast.nn.linear import joined_linear
+from bertfast.nn.parts import AttentionParts, MlpParts
 from bertfast.ops.rng import new_rng
-
 
 _PREPACKED_DTYPES = (torch.float32, torch.bfloat16)
 
@@ -67,13 +67,9 @@ def _project_add_norm(
 def attention_block(
     x: Tensor,
     layout: Layout,
-    *,
-    query: nn.Linear,
-    key: nn.Linear,
-    value: nn.Linear,
-    dense: nn.Linear,
-    norm: nn.LayerNorm,
+    parts: AttentionParts,
     heads: int,
+    *,
     scale: float | None = None,
     attention_p: float = 0.0,
     hidden_p: float = 0.0,
@@ -94,12 +90,12 @@ def attention_block(
     """
     dtype = product_dtype(x)
     flat = x.reshape(-1, x.shape[-1])
-    projections = (query, key, value)
+    projections = parts[:3]
     if _prepacked(x, projections, dtype, use_prepack):
         qkv = prepack.fused_linear(flat.to(dtype), projections, int8=int8)
     else:
         qkv = joined_linear(flat.to(dtype), projections, bias=True)
-    size = query.weight.shape[0] // heads
+    size = parts.query.weight.shape[0] // heads
     rng = new_rng(x.device) if attention_p > 0.0 else None
     if isinstance(layout, Packed):
         context = ops.attention(
@@ -118,31 +114,27 @@ def attention_block(
     if isinstance(layout, Packed) and layout.read is not None:
         # Every token is a key and a value; only here does a token that nobody reads cease to matter.
         read = layout.read
-        return _project_add_norm(context[read], flat[read], dense, norm, hidden_p, use_prepack, int8)
-    return _shaped(_project_add_norm(context, flat, dense, norm, hidden_p, use_prepack, int8), x)
+        return _project_add_norm(context[read], flat[read], parts.dense, parts.norm, hidden_p, use_prepack, int8)
+    return _shaped(_project_add_norm(context, flat, parts.dense, parts.norm, hidden_p, use_prepack, int8), x)
 
 
 def mlp_block(
     x: Tensor,
+    parts: MlpParts,
     *,
-    up: nn.Linear,
-    down: nn.Linear,
-    norm: nn.LayerNorm,
     approximate: str = "none",
     hidden_p: float = 0.0,
     use_prepack: bool = True,
     int8: bool = False,
 ) -> Tensor:
     """norm(x + dropout(down(gelu(up(x))))), x [..., E]; arguments as in `attention_block`."""
+    up, down, norm = parts[:3]
     dtype = product_dtype(x)
     flat = x.reshape(-1, x.shape[-1])
-    if _prepacked(x, (up,), dtype, use_prepack):
+    if _prepacked(x, (up, down), dtype, use_prepack):
         activation = "gelu" if approximate == "none" else "gelu_tanh"
         hidden = prepack.fused_linear(flat.to(dtype), (up,), activation, int8=int8)
+        out, bias = prepack.fused_linear(hidden, (down,), int8=int8), None
     else:
-        if not _prepacked(flat, (down,), dtype, use_prepack):
-            out = feed_forward(flat.to(dtype), up.weight, up.bias, down.weight, approximate)
-            return _shaped(_add_norm(out, flat, down.bias, norm, hidden_p), x)
-        weight, bias = up.weight.to(dtype), up.bias.to(dtype)
-        hidden = ops.linear_gelu(flat.to(dtype), weight, bias, approximate=approximate)
-    return _shaped(_project_add_norm(hidden, flat, down, norm, hidden_p, use_prepack, int8), x)
+        out, bias = feed_forward(flat.to(dtype), up.weight, up.bias, down.weight, approximate), down.bias
+    return _shaped(_add_norm(out, flat, bias, norm, hidden_p), x)

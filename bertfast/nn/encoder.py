@@ -1,7 +1,6 @@
-"""The stack of layers: packs a padded batch once before it and unpacks it once after; checkpoints layers where asked.
+"""The stack of layers: packs a padded batch once before it and unpacks it once after; checkpoints layers where asked."""
 
-Inference on a CPU goes to one C++ call for all layers (`stack`) wherever nothing is attached to a layer that would miss it.
-"""
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +8,10 @@ from torch.utils.checkpoint import checkpoint
 
 from bertfast import ops
 from bertfast.nn import stack
-from bertfast.nn.modules import BertAttention, BertLayer
+from bertfast.nn.layout import Packed
+from bertfast.nn.modules import BertAttention, BertLayer, layout_of
+from bertfast.nn.parts import Kind
+from bertfast.nn.through import Layers, through
 
 
 class BertEncoder(nn.Module):
@@ -64,29 +66,39 @@ class BertEncoder(nn.Module):
         """
         if read is not None and cu_seqlens is None:
             raise ValueError("BertEncoder: read names rows of packed tokens, which need cu_seqlens and max_seqlen")
-        if cu_seqlens is None and attention_mask is not None and not torch.compiler.is_compiling():
+        if cu_seqlens is not None:
+            layout = layout_of(x, attention_mask, cu_seqlens, max_seqlen, read, "BertEncoder")
+            return through(self.layers(x.shape[-1]).ready(x), x, layout)
+        if attention_mask is not None and not torch.compiler.is_compiling():
             packing = ops.pack(attention_mask)
             packed = self(ops.unpad(x, packing), cu_seqlens=packing.cu_seqlens, max_seqlen=packing.max_seqlen)
             return ops.repad(packed, packing)
-        y = self._stacked(x, cu_seqlens, max_seqlen, read) if attention_mask is None else None
-        if y is not None:
-            return y
-        layout = {"cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
-        last = len(self.layer) - 1
-        for i, layer in enumerate(self.layer):
-            rows = read if i == last else None
-            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-                x = checkpoint(layer, x, attention_mask, use_reentrant=False, **layout, read=rows)
-            else:
-                x = layer(x, attention_mask, **layout, read=rows)
+        if attention_mask is None and x.dim() == 3:
+            flat, longest = x.reshape(-1, x.shape[-1]), x.shape[1]
+            native = self.layers(x.shape[-1]).ready(flat).native
+            if native is not None:
+                bounds = torch.arange(0, flat.shape[0] + 1, longest, dtype=torch.int32)
+                return native.forward(flat, bounds, longest, None).view(x.shape)
+        for layer in self.layer:
+            x = self._call(layer, x, attention_mask)
         if attention_mask is not None:
             x = x * attention_mask.to(torch.bool)[..., None]
         return x
 
-    def _stacked(
-        self, x: Tensor, cu_seqlens: Tensor | None, max_seqlen: int | None, read: Tensor | None
-    ) -> Tensor | None:
-        """All layers in one call, or None where it cannot be (`stack.run`) or a layer is not as this class made it."""
+    def layers(self, width: int) -> Layers:
+        """The layers for `through`, as they are now, for rows of so many columns."""
+        return Layers(self, self.layer, self._call_packed, self._kind(width))
+
+    def _call(self, layer: nn.Module, x: Tensor, attention_mask: Tensor | None = None, **layout: Any) -> Tensor:
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(layer, x, attention_mask, use_reentrant=False, **layout)
+        return layer(x, attention_mask, **layout)
+
+    def _call_packed(self, layer: nn.Module, x: Tensor, layout: Packed) -> Tensor:
+        return self._call(layer, x, cu_seqlens=layout.cu_seqlens, max_seqlen=layout.max_seqlen, read=layout.read)
+
+    def _kind(self, width: int) -> Kind | None:
+        """The kind of all layers; None where they differ, one is not as this class made it, or hooks wait for calls."""
         if torch.compiler.is_compiling():
             return None
         kinds = set()
@@ -95,25 +107,6 @@ class BertEncoder(nn.Module):
                 return None
             if not (stack.untouched(layer) and stack.untouched(layer.attention)):
                 return None
-            kinds.add((layer.attention.num_attention_heads, layer.approximate))
-        if len(kinds) != 1 or x.numel() == 0 or x.dim() != (3 if cu_seqlens is None else 2):
-            return None
-        if cu_seqlens is None:
-            max_seqlen = x.shape[1]
-            cu_seqlens = torch.arange(0, x.shape[0] * max_seqlen + 1, max_seqlen, dtype=torch.int32)
-        if max_seqlen is None:
-            return None
-        heads, approximate = kinds.pop()
-        flat, scale = x.reshape(-1, x.shape[-1]), (x.shape[-1] // heads) ** -0.5
-        y = stack.run(
-            self,
-            self.layer,
-            flat,
-            cu_seqlens,
-            max_seqlen,
-            heads=heads,
-            scale=scale,
-            approximate=approximate,
-            read=read,
-        )
-        return y if y is None or read is not None else y.view(x.shape)
+            heads = layer.attention.num_attention_heads
+            kinds.add(Kind(heads, (width // heads) ** -0.5, layer.approximate))
+        return kinds.pop() if len(kinds) == 1 else None

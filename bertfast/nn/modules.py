@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bertfast import ops
 from bertfast.nn.core import attention_block, dropout_rate, mlp_block
 from bertfast.nn.layout import Layout, Packed, Padded
+from bertfast.nn.parts import attention_parts, mlp_parts
 from bertfast.ops.rng import new_rng
 
 ACTIVATIONS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
@@ -121,7 +122,7 @@ class _Intermediate(nn.Module):
         self.dense = nn.Linear(hidden_size, intermediate_size)
 
 
-def _layout(
+def layout_of(
     x: Tensor,
     attention_mask: Tensor | None,
     cu_seqlens: Tensor | None,
@@ -182,20 +183,17 @@ class BertAttention(nn.Module):
 
         read: [R] int64, rows of packed tokens: only theirs are made and returned, [R, E]; the others are keys and values.
         """
-        return self.block(x, _layout(x, attention_mask, cu_seqlens, max_seqlen, read, "BertAttention"))
+        return self.block(x, layout_of(x, attention_mask, cu_seqlens, max_seqlen, read, "BertAttention"))
 
     def block(self, x: Tensor, layout: Layout) -> Tensor:
+        parts = attention_parts(self)
         return attention_block(
             x,
             layout,
-            query=self.self.query,
-            key=self.self.key,
-            value=self.self.value,
-            dense=self.output.dense,
-            norm=self.output.LayerNorm,
-            heads=self.num_attention_heads,
-            attention_p=dropout_rate(self.self.dropout),
-            hidden_p=dropout_rate(self.output.dropout),
+            parts,
+            self.num_attention_heads,
+            attention_p=dropout_rate(parts.dropout),
+            hidden_p=dropout_rate(parts.hidden_dropout),
             use_prepack=not self.training,
         )
 
@@ -222,13 +220,12 @@ class BertMLP(nn.Module):
         return self.feed_forward(x)
 
     def feed_forward(self, x: Tensor) -> Tensor:
+        parts = mlp_parts(self)
         return mlp_block(
             x,
-            up=self.intermediate.dense,
-            down=self.output.dense,
-            norm=self.output.LayerNorm,
+            parts,
             approximate=self.approximate,
-            hidden_p=dropout_rate(self.output.dropout),
+            hidden_p=dropout_rate(parts.dropout),
             use_prepack=not self.training,
         )
 

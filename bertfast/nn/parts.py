@@ -1,60 +1,79 @@
 """The modules of one BERT layer by what they do, the same for `bertfast.nn.BertLayer` and for transformers' BertLayer.
 
-This is the only place that knows where they stand. They are read through `_modules`: nn.Module's own lookup is ten times slower,
-and a call on 16 tokens takes a few milliseconds.
+No other file knows where they stand. They are read through `_modules`: nn.Module's own lookup is ten times slower, and a call on 16
+tokens takes a few milliseconds.
 """
 
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-# Where each of LayerParts stands below a layer, in the order of its fields.
-PATHS = (
-    ("attention", "self", "query"),
-    ("attention", "self", "key"),
-    ("attention", "self", "value"),
-    ("attention", "output", "dense"),
-    ("attention", "output", "LayerNorm"),
-    ("intermediate", "dense"),
-    ("output", "dense"),
-    ("output", "LayerNorm"),
-    ("attention", "self", "dropout"),
-    ("attention", "output", "dropout"),
-    ("output", "dropout"),
-)
-WITH_PARAMETERS = 8
+# What holds the parts, each below a layer.
+HOLDERS = ("attention", "attention.self", "attention.output", "intermediate", "output")
 
 
-class LayerParts(NamedTuple):
-    """The modules of one layer. `projected` is the attention's output projection; the first eight hold parameters.
-
-    The order of those eight is that of csrc/cpu/encoder.h.
-    """
+class AttentionParts(NamedTuple):
+    """The first half of a layer: norm(x + hidden_dropout(dense(attention(query, key, value))))."""
 
     query: Any
     key: Any
     value: Any
-    projected: Any
-    attention_norm: Any
+    dense: Any
+    norm: Any
+    dropout: Any
+    hidden_dropout: Any
+
+
+class MlpParts(NamedTuple):
+    """The second half: norm(x + dropout(down(gelu(up(x)))))."""
+
     up: Any
     down: Any
     norm: Any
-    attention_dropout: Any
-    projected_dropout: Any
     dropout: Any
+
+
+class LayerParts(NamedTuple):
+    attention: AttentionParts
+    mlp: MlpParts
+
+    @property
+    def with_parameters(self) -> tuple[Any, ...]:
+        """Eight modules, in the order of csrc/cpu/encoder.h."""
+        return *self.attention[:5], *self.mlp[:3]
 
     @property
     def linears(self) -> tuple[Any, ...]:
         """The six products, in the order in which they run."""
-        return self.query, self.key, self.value, self.projected, self.up, self.down
+        return *self.attention[:4], *self.mlp[:2]
 
     @property
-    def dropouts(self) -> tuple[Any, ...]:
-        return self.attention_dropout, self.projected_dropout, self.dropout
+    def norms(self) -> tuple[Any, Any]:
+        return self.attention.norm, self.mlp.norm
+
+    @property
+    def dropouts(self) -> tuple[Any, Any, Any]:
+        """Of the probabilities, behind the attention, and behind the feed-forward half."""
+        return self.attention.dropout, self.attention.hidden_dropout, self.mlp.dropout
 
     def parameters(self) -> list[Tensor | None]:
-        """Weight and bias of each of the eight in turn, 16 in all; None for a bias that a Linear does not have."""
-        return [p for part in self[:WITH_PARAMETERS] for p in (part._parameters["weight"], part._parameters["bias"])]
+        """Weight and bias of each of the eight in turn; None for a bias that a Linear does not have."""
+        return [p for part in self.with_parameters for p in (part._parameters["weight"], part._parameters["bias"])]
+
+
+# Where each part stands below a layer.
+NAMES = LayerParts(
+    AttentionParts(
+        "attention.self.query",
+        "attention.self.key",
+        "attention.self.value",
+        "attention.output.dense",
+        "attention.output.LayerNorm",
+        "attention.self.dropout",
+        "attention.output.dropout",
+    ),
+    MlpParts("intermediate.dense", "output.dense", "output.LayerNorm", "output.dropout"),
+)
 
 
 class Kind(NamedTuple):
@@ -65,27 +84,38 @@ class Kind(NamedTuple):
     approximate: str
 
 
-def parts_of(layer: nn.Module) -> LayerParts:
-    """The modules of a layer, whatever stands in their places.
-
-    Raises:
-        KeyError: where one of them, or what holds it, has no such child.
-    """
-    children = layer._modules
-    attention: Any = children["attention"]
-    projections, projected = attention._modules["self"]._modules, attention._modules["output"]._modules
-    intermediate: Any = children["intermediate"]
-    output: Any = children["output"]
-    return LayerParts(
+def attention_parts(attention: Any) -> AttentionParts:
+    """The parts below a layer's `attention`, whatever stands in their places; KeyError where there is nothing."""
+    projections, output = attention._modules["self"]._modules, attention._modules["output"]._modules
+    return AttentionParts(
         projections["query"],
         projections["key"],
         projections["value"],
-        projected["dense"],
-        projected["LayerNorm"],
-        intermediate._modules["dense"],
-        output._modules["dense"],
-        output._modules["LayerNorm"],
+        output["dense"],
+        output["LayerNorm"],
         projections["dropout"],
-        projected["dropout"],
-        output._modules["dropout"],
+        output["dropout"],
     )
+
+
+def mlp_parts(layer: nn.Module) -> MlpParts:
+    """The parts of a layer's feed-forward half, whatever stands in their places; KeyError where there is nothing."""
+    intermediate: Any = layer._modules["intermediate"]
+    output: Any = layer._modules["output"]
+    output = output._modules
+    return MlpParts(intermediate._modules["dense"], output["dense"], output["LayerNorm"], output["dropout"])
+
+
+def parts_of(layer: nn.Module) -> LayerParts:
+    """All parts of a layer, whatever stands in their places; KeyError where there is nothing."""
+    return LayerParts(attention_parts(layer._modules["attention"]), mlp_parts(layer))
+
+
+def below(layer: nn.Module, name: str, absent: nn.Module) -> Any:
+    """The module at a dotted `name` below a layer; `absent` where there is none."""
+    module: Any = layer
+    for part in name.split("."):
+        module = module._modules.get(part)
+        if module is None:
+            return absent
+    return module

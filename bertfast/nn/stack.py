@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bertfast import _ext, _torch
+from bertfast.nn.parts import Kind, parts_of
 from bertfast.ops import packed_linear
 
 _TYPES = (nn.Parameter, Tensor)
@@ -36,35 +37,19 @@ def untouched(module: nn.Module) -> bool:
     )
 
 
-def _parts(layer: nn.Module) -> tuple[tuple[Any, ...], tuple[Any, ...]] | None:
-    """The eight modules with parameters, in the order of csrc/cpu/encoder.h, and the dropouts. None where one was replaced.
-
-    Read through `_modules`: nn.Module's own lookup is ten times slower, and a query of 16 tokens takes 3 ms.
-    """
-    children = layer._modules
-    attention = children["attention"]._modules
-    projections, projected = attention["self"]._modules, attention["output"]._modules
-    up, output = children["intermediate"]._modules["dense"], children["output"]._modules
-    linears = (projections["query"], projections["key"], projections["value"], projected["dense"], up, output["dense"])
-    if any(type(linear) is not nn.Linear for linear in linears):
-        return None
-    norms = projected["LayerNorm"], output["LayerNorm"]
-    parts = (*linears[:4], norms[0], *linears[4:], norms[1])
-    return parts, (projections["dropout"], projected["dropout"], output["dropout"])
-
-
 def _collect(layers: Iterable[nn.Module]) -> tuple[list[Tensor | None], list[tuple[float, float]]] | None:
     """Parameters of all layers, weight and bias in turn, and the norms' eps; None where this is no plain inference."""
     parameters: list[Tensor | None] = []
     eps = []
     for layer in layers:
-        found = _parts(layer)
-        if found is None or layer.training or any(d.training and d.p > 0.0 for d in found[1]):
+        parts = parts_of(layer)
+        if any(type(linear) is not nn.Linear for linear in parts.linears):
             return None
-        for part in found[0]:
-            own = part._parameters
-            parameters += own["weight"], own["bias"]
-        eps.append((found[0][4].eps, found[0][7].eps))
+        if layer.training or any(dropout.training and dropout.p > 0.0 for dropout in parts.dropouts):
+            return None
+        parameters += parts.parameters()
+        first, second = parts.norms
+        eps.append((first.eps, second.eps))
     return parameters, eps
 
 
@@ -96,14 +81,19 @@ def _takes(x: Tensor, parameters: list[Tensor | None], heads: int, int8: bool) -
 
 
 @dataclass(frozen=True)
-class Found:
-    """What `find` found: the C++ encoder, and the parameters that it was made of, all layers' one after another."""
+class Native:
+    """The C++ encoder, and the parameters that it was made of, all layers' one after another."""
 
     encoder: Any
     parameters: list[Tensor | None]
 
     def forward(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int, read: Tensor | None) -> Tensor:
-        """As `run`."""
+        """x [T, E] with cu_seqlens [B + 1] int32 to [T, E], or to [R, E] of the rows `read`, [R] int64 rising.
+
+        Raises:
+            IndexError: where `read` names a row outside x.
+            ValueError: where `read` does not rise, or cu_seqlens does not rise from 0 to T.
+        """
         return self.encoder.forward(x, cu_seqlens, max_seqlen, read)
 
     def is_ready(self) -> bool:
@@ -119,62 +109,36 @@ def find(
     owner: nn.Module,
     layers: Iterable[nn.Module],
     x: Tensor,
+    kind: Kind,
     *,
-    heads: int,
-    scale: float,
-    approximate: str,
     int8: bool = False,
-) -> Found | None:
-    """The encoder that `run` would call for such x, made where there is none yet or its parameters changed."""
-    if _ext.load() is None or type(x) is not Tensor or x.device.type != "cpu":
-        return None
-    found = _collect(layers)
-    if found is None or not _plain_call(x, found[0]):
-        return None
-    parameters, eps = found
-    key = (x.dtype, int8, heads, scale, approximate, tuple(eps))
-    entry = _cache.get(owner, {}).get(key)
-    if entry is None or not entry.is_current(parameters):
-        _drop_stale(owner, parameters)
-        if not _takes(x, parameters, heads, int8):
-            return None
-        entry = _build(owner, key, parameters)
-    return Found(entry, parameters)
-
-
-def run(
-    owner: nn.Module,
-    layers: Iterable[nn.Module],
-    x: Tensor,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    *,
-    heads: int,
-    scale: float,
-    approximate: str,
-    int8: bool = False,
-    read: Tensor | None = None,
-) -> Tensor | None:
-    """The layers on packed tokens in inference, or None where they need the way layer by layer.
+) -> Native | None:
+    """What runs the layers on packed tokens in inference, made where there is none yet or its parameters changed.
 
     Args:
         owner: the module that the copies of weights belong to; they go when it goes.
-        layers: modules with BERT's names inside, all of `heads`, `scale` and `approximate` ("none" or "tanh").
-        x: [T, E], float32 or bfloat16 on a CPU, of the parameters' dtype.
-        cu_seqlens, max_seqlen: [B + 1] int32, and a bound on the longest.
+        layers: modules with BERT's names inside, all of this kind.
+        x: [T, E], float32 or bfloat16 on a CPU, of the parameters' dtype; `Native.forward` takes such tensors.
         int8: products of 8-bit integers, rounded anew for each token and each output.
-        read: [R] int64, rising: the tokens whose output anybody reads.
 
     Returns:
-        [T, E], or [R, E] of the rows `read`. None where gradients or dropout are wanted, autocast changes the dtype, a
+        None where the layers must be called: where gradients or dropout are wanted, autocast changes the dtype, a
         module was replaced, or this processor has no kernels for dtype or sizes (`packed_linear.available`).
-
-    Raises:
-        IndexError: where `read` names a row outside x.
-        ValueError: where `read` does not rise, or cu_seqlens does not rise from 0 to T.
     """
-    found = find(owner, layers, x, heads=heads, scale=scale, approximate=approximate, int8=int8)
-    return None if found is None else found.forward(x, cu_seqlens, max_seqlen, read)
+    if _ext.load() is None or type(x) is not Tensor or x.device.type != "cpu" or x.numel() == 0:
+        return None
+    collected = _collect(layers)
+    if collected is None or not _plain_call(x, collected[0]):
+        return None
+    parameters, eps = collected
+    key = (x.dtype, int8, kind, tuple(eps))
+    entry = _cache.get(owner, {}).get(key)
+    if entry is None or not entry.is_current(parameters):
+        _drop_stale(owner, parameters)
+        if not _takes(x, parameters, kind.heads, int8):
+            return None
+        entry = _build(owner, key, parameters)
+    return Native(entry, parameters)
 
 
 def _drop_stale(owner: nn.Module, parameters: list[Tensor | None]) -> None:
@@ -189,7 +153,7 @@ def _build(owner: nn.Module, key: tuple[Any, ...], parameters: list[Tensor | Non
     with _lock:
         entries = _cache.setdefault(owner, {})
         if key not in entries or not entries[key].is_current(parameters):
-            dtype, int8, heads, scale, approximate, eps = key
+            dtype, int8, (heads, scale, approximate), eps = key
             layers = [parameters[i : i + _PARAMETERS] for i in range(0, len(parameters), _PARAMETERS)]
             extension: Any = _ext.load()
             entries[key] = extension.Encoder(dtype, int8, heads, scale, _FORMS[approximate], layers, list(eps))

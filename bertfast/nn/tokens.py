@@ -6,12 +6,14 @@ wait for a device; elsewhere it stays, in sequences of its own, so that shapes d
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from bertfast import ops
+from bertfast.nn.layout import Packed
 
 _IDS = (torch.int64, torch.int32)
 
@@ -35,11 +37,12 @@ class Reading:
         return values if self.rows is None else values[self.rows]
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """
+@dataclass(frozen=True, kw_only=True)
+class Sequences:
+    """Where the sequences of packed rows begin, and where the rows stand in the input.
+
     Attributes:
-        input_ids, position_ids: [N] int; token_type_ids: [N] or None for zeros.
+        rows: N, packed rows, those past the sequences included.
         cu_seqlens: [B + 1] int32, bounds of the batch's sequences, from 0 to N or less.
         bounds: [B' + 1] int32, the same with the rows past them in further sequences, from 0 to N.
         max_seqlen: a bound on the longest sequence.
@@ -48,9 +51,7 @@ class Tokens:
         packing: of a padded batch whose padding was taken out.
     """
 
-    input_ids: Tensor
-    position_ids: Tensor
-    token_type_ids: Tensor | None
+    rows: int
     cu_seqlens: Tensor
     bounds: Tensor
     max_seqlen: int
@@ -71,12 +72,27 @@ class Tokens:
     @property
     def first(self) -> Tensor:
         """[B] int64, the row of each sequence's first token; some row or other for a sequence without any."""
-        return self.cu_seqlens[:-1].to(torch.int64).clamp(max=self.input_ids.shape[0] - 1)
+        return self.cu_seqlens[:-1].to(torch.int64).clamp(max=self.rows - 1)
 
-    def restore(self, rows: Tensor) -> Tensor:
-        """[N, ...] in the input's layout, [T, ...] or [B, S, ...]; zeros at padding that was taken out."""
-        if self.packing is not None:
-            return ops.repad(rows, self.packing)
+    def layout(self, read: Tensor | None = None) -> Packed:
+        """What the layers need to know; read: [R] int64, the rows of the last layer that anybody reads."""
+        return Packed(self.bounds, self.max_seqlen, read)
+
+    def take(self, values: Tensor) -> Tensor:
+        """[N, ...], the rows of values [B, S, ...] of a padded batch."""
+        return values.flatten(0, 1) if self.packing is None else ops.unpad(values, self.packing)
+
+    def restore(self, rows: Tensor, read: Tensor | None = None) -> Tensor:
+        """[N, ...] in the input's layout, [T, ...] or [B, S, ...]; zeros at padding that was taken out.
+
+        read: [R], which rows of a padded batch are given, where these are not all; zeros at the others too.
+        """
+        packing = self.packing
+        if read is not None:
+            places = read if packing is None else packing.indices[read]
+            packing = ops.Packing(places, self.cu_seqlens, self.max_seqlen, *self.shape)
+        if packing is not None:
+            return ops.repad(rows, packing)
         if rows.shape[0] < self.shape[0] and len(self.shape) == 1:
             rest = self.shape[0] - rows.shape[0]
             return F.pad(rows, (0, 0) * (rows.dim() - 1) + (0, rest))
@@ -87,14 +103,14 @@ class Tokens:
         flat = values.reshape(-1)
         if self.packing is not None:
             return flat[self.packing.indices]
-        flat = flat[: self.input_ids.shape[0]]
+        flat = flat[: self.rows]
         if self.exact:
             return flat
         return torch.where(torch.arange(flat.shape[0], device=flat.device) < self.cu_seqlens[-1], flat, outside)
 
     def row(self, places: Tensor) -> Tensor:
         """Rows of int64 `places` among the flattened input: negative for none, N for those past the input."""
-        total, rows = self.shape[0] * (self.shape[1] if len(self.shape) == 2 else 1), self.input_ids.shape[0]
+        total, rows = self.shape[0] * (self.shape[1] if len(self.shape) == 2 else 1), self.rows
         if self.packing is None:
             found = torch.where(places < rows, places, -1)
         else:
@@ -111,7 +127,7 @@ class Tokens:
         count = self.sequences if first else 0
         parts = [self.first] if first else []
         if masked is not None:
-            parts.append(masked.clamp(0, self.input_ids.shape[0] - 1))
+            parts.append(masked.clamp(0, self.rows - 1))
         wanted = torch.cat(parts)
         if wanted.shape[0] == 0:  # a layer of no rows is of no use to anybody, but its parameters get their zeros
             wanted = wanted.new_zeros(1)
@@ -121,8 +137,20 @@ class Tokens:
             rows, places = torch.unique(wanted, return_inverse=True)
         if masked is not None:
             found = torch.where(masked < 0, -1, places[count : count + masked.shape[0]])
-            masked = torch.where(masked >= self.input_ids.shape[0], rows.shape[0], found)
+            masked = torch.where(masked >= self.rows, rows.shape[0], found)
         return Reading(rows, places[:count] if first else None, masked)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens(Sequences):
+    """
+    Attributes:
+        input_ids, position_ids: [N] int; token_type_ids: [N] or None for zeros.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    token_type_ids: Tensor | None = None
 
 
 def arrange(
@@ -165,6 +193,51 @@ def _check_length(longest: int, positions: int) -> None:
         )
 
 
+def _fields(packing: ops.Packing | None, batch: int, seqlen: int, device: torch.device | str) -> dict[str, Any]:
+    if packing is None:
+        bounds = torch.arange(0, batch * seqlen + 1, seqlen, dtype=torch.int32, device=device)
+        rows, longest = batch * seqlen, seqlen
+    else:
+        bounds, rows, longest = packing.cu_seqlens, packing.indices.shape[0], packing.max_seqlen
+    return {
+        "rows": rows,
+        "cu_seqlens": bounds,
+        "bounds": bounds,
+        "max_seqlen": longest,
+        "shape": (batch, seqlen),
+        "exact": True,
+        "packing": packing,
+    }
+
+
+def sequences_of(packing: ops.Packing | None, batch: int, seqlen: int, device: torch.device | str) -> Sequences:
+    """Where the sequences of a padded batch [B, S] are; packing: None where every token is real."""
+    return Sequences(**_fields(packing, batch, seqlen, device))
+
+
+def of_batch(ids: Tensor, types: Tensor | None, position_ids: Tensor | None, packing: ops.Packing | None) -> Tokens:
+    """The real tokens of ids [B, S]; types and position_ids: of a shape that broadcasts to it, or None for zeros and places in
+    the row; packing: None where every token is real. Nothing is checked."""
+    batch, seqlen = ids.shape
+
+    def real(values: Tensor) -> Tensor:
+        flat = values.expand(batch, seqlen).reshape(-1)
+        return flat if packing is None else flat[packing.indices]
+
+    if position_ids is not None:
+        places = real(position_ids)
+    elif packing is None:
+        places = torch.arange(seqlen, device=ids.device).expand(batch, seqlen).reshape(-1)
+    else:
+        places = packing.indices % seqlen
+    return Tokens(
+        input_ids=real(ids),
+        position_ids=places,
+        token_type_ids=None if types is None else real(types),
+        **_fields(packing, batch, seqlen, ids.device),
+    )
+
+
 def _padded(
     ids: Tensor, mask: Tensor | None, types: Tensor | None, position_ids: Tensor | None, positions: int
 ) -> Tokens:
@@ -179,26 +252,11 @@ def _padded(
     packing = None if mask is None else ops.pack(mask)
     if packing is not None and packing.indices.shape[0] == 0:
         raise ValueError(f"attention_mask {tuple(ids.shape)} has no real token")
-    if packing is None or packing.indices.shape[0] == batch * seqlen:
-        bounds = torch.arange(0, batch * seqlen + 1, seqlen, dtype=torch.int32, device=ids.device)
-        longest, packing = seqlen, None
-    else:
-        bounds, longest = packing.cu_seqlens, packing.max_seqlen
+    if packing is not None and packing.indices.shape[0] == batch * seqlen:
+        packing = None
     if position_ids is None:
-        _check_length(longest, positions)
-
-    def real(values: Tensor) -> Tensor:
-        flat = values.expand(batch, seqlen).reshape(-1)
-        return flat if packing is None else flat[packing.indices]
-
-    if position_ids is not None:
-        places = real(position_ids)
-    elif packing is None:
-        places = torch.arange(seqlen, device=ids.device).expand(batch, seqlen).reshape(-1)
-    else:
-        places = packing.indices % seqlen
-    segments = None if types is None else real(types)
-    return Tokens(real(ids), places, segments, bounds, bounds, longest, (batch, seqlen), True, packing)
+        _check_length(seqlen if packing is None else packing.max_seqlen, positions)
+    return of_batch(ids, types, position_ids, packing)
 
 
 def _packed(
@@ -236,7 +294,17 @@ def _packed(
     if position_ids is None:
         row = torch.arange(ids.shape[0], dtype=torch.int32, device=ids.device)
         position_ids = row - bounds[torch.searchsorted(bounds[1:], row, right=True)]
-    return Tokens(ids, position_ids, types, cu_seqlens, bounds, max(max_seqlen, 1), (total,), exact)
+    return Tokens(
+        rows=ids.shape[0],
+        cu_seqlens=cu_seqlens,
+        bounds=bounds,
+        max_seqlen=max(max_seqlen, 1),
+        shape=(total,),
+        exact=exact,
+        input_ids=ids,
+        position_ids=position_ids,
+        token_type_ids=types,
+    )
 
 
 def _checked(cu_seqlens: Tensor, total: int, max_seqlen: int | None) -> tuple[int, int]:

@@ -135,9 +135,9 @@ def feed_forward_rows(monkeypatch) -> list[int]:
     rows: list[int] = []
     original = layers.mlp_block
 
-    def mlp_block(x, **options):
+    def mlp_block(x, parts, **options):
         rows.append(x.shape[0])
-        return original(x, **options)
+        return original(x, parts, **options)
 
     monkeypatch.setattr(layers, "mlp_block", mlp_block)
     return rows

@@ -40,13 +40,13 @@ def test_the_last_layer_computes_what_is_read(rows, head, train, padding):
 @by_name
 def test_one_call_for_the_whole_stack(monkeypatch, head, dtype, padding):
     read = []
-    original = stack.Found.forward
+    original = stack.Native.forward
 
     def forward(self, *args):
         read.append(args[-1])
         return original(self, *args)
 
-    monkeypatch.setattr(stack.Found, "forward", forward)
+    monkeypatch.setattr(stack.Native, "forward", forward)
     stock, fast = pair(head, dtype=dtype)
     inputs = head_inputs(head, padding)
     with torch.no_grad():

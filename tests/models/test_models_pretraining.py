@@ -34,9 +34,9 @@ def rows(monkeypatch):
     found: list[int] = []
     original = modules.mlp_block
 
-    def mlp_block(x, **others):
+    def mlp_block(x, parts, **others):
         found.append(x.shape[0])
-        return original(x, **others)
+        return original(x, parts, **others)
 
     monkeypatch.setattr(modules, "mlp_block", mlp_block)
     return found

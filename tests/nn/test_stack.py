@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from bertfast import _ext
 from bertfast import nn as bnn
 from bertfast.nn import prepack, stack
+from bertfast.nn.parts import Kind
 from bertfast.ops import packed_linear
 from bertfast.testing import assert_within_budget, rms_error
 
@@ -398,11 +399,10 @@ def test_rows_that_are_read(size, rows):
         "all": torch.arange(len(x)),
         "none": torch.arange(0),
     }[rows]
-    options = {"heads": shape[2], "scale": (shape[1] // shape[2]) ** -0.5, "approximate": "none"}
+    kind = Kind(shape[2], (shape[1] // shape[2]) ** -0.5, "none")
     kept = x.clone()
     with torch.no_grad():
-        y = stack.run(encoder, encoder.layer, x, bounds, longest, read=read, **options)
-        assert y is not None
+        y = stack.find(encoder, encoder.layer, x, kind).forward(x, bounds, longest, read)
         assert torch.equal(x, kept)
         torch.testing.assert_close(y, eager(encoder, x, bounds)[read], rtol=1e-4, atol=1e-4)
 
@@ -410,17 +410,17 @@ def test_rows_that_are_read(size, rows):
 @needs_kernels
 def test_rows_that_cannot_be_read():
     encoder, (x, bounds, longest) = make(), packed((5, 8), 64)
-    options = {"heads": 2, "scale": 0.25, "approximate": "none"}
     with torch.no_grad():
+        native = stack.find(encoder, encoder.layer, x, Kind(2, 0.25, "none"))
         for read, error, message in (
             ([0, 13], IndexError, "row 13 at position 1 of read is outside the 13 tokens"),
             ([-1, 2], IndexError, "row -1 at position 0"),
             ([3, 3], ValueError, "must rise, but row 3 follows row 3"),
         ):
             with pytest.raises(error, match=message):
-                stack.run(encoder, encoder.layer, x, bounds, longest, read=torch.tensor(read), **options)
+                native.forward(x, bounds, longest, torch.tensor(read))
         with pytest.raises(ValueError, match=r"read must be int64 \[R\]"):
-            stack.run(encoder, encoder.layer, x, bounds, longest, read=torch.tensor([1]).int(), **options)
+            native.forward(x, bounds, longest, torch.tensor([1]).int())
 
 
 @needs_kernels

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from torch import nn
 
 from bertfast import _library
-from bertfast.nn.core import Packed, Padded, attention_block, mlp_block
+from bertfast.nn.core import attention_block, mlp_block
+from bertfast.nn.layout import Packed, Padded
+from bertfast.nn.modules import BertLayer
+from bertfast.nn.parts import parts_of
 from bertfast.testing import rms_error
 
 E, F, H = 64, 128, 2
@@ -13,16 +15,13 @@ E, F, H = 64, 128, 2
 
 @pytest.fixture
 def layer():
-    names = ("query", "key", "value", "dense")
-    parts = {name: nn.Linear(E, E) for name in names}
-    return parts, nn.LayerNorm(E), nn.Linear(E, F), nn.Linear(F, E)
+    return parts_of(BertLayer(E, H, F))
 
 
 def run(layer, x, layout, p):
-    parts, norm, up, down = layer
     torch.manual_seed(3)
-    x = attention_block(x, layout, **parts, norm=norm, heads=H, attention_p=p, hidden_p=p, use_prepack=False)
-    return mlp_block(x, up=up, down=down, norm=norm, hidden_p=p, use_prepack=False)
+    x = attention_block(x, layout, layer.attention, H, attention_p=p, hidden_p=p, use_prepack=False)
+    return mlp_block(x, layer.mlp, hidden_p=p, use_prepack=False)
 
 
 @pytest.mark.parametrize("p", [0.0, 0.1])

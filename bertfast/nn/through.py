@@ -1,0 +1,56 @@
+"""The one way of packed tokens through all layers: by one C++ call, or layer by layer.
+
+One C++ call is inference on a CPU wherever nothing is attached to a layer that would miss its call (`stack`). Layer by layer is
+everything else: training, gradient checkpointing, autocast, tracing.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from bertfast.nn import stack
+from bertfast.nn.layout import Packed
+from bertfast.nn.parts import Kind
+
+Call = Callable[[nn.Module, Tensor, Packed], Tensor]
+
+
+@dataclass(frozen=True)
+class Layers:
+    """
+    Attributes:
+        owner: the module that copies of the weights belong to.
+        modules: the layers.
+        call: (layer, x, layout) to the layer's output, through the module itself.
+        kind: of every layer; None where they differ, or where each must be called as a module.
+        prepack: whether inference on a CPU may keep reordered copies of the weights.
+        int8: whether products from these copies are of 8-bit integers.
+        native: what runs all of them in one call on a CPU, its parameters current; see `ready`.
+    """
+
+    owner: nn.Module
+    modules: Sequence[nn.Module]
+    call: Call
+    kind: Kind | None
+    prepack: bool = True
+    int8: bool = False
+    native: stack.Native | None = None
+
+    def ready(self, x: Tensor) -> "Layers":
+        """The same with what runs all layers on such x in one call, where there is something."""
+        if self.kind is None or not self.prepack:
+            return self
+        return replace(self, native=stack.find(self.owner, self.modules, x, self.kind, int8=self.int8))
+
+
+def through(layers: Layers, x: Tensor, layout: Packed) -> Tensor:
+    """x [T, E] of packed tokens through all layers, to [T, E]; to [R, E] where the layout names R rows to be read."""
+    if layers.native is not None:
+        return layers.native.forward(x, layout.cu_seqlens, layout.max_seqlen, layout.read)
+    every = Packed(layout.cu_seqlens, layout.max_seqlen)
+    last = len(layers.modules) - 1
+    for i, layer in enumerate(layers.modules):
+        # Every row is a key and a value, until the last layer's output.
+        x = layers.call(layer, x, layout if i == last else every)
+    return x

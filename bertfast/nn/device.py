@@ -9,8 +9,10 @@ Where the kernels of an op are not verified on the device, torch's own functions
 Nothing here waits for the device or depends on what tensors hold, so that a CUDA graph can hold it all.
 """
 
+import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -71,28 +73,29 @@ def layers(x: Tensor, parts: Sequence[LayerParts], kind: Kind, layout: Packed, j
     Raises:
         ValueError: on bounds that do not rise from 0 to N by at most max_seqlen; on a GPU at a later call.
     """
-    x, rest = x.contiguous(), layout.read
+    x, read = x.contiguous(), layout.read
     bounds = layout.cu_seqlens.contiguous(), layout.max_seqlen
-    last = len(parts) - 1
+    last, dtype, again = len(parts) - 1, joined.dtype, joined.alike and len(parts) > 1
     with torch.no_grad(), _on(x.device):
         joined.refresh()
         mixing = rows = None
         for number, (part, weights) in enumerate(zip(parts, joined.layers, strict=True)):
-            if mixing is None or not joined.alike:
-                mixing, rows = _Mixing(kind, bounds, joined.dtype), _Rows(kind, joined.dtype)
+            if mixing is None or not again:
+                mixing, rows = _Mixing(kind, bounds, dtype, again), _Rows(kind, dtype, again)
             context = mixing(x, weights)
-            if number == last and rest is not None:
+            if number == last and read is not None:
                 # Every token is a key and a value; only here does a token that nobody reads cease to matter.
-                context, x, rows = context.index_select(0, rest), x.index_select(0, rest), _Rows(kind, joined.dtype)
-            x = rows(context, x, weights, float(part.attention_norm.eps), float(part.norm.eps))
+                context, x, rows = context.index_select(0, read), x.index_select(0, read), _Rows(kind, dtype, False)
+            x = rows(context, x, weights, float(part.attention.norm.eps), float(part.mlp.norm.eps))
     return x
 
 
 class _Step:
     """One op of every layer: by its launcher at first, then by that launch again wherever it was all that the launcher did."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, again: bool) -> None:
         self._function = _library.resolved(name, "CUDA")
+        self._again = again  # whether there will be another call
         self._repeat: repeats.Repeat | None = None
         self._result: Any = None
 
@@ -101,15 +104,23 @@ class _Step:
         if self._repeat is not None:
             self._repeat(*varying)
             return self._result
+        if not self._again:
+            found = self._function(*args)
+            return found if isinstance(found, Tensor) else found[0]
         with repeats.noting() as made:
             found = self._function(*args)
         results = (found,) if isinstance(found, Tensor) else found
         self._result = results[0]
         if made:
-            from bertfast.triton import mailbox  # loads Triton, which a launcher has loaded
-
-            self._repeat = repeats.repeat(made, varying, (*args, *results, mailbox.box(self._result.device)))
+            box = _mailbox().box(self._result.device)
+            self._repeat = repeats.repeat(made, varying, (*args, *results, box))
         return self._result
+
+
+@cache
+def _mailbox() -> Any:
+    """The module, which loads Triton: for where a launcher has loaded it."""
+    return importlib.import_module("bertfast.triton.mailbox")
 
 
 class _Product:
@@ -134,9 +145,9 @@ class _Product:
 class _Mixing:
     """The part of a layer in which tokens see each other: x [N, E] to context [N, H D]."""
 
-    def __init__(self, kind: Kind, bounds: tuple[Tensor, int], dtype: torch.dtype) -> None:
+    def __init__(self, kind: Kind, bounds: tuple[Tensor, int], dtype: torch.dtype, again: bool) -> None:
         self._kind, self._bounds = kind, bounds
-        self._product, self._attention = _Product(dtype), _Step("attention_fwd")
+        self._product, self._attention = _Product(dtype), _Step("attention_fwd", again)
         self._args: tuple[Any, ...] = ()
 
     def __call__(self, x: Tensor, weights: Weights) -> Tensor:
@@ -145,22 +156,22 @@ class _Mixing:
             heads = self._kind.heads
             split = qkv.view(qkv.shape[0], 3, heads, qkv.shape[1] // (3 * heads))
             self._args = (split, *self._bounds, self._kind.scale, 0.0, None)
-        return self._attention(self._args).view(qkv.shape[0], -1)
+        return self._attention(self._args).flatten(1)
 
 
 class _Rows:
     """The rest of a layer, in which each row is by itself: context [R, H D] and the residual [R, E] to [R, E]."""
 
-    def __init__(self, kind: Kind, dtype: torch.dtype) -> None:
+    def __init__(self, kind: Kind, dtype: torch.dtype, again: bool) -> None:
         self._tanh = kind.approximate == "tanh"
-        self._projected, self._up, self._down = _Product(dtype), _Product(dtype), _Product(dtype)
-        self._attention_norm, self._norm = _Step("dropout_add_norm_fwd"), _Step("dropout_add_norm_fwd")
+        self._dense, self._up, self._down = _Product(dtype), _Product(dtype), _Product(dtype)
+        self._attention_norm, self._norm = (_Step("dropout_add_norm_fwd", again) for _ in range(2))
         # The product and GELU apart, as linear_gelu does it at every size.
-        self._gelu = _Step("bias_gelu_fwd")
+        self._gelu = _Step("bias_gelu_fwd", again)
 
     def __call__(self, context: Tensor, x: Tensor, w: Weights, attention_eps: float, eps: float) -> Tensor:
-        projected = self._projected(context, w.projected)
-        varying = w.projected_bias, x, w.attention_norm, w.attention_norm_bias, attention_eps
+        projected = self._dense(context, w.dense)
+        varying = w.dense_bias, x, w.attention_norm, w.attention_norm_bias, attention_eps
         x = self._attention_norm((projected, *varying, 0.0, None), *varying)
         pre = self._up(x, w.up)  # [R, F]
         hidden = self._gelu((pre, w.up_bias, self._tanh), w.up_bias)

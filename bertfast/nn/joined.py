@@ -27,8 +27,8 @@ class Weights(NamedTuple):
 
     qkv: Tensor  # [E, 3 H D]
     qkv_bias: Tensor | None  # [3 H D]
-    projected: Tensor  # [H D, E]
-    projected_bias: Tensor | None  # [E], added by the norm's kernel
+    dense: Tensor  # [H D, E]
+    dense_bias: Tensor | None  # [E], added by the norm's kernel
     attention_norm: Tensor  # [E]
     attention_norm_bias: Tensor
     up: Tensor  # [E, F]
@@ -108,21 +108,24 @@ class Joined:
         return sum(copy.nbytes for copy in self._copies)
 
     def _weights(self, part: LayerParts) -> Weights:
-        projections = (part.query, part.key, part.value)
-        biases = [linear._parameters["bias"] for linear in projections]
+        attention, mlp = part
+        projections = [linear._parameters for linear in attention[:3]]
+        dense, attention_norm = attention.dense._parameters, attention.norm._parameters
+        up, down, norm = mlp.up._parameters, mlp.down._parameters, mlp.norm._parameters
+        biases = [projection["bias"] for projection in projections]
         return Weights(
-            self._join([linear._parameters["weight"] for linear in projections]).t(),
+            self._join([projection["weight"] for projection in projections]).t(),
             None if biases[0] is None else self._join(biases),
-            self._cast(part.projected._parameters["weight"]).t(),
-            _detached(part.projected._parameters["bias"]),
-            part.attention_norm._parameters["weight"].detach(),
-            part.attention_norm._parameters["bias"].detach(),
-            self._cast(part.up._parameters["weight"]).t(),
-            self._cast(part.up._parameters["bias"]),
-            self._cast(part.down._parameters["weight"]).t(),
-            _detached(part.down._parameters["bias"]),
-            part.norm._parameters["weight"].detach(),
-            part.norm._parameters["bias"].detach(),
+            self._cast(dense["weight"]).t(),
+            _detached(dense["bias"]),
+            attention_norm["weight"].detach(),
+            attention_norm["bias"].detach(),
+            self._cast(up["weight"]).t(),
+            self._cast(up["bias"]),
+            self._cast(down["weight"]).t(),
+            _detached(down["bias"]),
+            norm["weight"].detach(),
+            norm["bias"].detach(),
         )
 
     def _join(self, sources: list[Tensor]) -> Tensor:
@@ -146,11 +149,10 @@ def _takes(parts: Sequence[LayerParts], parameters: Sequence[Tensor | None]) -> 
     if len({p.device for p in parameters if p is not None}) > 1:
         return False
     for part in parts:
-        biases = [linear._parameters["bias"] is None for linear in part.linears[:3]]
-        required = [part.up, part.attention_norm, part.norm]
-        if any(biases) != all(biases) or any(p._parameters["bias"] is None for p in required):
+        biases = [linear._parameters["bias"] is None for linear in part.attention[:3]]
+        if any(biases) != all(biases) or part.mlp.up._parameters["bias"] is None:
             return False
-        if any(norm._parameters["weight"] is None for norm in required[1:]):
+        if any(norm._parameters[name] is None for norm in part.norms for name in ("weight", "bias")):
             return False
     return True
 

@@ -50,6 +50,8 @@ _recorder: Recorder | None = None
 _compiled: dict[tuple, Any] = {}
 _architectures: dict[int, int] = {}
 _multiprocessors: dict[int, int] = {}
+_TENSORS = frozenset((Tensor, torch.nn.Parameter))
+_PLAIN = frozenset((int, float, bool, type(None)))
 _TYPES = {
     torch.float32: "fp32",
     torch.float16: "fp16",
@@ -118,13 +120,21 @@ def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:
     return torch.empty(size, dtype=torch.int8, device="cuda")
 
 
-def _trait(value: Any) -> Any:
-    """What Triton specialises on: dtype and alignment of pointers, width, divisibility and 1 of integers."""
-    if isinstance(value, Tensor):
-        return value.dtype, value.data_ptr() & 15 == 0
-    if isinstance(value, int):
-        return value == 1, value & 15 == 0, -(2**31) <= value < 2**31
-    return type(value)
+def _traits(values: tuple) -> list[Any]:
+    """What Triton specialises on: dtype and alignment of pointers, width, divisibility and 1 of integers.
+
+    Types are compared first: isinstance of a Tensor goes through torch's metaclass, and this is on the way of every launch.
+    """
+    traits: list[Any] = []
+    for value in values:
+        kind = type(value)
+        if kind in _TENSORS or (kind not in _PLAIN and isinstance(value, Tensor)):
+            traits.append(value.dtype if value.data_ptr() & 15 == 0 else (value.dtype,))
+        elif isinstance(value, int):
+            traits.append((value == 1, value & 15 == 0, -(2**31) <= value < 2**31))
+        else:
+            traits.append(kind)
+    return traits
 
 
 def launch(
@@ -186,7 +196,7 @@ def _launch(
         The compiled kernel, or None where it may not be called directly.
     """
     values = tuple(constants.values())
-    key = (id(kernel), device, warps, stages, values, *[_trait(a) for a in args])
+    key = (id(kernel), device, warps, stages, values, *_traits(args))
     compiled = _compiled.get(key)
     if compiled is None:
         triton.set_allocator(_scratch)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from threading import get_ident
 from typing import Any, NamedTuple
 
-from torch import Tensor
+_NUMBERS = frozenset((int, float, bool, type(None)))
 
 
 class Made(NamedTuple):
@@ -63,7 +63,7 @@ def repeat(made: list[Made], varying: Sequence[Any], fixed: Sequence[Any]) -> Re
 
     Args:
         varying: tensors, floats and Nones that the next launch has others in place of, found among the arguments by identity.
-        fixed: tensors that the next launch has too.
+        fixed: tensors that the next launch has too; so it has every number.
 
     Returns:
         None where that is not all that a launcher did: no launch or several, something copied on its way to the kernel, or
@@ -71,13 +71,17 @@ def repeat(made: list[Made], varying: Sequence[Any], fixed: Sequence[Any]) -> Re
     """
     if len(made) != 1:
         return None
-    (args, call), places = made[0], []
+    args, call = made[0]
+    identities = [id(arg) for arg in args]
+    places: list[int | None] = []
     for value in varying:
-        at = [place for place, arg in enumerate(args) if arg is value]
-        if value is not None and len(at) != 1:
+        if value is None:
+            places.append(None)
+        elif identities.count(id(value)) == 1:
+            places.append(identities.index(id(value)))
+        else:
             return None
-        places.append(None if value is None else at[0])
-    known = {id(value) for value in (*varying, *fixed)}
-    if any(isinstance(arg, Tensor) and id(arg) not in known for arg in args):
+    known = {*map(id, varying), *map(id, fixed)}
+    if any(identity not in known and type(arg) not in _NUMBERS for identity, arg in zip(identities, args, strict=True)):
         return None
     return Repeat(call, list(args), places)

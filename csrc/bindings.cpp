@@ -1,6 +1,7 @@
 // The pybind11 module bertfast._C. Importing it registers the CPU kernels with torch's dispatcher (static initialisers
 // of csrc/cpu/*.cpp); it binds only what is no tensor op: facts about the build and the processor, for `bertfast
-// doctor`, the encoder, which holds its weights, snapshots of Python objects, and the data pipeline's kernels.
+// doctor`, the encoder, which holds its weights, snapshots of Python objects and stamps of tensors, and the data
+// pipeline's kernels.
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
 
@@ -11,6 +12,7 @@
 #include "cpu/isa.h"
 #include "data/bind.h"
 #include "snapshot.h"
+#include "stamp.h"
 
 namespace py = pybind11;
 
@@ -57,6 +59,11 @@ PYBIND11_MODULE(_C, m) {
   py::class_<Snapshot>(m, "Snapshot", "Whether Python objects are what they were; see csrc/snapshot.h")
       .def(py::init<const py::object&, const std::vector<py::object>&, const py::tuple&, const py::set&>())
       .def("holds", &Snapshot::holds);
+
+  using bertfast::Stamp;
+  py::class_<Stamp>(m, "Stamp", "Whether tensors lie where they lay; see csrc/stamp.h")
+      .def(py::init<const py::object&>())
+      .def("holds", &Stamp::holds);
 
   bertfast::data::bind_data(m);
 }

@@ -1,0 +1,336 @@
+"""What captures and replays: a CUDA graph on a GPU, and a stand-in on a CPU that only tests ask for.
+
+All graphs of a device share one memory pool: what one of them leaves in its intermediate memory the next overwrites. So there is one
+turn at a time, for a replay from filling its inputs to copying its outputs, or for a capture; a turn on another stream waits for the
+turn before on the device, not on the host. Graphs that are done with are reset in a turn too, since the last replay may still run.
+"""
+
+import sys
+import threading
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Function = Callable[[], tuple[Tensor, ...]]
+
+_turn = threading.local()
+
+
+class Graph(ABC):
+    """One captured call.
+
+    Attributes:
+        outputs: what the function returned; each replay writes them anew.
+        nbytes: device memory that it took to capture.
+    """
+
+    outputs: tuple[Tensor, ...]
+    nbytes: int
+
+    @abstractmethod
+    def replay(self, function: Function) -> None:
+        """Compute `outputs` from what now lies where the function read it.
+
+        function: the one that was captured. The stand-in calls it again; it is not kept, as it may hold the owner of the graph.
+        """
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Give back the graph's memory. It cannot be replayed any more."""
+
+
+class Backend(ABC):
+    """Captures on one device, and says whose turn it is there.
+
+    Attributes:
+        device: where inputs of captured functions lie.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self._lock = threading.Lock()  # held for a turn
+        self._captures = threading.Lock()  # held as well from before a capture's turn until its end
+        self._capturing = False
+        self._buried: deque[Callable[[], None]] = deque()
+
+    @abstractmethod
+    def warm_up(self, function: Function) -> tuple[Tensor, ...]:
+        """The function's results, computed as a capture of it will be: on the same stream, with the same workspaces."""
+
+    @abstractmethod
+    def capture(self, function: Function) -> Graph:
+        """The function as a graph. Its outputs hold no numbers until it is replayed."""
+
+    def is_capturing(self) -> bool:
+        """Whether somebody captures what is launched now."""
+        return False
+
+    def settings(self) -> Hashable:
+        """Settings of torch that decide which code is captured."""
+        return ()
+
+    def active(self) -> AbstractContextManager[Any]:
+        """Makes the device the current one."""
+        return nullcontext()
+
+    def staged(self, source: Tensor) -> Tensor:
+        """The tensor, or a copy of it from which the device copies without the host waiting."""
+        return source
+
+    def check(self) -> None:
+        """Raise what an earlier kernel found wrong with a caller's input."""
+
+    def wait(self) -> None:
+        """Wait on the host for what was launched until now."""
+
+    def settle(self) -> None:
+        """Wait on the host until the last turn is over on the device."""
+
+    def _follow(self) -> None:
+        """Let what is launched now wait on the device for the last turn."""
+
+    def _mark(self) -> None:
+        """Remember that the last turn ends here."""
+
+    def in_turn(self) -> bool:
+        """Whether this thread has a turn now, on whatever device."""
+        return getattr(_turn, "taken", False)
+
+    def begin(self) -> bool:
+        """Take a turn for a replay; False while another thread captures, which takes too long to be waited for.
+
+        Every turn that was taken is given back by `end`.
+        """
+        if self._captures.locked():
+            return False
+        self._take()
+        return True
+
+    def begin_capture(self) -> bool:
+        """Take a turn for a capture; False while another thread captures."""
+        if not self._captures.acquire(blocking=False):
+            return False
+        self._take()
+        self._capturing = True
+        self.collect()
+        return True
+
+    def _take(self) -> None:
+        self._lock.acquire()
+        _turn.taken = True
+        self._follow()
+
+    def end(self) -> None:
+        """Give the turn back."""
+        try:
+            self._mark()
+        finally:
+            _turn.taken = False
+            if self._capturing:
+                self._capturing = False
+                self._captures.release()
+            self._lock.release()
+        self._release_buried()
+
+    def bury(self, release: Callable[[], None]) -> None:
+        """Call `release`, of a graph that nobody will replay, when no turn is taken and the last one is over on the device.
+
+        That is now or when the present turn is given back. Safe from finalisers.
+        """
+        self._buried.append(release)
+        self._release_buried()
+
+    def _release_buried(self) -> None:
+        while self._buried and not self.is_capturing() and self._lock.acquire(blocking=False):
+            try:
+                self.collect()
+            finally:
+                self._lock.release()
+
+    def collect(self) -> None:
+        """Release what was buried; in a turn."""
+        if self._buried:
+            self.settle()
+        while self._buried:
+            self._buried.popleft()()
+
+
+class _CudaGraph(Graph):
+    def __init__(self, graph: Any, outputs: tuple[Tensor, ...], nbytes: int, pool: "_Pool"):
+        self._graph, self.outputs, self.nbytes, self._pool = graph, outputs, nbytes, pool
+
+    def replay(self, function: Function) -> None:
+        self._graph.replay()
+
+    def reset(self) -> None:
+        self.outputs = ()
+        self._graph.reset()
+        self._pool.left()
+
+
+class _Pool:
+    """The memory that a device's graphs share.
+
+    torch gives it back when the last graph in it is reset, and then refuses to capture into it again: a new one is begun.
+    """
+
+    def __init__(self) -> None:
+        self._graphs = 0
+        self._handle: Any = None
+
+    def handle(self) -> Any:
+        if self._graphs == 0:
+            self._handle = torch.cuda.graph_pool_handle()
+        return self._handle
+
+    def entered(self) -> None:
+        self._graphs += 1
+
+    def left(self) -> None:
+        self._graphs -= 1
+
+
+class CudaBackend(Backend):
+    """CUDA graphs on one GPU."""
+
+    def __init__(self, device: torch.device):
+        super().__init__(device)
+        self._pool = _Pool()
+        self._side: Any = None  # the stream of captures
+        self._last: Any = None  # the stream of the last turn, and an event at its end
+        self._event: Any = None
+
+    def _stream(self) -> Any:
+        if self._side is None:
+            self._side = torch.cuda.Stream(self.device)
+        return self._side
+
+    def warm_up(self, function: Function) -> tuple[Tensor, ...]:
+        side, current = self._stream(), torch.cuda.current_stream(self.device)
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            outputs = function()
+        # The results' memory belongs to the side stream, whose next use begins by waiting for this one as well.
+        current.wait_stream(side)
+        return outputs
+
+    def capture(self, function: Function) -> Graph:
+        graph, pool = torch.cuda.CUDAGraph(), self._pool.handle()
+        # Other threads may allocate and launch meanwhile.
+        with torch.cuda.graph(graph, pool=pool, stream=self._stream(), capture_error_mode="thread_local"):
+            before = torch.cuda.memory_reserved(self.device)  # after torch emptied its cache
+            outputs = function()
+            grown = torch.cuda.memory_reserved(self.device) - before
+        self._pool.entered()
+        return _CudaGraph(graph, outputs, max(grown, 0), self._pool)
+
+    def is_capturing(self) -> bool:
+        return torch.cuda.is_current_stream_capturing()
+
+    def settings(self) -> Hashable:
+        matmul = torch.backends.cuda.matmul
+        return (
+            matmul.fp32_precision,
+            matmul.allow_bf16_reduced_precision_reduction,
+            matmul.allow_fp16_reduced_precision_reduction,
+            torch.are_deterministic_algorithms_enabled(),
+        )
+
+    def active(self) -> AbstractContextManager[Any]:
+        return nullcontext() if torch.cuda.current_device() == self.device.index else torch.cuda.device(self.device)
+
+    def staged(self, source: Tensor) -> Tensor:
+        return source if source.device.type == "cuda" or source.is_pinned() else source.pin_memory()
+
+    def check(self) -> None:
+        mailbox: Any = sys.modules.get("bertfast.triton.mailbox")  # not loaded: no kernel of ours has run
+        if mailbox is not None:
+            mailbox.check(self.device)
+
+    def wait(self) -> None:
+        torch.cuda.current_stream(self.device).synchronize()
+
+    def settle(self) -> None:
+        if self._event is not None:
+            self._event.synchronize()
+
+    def _follow(self) -> None:
+        if self._event is not None:
+            current = torch.cuda.current_stream(self.device)
+            if current != self._last:
+                current.wait_event(self._event)
+
+    def _mark(self) -> None:
+        if self._event is None:
+            self._event = torch.cuda.Event()
+        self._last = torch.cuda.current_stream(self.device)
+        self._event.record(self._last)
+
+
+class _Repeated(Graph):
+    def __init__(self, outputs: tuple[Tensor, ...]):
+        self.outputs = tuple(output.clone() for output in outputs)
+        self.nbytes = sum(output.nbytes for output in outputs)
+
+    def replay(self, function: Function) -> None:
+        for output, new in zip(self.outputs, function(), strict=True):
+            output.copy_(new)
+
+    def reset(self) -> None:
+        self.outputs = ()
+
+
+class StandIn(Backend):
+    """No graph: a replay calls the function again on the same inputs and copies its results into the same outputs.
+
+    For tests on a CPU of everything around a graph. Tests count and fail by overriding its methods.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(torch.device("cpu"))
+
+    def warm_up(self, function: Function) -> tuple[Tensor, ...]:
+        return function()
+
+    def capture(self, function: Function) -> Graph:
+        return _Repeated(function())
+
+
+_lock = threading.Lock()
+_backends: dict[torch.device, Backend] = {}
+_inherited: list[Any] = []
+
+
+def of(device: torch.device) -> Backend | None:
+    """What captures on a device; None where nothing does, as on a CPU without a stand-in."""
+    found = _backends.get(device)
+    if found is None and device.type == "cuda":
+        with _lock:
+            found = _backends.setdefault(device, CudaBackend(device))
+    return found
+
+
+@contextmanager
+def installed(backend: Backend) -> Iterator[None]:
+    """Let `backend` capture on its device, in the whole process."""
+    before = _backends.get(backend.device)
+    _backends[backend.device] = backend
+    try:
+        yield
+    finally:
+        if before is None:
+            del _backends[backend.device]
+        else:
+            _backends[backend.device] = before
+
+
+def forget_after_fork() -> None:
+    """In a child process: leave the parent's graphs alone, which a destructor would hand to a driver that is not the child's."""
+    global _lock, _backends, _turn
+    _inherited.append(_backends)
+    _lock, _backends, _turn = threading.Lock(), {}, threading.local()

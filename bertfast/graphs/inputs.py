@@ -1,0 +1,74 @@
+"""The static buffers that a captured inference call reads its tokens from, and how a call's own tokens get into them."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from bertfast import _torch
+from bertfast.graphs.buckets import Bucket
+from bertfast.nn.tokens import Tokens
+
+_copy = _torch.foreach("copy_")
+
+
+class Inputs:
+    """Buffers for any call of a bucket.
+
+    Rows past a call's own are tokens of sequences of their own: they cost time and change nothing. Their ids are zeros, since what
+    an earlier call left there might be an id that it was wrong to give.
+
+    Attributes:
+        tokens: the buffers as a model takes them.
+        nbytes: of them.
+    """
+
+    def __init__(self, bucket: Bucket, device: torch.device, segments: bool):
+        """segments: whether there are token_type_ids."""
+        size, longest = bucket.tokens, bucket.longest
+        self._ids = torch.zeros(3 if segments else 2, size, dtype=torch.int64, device=device)
+        bounds = torch.zeros(bucket.sequences + 1 + bucket.rest, dtype=torch.int32, device=device)
+        # Where sequences past a call's own end unless its tokens do later: the absent ones at 0; those of the rest as late as they
+        # can, the last of them with the buffer.
+        ends = [0] * (bucket.sequences + 1) + [max(0, size - longest * later) for later in range(bucket.rest)[::-1]]
+        self._ends = torch.tensor(ends, dtype=torch.int32, device=device)
+        self._read = torch.zeros(bucket.read, dtype=torch.int64, device=device) if type(bucket.read) is int else None
+        self._first = bucket.read == "first"
+        self._used = 0  # rows that the calls before wrote
+        types = self._ids[2] if segments else None
+        own = bounds[: bucket.sequences + 1]
+        self.tokens = Tokens(self._ids[0], self._ids[1], types, own, bounds, longest, (size,), False)
+        self.nbytes = sum(t.nbytes for t in (self._ids, bounds, self._ends)) + (
+            0 if self._read is None else self._read.nbytes
+        )
+
+    def read(self) -> Tensor | None:
+        """Rows that are read; those past a call's own are some rows or other."""
+        return self.tokens.first if self._first else self._read
+
+    def fill(self, tokens: Tokens, read: Tensor | None, staged: Callable[[Tensor], Tensor]) -> None:
+        """Put a call's tokens and named rows into the buffers: three small launches, one more after a longer call, no wait.
+
+        tokens: exact, N rows from bound 0 to bound N.
+        """
+        count, bounds = tokens.input_ids.shape[0], tokens.bounds.shape[0]
+        if self._used > count:
+            self._ids[:, count : self._used].zero_()
+        self._used = count
+        sources = [tokens.input_ids, tokens.position_ids, tokens.bounds]
+        targets = [self._ids[0, :count], self._ids[1, :count], self.tokens.bounds[:bounds]]
+        if tokens.token_type_ids is not None:
+            sources.append(tokens.token_type_ids)
+            targets.append(self._ids[2, :count])
+        if read is not None and self._read is not None:
+            sources.append(read)
+            targets.append(self._read[: read.shape[0]])
+        _copy_all(targets, [staged(source) for source in sources])
+        torch.clamp(self._ends[bounds:], min=count, out=self.tokens.bounds[bounds:])
+
+
+def _copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
+    """A launch for each dtype of the sources: torch copies tensors together only where they are alike."""
+    for dtype in dict.fromkeys(source.dtype for source in sources):
+        of_dtype = [i for i, source in enumerate(sources) if source.dtype is dtype]
+        _copy([targets[i] for i in of_dtype], [sources[i] for i in of_dtype], non_blocking=True)

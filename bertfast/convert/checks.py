@@ -13,6 +13,7 @@ from transformers.models.bert import modeling_bert as hf
 from bertfast import _torch
 from bertfast.convert import installed
 from bertfast.nn.core import dropout_rate
+from bertfast.nn.parts import HOLDERS, NAMES, Kind, below, parts_of
 from bertfast.triton import verified
 
 # Activation classes of transformers to the `approximate` argument of GELU; not every 5.x release has all of them.
@@ -129,12 +130,12 @@ def approximate_of(activation: Any) -> str | None:
     return approximate if is_own else None
 
 
-def kind_of(layer: Any) -> tuple[int, float, str | None]:
+def kind_of(layer: Any) -> Kind:
     """Heads, scale of the scores and form of GELU of a BertLayer that `layer_reason` found plain."""
     children = layer._modules
     attention = children["attention"]._modules["self"]
     activation = children["intermediate"]._modules["intermediate_act_fn"]
-    return heads_of(attention), attention.scaling, approximate_of(activation)
+    return Kind(heads_of(attention), attention.scaling, approximate_of(activation) or "none")
 
 
 def heads_of(attention: Any) -> int:
@@ -144,37 +145,18 @@ def heads_of(attention: Any) -> int:
 
 def drops(layer: Any) -> bool:
     """Whether any dropout of a BertLayer that `layer_reason` finds plain is on, which may be so outside training."""
-    attention = layer._modules["attention"]._modules
-    holders = (attention["self"], attention["output"], layer._modules["output"])
-    return any(dropout_rate(holder._modules["dropout"]) > 0.0 for holder in holders)
+    return any(dropout_rate(dropout) > 0.0 for dropout in parts_of(layer).dropouts)
 
 
-def _parts(layer: Any) -> tuple[tuple[Any, type, str], ...]:
-    """Every module whose place the fused layer takes. Read through `_modules`: nn.Module's own lookup is ten times slower.
-
-    A child that a replaced parent lacks is `_ABSENT`; the parent comes first in the list and gives the reason.
-    """
-    attention = layer._modules.get("attention", _ABSENT)
-    projections, projected = attention._modules.get("self", _ABSENT), attention._modules.get("output", _ABSENT)
-    intermediate, output = layer._modules.get("intermediate", _ABSENT), layer._modules.get("output", _ABSENT)
-    return (
-        (attention, hf.BertAttention, "attention"),
-        (projections, hf.BertSelfAttention, "attention.self"),
-        (projections._modules.get("query", _ABSENT), nn.Linear, "attention.self.query"),
-        (projections._modules.get("key", _ABSENT), nn.Linear, "attention.self.key"),
-        (projections._modules.get("value", _ABSENT), nn.Linear, "attention.self.value"),
-        (projections._modules.get("dropout", _ABSENT), nn.Dropout, "attention.self.dropout"),
-        (projected, hf.BertSelfOutput, "attention.output"),
-        (projected._modules.get("dense", _ABSENT), nn.Linear, "attention.output.dense"),
-        (projected._modules.get("LayerNorm", _ABSENT), nn.LayerNorm, "attention.output.LayerNorm"),
-        (projected._modules.get("dropout", _ABSENT), nn.Dropout, "attention.output.dropout"),
-        (intermediate, hf.BertIntermediate, "intermediate"),
-        (intermediate._modules.get("dense", _ABSENT), nn.Linear, "intermediate.dense"),
-        (output, hf.BertOutput, "output"),
-        (output._modules.get("dense", _ABSENT), nn.Linear, "output.dense"),
-        (output._modules.get("LayerNorm", _ABSENT), nn.LayerNorm, "output.LayerNorm"),
-        (output._modules.get("dropout", _ABSENT), nn.Dropout, "output.dropout"),
-    )
+# What must stand at each place below a layer for the fused code to take its place: holders first, since one that was replaced may
+# lack what is below.
+_HOLDERS = (hf.BertAttention, hf.BertSelfAttention, hf.BertSelfOutput, hf.BertIntermediate, hf.BertOutput)
+_LEAVES = ((NAMES.linears, nn.Linear), (NAMES.norms, nn.LayerNorm), (NAMES.dropouts, nn.Dropout))
+_PLACES: tuple[tuple[str, type[nn.Module]], ...] = (
+    *zip(HOLDERS, _HOLDERS, strict=True),
+    *((name, kind) for names, kind in _LEAVES for name in names),
+)
+_WITH_BIAS = (*NAMES.linears[:3], NAMES.mlp.up)
 
 
 def layer_reason(layer: Any, device: torch.device, dtype: torch.dtype | None = None) -> str | None:
@@ -185,33 +167,28 @@ def layer_reason(layer: Any, device: torch.device, dtype: torch.dtype | None = N
         return "its feed_forward_chunk was replaced"
     if layer.chunk_size_feed_forward:
         return "chunk_size_feed_forward is set"
-    parts = _parts(layer)
-    for module, kind, name in parts:
-        reason = _plain(module, kind, name, device, dtype)
+    for name, kind in _PLACES:
+        reason = _plain(below(layer, name, _ABSENT), kind, name, device, dtype)
         if reason is not None:
             return reason
-    attention, intermediate = parts[1][0], parts[10][0]
+    attention, intermediate = layer._modules["attention"], layer._modules["intermediate"]
     activation = intermediate._modules.get("intermediate_act_fn", intermediate.__dict__.get("intermediate_act_fn"))
     if approximate_of(activation) is None:
         return f"its activation is {getattr(activation, '__name__', type(activation).__name__)}, not GELU"
     reason = hook_reason(activation, "intermediate.intermediate_act_fn")
     if reason is not None:
         return reason
-    for module, name in (
-        (parts[2][0], "query"),
-        (parts[3][0], "key"),
-        (parts[4][0], "value"),
-        (parts[11][0], "intermediate"),
-    ):
-        if module._parameters["bias"] is None:
+    for name in _WITH_BIAS:
+        if below(layer, name, _ABSENT)._parameters["bias"] is None:
             return f"{name} has no bias"
-    if attention.is_causal or getattr(parts[0][0], "is_cross_attention", False):
+    projections = attention._modules["self"]
+    if projections.is_causal or getattr(attention, "is_cross_attention", False):
         return "its attention is causal, or across"
-    if parts[2][0].weight.shape[0] % attention.attention_head_size:
+    if projections._modules["query"].weight.shape[0] % projections.attention_head_size:
         return "its heads do not fill the width of its query"
-    if getattr(attention, "num_key_value_groups", 1) != 1:
+    if getattr(projections, "num_key_value_groups", 1) != 1:
         return "its keys are shared by groups of heads"
-    return implementation_reason(attention.config)
+    return implementation_reason(projections.config)
 
 
 def implementation_reason(config: Any) -> str | None:

@@ -16,7 +16,8 @@ from transformers.models.bert import modeling_bert as hf
 
 from bertfast import ops
 from bertfast.convert import checks, handover, installed
-from bertfast.convert.layers import count, option
+from bertfast.convert.counts import count
+from bertfast.convert.options import option
 from bertfast.convert.pooled_heads import only_reader
 
 MASKED_ONLY = "fast, logits of masked tokens only"

@@ -1,14 +1,12 @@
 """The classes that optimize() swaps in. None has an __init__, parameters or buffers of its own: a swapped module is the
 stock module with another forward, so checkpointing, deepcopy, pickle, state_dict and hooks go on as they were.
 
-The one thing kept on an instance is `_bertfast`, a dict of plain options; counts of what each call did are kept beside
-the modules, in a weak dictionary.
+The one thing kept on an instance is a dict of plain options (`options`); counts of what each call did are kept beside the modules
+(`counts`).
 """
 
-from collections import Counter
 from dataclasses import replace
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -17,45 +15,20 @@ from transformers.models.bert import modeling_bert as hf
 
 from bertfast import ops
 from bertfast.convert import checks, handover, installed
-from bertfast.nn import stack
+from bertfast.convert.counts import FAST, SPLIT, UNPADDED, count
+from bertfast.convert.options import option
 from bertfast.nn.core import attention_block, dropout_rate, mlp_block
 from bertfast.nn.layout import Layout, Packed, Padded
 from bertfast.nn.modules import embed
+from bertfast.nn.parts import parts_of
+from bertfast.nn.through import Layers, through
+from bertfast.nn.tokens import Sequences, sequences_of
 
-FAST = "fast"
-UNPADDED = "fast, padding removed"
-SPLIT = "fast, padding removed but from sequences that begin with it"
 _EMBEDDINGS = installed.Arguments(hf.BertEmbeddings.forward)
 _LAYER = installed.Arguments(hf.BertLayer.forward)
 _ENCODER = installed.Arguments(hf.BertEncoder.forward)
 _IDS = frozenset({"input_ids", "token_type_ids", "position_ids"})
 _STATES = frozenset({"hidden_states", "attention_mask"}) | checks.UNREAD
-_calls: "WeakKeyDictionary[nn.Module, Counter[str]]" = WeakKeyDictionary()
-
-
-def count(module: nn.Module, outcome: str) -> None:
-    """Note what a call of `module` did, for report(); nothing while compiling, which runs Python only once."""
-    if not torch.compiler.is_compiling():
-        counter(module)[outcome] += 1
-
-
-def counter(module: nn.Module) -> Counter[str]:
-    """The outcomes of `module`'s calls; until `forget` the same object."""
-    found = _calls.get(module)
-    return _calls.setdefault(module, Counter()) if found is None else found
-
-
-def calls(module: nn.Module) -> dict[str, int]:
-    """How often each outcome came about since optimize()."""
-    return dict(_calls.get(module, {}))
-
-
-def forget(module: nn.Module) -> None:
-    _calls.pop(module, None)
-
-
-def option(module: nn.Module, name: str) -> Any:
-    return module.__dict__.get("_bertfast", {}).get(name)
 
 
 def ids(
@@ -162,32 +135,26 @@ class FastBertLayer(hf.BertLayer):
         )
 
     def _fast(self, x: Tensor, layout: Layout) -> Tensor:
-        attention, intermediate, output = self.attention, self.intermediate, self.output
-        projections, projected = attention.self, attention.output
+        attention, mlp = parts_of(self)
+        projections, intermediate = self.attention.self, self.intermediate
         # In training every step would change the copies; reentrant checkpointing runs its first forward without gradients.
         prepack, int8 = not self.training and option(self, "prepack") is not False, option(self, "int8") is True
         x = attention_block(
             x,
             layout,
-            query=projections.query,
-            key=projections.key,
-            value=projections.value,
-            dense=projected.dense,
-            norm=projected.LayerNorm,
-            heads=checks.heads_of(projections),
+            attention,
+            checks.heads_of(projections),
             scale=projections.scaling,
-            attention_p=projections.dropout.p if projections.training else 0.0,
-            hidden_p=dropout_rate(projected.dropout),
+            attention_p=attention.dropout.p if projections.training else 0.0,
+            hidden_p=dropout_rate(attention.hidden_dropout),
             use_prepack=prepack,
             int8=int8,
         )
         return mlp_block(
             x,
-            up=intermediate.dense,
-            down=output.dense,
-            norm=output.LayerNorm,
+            mlp,
             approximate=checks.approximate_of(intermediate.intermediate_act_fn) or "none",
-            hidden_p=dropout_rate(output.dropout),
+            hidden_p=dropout_rate(mlp.dropout),
             use_prepack=prepack,
             int8=int8,
         )
@@ -306,70 +273,43 @@ class FastBertEncoder(hf.BertEncoder):
         ]
         return torch.cat(parts)[torch.argsort(torch.cat([packed, padded]))]
 
-    def _run(self, x: Tensor, packing: ops.Packing | None, kwargs: dict) -> Tensor:
-        batch, seqlen, size = x.shape
-        packed = x.reshape(-1, size) if packing is None else ops.unpad(x, packing)
-        return self.through(packed, packing, (batch, seqlen), kwargs)
+    def _run(self, x: Tensor, packing: ops.Packing | None, arguments: dict[str, Any]) -> Tensor:
+        """Hidden states [B, S, E] through all layers; zeros at padding, and at what nobody reads."""
+        sequences = sequences_of(packing, *x.shape[:2], x.device)
+        read, rows = self.read(sequences), sequences.take(x)
+        layers = self.layers(arguments)
+        native = layers.find_native(rows)
+        if native is not None:  # layers that are called count themselves
+            for layer in self.layer:
+                count(layer, UNPADDED)
+        rows = through(replace(layers, native=native), rows, sequences.layout(read))
+        return sequences.restore(rows, read)
 
-    def through(
-        self,
-        x: Tensor,
-        packing: ops.Packing | None,
-        shape: tuple[int, int],
-        kwargs: dict[str, Any] | None = None,
-        found: stack.Found | None = None,
-    ) -> Tensor:
-        """Real tokens [T, E] of a batch of `shape` (B, S) through all layers, to [B, S, E].
-
-        Zeros at padding and, where a head above reads some positions alone, at the others too. found: what `find` found for
-        such x, ready, where it need not be asked again; the layers' calls are then not counted.
-        """
-        batch, seqlen = shape
-        if packing is None:
-            bounds = torch.arange(0, batch * seqlen + 1, seqlen, dtype=torch.int32, device=x.device)
-            layout = Packed(bounds, seqlen)
-        else:
-            layout = Packed(packing.cu_seqlens, packing.max_seqlen)
-        read = self._read(packing, layout.cu_seqlens, shape)
-        last = layout if read is None else replace(layout, read=read)
-        y = self._stack(x, last) if found is None else found.forward(x, last.cu_seqlens, last.max_seqlen, last.read)
-        if y is None:
-            y = x
-            for i, layer in enumerate(self.layer):
-                y = layer(y, last if i == len(self.layer) - 1 else layout, **(kwargs or {}))
-        if read is not None:
-            places = read if packing is None else packing.indices[read]
-            packing = ops.Packing(places, layout.cu_seqlens, layout.max_seqlen, batch, seqlen)
-        return y.view(batch, seqlen, -1) if packing is None else ops.repad(y, packing)
-
-    def _read(self, packing: ops.Packing | None, bounds: Tensor, shape: tuple[int, int]) -> Tensor | None:
-        """Which rows of the last layer's output, among the packed ones, a head above reads; None where it may be all of them."""
+    def read(self, sequences: Sequences) -> Tensor | None:
+        """Which rows of the last layer's output a head above reads in this call; None where it may be all of them."""
         offer = handover.current(self)
         if offer is None or offer.read is None or not self.layer:  # it is the last layer that returns the rows read
             return None
         if isinstance(offer.read, str):
             # Position 0 is real in every sequence, or the batch would not have been packed.
-            return bounds[:-1].to(torch.int64) if option(self, "first_token_read") else None
-        if offer.read.shape != shape:
+            return sequences.cu_seqlens[:-1].to(torch.int64) if option(self, "first_token_read") else None
+        if offer.read.shape != sequences.shape:
             return None
-        marked = offer.read.flatten()
-        rows = (marked if packing is None else marked[packing.indices]).nonzero()[:, 0]
+        rows = sequences.take(offer.read[..., None])[:, 0].nonzero()[:, 0]
         return rows if rows.numel() else None
 
-    def find(self, x: Tensor) -> stack.Found | None:
-        """What computes all layers on such x in one call, or None where nothing can. `stack_reason` has found them all plain."""
+    def layers(self, arguments: dict[str, Any] | None = None) -> Layers:
+        """The layers for `through`, each called with these arguments besides. `stack_reason` has found them all plain."""
         kinds = {checks.kind_of(layer) for layer in self.layer}
-        if option(self, "prepack") is False or len(kinds) != 1:
-            return None
-        heads, scale, approximate = kinds.pop()
-        int8 = option(self, "int8") is True
-        return stack.find(self, self.layer, x, heads=heads, scale=scale, approximate=approximate, int8=int8)
 
-    def _stack(self, x: Tensor, layout: Packed) -> Tensor | None:
-        """All layers in one call, the last as `layout` says, or None where that cannot be."""
-        found = self.find(x)
-        if found is None:
-            return None
-        for layer in self.layer:
-            count(layer, UNPADDED)
-        return found.forward(x, layout.cu_seqlens, layout.max_seqlen, layout.read)
+        def call(layer: nn.Module, x: Tensor, layout: Packed) -> Tensor:
+            return layer(x, layout, **(arguments or {}))
+
+        return Layers(
+            self,
+            self.layer,
+            call,
+            kinds.pop() if len(kinds) == 1 else None,
+            prepack=option(self, "prepack") is not False,
+            int8=option(self, "int8") is True,
+        )

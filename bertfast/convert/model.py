@@ -12,11 +12,12 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.models.bert import modeling_bert as hf
 
-from bertfast import ops
-from bertfast.convert import checks, installed, layers, plans
-from bertfast.convert.layers import FAST, UNPADDED, FastBertEmbeddings, FastBertEncoder, count
+from bertfast.convert import checks, installed, layers, verdicts
+from bertfast.convert.counts import count
+from bertfast.convert.layers import FastBertEmbeddings, FastBertEncoder
 from bertfast.nn.core import dropout_rate
-from bertfast.nn.modules import embed
+from bertfast.nn.through import through
+from bertfast.nn.tokens import Tokens, of_batch
 
 WHOLE = "fast, from ids to hidden states"
 _IDS = (torch.int64, torch.int32)
@@ -39,19 +40,27 @@ class FastBertModel(hf.BertModel):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         call = _MODEL.bind(args, kwargs)
         reason = self._call_reason(call)
-        plan = None
+        verdict = tokens = None
         if reason is None and call is not None:
-            plan = plans.find(self)
-            if plan is None:  # it holds only while none of this changes
-                reason = self._config_reason(call) or self.structure_reason() or self._training_reason()
+            verdict, reason = self._verdict(call)
         if reason is None and call is not None:
-            mask, positions = call.get("attention_mask"), call.get("position_ids")
-            reason, packing = self._packing(call["input_ids"], mask, positions)
-            if reason is None:
-                count(self, WHOLE)
-                return self._whole(call["input_ids"], call.get("token_type_ids"), positions, packing, plan)
-        count(self, f"module by module: {reason}")
-        return super().forward(*args, **kwargs)
+            reason, tokens = self._tokens(call)
+        if verdict is None or tokens is None:
+            count(self, f"module by module: {reason}")
+            return super().forward(*args, **kwargs)
+        count(self, WHOLE)
+        return self._whole(tokens, verdict)
+
+    def _verdict(self, call: dict[str, Any]) -> tuple[verdicts.Verdict | None, str | None]:
+        """What runs the call, or why it goes module by module."""
+        verdict = verdicts.find(self)
+        if verdict is not None:
+            return verdict, None
+        reason = self._config_reason(call) or self.structure_reason() or self._training_reason()
+        if reason is not None:
+            return None, reason
+        # An argument may have beaten the config, which it need not do in the next call.
+        return verdicts.make(self, keep=self._config_reason({}) is None), None
 
     def _call_reason(self, call: dict[str, Any] | None) -> str | None:
         """Why this call goes module by module, whatever the model is, apart from what the mask says."""
@@ -118,42 +127,25 @@ class FastBertModel(hf.BertModel):
             return "dropout of the embeddings is on"
         return self.encoder.loss_reason()
 
-    def _packing(
-        self, ids: Tensor, mask: Tensor | None, position_ids: Tensor | None
-    ) -> tuple[str | None, ops.Packing | None]:
+    def _tokens(self, call: dict[str, Any]) -> tuple[str | None, Tokens | None]:
+        """The real tokens of a call; or why it goes module by module, because of its mask or length."""
+        ids, mask, positions = call["input_ids"], call.get("attention_mask"), call.get("position_ids")
         if ids.shape[1] > self.embeddings.position_embeddings.num_embeddings:
             return "the batch is longer than the model's positions", None
-        reason = self.embeddings.length_reason(ids.shape[1], position_ids)
+        reason = self.embeddings.length_reason(ids.shape[1], positions)
         if reason is not None:
             return reason, None
-        return self.encoder.packing(None if mask is None else mask.to(torch.bool))
+        reason, packing = self.encoder.packing(None if mask is None else mask.to(torch.bool))
+        if reason is not None:
+            return reason, None
+        positions, segments = layers.ids(self.embeddings, ids.shape, positions, call.get("token_type_ids"))
+        return None, of_batch(ids, segments, positions, packing)
 
-    def _whole(
-        self,
-        ids: Tensor,
-        segments: Tensor | None,
-        positions: Tensor | None,
-        packing: ops.Packing | None,
-        plan: plans.Plan | None,
-    ) -> BaseModelOutputWithPoolingAndCrossAttentions:
-        batch, seqlen = ids.shape
-
-        def real(t: Tensor) -> Tensor:
-            flat = t.expand(batch, seqlen).reshape(-1)
-            return flat if packing is None else flat[packing.indices]
-
-        positions, segments = layers.ids(self.embeddings, (batch, seqlen), positions, segments)
-        ids, positions, segments = real(ids), real(positions), None if segments is None else real(segments)
-        if plan is None:
-            count(self.embeddings, FAST)
-            count(self.encoder, UNPADDED)
-            x = embed(self.embeddings, ids, segments, positions)
-            y = self.encoder.through(x, packing, (batch, seqlen))
-            if self._config_reason({}) is None:  # else an argument beat the config, which the next call may not do
-                plans.make(self, self.encoder.find(x))
-        else:
-            plan.count()
-            y = self.encoder.through(plan.embed(ids, segments, positions), packing, (batch, seqlen), found=plan.found)
+    def _whole(self, tokens: Tokens, verdict: verdicts.Verdict) -> BaseModelOutputWithPoolingAndCrossAttentions:
+        verdict.count()
+        read = self.encoder.read(tokens)
+        rows = through(verdict.layers, verdict.embed(tokens), tokens.layout(read))
+        y = tokens.restore(rows, read)
         pooled = None if self.pooler is None else self.pooler(y)
         return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=y, pooler_output=pooled)
 

@@ -8,7 +8,7 @@ from torch import nn
 from transformers.models.bert.modeling_bert import BertForQuestionAnswering, BertLMHeadModel, BertModel
 
 from bertfast import _ext
-from bertfast.convert import installed, layers, plans, trial
+from bertfast.convert import counts, installed, layers, options, trial, verdicts
 from bertfast.convert.families import FAMILIES, STOCK, SWAPS
 from bertfast.convert.heads import HEADS
 from bertfast.nn import prepack as prepack_cache
@@ -134,11 +134,11 @@ def optimize(
     if reason is not None:
         warnings.warn(f"bertfast: {reason}", stacklevel=2)
         return restore(model)
-    options: dict[str, Any] = {"prepack": prepack, "gpu_kernels": gpu_kernels}
+    common: dict[str, Any] = {"prepack": prepack, "gpu_kernels": gpu_kernels}
     if dtype == "int8":
-        options["int8"] = True
-    _swap_in(model, heads, masked_head, unpad, options)
-    plans.forget(model)
+        common["int8"] = True
+    _swap_in(model, heads, masked_head, unpad, common)
+    verdicts.forget(model)
     prepack_cache.clear(model)  # made anew when first needed, whatever happened to the weights
     return model
 
@@ -152,7 +152,7 @@ def _swap_for_trial(model: nn.Module, masked_head: bool) -> None:
     _swap_in(model, _heads(model, masked_head), masked_head, True, {"prepack": True})
 
 
-def _swap_in(model: nn.Module, heads: list[nn.Module], masked_head: bool, unpad: bool, options: dict[str, Any]) -> None:
+def _swap_in(model: nn.Module, heads: list[nn.Module], masked_head: bool, unpad: bool, common: dict[str, Any]) -> None:
     """Give every known module its fast class, and its options; decoders stay as they are."""
     encoder_options: dict[nn.Module, dict[str, bool]] = {}
     for module in model.modules():
@@ -165,12 +165,12 @@ def _swap_in(model: nn.Module, heads: list[nn.Module], masked_head: bool, unpad:
             continue
         _swap(module, SWAPS.get(type(module), type(module)))
         own = {"unpad": unpad, **encoder_options.get(module, {})} if isinstance(module, layers.FastBertEncoder) else {}
-        module.__dict__["_bertfast"] = {**options, **own}
+        options.give(module, {**common, **own})
     for head in heads:
         _swap(head, HEADS.get(type(head), type(head)) if masked_head else STOCK.get(type(head), type(head)))
-        head.__dict__.pop("_bertfast", None)
+        options.drop(head)
         if masked_head:
-            head.__dict__["_bertfast"] = {"gpu_kernels": options.get("gpu_kernels")}
+            options.give(head, {"gpu_kernels": common.get("gpu_kernels")})
 
 
 def restore(model: Model) -> Model:
@@ -181,12 +181,12 @@ def restore(model: Model) -> Model:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"bertfast.restore takes a torch.nn.Module, got {type(model).__name__}")
-    plans.forget(model)
+    verdicts.forget(model)
     prepack_cache.clear(model)
     for module in model.modules():
         stock = STOCK.get(type(module))
         if stock is not None:
             _swap(module, stock)
-            module.__dict__.pop("_bertfast", None)
-            layers.forget(module)
+            options.drop(module)
+            counts.forget(module)
     return model

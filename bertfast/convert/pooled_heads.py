@@ -12,7 +12,7 @@ from torch import nn
 from transformers.models.bert import modeling_bert as hf
 
 from bertfast.convert import checks, handover, installed
-from bertfast.convert.layers import count
+from bertfast.convert.counts import count
 from bertfast.convert.model import FastBertModel
 
 FIRST_ALONE = "asked for the first tokens of the last layer alone"

@@ -7,10 +7,12 @@ from torch import nn
 
 from bertfast import _ext
 from bertfast.convert import checks, trial
+from bertfast.convert.counts import calls
 from bertfast.convert.families import STOCK, SWAPS
 from bertfast.convert.heads import HEADS, head_reason
-from bertfast.convert.layers import FastBertEmbeddings, FastBertLayer, calls, option
+from bertfast.convert.layers import FastBertEmbeddings, FastBertLayer
 from bertfast.convert.model import FastBertModel
+from bertfast.convert.options import option
 from bertfast.nn import prepack
 
 

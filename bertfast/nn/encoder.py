@@ -68,7 +68,7 @@ class BertEncoder(nn.Module):
             raise ValueError("BertEncoder: read names rows of packed tokens, which need cu_seqlens and max_seqlen")
         if cu_seqlens is not None:
             layout = layout_of(x, attention_mask, cu_seqlens, max_seqlen, read, "BertEncoder")
-            return through(self.layers(x.shape[-1]), x, layout)  # type: ignore[arg-type]  # it is a Packed one
+            return through(self.layers(x.shape[-1]), x, layout)
         if attention_mask is not None and not torch.compiler.is_compiling():
             packing = ops.pack(attention_mask)
             packed = self(ops.unpad(x, packing), cu_seqlens=packing.cu_seqlens, max_seqlen=packing.max_seqlen)

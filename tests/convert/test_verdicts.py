@@ -13,7 +13,7 @@ from torch.nn.modules import module as torch_module
 from transformers.models.bert import modeling_bert as hf
 
 import bertfast
-from bertfast.convert import checks, plans
+from bertfast.convert import checks, verdicts
 from bertfast.ops import packed_linear
 
 pytestmark = pytest.mark.skipif(
@@ -28,18 +28,18 @@ def call(model, **options):
 
 @pytest.fixture
 def models():
-    """A stock model and an optimised one that has a plan."""
+    """A stock model and an optimised one whose verdict is kept."""
     stock, fast = pair()
     call(fast)
-    assert plans.find(fast) is None, "gradients are enabled here"
+    assert verdicts.find(fast) is None, "gradients are enabled here"
     with torch.no_grad():
-        assert plans.find(fast) is not None
+        assert verdicts.find(fast) is not None
     return stock, fast
 
 
-def has_plan(fast) -> bool:
+def has_verdict(fast) -> bool:
     with torch.no_grad():
-        return plans.find(fast) is not None
+        return verdicts.find(fast) is not None
 
 
 def test_the_model_is_looked_through_once(models, monkeypatch):
@@ -180,7 +180,7 @@ def test_attention_implementation_is_seen(models):
     call(fast)
     assert outcome(fast, "BertModel") == {"fast, from ids to hidden states": 2}
     fast.config._attn_implementation = "flash_attention_2"
-    assert not has_plan(fast)
+    assert not has_verdict(fast)
 
 
 def test_dropout_is_seen(models):
@@ -196,25 +196,25 @@ def test_dropout_is_seen(models):
 def test_autocast_and_global_hooks_are_seen(models):
     _, fast = models
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        assert plans.find(fast) is None
+        assert verdicts.find(fast) is None
     seen = []
     handle = torch_module.register_module_forward_hook(lambda module, *_: seen.append(type(module)))
     call(fast)
     handle.remove()
     assert nn.LayerNorm in seen
-    assert has_plan(fast)
+    assert has_verdict(fast)
 
 
 def test_restore_and_copies(models):
     stock, fast = models
     twin = pickle.loads(pickle.dumps(copy.deepcopy(fast)))
-    assert not has_plan(twin)
+    assert not has_verdict(twin)
     assert_same(call(twin).last_hidden_state, call(stock).last_hidden_state)
     bertfast.optimize(fast)
-    assert not has_plan(fast)
+    assert not has_verdict(fast)
     call(fast)
     bertfast.restore(fast)
-    assert not plans._plans.get(fast)
+    assert not verdicts._kept.get(fast)
     assert type(fast) is hf.BertModel
 
 
@@ -225,7 +225,7 @@ def test_a_model_that_is_let_go_is_gone(leads_back):
         fast.again = fast.get_input_embeddings
         fast.kept = [fast]
     call(fast)
-    assert has_plan(fast)
+    assert has_verdict(fast)
     gone = weakref.ref(fast)
     del fast
     gc.collect()
@@ -235,4 +235,4 @@ def test_a_model_that_is_let_go_is_gone(leads_back):
 def test_no_plan_without_reordered_weights():
     fast = pair(options={"prepack": False})[1]
     call(fast)
-    assert not has_plan(fast)
+    assert not has_verdict(fast)

@@ -1,0 +1,21 @@
+"""The options of `optimize` that a swapped module goes by: plain values in one dict on the instance, which copies and pickles keep."""
+
+from typing import Any
+
+from torch import nn
+
+NAME = "_bertfast"  # the attribute
+
+
+def option(module: nn.Module, name: str) -> Any:
+    """The value of an option; None where it was not given, and for a module that is not swapped."""
+    return module.__dict__.get(NAME, {}).get(name)
+
+
+def give(module: nn.Module, options: dict[str, Any]) -> None:
+    """Set all options of a module; the dict is new, so that whoever compares by identity sees a change."""
+    module.__dict__[NAME] = options
+
+
+def drop(module: nn.Module) -> None:
+    module.__dict__.pop(NAME, None)

@@ -1,0 +1,111 @@
+"""Whether the modules of a BertModel are all plain, kept for the calls after the one that found it out: to look through a hundred
+modules for hooks, replaced parts and options takes as long as a layer of MiniLM does on a query of 16 tokens.
+
+A verdict is good while no module inside, no config and none of their dicts has changed (csrc/snapshot.h), and no parameter has.
+"""
+
+import functools
+from collections import Counter
+from dataclasses import dataclass, replace
+from types import BuiltinFunctionType, MethodType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+from bertfast import _ext
+from bertfast.convert import checks
+from bertfast.convert.counts import FAST, UNPADDED, counter
+from bertfast.convert.options import NAME
+from bertfast.nn.through import Layers
+from bertfast.nn.tokens import Tokens
+
+# Functions of an activation and shapes of a norm among them. Not functions and methods of Python, which may hold the model itself
+# and would keep it alive.
+_KINDS = (nn.Module, Tensor, PretrainedConfig, torch.dtype, BuiltinFunctionType, functools.partial, tuple)
+_INSIDE = {
+    "_parameters",
+    "_buffers",
+    "_modules",
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    NAME,
+}
+_kept: "WeakKeyDictionary[nn.Module, Verdict]" = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A BertModel that may be run from ids to hidden states without a call of any module inside.
+
+    Attributes:
+        layers: of its encoder, and what computes them.
+        tables: word, position and segment table, weight and bias of the norm, no padding_idx, which has no say here, and eps.
+        counters: of the modules that are not called, and what is to be counted.
+        snapshot: of the model, everything inside and their configs; None where it is for one call alone.
+    """
+
+    layers: Layers
+    tables: tuple[Any, ...]
+    counters: tuple[tuple[Counter[str], str], ...]
+    snapshot: Any = None
+
+    def embed(self, tokens: Tokens) -> Tensor:
+        """The embeddings [N, E] of tokens in inference."""
+        ids, segments = tokens.input_ids, tokens.token_type_ids
+        segments = ids.new_zeros(()).expand_as(ids) if segments is None else segments
+        flat = [t.to(torch.int64) for t in (ids, tokens.position_ids, segments)]
+        return torch.ops.bertfast.embedding_sum_norm_fwd(*flat, *self.tables, 0.0, None)[0]
+
+    def count(self) -> None:
+        for each, outcome in self.counters:
+            each[outcome] += 1
+
+    def holds(self, model: nn.Module) -> bool:
+        """Whether nothing has changed, for a call without gradients now."""
+        native = self.layers.native
+        return native is not None and self.snapshot.holds(model) and native.is_ready()
+
+
+def find(model: nn.Module) -> Verdict | None:
+    """The model's verdict, where one was kept and is good for a call without gradients now."""
+    verdict = _kept.get(model)
+    if verdict is None or checks.environment_reason() is not None or not verdict.holds(model):
+        return None
+    return verdict
+
+
+def make(model: Any, *, keep: bool) -> Verdict:
+    """The verdict on a BertModel whose modules were all found plain and without dropout.
+
+    keep: for the calls to come too, which it is where one C++ call computes the layers.
+    """
+    _kept.pop(model, None)
+    embeddings = model.embeddings
+    word, norm = embeddings.word_embeddings, embeddings.LayerNorm
+    tables = (word.weight, embeddings.position_embeddings.weight, embeddings.token_type_embeddings.weight)
+    layers = model.encoder.layers()
+    native = layers.find_native(word.weight.detach())
+    not_called = [model.encoder] if native is None else [model.encoder, *model.encoder.layer]
+    counters = [(counter(embeddings), FAST), *((counter(module), UNPADDED) for module in not_called)]
+    verdict = Verdict(replace(layers, native=native), (*tables, norm.weight, norm.bias, -1, norm.eps), tuple(counters))
+    if not keep or native is None:
+        return verdict
+    if any(isinstance(module.__dict__.get("act"), MethodType) for module in model.encoder.modules()):
+        return verdict  # "gelu_python": a change of its method would not show
+    inside = [module for module in model.modules() if module is not model]
+    configs = {id(m.config): m.config for m in (model, *inside) if "config" in m.__dict__}
+    extension: Any = _ext.load()
+    snapshot = extension.Snapshot(model, [*inside, *configs.values()], _KINDS, _INSIDE)
+    _kept[model] = replace(verdict, snapshot=snapshot)
+    return verdict
+
+
+def forget(model: nn.Module) -> None:
+    """Let go what belongs to `model` or anything inside it."""
+    for module in model.modules():
+        _kept.pop(module, None)

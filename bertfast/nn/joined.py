@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bertfast import _torch
 from bertfast.nn.parts import LayerParts
+from bertfast.nn.stamps import stamp
 
 _copy = _torch.foreach("copy_")
 _cache: "WeakKeyDictionary[nn.Module, dict[torch.dtype, Joined]]" = WeakKeyDictionary()
@@ -50,17 +51,12 @@ def _address(tensor: Tensor) -> int | None:
         return None
 
 
-def _stamp(parameters: Sequence[Tensor | None]) -> list[Any]:
-    """Where parameters lie and what they are; equal as long as views of them are views of them."""
-    return [None if p is None else (_address(p), p.shape, p.stride(), p.dtype, p.device) for p in parameters]
-
-
 class Joined:
     """The weights of a stack of layers, and how to bring the copies among them up to date."""
 
-    def __init__(self, parts: Sequence[LayerParts], stamp: list[Any], dtype: torch.dtype) -> None:
+    def __init__(self, parts: Sequence[LayerParts], parameters: list[Tensor | None], dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self._stamp = stamp
+        self._stamp = stamp(parameters)
         self._copies: list[Tensor] = []
         self._sources: list[Tensor] = []
         # Copies outlive this call, and the next one may write to them in another mode.
@@ -82,20 +78,19 @@ class Joined:
             None where a bias is missing that the kernels cannot do without, or parameters lie on several devices.
         """
         parameters = [parameter for part in parts for parameter in part.parameters()]
-        stamp = _stamp(parameters)
         entry = _cache.get(owner, {}).get(dtype)
-        if entry is not None and entry._stamp == stamp:
+        if entry is not None and entry._stamp.holds(parameters):
             return entry
         if not _takes(parts, parameters):
             return None
         with _lock:
             entries = _cache.setdefault(owner, {})
             entry = entries.get(dtype)
-            if entry is None or entry._stamp != stamp:
+            if entry is None or not entry._stamp.holds(parameters):
                 # Those of other dtypes are as stale: they would keep the old storage alive for nothing.
-                for other in [key for key, made in entries.items() if made._stamp != stamp]:
+                for other in [key for key, made in entries.items() if not made._stamp.holds(parameters)]:
                     del entries[other]
-                entry = entries[dtype] = cls(parts, stamp, dtype)
+                entry = entries[dtype] = cls(parts, parameters, dtype)
             return entry
 
     def refresh(self) -> None:

@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from device_cases import E, F, H, KIND, WHERE, by_ops, directly, make_stack, own, tokens
+from device_cases import KIND, WHERE, E, F, H, by_ops, directly, make_stack, own, tokens
 from torch import nn
 
 from bertfast import _library

@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 import torch
-from device_cases import E, WHERE, make_stack
+from device_cases import WHERE, E, make_stack
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from test_launch import FakeKernel, on_gpu  # noqa: F401  a fixture
+from fake_kernel import FakeKernel
 
 from bertfast.triton import launch, repeats
 
@@ -21,7 +21,7 @@ def launched(x, bias, y, eps, grid=(3,)):
     return kernel, made
 
 
-def test_a_launch_with_others_in_some_places(on_gpu):  # noqa: F811
+def test_a_launch_with_others_in_some_places(on_gpu):
     x, bias, y = torch.zeros(64), torch.zeros(64), torch.zeros(64)
     kernel, made = launched(x, bias, y, 0.25)
     assert (kernel.through_triton, kernel.direct) == (1, 1)
@@ -36,7 +36,7 @@ def test_a_launch_with_others_in_some_places(on_gpu):  # noqa: F811
     assert kernel.arguments[3:] == (48, 0.5, 1.0, 64)
 
 
-def test_without_triton_s_private_convention_it_goes_through_triton(on_gpu, monkeypatch):  # noqa: F811
+def test_without_triton_s_private_convention_it_goes_through_triton(on_gpu, monkeypatch):
     monkeypatch.setattr(launch, "RUNS_DIRECTLY", False)
     x = torch.zeros(64)
     kernel, made = launched(x, None, x, 0.25)
@@ -45,9 +45,9 @@ def test_without_triton_s_private_convention_it_goes_through_triton(on_gpu, monk
     assert kernel.options == {"BLOCK": 64, "num_warps": 8, "num_stages": 2, "enable_fp_fusion": True}
 
 
-def test_a_kernel_with_scratch_memory_asks_for_it_each_time(on_gpu, monkeypatch):  # noqa: F811
+def test_a_kernel_with_scratch_memory_asks_for_it_each_time(on_gpu, monkeypatch):
     x = torch.zeros(64)
-    kernel, made = FakeKernel(), []
+    kernel = FakeKernel()
     kernel.metadata.global_scratch_size = 128
     asked = []
     monkeypatch.setattr(launch.triton, "set_allocator", asked.append)
@@ -60,7 +60,7 @@ def test_a_kernel_with_scratch_memory_asks_for_it_each_time(on_gpu, monkeypatch)
     assert kernel.direct == 2
 
 
-def test_an_empty_grid_is_repeated_as_nothing(on_gpu):  # noqa: F811
+def test_an_empty_grid_is_repeated_as_nothing(on_gpu):
     x = torch.zeros(64)
     kernel, made = launched(x, None, x, 0.25, grid=(0,))
     repeats.repeat(made, (), (x,))()
@@ -84,7 +84,7 @@ def test_while_recording(monkeypatch):
 @pytest.mark.parametrize(
     "case", ["no launch", "several", "a copy in its place", "a tensor of the launcher's own", "in two places"]
 )
-def test_what_is_more_than_one_launch_is_not_repeated(on_gpu, case):  # noqa: F811
+def test_what_is_more_than_one_launch_is_not_repeated(on_gpu, case):
     x, y, w = torch.zeros(64), torch.zeros(64), torch.zeros(64)
     _, made = launched(x, w, y, 0.25)
     assert repeats.repeat(made, (w,), (x, y)) is not None
@@ -98,7 +98,7 @@ def test_what_is_more_than_one_launch_is_not_repeated(on_gpu, case):  # noqa: F8
     assert repeats.repeat(*cases[case]) is None
 
 
-def test_a_thread_notes_its_own_launches(on_gpu):  # noqa: F811
+def test_a_thread_notes_its_own_launches(on_gpu):
     kernel, x = FakeKernel(), torch.zeros(64)
 
     def elsewhere():

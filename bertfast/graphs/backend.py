@@ -1,13 +1,12 @@
 """What captures and replays: a CUDA graph on a GPU, and a stand-in on a CPU that only tests ask for.
 
-All graphs of a device share one memory pool: what one of them leaves in its intermediate memory the next overwrites. So there is one
-turn at a time, for a replay from filling its inputs to copying its outputs, or for a capture; a turn on another stream waits for the
-turn before on the device, not on the host. Graphs that are done with are reset in a turn too, since the last replay may still run.
+All graphs of a device share one memory pool: what one of them leaves in its intermediate memory the next overwrites. So one turn is
+taken at a time, for a replay from filling its inputs to copying its outputs, or for a capture; a turn on another stream waits for
+the turn before on the device, not on the host. Graphs that are done with are reset in a turn too: the last replay may still run.
 """
 
 import sys
 import threading
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -21,7 +20,7 @@ Function = Callable[[], tuple[Tensor, ...]]
 _turn = threading.local()
 
 
-class Graph(ABC):
+class Graph:
     """One captured call.
 
     Attributes:
@@ -32,19 +31,19 @@ class Graph(ABC):
     outputs: tuple[Tensor, ...]
     nbytes: int
 
-    @abstractmethod
     def replay(self, function: Function) -> None:
         """Compute `outputs` from what now lies where the function read it.
 
         function: the one that was captured. The stand-in calls it again; it is not kept, as it may hold the owner of the graph.
         """
+        raise NotImplementedError
 
-    @abstractmethod
     def reset(self) -> None:
         """Give back the graph's memory. It cannot be replayed any more."""
+        raise NotImplementedError
 
 
-class Backend(ABC):
+class Backend:
     """Captures on one device, and says whose turn it is there.
 
     Attributes:
@@ -58,13 +57,13 @@ class Backend(ABC):
         self._capturing = False
         self._buried: deque[Callable[[], None]] = deque()
 
-    @abstractmethod
     def warm_up(self, function: Function) -> tuple[Tensor, ...]:
         """The function's results, computed as a capture of it will be: on the same stream, with the same workspaces."""
+        raise NotImplementedError
 
-    @abstractmethod
     def capture(self, function: Function) -> Graph:
         """The function as a graph. Its outputs hold no numbers until it is replayed."""
+        raise NotImplementedError
 
     def is_capturing(self) -> bool:
         """Whether somebody captures what is launched now."""

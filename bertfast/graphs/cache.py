@@ -1,7 +1,7 @@
 """The captured calls of a module: which there are, how many may be, and until when they are good.
 
-They belong to their owner by identity, as prepacked weights do (`nn.prepack`): deepcopy, pickle and state_dict know nothing of them,
-and they go when it goes. All of an owner's are good as long as every tensor that they read by address lies where it lay
+They belong to their owner by identity, as prepacked weights do (`nn.prepack`): deepcopy, pickle and state_dict know nothing of
+them, and they go when it goes. All of an owner's are good as long as every tensor that they read by address lies where it lay
 (`nn.stamps`); what is written in place they see by themselves.
 """
 

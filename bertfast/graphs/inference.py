@@ -48,7 +48,7 @@ class _Call(NamedTuple):
             output = self.function(self.tokens, rows)
         return Outcome(self.finish(output), f"eager: {reason}")
 
-    def count(self) -> int:
+    def own_rows(self) -> int:
         """How many of a captured call's rows are this call's own."""
         if isinstance(self.read, str):
             return self.tokens.sequences
@@ -78,10 +78,10 @@ def run(
 
     Args:
         owner: what the graphs belong to; they go when it goes.
-        function: takes tokens and the rows to be read, int64 [R], or None for all; returns them, [R, E] or [N, E]. It depends on its
-            arguments, on `weights` and on what `key` tells; each row of its result depends on the row's own sequence alone; rows that
-            are read may be named twice and in any order. In a graph it gets the buffers: more rows, in sequences of their own, and
-            more sequences, empty ones.
+        function: takes tokens and the rows to be read, int64 [R], or None for all; returns them, [R, E] or [N, E]. It depends on
+            its arguments, on `weights` and on what `key` tells, and each row of its result on the row's own sequence alone. Rows may
+            be named twice and in any order. In a graph it gets the buffers: more rows, in sequences of their own, and more
+            sequences, empty ones. It is run without gradients, outside inference mode.
         tokens: N rows, in sequences from bound 0 to bound N. Where they lie on a CPU and the weights on a GPU, they are copied
             there through pinned memory.
         read: [R] int64 rows; "first" for the first of each sequence, [B]; None for all.
@@ -197,7 +197,7 @@ def _replay(captured: Captured, call: _Call) -> Outcome:
             device.check()
             call.fill(captured.inputs, device)
             captured.graph.replay(call.on(captured.inputs))
-            return Outcome(call.finish(captured.graph.outputs[0][: call.count()]), REPLAYED)
+            return Outcome(call.finish(captured.graph.outputs[0][: call.own_rows()]), REPLAYED)
     finally:
         device.end()
     return call.eagerly("its graph was let go meanwhile")
@@ -214,7 +214,7 @@ def _capture(
             with _plain():
                 inputs = Inputs(bucket, device.device, call.tokens.token_type_ids is not None)
                 call.fill(inputs, device)
-                rows = device.warm_up(call.on(inputs))[0][: call.count()]
+                rows = device.warm_up(call.on(inputs))[0][: call.own_rows()]
         except torch.OutOfMemoryError:
             owned.evict_all()
             owned.refuse(place, _NO_MEMORY)
@@ -226,7 +226,7 @@ def _capture(
             device.collect()
             made = _graph(call, inputs, rows, device, owned)
             if isinstance(made, Graph):
-                rows = made.outputs[0][: call.count()]
+                rows = made.outputs[0][: call.own_rows()]
                 captured = Captured(made, inputs, inputs.nbytes + made.nbytes, device)
                 refusal = owned.keep(place, captured, due, limits)
                 return Outcome(call.finish(rows), CAPTURED if refusal is None else f"eager: {refusal}")

@@ -41,7 +41,7 @@ def embed(embeddings: nn.Module, input_ids: Tensor, token_type_ids: Tensor | Non
     """
     input_ids = input_ids.to(torch.int64)
     children = embeddings._modules
-    tables = [children[name]._parameters["weight"] for name in _TABLES]  # type: ignore[union-attr]
+    tables = [children[name]._parameters["weight"] for name in _TABLES]
     norm: Any = children["LayerNorm"]
     ids = (
         input_ids,
@@ -78,10 +78,11 @@ def layers(x: Tensor, parts: Sequence[LayerParts], kind: Kind, layout: Packed, j
     last, dtype, again = len(parts) - 1, joined.dtype, joined.alike and len(parts) > 1
     with torch.no_grad(), _on(x.device):
         joined.refresh()
-        mixing = rows = None
+        steps: tuple[_Mixing, _Rows] | None = None
         for number, (part, weights) in enumerate(zip(parts, joined.layers, strict=True)):
-            if mixing is None or not again:
-                mixing, rows = _Mixing(kind, bounds, dtype, again), _Rows(kind, dtype, again)
+            if steps is None or not again:
+                steps = _Mixing(kind, bounds, dtype, again), _Rows(kind, dtype, again)
+            mixing, rows = steps
             context = mixing(x, weights)
             if number == last and read is not None:
                 # Every token is a key and a value; only here does a token that nobody reads cease to matter.

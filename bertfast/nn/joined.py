@@ -41,18 +41,23 @@ class Weights(NamedTuple):
 
     def traits(self) -> tuple[Any, ...]:
         """What decides how a layer with these weights is launched; layers that are equal in it differ in addresses alone."""
-        return tuple(None if w is None else (w.dtype, w.shape, w.stride(), (_address(w) or 0) & 15 == 0) for w in self)
+        return tuple(None if w is None else (w.dtype, w.shape, w.stride(), _is_aligned(w)) for w in self)
 
 
-def _address(tensor: Tensor) -> int | None:
-    try:
-        return tensor.data_ptr()
-    except RuntimeError:  # a fake tensor has none
-        return None
+def _is_aligned(tensor: Tensor) -> bool:
+    """Whether it begins on 16 bytes; a fake tensor, which has no address, as if it did."""
+    return type(tensor) is not Tensor or tensor.data_ptr() & 15 == 0
 
 
 class Joined:
-    """The weights of a stack of layers, and how to bring the copies among them up to date."""
+    """The weights of a stack of layers, and how to bring the copies among them up to date.
+
+    Attributes:
+        layers: the weights of each layer.
+        dtype: of the products.
+        alike: whether all layers are launched the same way (`Weights.traits`).
+        tensors: all that is read by address: the weights, and what the copies are made of.
+    """
 
     def __init__(self, parts: Sequence[LayerParts], parameters: list[Tensor | None], dtype: torch.dtype) -> None:
         self.dtype = dtype
@@ -64,6 +69,7 @@ class Joined:
             self.layers = [self._weights(part) for part in parts]
         first = self.layers[0].traits() if self.layers else None
         self.alike = all(weights.traits() == first for weights in self.layers)
+        self.tensors = [w for weights in self.layers for w in weights if w is not None] + self._sources
 
     @classmethod
     def of(cls, owner: nn.Module, parts: Sequence[LayerParts], dtype: torch.dtype) -> "Joined | None":

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bertfast.nn import joined
 from bertfast.nn.joined import Joined
 from bertfast.nn.parts import parts_of
+from bertfast.nn.stamps import stamp
 
 
 def weights_of(stack, dtype=torch.float32):
@@ -48,6 +49,20 @@ def assert_current(found, stack, dtype=torch.float32):
 def test_weights(dtype):
     stack = make_stack()
     assert_current(refreshed(stack, dtype), stack, dtype)
+
+
+def test_tensors_are_what_is_read_by_address():
+    """Every parameter's memory, and that of the copies, whose stamp says whether a captured call is still good."""
+    stack = make_stack()
+    found = weights_of(stack)
+    memory = {tensor.untyped_storage().data_ptr() for tensor in found.tensors}
+    assert {parameter.untyped_storage().data_ptr() for parameter in stack.parameters()} < memory
+    copies = {weights.qkv.untyped_storage().data_ptr() for weights in found.layers}
+    assert copies < memory
+    seen = stamp(found.tensors)
+    assert seen.holds(weights_of(stack).tensors)
+    swap_data(stack[0])
+    assert not seen.holds(weights_of(stack).tensors)
 
 
 class Functions(TorchDispatchMode):

@@ -25,6 +25,7 @@ from bertfast.triton import launch
 
 LAYERS, TOKENS = 12, 8  # of BERT-base; of one sequence, where the 128 of a real one would only make CPU kernels slower
 H, E, F, V = 2, 32, 64, 64
+CALL = f"a call of {LAYERS} layers, inference"
 ROUNDS = 15
 
 
@@ -146,11 +147,11 @@ class Stock:
 
 def trained(module: nn.Module, function: Callable[[], Tensor]) -> Callable[[], None]:
     """A step through `function`, forward and backward with dropout, which leaves no gradients behind."""
+    parameters = list(module.train().parameters())
 
     def step() -> None:
-        module.train()
         function().sum().backward()
-        for parameter in module.parameters():
+        for parameter in parameters:
             parameter.grad = None
 
     return step
@@ -172,27 +173,21 @@ def interleaved(sides: dict[str, Callable[[], Any]], calls: int) -> dict[str, fl
 def cases() -> dict[str, dict[str, Callable[[], Any]]]:
     """By what is measured: stock, ours through the ops, and ours without them where there is that way."""
     one, ours, stock_one, stock = Ours(depth=1), Ours(), Stock(depth=1), Stock()
-    layer = parts_of(one.stack[0])
-
-    def directly() -> Tensor:
-        joined = device.Joined.of(one.model.encoder, [layer], one.x.dtype)
-        assert joined is not None
-        return device.layers(one.x, [layer], one.kind, one.layout, joined)
-
+    training, stock_training = Ours(depth=1), Stock(depth=1)
     return {
         "a layer, inference": {
             "stock": torch.no_grad()(stock_one.layer),
             "ops": torch.no_grad()(lambda: one.layers_by_ops(one.x)),
-            "direct": torch.no_grad()(directly),
+            "direct": torch.no_grad()(lambda: one.layers_directly(one.x)),
         },
-        f"a call of {LAYERS} layers, inference": {
+        CALL: {
             "stock": torch.no_grad()(stock.call),
             "ops": torch.no_grad()(ours.call_by_ops),
             "direct": torch.no_grad()(ours.call_directly),
         },
         "a layer, forward and backward": {
-            "stock": trained(stock_one.model.encoder.layer[0], stock_one.layer),
-            "ops": trained(one.stack[0], lambda: one.layers_by_ops(one.x)),
+            "stock": trained(stock_training.model.encoder.layer[0], stock_training.layer),
+            "ops": trained(training.stack[0], lambda: training.layers_by_ops(training.x)),
         },
     }
 

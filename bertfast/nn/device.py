@@ -24,6 +24,8 @@ from bertfast.nn.layout import Packed
 from bertfast.nn.parts import Kind, LayerParts
 from bertfast.triton import repeats
 
+_TABLES = ("word_embeddings", "position_embeddings", "token_type_embeddings")
+
 
 def embed(embeddings: nn.Module, input_ids: Tensor, token_type_ids: Tensor | None, position_ids: Tensor) -> Tensor:
     """The embeddings of packed tokens, without dropout and without gradients.
@@ -54,34 +56,31 @@ def embed(embeddings: nn.Module, input_ids: Tensor, token_type_ids: Tensor | Non
         return launcher(*ids, *tables, *scale, -1, float(norm.eps), 0.0, None)[0]
 
 
-_TABLES = ("word_embeddings", "position_embeddings", "token_type_embeddings")
-
-
 def layers(x: Tensor, parts: Sequence[LayerParts], kind: Kind, layout: Packed, joined: Joined) -> Tensor:
     """Packed tokens through all layers, without dropout and without gradients.
 
     Args:
-        x: [N, E], on a GPU, or on a CPU in Triton's interpreter. The residual stream keeps its dtype.
+        x: [N, E], on a GPU, or on a CPU in Triton's interpreter.
         parts: the modules of each layer.
         kind: what all of them compute.
         layout: bounds of the sequences; `read` names the rows that the last layer makes, none below 0.
         joined: `Joined.of(owner, parts, dtype of the products)`; its copies are brought up to date here.
 
     Returns:
-        [N, E], or [R, E] of the rows that are read, in x's dtype.
+        [N, E], or [R, E] of the rows that are read, in the dtype of the residual stream: x's, promoted with the products'.
 
     Raises:
         ValueError: on bounds that do not rise from 0 to N by at most max_seqlen; on a GPU at a later call.
     """
     x, read = x.contiguous(), layout.read
     bounds = layout.cu_seqlens.contiguous(), layout.max_seqlen
-    last, dtype, again = len(parts) - 1, joined.dtype, joined.alike and len(parts) > 1
+    last, dtype, stream, again = len(parts) - 1, joined.dtype, x.dtype, joined.alike and len(parts) > 1
     with torch.no_grad(), _on(x.device):
         joined.refresh()
         steps: tuple[_Mixing, _Rows] | None = None
         for number, (part, weights) in enumerate(zip(parts, joined.layers, strict=True)):
-            if steps is None or not again:
-                steps = _Mixing(kind, bounds, dtype, again), _Rows(kind, dtype, again)
+            if steps is None or not again or x.dtype != stream:
+                steps, stream = (_Mixing(kind, bounds, dtype, again), _Rows(kind, dtype, again)), x.dtype
             mixing, rows = steps
             context = mixing(x, weights)
             if number == last and read is not None:

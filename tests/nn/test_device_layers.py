@@ -97,6 +97,17 @@ def test_autocast(owned, poisoned, read):
     assert y.dtype == torch.float32
 
 
+def test_a_residual_stream_that_widens(owned, poisoned):
+    """The first norm adds a float16 product to a bfloat16 residual, which makes float32, so the second layer's launches differ."""
+    x, layout = tokens([6, 2], 6, torch.bfloat16)
+    stack = make_stack(torch.bfloat16)
+    with torch.autocast(WHERE.type, torch.float16):
+        y = directly(stack, x, layout, dtype=torch.float16)
+        expected = by_ops(stack, x, layout)
+    assert y.dtype == torch.float32
+    assert torch.equal(y, expected)
+
+
 def test_other_dtypes_than_the_kernels(owned, made_repeats):
     """float64 goes to the references inside the launchers, which launch nothing that could be repeated."""
     x, layout = tokens([6, 2], 6, torch.float64)

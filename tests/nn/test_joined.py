@@ -184,6 +184,14 @@ def test_made_in_one_mode_and_used_in_another():
     assert_current(found, stack)
 
 
+def test_parameters_made_in_inference_mode():
+    with torch.inference_mode():
+        stack = make_stack()
+    found = refreshed(stack)
+    assert not found.layers[0].qkv.is_inference()
+    assert_current(found, stack)
+
+
 def test_alike():
     assert weights_of(make_stack()).alike
     stack = make_stack()

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from bertfast import _library
-from bertfast.nn.joined import Joined, Weights
+from bertfast.nn.joined import Joined, Weights, is_aligned
 from bertfast.nn.layout import Packed
 from bertfast.nn.parts import Kind, LayerParts
 from bertfast.triton import repeats
@@ -74,13 +74,15 @@ def layers(x: Tensor, parts: Sequence[LayerParts], kind: Kind, layout: Packed, j
     """
     x, read = x.contiguous(), layout.read
     bounds = layout.cu_seqlens.contiguous(), layout.max_seqlen
-    last, dtype, stream, again = len(parts) - 1, joined.dtype, x.dtype, joined.alike and len(parts) > 1
+    last, dtype, again = len(parts) - 1, joined.dtype, joined.alike and len(parts) > 1
     with torch.no_grad(), _on(x.device):
         joined.refresh()
         steps: tuple[_Mixing, _Rows] | None = None
+        before: tuple[torch.dtype, bool] | None = None
         for number, (part, weights) in enumerate(zip(parts, joined.layers, strict=True)):
-            if steps is None or not again or x.dtype != stream:
-                steps, stream = (_Mixing(kind, bounds, dtype, again), _Rows(kind, dtype, again)), x.dtype
+            traits = x.dtype, is_aligned(x)  # the caller's rows may have others than a layer's
+            if steps is None or not again or traits != before:
+                steps, before = (_Mixing(kind, bounds, dtype, again), _Rows(kind, dtype, again)), traits
             mixing, rows = steps
             context = mixing(x, weights)
             if number == last and read is not None:

@@ -41,10 +41,10 @@ class Weights(NamedTuple):
 
     def traits(self) -> tuple[Any, ...]:
         """What decides how a layer with these weights is launched; layers that are equal in it differ in addresses alone."""
-        return tuple(None if w is None else (w.dtype, w.shape, w.stride(), _is_aligned(w)) for w in self)
+        return tuple(None if w is None else (w.dtype, w.shape, w.stride(), is_aligned(w)) for w in self)
 
 
-def _is_aligned(tensor: Tensor) -> bool:
+def is_aligned(tensor: Tensor) -> bool:
     """Whether it begins on 16 bytes; a fake tensor, which has no address, as if it did."""
     return type(tensor) is not Tensor or tensor.data_ptr() & 15 == 0
 

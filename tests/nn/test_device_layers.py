@@ -16,10 +16,29 @@ from bertfast.triton import repeats, verified
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
+class Checked(repeats.Repeat):
+    """A repeat whose launches are such as the compiled kernel is for. The interpreter would take any."""
+
+    def __init__(self, call, args, places):
+        self.traits = self.of(args)
+        super().__init__(call, args, places)
+
+    def of(self, args):
+        from bertfast.triton import launch
+
+        tensors = [arg for arg in args if isinstance(arg, torch.Tensor)]
+        return launch._traits(tuple(args)), [tensor.shape for tensor in tensors], [t.is_contiguous() for t in tensors]
+
+    def __call__(self, *values):
+        super().__call__(*values)
+        assert self.of(self._args) == self.traits
+
+
 @pytest.fixture
 def owned(triton_ops, monkeypatch):
-    """Every op on CPU tensors is what runs on a GPU."""
+    """Every op on CPU tensors is what runs on a GPU, and repeats are looked at."""
     own(monkeypatch)
+    monkeypatch.setattr(repeats, "Repeat", Checked)
 
 
 @pytest.fixture
@@ -192,6 +211,14 @@ def test_bad_bounds(owned, bounds):
     x, _ = tokens([8], 8)
     with pytest.raises(ValueError, match="attention: "):
         directly(make_stack(), x, Packed(torch.tensor(bounds, dtype=torch.int32), 6))
+
+
+def test_rows_that_do_not_begin_on_16_bytes(owned, poisoned):
+    """The first residual is the caller's, the others are memory of ours."""
+    x, layout = tokens([6, 2], 6)
+    shifted = torch.empty(x.numel() + 1, device=WHERE)[1:].view(x.shape).copy_(x)
+    stack = make_stack()
+    assert torch.equal(directly(stack, shifted, layout), directly(stack, x, layout))
 
 
 def test_no_layer(owned):

@@ -20,7 +20,7 @@ NAMES = {
     "_C._cuda_getCurrentRawStream": "the stream is asked for through torch.cuda, a few microseconds a launch",
     "nn.modules.module._has_any_global_hook": "every module counts as one with hooks: it is called as a module",
     "utils._pytree.register_dataclass": "torch.export's function of that name, whose import is slow",
-    "_foreach_*": "LAMB updates its parameters one by one",
+    "_foreach_*": "LAMB updates its parameters, and captured calls copy their inputs, one by one",
     "ops.mkldnn._linear_pointwise": "weights are not reordered ahead; products are F.linear's",
     "ops.mkldnn._reorder_linear_weight": "weights are not reordered ahead; products are F.linear's",
     "ops.mkldnn._is_mkldnn_bf16_supported": "bfloat16 weights are not reordered ahead",

@@ -1,4 +1,5 @@
-// Whether tensors lie where they lay: what code that reads them by address, such as a captured graph, asks on every call.
+// Whether tensors lie where they lay: what code that reads them by address, such as a captured graph, asks on every
+// call.
 #pragma once
 
 #include <c10/core/Device.h>
@@ -11,8 +12,8 @@
 
 namespace bertfast {
 
-// Storage, address, sizes, strides, dtype and device of each tensor; what is written in it does not count. The memory of
-// a storage is not kept alive, but its identity is: no later storage can be taken for one that is gone.
+// Storage, address, sizes, strides, dtype and device of each tensor; what is written in it does not count. The memory
+// of a storage is not kept alive, but its identity is: no later storage can be taken for one that is gone.
 class __attribute__((visibility("hidden"))) Stamp {
  public:
   // tensors: a sequence of tensors and None.

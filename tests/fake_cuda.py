@@ -148,9 +148,13 @@ class FakeGpu(TorchDispatchMode):
                 self.refuse("a tensor made of the host's numbers")
             elif source.device.type == "cuda" and torch.device(device).type != "cuda":
                 self.refuse("a copy to the host")
-            elif source.device.type == "cpu" and torch.device(device).type == "cuda" and source.dim() > 0:
-                if not (ahead and self._is_pinned(source)):
-                    self.refuse("a copy from memory that is not pinned, or without non_blocking,")
+            elif (
+                source.device.type == "cpu"
+                and torch.device(device).type == "cuda"
+                and source.dim() > 0
+                and not (ahead and self._is_pinned(source))
+            ):
+                self.refuse("a copy from memory that is not pinned, or without non_blocking,")
 
 
 @contextmanager

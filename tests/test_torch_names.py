@@ -29,7 +29,7 @@ SMALL = BertConfig(
     hidden_dropout_prob=0.0,
     attention_probs_dropout_prob=0.0,
 )
-FOREACH = ("add_", "addcmul_", "div", "div_", "lerp_", "mul_", "norm", "sqrt")
+FOREACH = ("add_", "addcmul_", "copy_", "div", "div_", "lerp_", "mul_", "norm", "sqrt")
 
 
 def _forget() -> None:

@@ -169,29 +169,23 @@ class _CudaGraph(Graph):
     def reset(self) -> None:
         self.outputs = ()
         self._graph.reset()
-        self._pool.left()
+        self._pool.graphs -= 1
 
 
 class _Pool:
-    """The memory that a device's graphs share.
+    """Memory that graphs share.
 
-    torch gives it back when the last graph in it is reset, and then refuses to capture into it again: a new one is begun.
+    torch gives it back when the last graph in it is reset, and refuses to capture into it from then on. The same after a capture
+    that broke off, which torch's allocator may still take to be under way.
     """
 
     def __init__(self) -> None:
-        self._graphs = 0
-        self._handle: Any = None
+        self.handle = torch.cuda.graph_pool_handle()
+        self.graphs = 0
+        self.whole = True
 
-    def handle(self) -> Any:
-        if self._graphs == 0:
-            self._handle = torch.cuda.graph_pool_handle()
-        return self._handle
-
-    def entered(self) -> None:
-        self._graphs += 1
-
-    def left(self) -> None:
-        self._graphs -= 1
+    def takes_more(self) -> bool:
+        return self.graphs > 0 and self.whole
 
 
 class CudaBackend(Backend):
@@ -199,7 +193,7 @@ class CudaBackend(Backend):
 
     def __init__(self, device: torch.device):
         super().__init__(device)
-        self._pool = _Pool()
+        self._pool: _Pool | None = None
         self._side: Any = None  # the stream of captures
         self._last: Any = None  # the stream of the last turn, and an event at its end
         self._event: Any = None
@@ -219,14 +213,21 @@ class CudaBackend(Backend):
         return outputs
 
     def capture(self, function: Function) -> Graph:
-        graph, pool = torch.cuda.CUDAGraph(), self._pool.handle()
-        # Other threads may allocate and launch meanwhile.
-        with torch.cuda.graph(graph, pool=pool, stream=self._stream(), capture_error_mode="thread_local"):
-            before = torch.cuda.memory_reserved(self.device)  # after torch emptied its cache
-            outputs = function()
-            grown = torch.cuda.memory_reserved(self.device) - before
-        self._pool.entered()
-        return _CudaGraph(graph, outputs, max(grown, 0), self._pool)
+        if self._pool is None or not self._pool.takes_more():
+            self._pool = _Pool()
+        graph, pool = torch.cuda.CUDAGraph(), self._pool
+        options: Any = {"pool": pool.handle, "stream": self._stream(), "capture_error_mode": "thread_local"}
+        try:
+            # The outer context leads back to the caller's stream where ending the capture raises: torch's own does not.
+            with torch.cuda.stream(torch.cuda.current_stream(self.device)), torch.cuda.graph(graph, **options):
+                before = torch.cuda.memory_reserved(self.device)  # after torch emptied its cache
+                outputs = function()
+                grown = torch.cuda.memory_reserved(self.device) - before
+        except BaseException:
+            pool.whole = False
+            raise
+        pool.graphs += 1
+        return _CudaGraph(graph, outputs, max(grown, 0), pool)
 
     def is_capturing(self) -> bool:
         return torch.cuda.is_current_stream_capturing()

@@ -33,10 +33,13 @@ class Limits:
         max_graphs: how many there may be; 0 for none.
         max_bytes: their static buffers, and by how much capturing each made the device's reserved memory grow. Later graphs use
             again what earlier ones reserved, so the sum is what an owner takes, not the parts what each would take alone.
+        pause: how many calls after a graph had to go nothing new is captured. A capture costs several eager calls, and where more
+            sizes are in use than there may be graphs, each call would be one.
     """
 
     max_graphs: int = 64
     max_bytes: int = 4 * 2**30
+    pause: int = 16
 
 
 class Memory(NamedTuple):
@@ -69,6 +72,7 @@ class Due(NamedTuple):
 
 
 FIRST = "first call of its bucket"
+PAUSE = "more buckets are in use than its limits leave room for"
 
 
 class Cache:
@@ -78,11 +82,12 @@ class Cache:
         self.captured: OrderedDict[Hashable, Captured] = OrderedDict()
         self._came: OrderedDict[Hashable, None] = OrderedDict()
         self._refused: OrderedDict[Hashable, str] = OrderedDict()
-        self._failures = 0
+        self._failures = self._calls = 0
+        self._evicted: int | None = None  # the number of the call for which another graph went last
         self._off: str | None = None
         self._stamp: Stamp | None = None
 
-    def find(self, place: Hashable, tensors: Sequence[Tensor | None]) -> Captured | Due | str:
+    def find(self, place: Hashable, tensors: Sequence[Tensor | None], limits: Limits) -> Captured | Due | str:
         """The captured call of a place; that it is to be captured now; else why it runs eagerly.
 
         tensors: everything that captured code reads by address besides its inputs. Where they changed, nothing is left.
@@ -94,11 +99,12 @@ class Cache:
                 self._stamp = stamp(tensors)
                 if not self._stamp.holds(tensors):
                     self._off = "a weight is no plain tensor"
-            found = self._find(place, self._stamp)
+            self._calls += 1
+            found = self._find(place, self._stamp, limits)
         _bury(stale)
         return found
 
-    def _find(self, place: Hashable, now: Stamp) -> Captured | Due | str:
+    def _find(self, place: Hashable, now: Stamp, limits: Limits) -> Captured | Due | str:
         if self._off is not None:
             return self._off
         found = self.captured.get(place)
@@ -107,7 +113,10 @@ class Cache:
             return found
         if place in self._refused:
             return self._refused[place]
-        return Due(now) if place in self._came else FIRST
+        if place not in self._came:
+            return FIRST
+        paused = self._evicted is not None and self._calls - self._evicted <= limits.pause
+        return PAUSE if paused else Due(now)
 
     def _start_anew(self) -> list[Captured]:
         stale = list(self.captured.values())
@@ -135,6 +144,7 @@ class Cache:
         with _lock:
             while self.captured and over():
                 evicted.append(self.captured.popitem(last=False)[1])
+                self._evicted = self._calls
         _bury(evicted)
 
     def keep(self, place: Hashable, captured: Captured, due: Due, limits: Limits) -> str | None:
@@ -178,7 +188,7 @@ class Cache:
     def clear(self) -> list[Captured]:
         """Forget everything, and hand over what is to be buried."""
         with _lock:
-            self._failures, self._stamp = 0, None
+            self._failures, self._stamp, self._evicted = 0, None, None
             return self._start_anew()
 
     def reasons(self) -> list[str]:

@@ -5,7 +5,7 @@ come once; the second captures, and every later one copies its tokens into the b
 """
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
@@ -42,11 +42,14 @@ class _Call(NamedTuple):
     read: Read
     finish: Callable[[Tensor], Any]
 
+    def compute(self) -> Tensor:
+        """The rows, on the call's own tensors."""
+        return self.function(self.tokens, self.tokens.first if isinstance(self.read, str) else self.read)
+
     def eagerly(self, reason: str) -> Outcome:
-        rows = self.tokens.first if isinstance(self.read, str) else self.read
         with _plain():
-            output = self.function(self.tokens, rows)
-        return Outcome(self.finish(output), f"eager: {reason}")
+            rows = self.compute()
+        return Outcome(self.finish(rows), f"eager: {reason}")
 
     def own_rows(self) -> int:
         """How many of a captured call's rows are this call's own."""
@@ -79,8 +82,8 @@ def run(
     Args:
         owner: what the graphs belong to; they go when it goes.
         function: takes tokens and the rows to be read, int64 [R], or None for all; returns them, [R, E] or [N, E]. It depends on
-            its arguments, on `weights` and on what `key` tells, and each row of its result on the row's own sequence alone. Rows may
-            be named twice and in any order. In a graph it gets the buffers: more rows, in sequences of their own, and more
+            its arguments, on `weights` and on what `key` tells, and each row of its result on the row's own sequence alone. Rows
+            may be named twice and in any order. In a graph it gets the buffers: more rows, in sequences of their own, and more
             sequences, empty ones. It is run without gradients, outside inference mode.
         tokens: N rows, in sequences from bound 0 to bound N. Where they lie on a CPU and the weights on a GPU, they are copied
             there through pinned memory.
@@ -100,7 +103,7 @@ def run(
     """
     call = _Call(function, tokens, read, finish)
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return call.eagerly("it is traced")
+        return Outcome(finish(call.compute()), "eager: it is traced")
     tensors = weights()
     at = next((t.device for t in tensors if t is not None), tokens.input_ids.device)
     device = backends.of(at)
@@ -121,7 +124,7 @@ def run(
         )
         place = (device, bucket, tokens.token_type_ids is not None, key, device.settings(), _autocast(at.type))
         owned = cache.of(owner, "inference")
-        found = owned.find(place, tensors)
+        found = owned.find(place, tensors, limits)
         if isinstance(found, Captured):
             return _replay(found, call)
         if isinstance(found, Due):
@@ -173,19 +176,24 @@ def _moved(tokens: Tokens, device: Backend) -> Tokens:
 
 @contextmanager
 def _plain() -> Iterator[None]:
-    """Neither gradients nor inference mode nor autocast's copies of weights: tensors that are made here, such as joined weights,
-    are written to again by later calls, and captured code reads weights where they are."""
-    if not torch.is_inference_mode_enabled() and not torch.is_autocast_cache_enabled():
+    """Outside inference mode, without gradients: what is made here, such as joined weights, later calls write to again."""
+    if not torch.is_inference_mode_enabled():
         yield
         return
-    cached = torch.is_autocast_cache_enabled()
-    with ExitStack() as stack:
-        if torch.is_inference_mode_enabled():
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.no_grad())
-        torch.set_autocast_cache_enabled(False)
-        stack.callback(torch.set_autocast_cache_enabled, cached)
+    with torch.inference_mode(False), torch.no_grad():
         yield
+
+
+@contextmanager
+def _capturable() -> Iterator[None]:
+    """As `_plain`, and reading weights where they are: autocast's cached copies of them are gone after its context."""
+    cached = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        with _plain():
+            yield
+    finally:
+        torch.set_autocast_cache_enabled(cached)
 
 
 def _replay(captured: Captured, call: _Call) -> Outcome:
@@ -211,7 +219,7 @@ def _capture(
     reason, failed = CAPTURED, False
     try:
         try:
-            with _plain():
+            with _capturable():
                 inputs = Inputs(bucket, device.device, call.tokens.token_type_ids is not None)
                 call.fill(inputs, device)
                 rows = device.warm_up(call.on(inputs))[0][: call.own_rows()]
@@ -236,7 +244,10 @@ def _capture(
         device.end()
     if not failed:  # there was no memory for rows rounded up
         return call.eagerly(reason)
-    owned.fail(place, reason)
+    if reason == _NO_MEMORY:
+        owned.refuse(place, reason)
+    else:
+        owned.fail(place, reason)
     return outcome
 
 
@@ -249,14 +260,16 @@ def _graph(call: _Call, inputs: Inputs, rows: Tensor, device: Backend, owned: Ca
     function = call.on(inputs)
     for more_memory in (True, False):
         try:
-            with _plain():
+            with _capturable():
                 graph = device.capture(function)
                 graph.replay(function)
         except IndexError:  # of another thread's call: a launcher looks for what an earlier kernel reported
             raise
         except Exception as error:
-            if not (_is_out_of_memory(error) and more_memory):
+            if not _is_out_of_memory(error):
                 return _Failure(f"capturing it raised {type(error).__name__}: {error}")
+            if not more_memory:
+                return _Failure(_NO_MEMORY)
         else:
             difference = _difference(graph.outputs[0][: rows.shape[0]], rows)
             if difference is None:

@@ -1,0 +1,215 @@
+"""What CudaBackend asks of torch.cuda, in which order: on streams that are pretended, since there may be no GPU."""
+
+import pytest
+import torch
+from fake_cuda import DEVICE, fake_cuda
+from pretend_streams import Cuda
+from toy import FIRST, POSITIONS, Toy, run, standing_in, tokens_of
+
+from bertfast import _torch, graphs
+from bertfast.graphs import backend as backends
+from bertfast.graphs import cache
+from bertfast.graphs.inputs import Inputs
+from bertfast.models import BertConfig, BertModel
+from bertfast.nn.tokens import Tokens
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    return Cuda(monkeypatch)
+
+
+@pytest.fixture
+def device(cuda):
+    return backends.CudaBackend(DEVICE)
+
+
+def one():
+    return (torch.ones(3),)
+
+
+def test_a_warm_up_runs_between_the_callers_launches(cuda, device):
+    seen = []
+    device.warm_up(lambda: seen.append(cuda.current.name) or one())
+    assert seen == ["side"]
+    assert cuda.current.name == "main"
+    assert cuda.log == ["side waits for main", "main waits for side"]
+
+
+def test_captures_share_a_pool_while_one_of_them_lives(cuda, device):
+    """torch refuses to capture into a pool whose graphs were all reset."""
+    first, second = device.capture(one), device.capture(one)
+    first.reset()
+    third = device.capture(one)
+    second.reset()
+    third.reset()
+    device.capture(one)
+    captures = [line for line in cuda.log if line.startswith("capture")]
+    assert captures == [
+        f"capture {number} into pool {pool} on side, thread_local" for number, pool in ((1, 1), (2, 1), (3, 1), (4, 2))
+    ]
+
+
+def test_after_a_capture_that_broke_off(cuda, device):
+    """The caller's stream is the current one again, and the next capture has a pool of its own."""
+    first = device.capture(one)
+    cuda.broken = RuntimeError("broken")
+    with pytest.raises(RuntimeError, match="broken"):
+        device.capture(one)
+    assert cuda.current.name == "main"
+    device.capture(one)
+    first.reset()
+    device.capture(one)
+    assert [line.split(" on ")[0] for line in cuda.log if line.startswith("capture")] == [
+        "capture 1 into pool 1", "capture 2 into pool 1", "capture 3 into pool 2", "capture 4 into pool 2",
+    ]  # fmt: skip
+
+
+def test_bytes_are_what_reserved_memory_grew_by(cuda, device):
+    def function():
+        cuda.reserved += 500
+        return one()
+
+    assert device.capture(function).nbytes == 500
+    assert device.capture(one).nbytes == 0
+
+
+def test_a_turn_on_another_stream_waits_on_the_device(cuda, device):
+    for _ in range(2):
+        assert device.begin()
+        device.end()
+    assert cuda.log == [], "the same stream needs no event"
+    cuda.current = cuda.other
+    for _ in range(2):
+        assert device.begin()
+        device.end()
+    assert cuda.log == ["other waits for the event on main"]
+
+
+def test_a_graph_is_reset_after_its_last_turn(cuda, device):
+    graph = device.capture(one)
+    assert device.begin()
+    device.bury(graph.reset)
+    assert "reset 1" not in cuda.log
+    device.end()
+    assert cuda.log[-2:] == ["host waits for the event on main", "reset 1"]
+
+
+def test_nothing_is_reset_in_a_callers_capture(cuda, device, monkeypatch):
+    graph = device.capture(one)
+    with monkeypatch.context() as capturing:
+        capturing.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        device.bury(graph.reset)
+    assert "reset 1" not in cuda.log
+    assert device.begin()
+    device.end()
+    assert "reset 1" in cuda.log
+
+
+def test_settings_that_choose_kernels(cuda, device, monkeypatch):
+    before = device.settings()
+    assert hash(before) == hash(device.settings())
+    was = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert device.settings() != before
+    finally:
+        torch.set_float32_matmul_precision("highest" if was == "highest" else was)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert device.settings() != before
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_reported_ids_raise_before_a_replay(cuda, device, monkeypatch):
+    """A replay runs no Python in which a launcher would look for what an earlier kernel reported."""
+    mailbox = pytest.importorskip("bertfast.triton.mailbox")
+
+    def check(at):
+        raise IndexError(f"reported on {at}")
+
+    device.device = CPU
+    device.staged = lambda source: source
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: None)
+    with standing_in(device):
+        toy, tokens = Toy(), tokens_of(9, 3)
+        hows = [run(toy, tokens).how for _ in range(3)]
+        assert hows == [FIRST, "captured", "replayed"]
+        monkeypatch.setattr(mailbox, "check", check)
+        replays = cuda.log.count("replay 1")
+        with pytest.raises(IndexError, match="reported on"):
+            run(toy, tokens)
+        assert cuda.log.count("replay 1") == replays
+        graphs.clear(toy)
+    assert not device._lock.locked()
+
+
+def test_each_device_has_one_backend(cuda):
+    backends._backends.pop(DEVICE, None)
+    try:
+        assert backends.of(DEVICE) is backends.of(DEVICE)
+        assert isinstance(backends.of(DEVICE), backends.CudaBackend)
+        assert backends.of(CPU) is None
+    finally:
+        backends._backends.pop(DEVICE, None)
+
+
+SMALL = BertConfig(
+    vocab_size=70, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+    max_position_embeddings=POSITIONS,
+)  # fmt: skip
+
+
+def fake_tokens(count, segments=True, at="cuda"):
+    ids, bounds = torch.zeros(count, dtype=torch.int64, device=at), torch.zeros(3, dtype=torch.int32, device=at)
+    return Tokens(ids, ids.clone(), ids.clone() if segments else None, bounds, bounds, 16, (count,), True)
+
+
+@pytest.mark.parametrize("read", [None, "first", "named"])
+@pytest.mark.parametrize("where", ["cuda", "cpu"])
+def test_a_replay_waits_for_nothing(monkeypatch, read, where):
+    """On fake CUDA tensors: the function that is captured, the filling of its buffers, and a replay around it."""
+    model = BertModel(SMALL).to(torch.bfloat16).eval()
+    with fake_cuda() as gpu, torch.no_grad():
+        cuda = Cuda(monkeypatch)
+        # A fake tensor has no address to look at, and being watched by its mode is what a real call is not.
+        monkeypatch.setattr(cache, "stamp", lambda tensors: type("Always", (), {"holds": lambda self, tensors: True})())
+        monkeypatch.setattr(_torch, "is_watched", lambda: False)
+        monkeypatch.setattr(_torch, "is_transformed", lambda: False)
+        monkeypatch.setattr(graphs.inference, "_difference", lambda replayed, rows: None)
+        with gpu.preparing():
+            model.cuda()
+        calls = []
+
+        def function(tokens, rows):
+            calls.append(tokens.shape)
+            return model.encode(tokens, rows)[0]
+
+        monkeypatch.setattr(Inputs, "__init__", _prepared(gpu, Inputs.__init__))
+        for how in (FIRST, "captured", "replayed"):
+            with gpu.preparing():
+                tokens = fake_tokens(24, at=where)
+                rows = torch.zeros(5, dtype=torch.int64, device=where) if read == "named" else read
+            gpu.ops.clear()
+            outcome = graphs.run(
+                model, function, tokens, rows, weights=lambda: list(model.parameters()), key=None, finish=torch.clone
+            )
+            assert outcome.how == how
+            assert outcome.result.shape == ({None: 24, "first": 2, "named": 5}[read], 32)
+        assert calls == [(24,)] * 3, "once eagerly, once to warm up, once captured, and never again"
+        assert cuda.log[-1] == "replay 1"
+        graphs.clear(model)
+    moved = 5 if read == "named" else 4  # where tokens lie on the host: each tensor is copied there first
+    assert gpu.ops.pop("_to_copy", 0) == (0 if where == "cuda" else moved)
+    assert gpu.ops == {"_foreach_copy_": 2, "clamp": 1, "clone": 1}
+
+
+def _prepared(gpu, make):
+    def init(*given, **options):
+        with gpu.preparing():  # buffers are made once, from numbers of the host
+            make(*given, **options)
+
+    return init

@@ -5,7 +5,6 @@ The one thing kept on an instance is a dict of plain options (`options`); counts
 (`counts`).
 """
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -277,13 +276,11 @@ class FastBertEncoder(hf.BertEncoder):
         """Hidden states [B, S, E] through all layers; zeros at padding, and at what nobody reads."""
         sequences = sequences_of(packing, *x.shape[:2], x.device)
         read, rows = self.read(sequences), sequences.take(x)
-        layers = self.layers(arguments)
-        native = layers.find_native(rows)
-        if native is not None:  # layers that are called count themselves
+        layers = self.layers(arguments).ready(rows)
+        if layers.native is not None:  # layers that are called count themselves
             for layer in self.layer:
                 count(layer, UNPADDED)
-        rows = through(replace(layers, native=native), rows, sequences.layout(read))
-        return sequences.restore(rows, read)
+        return sequences.restore(through(layers, rows, sequences.layout(read)), read)
 
     def read(self, sequences: Sequences) -> Tensor | None:
         """Which rows of the last layer's output a head above reads in this call; None where it may be all of them."""

@@ -1,4 +1,4 @@
-"""The options of `optimize` that a swapped module goes by: plain values in one dict on the instance, which copies and pickles keep."""
+"""The options of `optimize` that a swapped module goes by: plain values in one dict on the instance, kept by copies."""
 
 from typing import Any
 

@@ -88,12 +88,11 @@ def make(model: Any, *, keep: bool) -> Verdict:
     embeddings = model.embeddings
     word, norm = embeddings.word_embeddings, embeddings.LayerNorm
     tables = (word.weight, embeddings.position_embeddings.weight, embeddings.token_type_embeddings.weight)
-    layers = model.encoder.layers()
-    native = layers.find_native(word.weight.detach())
-    not_called = [model.encoder] if native is None else [model.encoder, *model.encoder.layer]
+    layers = model.encoder.layers().ready(word.weight.detach())
+    not_called = [model.encoder] if layers.native is None else [model.encoder, *model.encoder.layer]
     counters = [(counter(embeddings), FAST), *((counter(module), UNPADDED) for module in not_called)]
-    verdict = Verdict(replace(layers, native=native), (*tables, norm.weight, norm.bias, -1, norm.eps), tuple(counters))
-    if not keep or native is None:
+    verdict = Verdict(layers, (*tables, norm.weight, norm.bias, -1, norm.eps), tuple(counters))
+    if not keep or layers.native is None:
         return verdict
     if any(isinstance(module.__dict__.get("act"), MethodType) for module in model.encoder.modules()):
         return verdict  # "gelu_python": a change of its method would not show

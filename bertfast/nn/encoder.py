@@ -68,14 +68,14 @@ class BertEncoder(nn.Module):
             raise ValueError("BertEncoder: read names rows of packed tokens, which need cu_seqlens and max_seqlen")
         if cu_seqlens is not None:
             layout = layout_of(x, attention_mask, cu_seqlens, max_seqlen, read, "BertEncoder")
-            return through(self.layers(x.shape[-1]), x, layout)
+            return through(self.layers(x.shape[-1]).ready(x), x, layout)
         if attention_mask is not None and not torch.compiler.is_compiling():
             packing = ops.pack(attention_mask)
             packed = self(ops.unpad(x, packing), cu_seqlens=packing.cu_seqlens, max_seqlen=packing.max_seqlen)
             return ops.repad(packed, packing)
         if attention_mask is None and x.dim() == 3:
             flat, longest = x.reshape(-1, x.shape[-1]), x.shape[1]
-            native = self.layers(x.shape[-1]).find_native(flat)
+            native = self.layers(x.shape[-1]).ready(flat).native
             if native is not None:
                 bounds = torch.arange(0, flat.shape[0] + 1, longest, dtype=torch.int32)
                 return native.forward(flat, bounds, longest, None).view(x.shape)

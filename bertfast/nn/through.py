@@ -5,7 +5,7 @@ everything else: training, gradient checkpointing, autocast, tracing.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -26,7 +26,7 @@ class Layers:
         kind: of every layer; None where they differ, or where each must be called as a module.
         prepack: whether inference on a CPU may keep reordered copies of the weights.
         int8: whether products from these copies are of 8-bit integers.
-        native: what runs all of them on a CPU, where that is known already and its parameters are current.
+        native: what runs all of them in one call on a CPU, its parameters current; see `ready`.
     """
 
     owner: nn.Module
@@ -37,18 +37,17 @@ class Layers:
     int8: bool = False
     native: stack.Native | None = None
 
-    def find_native(self, x: Tensor) -> stack.Native | None:
-        """What computes all layers on such x in one call on a CPU, or None."""
+    def ready(self, x: Tensor) -> "Layers":
+        """The same with what runs all layers on such x in one call, where there is something."""
         if self.kind is None or not self.prepack:
-            return None
-        return stack.find(self.owner, self.modules, x, self.kind, int8=self.int8)
+            return self
+        return replace(self, native=stack.find(self.owner, self.modules, x, self.kind, int8=self.int8))
 
 
 def through(layers: Layers, x: Tensor, layout: Packed) -> Tensor:
     """x [T, E] of packed tokens through all layers, to [T, E]; to [R, E] where the layout names R rows to be read."""
-    native = layers.native or layers.find_native(x)
-    if native is not None:
-        return native.forward(x, layout.cu_seqlens, layout.max_seqlen, layout.read)
+    if layers.native is not None:
+        return layers.native.forward(x, layout.cu_seqlens, layout.max_seqlen, layout.read)
     every = Packed(layout.cu_seqlens, layout.max_seqlen)
     last = len(layers.modules) - 1
     for i, layer in enumerate(layers.modules):

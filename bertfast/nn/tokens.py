@@ -6,6 +6,7 @@ wait for a device; elsewhere it stays, in sequences of its own, so that shapes d
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -192,22 +193,26 @@ def _check_length(longest: int, positions: int) -> None:
         )
 
 
-def sequences_of(packing: ops.Packing | None, batch: int, seqlen: int, device: torch.device | str) -> Sequences:
-    """Where the sequences of a padded batch [B, S] are; packing: None where every token is real."""
+def _fields(packing: ops.Packing | None, batch: int, seqlen: int, device: torch.device | str) -> dict[str, Any]:
     if packing is None:
         bounds = torch.arange(0, batch * seqlen + 1, seqlen, dtype=torch.int32, device=device)
         rows, longest = batch * seqlen, seqlen
     else:
         bounds, rows, longest = packing.cu_seqlens, packing.indices.shape[0], packing.max_seqlen
-    return Sequences(
-        rows=rows,
-        cu_seqlens=bounds,
-        bounds=bounds,
-        max_seqlen=longest,
-        shape=(batch, seqlen),
-        exact=True,
-        packing=packing,
-    )
+    return {
+        "rows": rows,
+        "cu_seqlens": bounds,
+        "bounds": bounds,
+        "max_seqlen": longest,
+        "shape": (batch, seqlen),
+        "exact": True,
+        "packing": packing,
+    }
+
+
+def sequences_of(packing: ops.Packing | None, batch: int, seqlen: int, device: torch.device | str) -> Sequences:
+    """Where the sequences of a padded batch [B, S] are; packing: None where every token is real."""
+    return Sequences(**_fields(packing, batch, seqlen, device))
 
 
 def of_batch(ids: Tensor, types: Tensor | None, position_ids: Tensor | None, packing: ops.Packing | None) -> Tokens:
@@ -229,7 +234,7 @@ def of_batch(ids: Tensor, types: Tensor | None, position_ids: Tensor | None, pac
         input_ids=real(ids),
         position_ids=places,
         token_type_ids=None if types is None else real(types),
-        **vars(sequences_of(packing, batch, seqlen, ids.device)),
+        **_fields(packing, batch, seqlen, ids.device),
     )
 
 

@@ -2,7 +2,8 @@
 
 The query, key and value weights of a layer become one matrix, and weights of another dtype than the products' (autocast) are cast.
 These copies are written anew at the beginning of every call, by one launch or a few for all layers, because no look at a weight
-on a GPU could say without waiting whether it was edited in place. Whatever needs no copy is a view of the parameter.
+on a GPU could say without waiting whether it was edited in place. What needs no copy is the parameter itself, and only calls
+hold it: a model that is moved or dropped takes its memory along, all but the copies.
 """
 
 import threading
@@ -18,13 +19,14 @@ from bertfast.nn.parts import LayerParts
 from bertfast.nn.stamps import stamp
 
 _copy = _torch.foreach("copy_")
-_cache: "WeakKeyDictionary[nn.Module, dict[torch.dtype, Joined]]" = WeakKeyDictionary()
+_cache: "WeakKeyDictionary[nn.Module, dict[torch.dtype, _Copies]]" = WeakKeyDictionary()
 _lock = threading.Lock()
+_PARAMETERS = 16  # of a layer, as `LayerParts.parameters` orders them
 
 
 class Weights(NamedTuple):
-    """One layer's, none of which requires a gradient: matrices transposed and in the products' dtype, as are the biases that
-    products and GELU add; the others have their parameters' dtype."""
+    """One layer's: matrices transposed and in the products' dtype, as are the biases that products and GELU add; the others
+    are the parameters as they are."""
 
     qkv: Tensor  # [E, 3 H D]
     qkv_bias: Tensor | None  # [3 H D]
@@ -46,34 +48,118 @@ class Weights(NamedTuple):
 
 def is_aligned(tensor: Tensor) -> bool:
     """Whether it begins on 16 bytes; a fake tensor, which has no address, as if it did."""
-    return type(tensor) is not Tensor or tensor.data_ptr() & 15 == 0
+    return type(tensor) not in (Tensor, nn.Parameter) or tensor.data_ptr() & 15 == 0
+
+
+class _Own(NamedTuple):
+    """Of one layer's weights those that are copies; None for a parameter that is multiplied by as it is, or is absent."""
+
+    qkv: Tensor
+    qkv_bias: Tensor | None
+    dense: Tensor | None
+    up: Tensor | None
+    up_bias: Tensor | None
+    down: Tensor | None
+
+
+class _Copies:
+    """The copies of a stack's weights. They outlive calls, and hold no parameter."""
+
+    def __init__(self, parameters: Sequence[Any], dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.stamp = stamp(parameters)
+        self.targets: list[Tensor] = []  # pieces of the copies, each of which one parameter is written to
+        self.sources: list[int] = []  # its number
+        self._streams: set[int] = set()
+        with torch.inference_mode(False), torch.no_grad():  # the next call may write to them in another mode
+            self.layers = [self._layer(parameters, first) for first in range(0, len(parameters), _PARAMETERS)]
+        weights = self.weights(parameters)
+        self.alike = len({layer.traits() for layer in weights}) < 2
+
+    def _layer(self, parameters: Sequence[Any], first: int) -> _Own:
+        def join(*numbers: int) -> Tensor:
+            """One copy of these parameters below each other."""
+            sources = [parameters[first + number] for number in numbers]
+            rows = [source.shape[0] for source in sources]
+            whole = sources[0].new_empty((sum(rows), *sources[0].shape[1:]), dtype=self.dtype)
+            self.targets += whole.split(rows)
+            self.sources += [first + number for number in numbers]
+            return whole
+
+        def cast(number: int) -> Tensor | None:
+            return None if parameters[first + number].dtype == self.dtype else join(number)
+
+        dense, up, down = cast(6), cast(10), cast(12)
+        return _Own(
+            join(0, 2, 4).t(),
+            None if parameters[first + 1] is None else join(1, 3, 5),
+            None if dense is None else dense.t(),
+            None if up is None else up.t(),
+            cast(11),
+            None if down is None else down.t(),
+        )
+
+    def weights(self, parameters: Sequence[Any]) -> list[Weights]:
+        """Those of each layer, of parameters for which the stamp holds."""
+        made = []
+        for number, own in enumerate(self.layers):
+            _, _, _, _, _, _, dense, *others = parameters[number * _PARAMETERS : (number + 1) * _PARAMETERS]
+            dense_bias, first, first_bias, up, up_bias, down, down_bias, norm, norm_bias = others
+            made.append(
+                Weights(
+                    own.qkv,
+                    own.qkv_bias,
+                    dense.t() if own.dense is None else own.dense,
+                    dense_bias,
+                    first,
+                    first_bias,
+                    up.t() if own.up is None else own.up,
+                    up_bias if own.up_bias is None else own.up_bias,
+                    down.t() if own.down is None else own.down,
+                    down_bias,
+                    norm,
+                    norm_bias,
+                )
+            )
+        return made
+
+    def refresh(self, parameters: Sequence[Any]) -> None:
+        if not self.targets:
+            return
+        device = self.targets[0].device
+        if device.type == "cuda" and torch.cuda.is_initialized():
+            self._keep_for_stream(device)
+        _copy(self.targets, [parameters[number] for number in self.sources])
+
+    def _keep_for_stream(self, device: torch.device) -> None:
+        """Let the memory not be given to others while the present stream may still read it, if it was made on another one."""
+        handle = _torch.current_stream(device.index)
+        if handle not in self._streams:
+            self._streams.add(handle)
+            for target in self.targets:
+                target.record_stream(torch.cuda.current_stream(device))
+
+    def nbytes(self) -> int:
+        return sum(target.nbytes for target in self.targets)
 
 
 class Joined:
-    """The weights of a stack of layers, and how to bring the copies among them up to date.
+    """The weights of a stack of layers for one call, and how to bring the copies among them up to date.
 
     Attributes:
         layers: the weights of each layer.
         dtype: of the products.
         alike: whether all layers are launched the same way (`Weights.traits`).
-        tensors: all that is read by address: the weights, and what the copies are made of.
     """
 
-    def __init__(self, parts: Sequence[LayerParts], parameters: list[Tensor | None], dtype: torch.dtype) -> None:
-        self.dtype = dtype
-        self._stamp = stamp(parameters)
-        self._copies: list[Tensor] = []
-        self._sources: list[Tensor] = []
-        # Copies outlive this call, and the next one may write to them in another mode.
-        with torch.inference_mode(False), torch.no_grad():
-            self.layers = [self._weights(part) for part in parts]
-        first = self.layers[0].traits() if self.layers else None
-        self.alike = all(weights.traits() == first for weights in self.layers)
-        self.tensors = [w for weights in self.layers for w in weights if w is not None] + self._sources
+    def __init__(self, copies: _Copies, parameters: list[Tensor | None]) -> None:
+        self._copies, self._parameters = copies, parameters
+        self.dtype, self.alike = copies.dtype, copies.alike
+        self.layers = copies.weights(parameters)
 
     @classmethod
     def of(cls, owner: nn.Module, parts: Sequence[LayerParts], dtype: torch.dtype) -> "Joined | None":
-        """The weights of `parts`, made anew where a parameter was replaced or its address, shape, dtype or device changed.
+        """The weights of `parts`. Copies are made anew where a parameter was replaced or moved: address, form, dtype, device.
 
         Args:
             owner: the module that the copies belong to by its identity; they go when it goes.
@@ -84,66 +170,33 @@ class Joined:
             None where a bias is missing that the kernels cannot do without, or parameters lie on several devices.
         """
         parameters = [parameter for part in parts for parameter in part.parameters()]
-        entry = _cache.get(owner, {}).get(dtype)
-        if entry is not None and entry._stamp.holds(parameters):
-            return entry
-        if not _takes(parts, parameters):
-            return None
-        with _lock:
-            entries = _cache.setdefault(owner, {})
-            entry = entries.get(dtype)
-            if entry is None or not entry._stamp.holds(parameters):
-                # Those of other dtypes are as stale: they would keep the old storage alive for nothing.
-                for other in [key for key, made in entries.items() if not made._stamp.holds(parameters)]:
-                    del entries[other]
-                entry = entries[dtype] = cls(parts, parameters, dtype)
-            return entry
+        copies = _cache.get(owner, {}).get(dtype)
+        if copies is None or not copies.stamp.holds(parameters):
+            if not _takes(parts, parameters):
+                return None
+            copies = _made(owner, parameters, dtype)
+        return cls(copies, parameters)
+
+    @property
+    def tensors(self) -> list[Tensor | None]:
+        """All that is read by address: parameters and copies. What was captured with them is good while they lie there."""
+        return [*self._parameters, *self._copies.targets]
 
     def refresh(self) -> None:
-        """Write every copy anew. Waits for nothing, so a CUDA graph can hold it."""
-        if self._copies:
-            _copy(self._copies, self._sources)
-
-    def nbytes(self) -> int:
-        """Bytes of the copies, in which the joined matrices of layers count once."""
-        return sum(copy.nbytes for copy in self._copies)
-
-    def _weights(self, part: LayerParts) -> Weights:
-        attention, mlp = part
-        projections = [linear._parameters for linear in attention[:3]]
-        dense, attention_norm = attention.dense._parameters, attention.norm._parameters
-        up, down, norm = mlp.up._parameters, mlp.down._parameters, mlp.norm._parameters
-        biases = [projection["bias"] for projection in projections]
-        return Weights(
-            self._join([projection["weight"] for projection in projections]).t(),
-            None if biases[0] is None else self._join(biases),
-            self._cast(dense["weight"]).t(),
-            _detached(dense["bias"]),
-            attention_norm["weight"].detach(),
-            attention_norm["bias"].detach(),
-            self._cast(up["weight"]).t(),
-            self._cast(up["bias"]),
-            self._cast(down["weight"]).t(),
-            _detached(down["bias"]),
-            norm["weight"].detach(),
-            norm["bias"].detach(),
-        )
-
-    def _join(self, sources: list[Tensor]) -> Tensor:
-        """A copy of the sources one below the other."""
-        rows = [source.shape[0] for source in sources]
-        whole = sources[0].new_empty((sum(rows), *sources[0].shape[1:]), dtype=self.dtype)
-        self._copies += whole.split(rows)
-        self._sources += [source.detach() for source in sources]
-        return whole
-
-    def _cast(self, source: Tensor) -> Tensor:
-        """The source itself where it has the products' dtype, else a copy."""
-        return source.detach() if source.dtype == self.dtype else self._join([source])
+        """Write every copy anew, without gradients. Waits for nothing, so a CUDA graph can hold it."""
+        self._copies.refresh(self._parameters)
 
 
-def _detached(parameter: Tensor | None) -> Tensor | None:
-    return None if parameter is None else parameter.detach()
+def _made(owner: nn.Module, parameters: list[Tensor | None], dtype: torch.dtype) -> _Copies:
+    with _lock:
+        entries = _cache.setdefault(owner, {})
+        copies = entries.get(dtype)
+        if copies is None or not copies.stamp.holds(parameters):
+            # Those of other dtypes are as stale.
+            for other in [key for key, old in entries.items() if not old.stamp.holds(parameters)]:
+                del entries[other]
+            copies = entries[dtype] = _Copies(parameters, dtype)
+        return copies
 
 
 def _takes(parts: Sequence[LayerParts], parameters: Sequence[Tensor | None]) -> bool:

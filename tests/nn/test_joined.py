@@ -8,6 +8,7 @@ import pytest
 import torch
 from device_cases import WHERE, E, make_stack
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bertfast.nn import joined
@@ -24,8 +25,14 @@ def weights_of(stack, dtype=torch.float32):
 
 def refreshed(stack, dtype=torch.float32):
     found = weights_of(stack, dtype)
-    found.refresh()
+    with torch.no_grad():
+        found.refresh()
     return found
+
+
+def copies_of(found):
+    """Addresses of the joined matrices."""
+    return {weights.qkv.data_ptr() for weights in found.layers}
 
 
 def assert_current(found, stack, dtype=torch.float32):
@@ -40,7 +47,6 @@ def assert_current(found, stack, dtype=torch.float32):
         )
         assert len(expected) == len(weights)
         for value, parameter in zip(weights, expected, strict=True):
-            assert not value.requires_grad
             assert value.dtype == parameter.dtype
             assert torch.equal(value, parameter)
 
@@ -78,7 +84,7 @@ class Functions(TorchDispatchMode):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_refreshing_is_one_function(dtype):
     found = weights_of(make_stack(), dtype)
-    with Functions() as functions:
+    with torch.no_grad(), Functions() as functions:
         found.refresh()
     assert functions.names == ["_foreach_copy_.default"]
 
@@ -90,8 +96,9 @@ def test_only_what_must_be_copied_is():
         p.nbytes for n, p in stack.named_parameters() if any(f".{x}." in n for x in ("query", "key", "value"))
     )
     second_biases = sum(layer.attention.output.dense.bias.nbytes + layer.output.dense.bias.nbytes for layer in stack)
-    assert weights_of(stack).nbytes() == joined_alone
-    assert weights_of(stack, torch.bfloat16).nbytes() == (products - second_biases) // 2
+    weights_of(stack)
+    assert joined.memory(stack) == joined_alone
+    weights_of(stack, torch.bfloat16)
     assert joined.memory(stack) == joined_alone + (products - second_biases) // 2
     joined.clear(stack)
     assert joined.memory(stack) == 0
@@ -105,8 +112,9 @@ def test_edits_in_place_are_seen_without_anything_made_anew(dtype):
         for parameter in stack.parameters():
             parameter.data.add_(1.0)  # leaves no other version behind
             parameter.mul_(2.0)
-    assert weights_of(stack, dtype) is found
-    found.refresh()
+    assert copies_of(weights_of(stack, dtype)) == copies_of(found)
+    with torch.no_grad():
+        found.refresh()
     assert_current(found, stack, dtype)
 
 
@@ -143,33 +151,56 @@ def test_moved_parameters_are_noticed(change):
     before, other = weights_of(stack), weights_of(stack, torch.bfloat16)
     change(stack[1])
     found = refreshed(stack)
-    assert found is not before
+    assert copies_of(found).isdisjoint(copies_of(before))
     assert_current(found, stack)
-    assert joined.memory(stack) == found.nbytes()  # the other dtype's entry is as stale and gone
-    assert weights_of(stack, torch.bfloat16) is not other
+    memory = joined.memory(stack)
+    assert copies_of(weights_of(stack, torch.bfloat16)).isdisjoint(copies_of(other))
+    assert joined.memory(stack) > memory  # the other dtype's copies were as stale and gone
 
 
 def test_another_dtype_or_device_of_the_model():
     stack = make_stack()
-    before = weights_of(stack)
+    weights_of(stack)
     stack.bfloat16()
     found = refreshed(stack, torch.bfloat16)
-    assert found is not before
     assert_current(found, stack, torch.bfloat16)
     stack.to("meta")
-    assert weights_of(stack, torch.bfloat16) is not found
+    assert weights_of(stack, torch.bfloat16).layers[0].qkv.is_meta
 
 
-def test_entries_go_with_their_owner():
+def test_copies_go_with_their_owner():
     stack = make_stack()
-    found = weakref.ref(weights_of(stack))
+    qkv = weakref.ref(weights_of(stack).layers[0].qkv)
     twin = copy.deepcopy(stack)
-    assert found() is not None
+    assert qkv() is not None
     assert joined.memory(twin) == 0
-    assert weights_of(twin) is not found()
+    assert weights_of(twin).layers[0].qkv is not qkv()
     del stack
     gc.collect()
-    assert found() is None
+    assert qkv() is None
+
+
+def test_parameters_are_not_held_beyond_a_call():
+    """A model that moves to another device frees the memory on this one."""
+    stack = make_stack()
+    weights_of(stack)
+    storages = [StorageWeakRef(parameter.untyped_storage()) for parameter in stack.parameters()]
+    stack.to("meta")
+    assert all(storage.expired() for storage in storages)
+
+
+def test_streams_that_read_the_copies(monkeypatch):
+    """Memory belongs to the stream that it was made on; each other one is told to it, once."""
+    told = []
+    copies = weights_of(make_stack())._copies
+    current = [0]
+    monkeypatch.setattr(joined._torch, "current_stream", lambda device: current[0])
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current[0])
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: told.append((stream, tensor.data_ptr())))
+    for current[0] in (1, 2, 1):
+        copies._keep_for_stream(torch.device("cuda", 0))
+    addresses = [target.data_ptr() for target in copies.targets]
+    assert told == [(stream, address) for stream in (1, 2) for address in addresses]
 
 
 def test_made_in_one_mode_and_used_in_another():

@@ -2,7 +2,7 @@
 
 single_forward and single_backward say up to which length a sequence is done as one tile, single_tile with how many warps; longer
 ones go to forward, dq and dkv. What says "predicted" was chosen by ahead-of-time compilation (registers, spills, shared memory,
-instructions of the loop). forward asks for dropout too: what draws bits is bound by instructions, what does not by products and exp2.
+instructions of the loop). forward asks for dropout too: with it a program is bound by instructions, else by products and exp2.
 Predicted for 128 x 128 scores, D = 64, dropout, on one multiprocessor of an H200, in cycles by pipe. A program alone adds up
 instructions and wgmma, but for the dropout words, which are drawn beside a product; several programs overlap them.
 

@@ -147,6 +147,10 @@ def _stock_advice(arch: int) -> list[dict[str, str]]:
     return advice
 
 
+def _passed(entry: verified.Entry) -> str:
+    return f"verified on {entry['device']}, {entry['date'][:10]}, Triton {verified.triton_minor()}"
+
+
 def gpu_op(op: str, arch: int) -> dict[str, str]:
     """What `op`, a folder of bertfast/ops, runs on an architecture, such as 90, and by what result or for what reason."""
     reason = verified.gate(arch).get(op)
@@ -155,14 +159,29 @@ def gpu_op(op: str, arch: int) -> dict[str, str]:
     entry = verified.verification(op, arch)
     if entry is None:
         return {"runs": "kernel", "why": "not verified, but allowed in this process"}
-    why = f"verified on {entry['device']}, {entry['date'][:10]}, Triton {verified.triton_minor()}"
-    return {"runs": "kernel", "why": why} | ({"note": entry["note"]} if "note" in entry else {})
+    return {"runs": "kernel", "why": _passed(entry)} | ({"note": entry["note"]} if "note" in entry else {})
+
+
+def gpu_candidate(name: str, arch: int) -> dict[str, str]:
+    """Whether a candidate, such as "linear_gelu.cheap_erf", runs in place of its op's owner on an architecture, and why."""
+    reason = verified.why_not_candidate(name, arch)
+    if reason is not None:
+        return {"runs": "owner", "why": f"candidate for {', '.join(verified.candidates()[name])}: {reason}"}
+    entry = verified.verification(name, arch)
+    if entry is None:
+        return {"runs": "candidate", "why": "not verified, but asked for in this process"}
+    why = f"in place of the owner: {_passed(entry)}"
+    return {"runs": "candidate", "why": why} | ({"note": entry["note"]} if "note" in entry else {})
 
 
 def gpu_ops() -> dict[str, dict[str, dict[str, str]]]:
-    """By architecture what each op runs there: of the GPUs of this machine, else of those that any result verifies."""
+    """By architecture what each op and each candidate runs there: of this machine's GPUs, else of those that a result verifies."""
     archs = sorted(set(verified.devices())) if torch.cuda.is_available() else verified.known_architectures()
-    return {f"sm_{arch}": {op: gpu_op(op, arch) for op in verified.folders()} for arch in archs}
+    return {
+        f"sm_{arch}": {op: gpu_op(op, arch) for op in verified.folders()}
+        | {name: gpu_candidate(name, arch) for name in verified.candidates()}
+        for arch in archs
+    }
 
 
 def gpu_models() -> dict[str, dict[str, str]]:

@@ -83,6 +83,20 @@ def status(
     return _table(["op", "device", "parity on a GPU", "share of the measured ceiling"], rows)
 
 
+def candidates(lines: list[results.Line]) -> str:
+    """What each candidate would own, and how its parity tests went on each device."""
+    from bertfast.triton import verified as shipped
+
+    rows = []
+    for name, ops in shipped.candidates().items():
+        parity = [one for one in results.latest(lines) if one["stage"] == "parity" and one.get("op") == name]
+        for one in parity:
+            word = "passed" if one["ok"] else "FAILED"
+            rows.append([name, ", ".join(ops), one["device"], f"{word} ({one['date'][:10]}, {one['commit']})"])
+        rows += [] if parity else [[name, ", ".join(ops), "", "never run"]]
+    return _table(["candidate", "for", "device", "parity on a GPU"], rows)
+
+
 def prediction(cases: list[Case]) -> str:
     rows = []
     for case in cases:
@@ -148,6 +162,8 @@ def render(cases: list[Case], rows: "list[Row]", lines: list[results.Line] | Non
         "## Run on a GPU\n",
         status(ops_of(cases), lines, reviews=verified.reviews()),
         notes(verified.committed()),
+        "Candidates take the place of an op's owner by themselves on an architecture where their parity tests passed.\n",
+        candidates(lines),
         "## What comes out of the compiler\n",
         "Spans are over the variants that the cases reach. Spilling counts variants with loads or stores of local memory; tensor\n"
         "core and bulk count instructions (HMMA, HGMMA or UTCHMMA; UTMALDG and UTMASTG).\n",

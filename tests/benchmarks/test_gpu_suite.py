@@ -316,6 +316,19 @@ def test_lines_without_digests_take_those_of_their_commit():
     assert verified.table([line], ["packing"])["90"]["packing"]["3.6"]["sources"] == ""  # no package has that
 
 
+def test_a_candidate_has_a_line_of_its_own():
+    listing = "tests/ops/test_linear_gelu.py::test_a[triton]\ntests/ops/test_linear_gelu_cheap_erf.py::test_a[triton]\n"
+    assert parity.expected(listing) == {"linear_gelu": 1, "linear_gelu.cheap_erf": 1}
+    line = _line("parity", "linear_gelu.cheap_erf", True, op="linear_gelu.cheap_erf", sources="123")
+    assert verified.table([line], ["linear_gelu.cheap_erf"])["90"]["linear_gelu.cheap_erf"]["3.6"]["sources"] == "123"
+    cases = collect.all_cases("bias_gelu") + collect.all_cases("linear_gelu")
+    by_candidate = {case.op for case in cases if collect.is_candidate(case)}
+    assert by_candidate == set(shipped.candidates()["linear_gelu.cheap_erf"])
+    assert {case.op for case in races.chosen(cases) if collect.is_candidate(case)} == by_candidate
+    assert docs.candidates([line]).splitlines()[-1].endswith("| NVIDIA H200 | passed (2026-01-01, abc) |")
+    assert docs.candidates([]).splitlines()[-1].endswith("|  | never run |")
+
+
 def test_a_review_answers_for_one_line_and_leaves_a_note():
     line = _line("parity", "packing", False, op="packing", sources="123", error="test_a; test_b")
     about = {name: line[name] for name in ("op", "device", "date")}

@@ -61,12 +61,21 @@ def implement(name: str, key: str, path: str) -> None:
     _OWNERS[place] = path
 
     def call(*args: Any) -> Any:
-        function = _RESOLVED.get(place)
-        if function is None:
-            function = _RESOLVED[place] = _resolve(name, key)
-        return function(*args)
+        return (_RESOLVED.get(place) or resolved(name, key))(*args)
 
     _LIBRARY.impl(name, call, key)
+
+
+def resolved(name: str, key: str) -> Callable[..., Any]:
+    """What the dispatcher runs for `bertfast::name` at one dispatch key, as a function: no dispatcher, no autograd around it.
+
+    For "CUDA" that is the launcher, or the reference where the kernels are not verified. Decided at the first call and kept
+    until `forget`, so ask for it on every use.
+    """
+    function = _RESOLVED.get((name, key))
+    if function is None:
+        function = _RESOLVED[name, key] = _resolve(name, key)
+    return function
 
 
 def _resolve(name: str, key: str) -> Callable[..., Any]:

@@ -177,6 +177,7 @@ def _device_guard() -> Iterator[None]:
 @contextmanager
 def fake_cuda(arch: int = 90) -> Iterator[FakeGpu]:
     """A pretended GPU of compute capability `arch`; not for several threads."""
+    from bertfast.ops.embedding_sum_norm import triton as embedding_launcher
     from bertfast.triton import launch, mailbox
 
     with pytest.MonkeyPatch.context() as patch, _device_guard(), launch.recording(arch) as launches:
@@ -189,6 +190,7 @@ def fake_cuda(arch: int = 90) -> Iterator[FakeGpu]:
             gpu.refuse("synchronize")
 
         patch.setattr(launch, "INTERPRETED", False)
+        patch.setattr(embedding_launcher, "INTERPRETED", False)  # its own name, of when it was imported
         patch.setattr(mailbox, "box", lambda device: torch.empty(mailbox.SLOTS, dtype=torch.int64, device=device))
         patch.setattr(mailbox, "check", check)
         patch.setattr(torch.cuda, "synchronize", synchronize)

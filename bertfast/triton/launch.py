@@ -8,7 +8,7 @@ through its own `kernel[grid](...)` every time.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ import triton
 from torch import Tensor
 
 from bertfast import _torch
-from bertfast.triton import private
+from bertfast.triton import private, repeats
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 RUNS_DIRECTLY = private.runs_directly()
@@ -50,6 +50,8 @@ _recorder: Recorder | None = None
 _compiled: dict[tuple, Any] = {}
 _architectures: dict[int, int] = {}
 _multiprocessors: dict[int, int] = {}
+_TENSORS = frozenset((Tensor, torch.nn.Parameter))
+_PLAIN = frozenset((int, float, bool, type(None)))
 _TYPES = {
     torch.float32: "fp32",
     torch.float16: "fp16",
@@ -118,13 +120,21 @@ def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:
     return torch.empty(size, dtype=torch.int8, device="cuda")
 
 
-def _trait(value: Any) -> Any:
-    """What Triton specialises on: dtype and alignment of pointers, width, divisibility and 1 of integers."""
-    if isinstance(value, Tensor):
-        return value.dtype, value.data_ptr() & 15 == 0
-    if isinstance(value, int):
-        return value == 1, value & 15 == 0, -(2**31) <= value < 2**31
-    return type(value)
+def _traits(values: tuple) -> list[Any]:
+    """What Triton specialises on: dtype and alignment of pointers, width, divisibility and 1 of integers.
+
+    Types are compared first: isinstance of a Tensor goes through torch's metaclass, and this is on the way of every launch.
+    """
+    traits: list[Any] = []
+    for value in values:
+        kind = type(value)
+        if kind in _TENSORS or (kind not in _PLAIN and isinstance(value, Tensor)):
+            traits.append(value.dtype if value.data_ptr() & 15 == 0 else (value.dtype,))
+        elif isinstance(value, int):
+            traits.append((value == 1, value & 15 == 0, -(2**31) <= value < 2**31))
+        else:
+            traits.append(kind)
+    return traits
 
 
 def launch(
@@ -139,23 +149,36 @@ def launch(
         constants: constexprs, in the order of the kernel's parameters.
         warps, stages: num_warps and num_stages.
     """
+    compiled = None
     if 0 in grid:
-        return
-    if _recorder is not None:
+        pass
+    elif _recorder is not None:
         _recorder.launches.append(_record(kernel, grid, args, constants, warps, stages))
-        return
-    if INTERPRETED:
+    elif INTERPRETED:
         kernel[grid](*args, **constants)
-        return
-    current = torch.cuda.current_device()
-    device = args[0].device.index
-    if device is None:  # host memory that kernels may reach, such as a mailbox
-        device = _device_index(args, current)
-    if device == current:
-        _launch(kernel, grid, args, constants, warps, stages, device)
-        return
-    with torch.cuda.device(device):
-        _launch(kernel, grid, args, constants, warps, stages, device)
+    else:
+        current = torch.cuda.current_device()
+        device = args[0].device.index
+        if device is None:  # host memory that kernels may reach, such as a mailbox
+            device = _device_index(args, current)
+        if device == current:
+            compiled = _launch(kernel, grid, args, constants, warps, stages, device)
+        else:
+            with torch.cuda.device(device):
+                _launch(kernel, grid, args, constants, warps, stages, device)
+    if repeats.noted:
+        repeats.note(args, _again(kernel, grid, constants, warps, stages, compiled))
+
+
+def _again(
+    kernel: Any, grid: tuple[int, ...], constants: dict[str, Any], warps: int, stages: int, compiled: Any
+) -> Callable[[Sequence[Any]], None]:
+    """What launches the same on other arguments of the same traits: `compiled`, where it is there, on the stream of now."""
+    if compiled is None or private.scratch_bytes(compiled):
+        return lambda args: launch(kernel, grid, tuple(args), constants, warps=warps, stages=stages)
+    values = tuple(constants.values())
+    run = private.bound(compiled, _three(grid), _torch.current_stream(torch.cuda.current_device()))
+    return lambda args: run(*args, *values)
 
 
 def _device_index(args: tuple, current: int) -> int:
@@ -166,21 +189,31 @@ def _device_index(args: tuple, current: int) -> int:
 
 def _launch(
     kernel: Any, grid: tuple[int, ...], args: tuple, constants: dict[str, Any], warps: int, stages: int, device: int
-) -> None:
-    """Run `kernel` on the current stream of `device`, which is the current one."""
+) -> Any:
+    """Run `kernel` on the current stream of `device`, which is the current one.
+
+    Returns:
+        The compiled kernel, or None where it may not be called directly.
+    """
     values = tuple(constants.values())
-    key = (id(kernel), device, warps, stages, values, *[_trait(a) for a in args])
+    key = (id(kernel), device, warps, stages, values, *_traits(args))
     compiled = _compiled.get(key)
     if compiled is None:
         triton.set_allocator(_scratch)
         first = kernel[grid](*args, **constants, num_warps=warps, num_stages=stages, enable_fp_fusion=FP_FUSION)
-        if RUNS_DIRECTLY:
-            _compiled[key] = first
-        return
+        if not RUNS_DIRECTLY:
+            return None
+        _compiled[key] = first
+        return first
     if private.scratch_bytes(compiled):
         triton.set_allocator(_scratch)  # a context variable: backward runs on a thread that has not set it
+    private.run(compiled, _three(grid), _torch.current_stream(device), (*args, *values))
+    return compiled
+
+
+def _three(grid: tuple[int, ...]) -> tuple[int, int, int]:
     x, y, z = (*grid, 1, 1)[:3]
-    private.run(compiled, (x, y, z), _torch.current_stream(device), (*args, *values))
+    return x, y, z
 
 
 def _record(kernel: Any, grid: tuple, args: tuple, constants: dict, warps: int, stages: int) -> Launch:

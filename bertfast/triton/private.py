@@ -7,6 +7,8 @@
   one is gone: an error that names it and the releases that have it. Running on a GPU needs none of them.
 """
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,11 @@ def runs_directly(release: str | None = None) -> bool:
 def run(compiled: Any, grid: tuple[int, int, int], stream: int, args: tuple) -> None:
     """Launch a kernel that `kernel[grid](...)` compiled; only where `runs_directly`."""
     compiled.run(*grid, stream, compiled.function, compiled.packed_metadata, None, None, None, *args)
+
+
+def bound(compiled: Any, grid: tuple[int, int, int], stream: int) -> Callable[..., None]:
+    """`run` as a function of the arguments alone."""
+    return partial(compiled.run, *grid, stream, compiled.function, compiled.packed_metadata, None, None, None)
 
 
 def scratch_bytes(compiled: Any) -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
 # Of bertfast.triton: the host's part, which no kernel is compiled from.
-HOST = frozenset(("aot", "interpreter", "launch", "private", "sources", "tables", "verified"))
+HOST = frozenset(("aot", "interpreter", "launch", "private", "repeats", "sources", "tables", "verified"))
 # Of an op's folder: what the op means, and who owns it.
 MEANING = frozenset(("op", "reference", "tied", "chunked"))
 

@@ -1,13 +1,12 @@
 """launch and mailbox: what is recorded, when a cached kernel may be reused, and how a reported place becomes an error."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
 pytest.importorskip("triton")
 import triton
 import triton.language as tl
+from fake_kernel import FakeKernel
 
 from bertfast.triton import launch, mailbox
 
@@ -21,37 +20,6 @@ def copy_kernel(x_ptr, bias_ptr, y_ptr, rows, width, scale, HAS_BIAS: tl.constex
 @triton.jit
 def report_kernel(box_ptr, place, bad):
     mailbox.report(box_ptr, 15, place, bad != 0)
-
-
-class FakeKernel:
-    """Stands for a compiled kernel: says how often Triton was asked and how often the cached kernel ran."""
-
-    def __init__(self):
-        self.through_triton, self.direct = 0, 0
-        self.metadata = SimpleNamespace(global_scratch_size=0)
-        self.function, self.packed_metadata = 0, ()
-
-    def __getitem__(self, grid):
-        def first(*args, **options):
-            self.through_triton += 1
-            self.options = options
-            return self
-
-        return first
-
-    def run(self, x, y, z, stream, function, metadata, *rest):
-        assert (x, y, z) == (3, 1, 1)
-        assert rest[:3] == (None, None, None)
-        self.direct += 1
-        self.arguments = rest[3:]
-
-
-@pytest.fixture
-def on_gpu(monkeypatch):
-    monkeypatch.setattr(launch, "INTERPRETED", False)
-    monkeypatch.setattr(launch, "_compiled", {})
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 0, raising=False)
 
 
 def test_a_variant_is_compiled_once(on_gpu):

@@ -1,0 +1,192 @@
+"""Inference of the embeddings and of all layers on a GPU with as little host time as Python allows.
+
+A kernel of a small batch runs for a few microseconds, and a call through an op costs tens of the host: argument checks, dispatcher,
+autograd, tiles and keys. Here an op's launcher is called once, by the first layer; the others repeat its launch with their own
+weights (`triton.repeats`) on the same buffers, which all layers share. Eight launches a layer are left: four products, attention,
+GELU and two norms. The numbers are those of `core.attention_block` and `core.mlp_block`: the same kernels in the same order.
+Where the kernels of an op are not verified on the device, torch's own functions run, as through the dispatcher.
+
+Nothing here waits for the device or depends on what tensors hold, so that a CUDA graph can hold it all.
+"""
+
+import importlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bertfast import _library
+from bertfast.nn.joined import Joined, Weights, is_aligned
+from bertfast.nn.layout import Packed
+from bertfast.nn.parts import Kind, LayerParts
+from bertfast.triton import repeats
+
+_TABLES = ("word_embeddings", "position_embeddings", "token_type_embeddings")
+
+
+def embed(embeddings: nn.Module, input_ids: Tensor, token_type_ids: Tensor | None, position_ids: Tensor) -> Tensor:
+    """The embeddings of packed tokens, without dropout and without gradients.
+
+    Args:
+        embeddings: a module with BERT's names inside, its tables plain parameters of one dtype.
+        input_ids, position_ids: [N], int64 or int32.
+        token_type_ids: [N] likewise, or None for zeros.
+
+    Returns:
+        [N, E] in the tables' dtype.
+
+    Raises:
+        IndexError: on an id outside its table; on a GPU at a later call.
+    """
+    input_ids = input_ids.to(torch.int64)
+    children = embeddings._modules
+    tables = [children[name]._parameters["weight"] for name in _TABLES]
+    norm: Any = children["LayerNorm"]
+    ids = (
+        input_ids,
+        position_ids.to(torch.int64),
+        torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids.to(torch.int64),
+    )
+    launcher = _library.resolved("embedding_sum_norm_fwd", "CUDA")
+    scale = norm._parameters["weight"], norm._parameters["bias"]
+    with torch.no_grad(), _on(input_ids.device):
+        return launcher(*ids, *tables, *scale, -1, float(norm.eps), 0.0, None)[0]
+
+
+def layers(x: Tensor, parts: Sequence[LayerParts], kind: Kind, layout: Packed, joined: Joined) -> Tensor:
+    """Packed tokens through all layers, without dropout and without gradients.
+
+    Args:
+        x: [N, E], on a GPU, or on a CPU in Triton's interpreter.
+        parts: the modules of each layer.
+        kind: what all of them compute.
+        layout: bounds of the sequences; `read` names the rows that the last layer makes, none below 0.
+        joined: `Joined.of(owner, parts, dtype of the products)`; its copies are brought up to date here.
+
+    Returns:
+        [N, E], or [R, E] of the rows that are read, in the dtype of the residual stream: x's, promoted with the products'.
+
+    Raises:
+        ValueError: on bounds that do not rise from 0 to N by at most max_seqlen; on a GPU at a later call.
+    """
+    x, read = x.contiguous(), layout.read
+    bounds = layout.cu_seqlens.contiguous(), layout.max_seqlen
+    last, dtype, again = len(parts) - 1, joined.dtype, joined.alike and len(parts) > 1
+    with torch.no_grad(), _on(x.device):
+        joined.refresh()
+        steps: tuple[_Mixing, _Rows] | None = None
+        before: tuple[torch.dtype, bool] | None = None
+        for number, (part, weights) in enumerate(zip(parts, joined.layers, strict=True)):
+            traits = x.dtype, is_aligned(x)  # the caller's rows may have others than a layer's
+            if steps is None or not again or traits != before:
+                steps, before = (_Mixing(kind, bounds, dtype, again), _Rows(kind, dtype, again)), traits
+            mixing, rows = steps
+            context = mixing(x, weights)
+            if number == last and read is not None:
+                # Every token is a key and a value; only here does a token that nobody reads cease to matter.
+                context, x, rows = context.index_select(0, read), x.index_select(0, read), _Rows(kind, dtype, False)
+            x = rows(context, x, weights, float(part.attention.norm.eps), float(part.mlp.norm.eps))
+    return x
+
+
+class _Step:
+    """One op of every layer: by its launcher at first, then by that launch again wherever it was all that the launcher did."""
+
+    def __init__(self, name: str, again: bool) -> None:
+        self._function = _library.resolved(name, "CUDA")
+        self._again = again  # whether there will be another call
+        self._repeat: repeats.Repeat | None = None
+        self._result: Any = None
+
+    def __call__(self, args: tuple[Any, ...], *varying: Any) -> Tensor:
+        """The op's first output. varying: those of `args` that are another object, of the same traits, at the next call."""
+        if self._repeat is not None:
+            self._repeat(*varying)
+            return self._result
+        if not self._again:
+            found = self._function(*args)
+            return found if isinstance(found, Tensor) else found[0]
+        with repeats.noting() as made:
+            found = self._function(*args)
+        results = (found,) if isinstance(found, Tensor) else found
+        self._result = results[0]
+        if made:
+            box = _mailbox().box(self._result.device)
+            self._repeat = repeats.repeat(made, varying, (*args, *results, box))
+        return self._result
+
+
+@cache
+def _mailbox() -> Any:
+    """The module, which loads Triton: for where a launcher has loaded it."""
+    return importlib.import_module("bertfast.triton.mailbox")
+
+
+class _Product:
+    """x W^T + b of every layer into one buffer, from x of any dtype."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._cast: Tensor | None = None
+        self._out: Tensor | None = None
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x [N, K] and weight [K, M], transposed, to [N, M]."""
+        if x.dtype != self._dtype:
+            self._cast = x = x.to(self._dtype) if self._cast is None else self._cast.copy_(x)
+        if bias is None:
+            self._out = torch.mm(x, weight, out=self._out)
+        else:
+            self._out = torch.addmm(bias, x, weight, out=self._out)
+        return self._out
+
+
+class _Mixing:
+    """The part of a layer in which tokens see each other: x [N, E] to context [N, H D]."""
+
+    def __init__(self, kind: Kind, bounds: tuple[Tensor, int], dtype: torch.dtype, again: bool) -> None:
+        self._kind, self._bounds = kind, bounds
+        self._product, self._attention = _Product(dtype), _Step("attention_fwd", again)
+        self._args: tuple[Any, ...] = ()
+
+    def __call__(self, x: Tensor, weights: Weights) -> Tensor:
+        qkv = self._product(x, weights.qkv, weights.qkv_bias)  # [N, 3 H D]
+        if not self._args:
+            heads = self._kind.heads
+            split = qkv.view(qkv.shape[0], 3, heads, qkv.shape[1] // (3 * heads))
+            self._args = (split, *self._bounds, self._kind.scale, 0.0, None)
+        return self._attention(self._args).flatten(1)
+
+
+class _Rows:
+    """The rest of a layer, in which each row is by itself: context [R, H D] and the residual [R, E] to [R, E]."""
+
+    def __init__(self, kind: Kind, dtype: torch.dtype, again: bool) -> None:
+        self._tanh = kind.approximate == "tanh"
+        self._dense, self._up, self._down = _Product(dtype), _Product(dtype), _Product(dtype)
+        self._attention_norm, self._norm = (_Step("dropout_add_norm_fwd", again) for _ in range(2))
+        # The product and GELU apart, as linear_gelu does it at every size.
+        self._gelu = _Step("bias_gelu_fwd", again)
+
+    def __call__(self, context: Tensor, x: Tensor, w: Weights, attention_eps: float, eps: float) -> Tensor:
+        projected = self._dense(context, w.dense)
+        varying = w.dense_bias, x, w.attention_norm, w.attention_norm_bias, attention_eps
+        x = self._attention_norm((projected, *varying, 0.0, None), *varying)
+        pre = self._up(x, w.up)  # [R, F]
+        hidden = self._gelu((pre, w.up_bias, self._tanh), w.up_bias)
+        out = self._down(hidden, w.down)
+        varying = w.down_bias, x, w.norm, w.norm_bias, eps
+        return self._norm((out, *varying, 0.0, None), *varying)
+
+
+@contextmanager
+def _on(device: torch.device) -> Iterator[None]:
+    """Make a GPU the current one: launches on another one switch to it and back, each by itself."""
+    if device.type == "cuda" and torch.cuda.is_initialized() and device.index != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            yield
+    else:
+        yield

@@ -1,0 +1,224 @@
+"""What inference on a GPU multiplies by: every layer's weights as its products take them, and the copies that this needs.
+
+The query, key and value weights of a layer become one matrix, and weights of another dtype than the products' (autocast) are cast.
+These copies are written anew at the beginning of every call, by one launch or a few for all layers, because no look at a weight
+on a GPU could say without waiting whether it was edited in place. What needs no copy is the parameter itself, and only calls
+hold it: a model that is moved or dropped takes its memory along, all but the copies.
+"""
+
+import threading
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from bertfast import _torch
+from bertfast.nn.parts import LayerParts
+from bertfast.nn.stamps import stamp
+
+_copy = _torch.foreach("copy_")
+_cache: "WeakKeyDictionary[nn.Module, dict[torch.dtype, _Copies]]" = WeakKeyDictionary()
+_lock = threading.Lock()
+_PARAMETERS = 16  # of a layer, as `LayerParts.parameters` orders them
+
+
+class Weights(NamedTuple):
+    """One layer's: matrices transposed and in the products' dtype, as are the biases that products and GELU add; the others
+    are the parameters as they are."""
+
+    qkv: Tensor  # [E, 3 H D]
+    qkv_bias: Tensor | None  # [3 H D]
+    dense: Tensor  # [H D, E]
+    dense_bias: Tensor | None  # [E], added by the norm's kernel
+    attention_norm: Tensor  # [E]
+    attention_norm_bias: Tensor
+    up: Tensor  # [E, F]
+    up_bias: Tensor  # [F]
+    down: Tensor  # [F, E]
+    down_bias: Tensor | None  # [E], added by the norm's kernel
+    norm: Tensor  # [E]
+    norm_bias: Tensor
+
+    def traits(self) -> tuple[Any, ...]:
+        """What decides how a layer with these weights is launched; layers that are equal in it differ in addresses alone."""
+        return tuple(None if w is None else (w.dtype, w.shape, w.stride(), is_aligned(w)) for w in self)
+
+
+def is_aligned(tensor: Tensor) -> bool:
+    """Whether it begins on 16 bytes; a fake tensor, which has no address, as if it did."""
+    return type(tensor) not in (Tensor, nn.Parameter) or tensor.data_ptr() & 15 == 0
+
+
+class _Own(NamedTuple):
+    """Of one layer's weights those that are copies; None for a parameter that is multiplied by as it is, or is absent."""
+
+    qkv: Tensor
+    qkv_bias: Tensor | None
+    dense: Tensor | None
+    up: Tensor | None
+    up_bias: Tensor | None
+    down: Tensor | None
+
+
+class _Copies:
+    """The copies of a stack's weights. They outlive calls, and hold no parameter."""
+
+    def __init__(self, parameters: Sequence[Any], dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.stamp = stamp(parameters)
+        self.targets: list[Tensor] = []  # pieces of the copies, each of which one parameter is written to
+        self.sources: list[int] = []  # its number
+        self._streams: set[int] = set()
+        with torch.inference_mode(False), torch.no_grad():  # the next call may write to them in another mode
+            self.layers = [self._layer(parameters, first) for first in range(0, len(parameters), _PARAMETERS)]
+        weights = self.weights(parameters)
+        self.alike = len({layer.traits() for layer in weights}) < 2
+
+    def _layer(self, parameters: Sequence[Any], first: int) -> _Own:
+        def join(*numbers: int) -> Tensor:
+            """One copy of these parameters below each other."""
+            sources = [parameters[first + number] for number in numbers]
+            rows = [source.shape[0] for source in sources]
+            whole = sources[0].new_empty((sum(rows), *sources[0].shape[1:]), dtype=self.dtype)
+            self.targets += whole.split(rows)
+            self.sources += [first + number for number in numbers]
+            return whole
+
+        def cast(number: int) -> Tensor | None:
+            return None if parameters[first + number].dtype == self.dtype else join(number)
+
+        dense, up, down = cast(6), cast(10), cast(12)
+        return _Own(
+            join(0, 2, 4).t(),
+            None if parameters[first + 1] is None else join(1, 3, 5),
+            None if dense is None else dense.t(),
+            None if up is None else up.t(),
+            cast(11),
+            None if down is None else down.t(),
+        )
+
+    def weights(self, parameters: Sequence[Any]) -> list[Weights]:
+        """Those of each layer, of parameters for which the stamp holds."""
+        made = []
+        for number, own in enumerate(self.layers):
+            _, _, _, _, _, _, dense, *others = parameters[number * _PARAMETERS : (number + 1) * _PARAMETERS]
+            dense_bias, first, first_bias, up, up_bias, down, down_bias, norm, norm_bias = others
+            made.append(
+                Weights(
+                    own.qkv,
+                    own.qkv_bias,
+                    dense.t() if own.dense is None else own.dense,
+                    dense_bias,
+                    first,
+                    first_bias,
+                    up.t() if own.up is None else own.up,
+                    up_bias if own.up_bias is None else own.up_bias,
+                    down.t() if own.down is None else own.down,
+                    down_bias,
+                    norm,
+                    norm_bias,
+                )
+            )
+        return made
+
+    def refresh(self, parameters: Sequence[Any]) -> None:
+        if not self.targets:
+            return
+        device = self.targets[0].device
+        if device.type == "cuda" and torch.cuda.is_initialized():
+            self._keep_for_stream(device)
+        _copy(self.targets, [parameters[number] for number in self.sources])
+
+    def _keep_for_stream(self, device: torch.device) -> None:
+        """Let the memory not be given to others while the present stream may still read it, if it was made on another one."""
+        handle = _torch.current_stream(device.index)
+        if handle not in self._streams:
+            self._streams.add(handle)
+            for target in self.targets:
+                target.record_stream(torch.cuda.current_stream(device))
+
+    def nbytes(self) -> int:
+        return sum(target.nbytes for target in self.targets)
+
+
+class Joined:
+    """The weights of a stack of layers for one call, and how to bring the copies among them up to date.
+
+    Attributes:
+        layers: the weights of each layer.
+        dtype: of the products.
+        alike: whether all layers are launched the same way (`Weights.traits`).
+    """
+
+    def __init__(self, copies: _Copies, parameters: list[Tensor | None]) -> None:
+        self._copies, self._parameters = copies, parameters
+        self.dtype, self.alike = copies.dtype, copies.alike
+        self.layers = copies.weights(parameters)
+
+    @classmethod
+    def of(cls, owner: nn.Module, parts: Sequence[LayerParts], dtype: torch.dtype) -> "Joined | None":
+        """The weights of `parts`. Copies are made anew where a parameter was replaced or moved: address, form, dtype, device.
+
+        Args:
+            owner: the module that the copies belong to by its identity; they go when it goes.
+            parts: of each layer, with Linears and LayerNorms in their places (not looked at here).
+            dtype: of the products.
+
+        Returns:
+            None where a bias is missing that the kernels cannot do without, or parameters lie on several devices.
+        """
+        parameters = [parameter for part in parts for parameter in part.parameters()]
+        copies = _cache.get(owner, {}).get(dtype)
+        if copies is None or not copies.stamp.holds(parameters):
+            if not _takes(parts, parameters):
+                return None
+            copies = _made(owner, parameters, dtype)
+        return cls(copies, parameters)
+
+    @property
+    def tensors(self) -> list[Tensor | None]:
+        """All that is read by address: parameters and copies. What was captured with them is good while they lie there."""
+        return [*self._parameters, *self._copies.targets]
+
+    def refresh(self) -> None:
+        """Write every copy anew, without gradients. Waits for nothing, so a CUDA graph can hold it."""
+        self._copies.refresh(self._parameters)
+
+
+def _made(owner: nn.Module, parameters: list[Tensor | None], dtype: torch.dtype) -> _Copies:
+    with _lock:
+        entries = _cache.setdefault(owner, {})
+        copies = entries.get(dtype)
+        if copies is None or not copies.stamp.holds(parameters):
+            # Those of other dtypes are as stale.
+            for other in [key for key, old in entries.items() if not old.stamp.holds(parameters)]:
+                del entries[other]
+            copies = entries[dtype] = _Copies(parameters, dtype)
+        return copies
+
+
+def _takes(parts: Sequence[LayerParts], parameters: Sequence[Tensor | None]) -> bool:
+    if len({p.device for p in parameters if p is not None}) > 1:
+        return False
+    for part in parts:
+        biases = [linear._parameters["bias"] is None for linear in part.attention[:3]]
+        if any(biases) != all(biases) or part.mlp.up._parameters["bias"] is None:
+            return False
+        if any(norm._parameters[name] is None for norm in part.norms for name in ("weight", "bias")):
+            return False
+    return True
+
+
+def clear(module: nn.Module) -> None:
+    """Forget the copies that belong to `module` or anything inside it."""
+    with _lock:
+        for child in module.modules():
+            _cache.pop(child, None)
+
+
+def memory(module: nn.Module) -> int:
+    """Bytes that the copies hold now."""
+    with _lock:
+        return sum(entry.nbytes() for child in module.modules() for entry in _cache.get(child, {}).values())

@@ -2,7 +2,8 @@
 
 No GPU is used. Tensors are tiny and on the CPU, and our compiled kernels return at once (`host.pretend_gpu`); products and stock's
 other functions are torch's CPU kernels on the same tiny tensors, on both sides, where a GPU's host would launch a kernel. So
-what is compared is Python, dispatcher and autograd, and neither side's launches by the driver.
+what is compared is Python, dispatcher and autograd, and neither side's launches by the driver. A call of ours begins with packed
+ids and bounds; stock's with padded ids and a mask, as a user gives them.
 """
 
 import statistics

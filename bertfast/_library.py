@@ -1,4 +1,5 @@
-"""The one torch library object and the four verbs that every op is built from: define, reference, fake, differentiate.
+"""The one torch library object and the verbs that every op is built from: define, reference, fake, differentiate, and
+implement and candidate for its kernels.
 
 Each op is defined twice: `bertfast::NAME`, whose owner the dispatcher chooses by device, and `bertfast_reference::NAME`,
 which is always the eager reference. The second is what C++ kernels fall back to for a dtype they do not take, and what
@@ -18,6 +19,7 @@ _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 _REFERENCE_LIBRARY = torch.library.Library(REFERENCE_NAMESPACE, "FRAGMENT")
 _OVERLOADS: dict[str, Callable[..., Any]] = {}
 _OWNERS: dict[tuple[str, str], str] = {}
+_CANDIDATES: dict[str, str] = {}
 _REFERENCES: dict[str, Callable[..., Any]] = {}
 _RESOLVED: dict[tuple[str, str], Callable[..., Any]] = {}  # what runs now, by op and dispatch key
 
@@ -78,6 +80,15 @@ def resolved(name: str, key: str) -> Callable[..., Any]:
     return function
 
 
+def candidate(name: str, path: str) -> None:
+    """Name the function at `path`, "module:function", as what may take the place of CUDA's owner of `bertfast::name`.
+
+    It does by itself on every architecture where its module passed the parity tests (`triton.verified`); elsewhere the owner
+    stays, and the candidate runs where a test or a measurement asks for it.
+    """
+    _CANDIDATES[name] = path
+
+
 def _resolve(name: str, key: str) -> Callable[..., Any]:
     if key != "CUDA":
         return owner(name, key)
@@ -94,13 +105,27 @@ def forget(key: str) -> None:
 
 def owner(name: str, key: str) -> Callable[..., Any]:
     """The function that `implement` made the owner of `name` for `key`, imported."""
-    module, function = _OWNERS[name, key].split(":")
+    return _imported(_OWNERS[name, key])
+
+
+def candidate_function(name: str) -> Callable[..., Any]:
+    """The function that `candidate` named for `name`, imported."""
+    return _imported(_CANDIDATES[name])
+
+
+def _imported(path: str) -> Callable[..., Any]:
+    module, function = path.split(":")
     return getattr(importlib.import_module(module), function)
 
 
 def owners(key: str) -> dict[str, str]:
     """Op to "module:function", for one dispatch key."""
     return {name: path for (name, owner_key), path in _OWNERS.items() if owner_key == key}
+
+
+def candidates() -> dict[str, str]:
+    """Op to "module:function" of its candidate on CUDA, where it has one."""
+    return dict(_CANDIDATES)
 
 
 def fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

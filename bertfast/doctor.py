@@ -11,7 +11,13 @@ import torch
 import bertfast
 from bertfast import _ext, _library, _torch
 from bertfast.ops import onednn, products
-from bertfast.triton import verified
+from bertfast.triton import faster, verified
+
+_GPU_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _cores() -> int:
@@ -117,15 +123,32 @@ def _gpu_advice(arch: int) -> list[dict[str, str]]:
             {"what": f"{', '.join(ops)} run torch's own functions on the GPU", "why": reason, "mend": mend}
             for reason, ops in by_reason.items()
         ]
-    if arch not in verified.FASTER_THAN_STOCK:
-        advice.append(
-            {
-                "what": "Hugging Face models on the GPU stay stock",
-                "why": f"no result shows them faster than stock in wall-clock time on sm_{arch}, over all that was measured",
-                "mend": "bertfast.optimize(model, gpu_kernels=True) to try it",
-            }
-        )
+    return advice + _stock_advice(arch)
+
+
+def _stock_advice(arch: int) -> list[dict[str, str]]:
+    """Which calls of Hugging Face models take stock's code on a GPU of this architecture unless they are asked not to."""
+    mend = "bertfast.optimize(model, gpu_kernels=True) turns the kernels on"
+    if importlib.util.find_spec("triton") is None or verified.gate(arch):
+        why = f"not every op is verified on sm_{arch}"
+        return [{"what": "Hugging Face models on the GPU stay stock", "why": why, "mend": mend}]
+    why = "only whole inference calls are captured in CUDA graphs; eager calls launch more slowly than the GPU computes"
+    advice = [
+        {"what": "training, dropout and modules called one by one stay stock on the GPU", "why": why, "mend": mend}
+    ]
+    for dtype in _GPU_DTYPES:
+        name = _name(dtype)
+        if (reason := faster.dtype_reason(arch, dtype)) is not None:
+            advice.append({"what": f"{name} inference stays stock on the GPU", "why": reason, "mend": mend})
+        advice += [
+            {"what": f"{name} inference near some sizes stays stock on the GPU", "why": faster.told(line), "mend": mend}
+            for line in faster.slower(arch, dtype)
+        ]
     return advice
+
+
+def _passed(entry: verified.Entry) -> str:
+    return f"verified on {entry['device']}, {entry['date'][:10]}, Triton {verified.triton_minor()}"
 
 
 def gpu_op(op: str, arch: int) -> dict[str, str]:
@@ -136,14 +159,42 @@ def gpu_op(op: str, arch: int) -> dict[str, str]:
     entry = verified.verification(op, arch)
     if entry is None:
         return {"runs": "kernel", "why": "not verified, but allowed in this process"}
-    why = f"verified on {entry['device']}, {entry['date'][:10]}, Triton {verified.triton_minor()}"
-    return {"runs": "kernel", "why": why} | ({"note": entry["note"]} if "note" in entry else {})
+    return {"runs": "kernel", "why": _passed(entry)} | ({"note": entry["note"]} if "note" in entry else {})
+
+
+def gpu_candidate(name: str, arch: int) -> dict[str, str]:
+    """Whether a candidate, such as "linear_gelu.cheap_erf", runs in place of its op's owner on an architecture, and why."""
+    reason = verified.why_not_candidate(name, arch)
+    if reason is not None:
+        return {"runs": "owner", "why": f"candidate for {', '.join(verified.candidates()[name])}: {reason}"}
+    entry = verified.verification(name, arch)
+    if entry is None:
+        return {"runs": "candidate", "why": "not verified, but asked for in this process"}
+    why = f"in place of the owner: {_passed(entry)}"
+    return {"runs": "candidate", "why": why} | ({"note": entry["note"]} if "note" in entry else {})
 
 
 def gpu_ops() -> dict[str, dict[str, dict[str, str]]]:
-    """By architecture what each op runs there: of the GPUs of this machine, else of those that any result verifies."""
+    """By architecture what each op and each candidate runs there: of this machine's GPUs, else of those that a result verifies."""
     archs = sorted(set(verified.devices())) if torch.cuda.is_available() else verified.known_architectures()
-    return {f"sm_{arch}": {op: gpu_op(op, arch) for op in verified.folders()} for arch in archs}
+    return {
+        f"sm_{arch}": {op: gpu_op(op, arch) for op in verified.folders()}
+        | {name: gpu_candidate(name, arch) for name in verified.candidates()}
+        for arch in archs
+    }
+
+
+def gpu_models() -> dict[str, dict[str, str]]:
+    """By architecture, those of `gpu_ops`, and dtype: what a Hugging Face model on it does after `bertfast.optimize`."""
+    return {name: {_name(dtype): _gpu_model(int(name[3:]), dtype) for dtype in _GPU_DTYPES} for name in gpu_ops()}
+
+
+def _gpu_model(arch: int, dtype: torch.dtype) -> str:
+    if verified.gate(arch):
+        return f"stays stock: not every op is verified on sm_{arch}"
+    if (reason := faster.dtype_reason(arch, dtype)) is not None:
+        return f"stays stock: {reason}"
+    return f"whole inference calls run from CUDA graphs, everything else is stock; {faster.remark(arch, dtype)}"
 
 
 def examine() -> dict[str, Any]:
@@ -164,6 +215,7 @@ def examine() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "owners": {name: {key: owner(name, key) for key in ("CPU", "CUDA")} for name in _library.names()},
         "gpu_ops": gpu_ops(),
+        "gpu_models": gpu_models(),
         "verified_architectures": verified.architectures(),
         "slow": _advice(extension),
     }

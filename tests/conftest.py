@@ -55,19 +55,25 @@ class TritonOps:
     arguments travel there and results back, through the dispatcher.
     """
 
+    candidates = False  # in place of the owners, where an op has one
+
     @property
     def interpreted(self) -> bool:
         return not torch.cuda.is_available()
 
+    def launcher(self, name: str):
+        return _library.owner(name, "CUDA")
+
     def __getattr__(self, name: str):
         gpu = not self.interpreted
-        function = getattr(torch.ops.bertfast, name) if gpu else _library.owner(name, "CUDA")
+        function = getattr(torch.ops.bertfast, name) if gpu else self.launcher(name)
 
         def call(*args):
             if not gpu:
                 return function(*args)
             moved = [a.cuda() if isinstance(a, torch.Tensor) else a for a in args]
-            found = function(*moved)
+            with verified.prefer(candidates=self.candidates):
+                found = function(*moved)
             torch.cuda.synchronize()
             mailbox.check(torch.device("cuda", 0))
             return found.cpu() if isinstance(found, torch.Tensor) else tuple(t.cpu() for t in found)
@@ -75,6 +81,15 @@ class TritonOps:
         from bertfast.triton import mailbox
 
         return call
+
+
+class CandidateOps(TritonOps):
+    """Launchers that are candidates for their ops."""
+
+    candidates = True
+
+    def launcher(self, name: str):
+        return _library.candidate_function(name)
 
 
 @pytest.fixture(scope="session")
@@ -89,6 +104,11 @@ def triton_ops() -> Iterator[TritonOps]:
         quicken()
     with verified.allow_unverified():  # kernels are what is tested here, on whatever GPU
         yield TritonOps()
+
+
+@pytest.fixture
+def candidate_ops(triton_ops: TritonOps, poisoned: None) -> CandidateOps:
+    return CandidateOps()
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ def test_every_gpu_op_says_what_runs_and_why(hopper):
     facts = doctor.examine()
     (arch, ops), *rest = facts["gpu_ops"].items()
     assert (arch, rest) == ("sm_90", [])
-    assert set(ops) == set(verified.folders())
+    assert set(ops) == {*verified.folders(), *verified.candidates()}
     assert ops["attention"]["runs"] == "kernel"
     assert ops["attention"]["why"] == f"verified on NVIDIA H200, 2026-01-01, Triton {verified.triton_minor()}"
     assert ops["attention"]["note"] == "one row"
@@ -73,9 +73,41 @@ def test_every_gpu_op_says_what_runs_and_why(hopper):
     assert "gpu_kernels=True" in slow["Hugging Face models on the GPU stay stock"]["mend"]
 
 
+def test_what_models_do_on_a_verified_gpu(hopper, monkeypatch):
+    assert "not every op is verified" in doctor.examine()["gpu_models"]["sm_90"]["bfloat16"]
+    line = {"case": "BERT-large", "device": "NVIDIA H200", "date": "2026-01-01T00", "dtype": "bfloat16", "ratio": 0.9}
+    monkeypatch.setattr(doctor.faster, "_table", lambda: {"90": [line]})
+    monkeypatch.setattr(verified, "gate", lambda arch: {})
+    facts = doctor.examine()
+    models = facts["gpu_models"]["sm_90"]
+    assert models["bfloat16"].startswith("whole inference calls run from CUDA graphs")
+    assert "not yet timed" in models["float16"]
+    assert models["float32"].startswith("stays stock: no committed result")
+    slow = {item["what"]: item for item in facts["slow"]}
+    assert "eager calls launch" in slow["training, dropout and modules called one by one stay stock on the GPU"]["why"]
+    assert "0.90 of stock" in slow["bfloat16 inference near some sizes stays stock on the GPU"]["why"]
+    assert "gpu_kernels=True" in slow["float32 inference stays stock on the GPU"]["mend"]
+    assert "float16 inference near some sizes stays stock on the GPU" not in slow
+
+
 def test_kernels_that_are_only_allowed_are_not_called_verified(hopper):
     with verified.allow_unverified():
         assert doctor.gpu_op("packing", 90) == {"runs": "kernel", "why": "not verified, but allowed in this process"}
+
+
+def test_a_candidate_says_why_the_owner_runs_and_when_it_runs_itself(hopper, monkeypatch):
+    name = "linear_gelu.cheap_erf"
+    row = doctor.gpu_ops()["sm_90"][name]
+    assert row["runs"] == "owner"
+    assert "for bias_gelu_fwd, " in row["why"]
+    assert "have not passed their parity tests on sm_90" in row["why"]
+    with verified.prefer(candidates=True):
+        assert doctor.gpu_candidate(name, 90)["why"] == "not verified, but asked for in this process"
+    entry = {"date": "2026-02-01", "device": "NVIDIA H200", "commit": "abc", "sources": verified.sources.here(name, 90)}
+    monkeypatch.setitem(verified._table()["90"], name, {verified.triton_minor(): entry})
+    row = doctor.gpu_candidate(name, 90)
+    assert row["runs"] == "candidate"
+    assert row["why"].startswith("in place of the owner: verified on NVIDIA H200, 2026-02-01")
 
 
 def test_without_a_gpu_what_results_verify_is_listed():

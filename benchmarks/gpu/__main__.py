@@ -1,7 +1,8 @@
 """python -m benchmarks.gpu [STAGE ...]: the suite on a real GPU, result lines into benchmarks/results.
 
 Every stage fits into eight minutes, so that each can be a command of its own; one that ran out of time goes on where it stopped
-when it is run again. The exit status is 1 if anything failed.
+when it is run again. They run in the order in which they decide something: what is right and which ops are verified, then what a
+user's clock says of whole models. What compiles for long comes last. The exit status is 1 if anything failed.
 """
 
 import os
@@ -16,7 +17,7 @@ from rich.console import Console
 
 from benchmarks.gpu import results
 
-STAGES = ("build", "parity", "races", "micro", "encoder", "training", "verified")
+STAGES = ("build", "parity", "verified", "encoder", "training", "micro", "races", "compiled")
 OPTIONAL = ("tune",)  # changes launch tables, so only where it is named
 Stage = Callable[[str, frozenset[str]], Iterator[results.Line]]
 
@@ -32,9 +33,13 @@ def _build(wanted: str, done: frozenset[str]) -> Iterator[results.Line]:
 
 
 def _verified(wanted: str, done: frozenset[str]) -> Iterator[results.Line]:
-    from benchmarks.gpu import verified
+    """What follows from all lines: which ops are verified, and which captured calls are slower than stock."""
+    from benchmarks.gpu import docs, faster, verified
 
     yield results.line("verified", "verified.json", ok=True, ops=verified.write())
+    yield results.line("verified", "faster.json", ok=True, lines=faster.write())
+    docs.write_gpu_page()
+    yield results.line("verified", "docs/gpu.md", ok=True)
 
 
 def stage(name: str) -> Stage:
@@ -64,6 +69,8 @@ def summary(line: results.Line) -> str:
         parts.append(f"{1e6 * line['p50']:.1f} us")
     if "share_of_ceiling" in line:
         parts.append(f"{100 * line['share_of_ceiling']:.0f} % of the ceiling, host {line['host_us']:.0f} us")
+    if "path" in line:
+        parts.append(line["path"])
     if "ratio" in line:
         rates = ", ".join(f"{side} {rate:,.0f}" for side, rate in line["tokens_per_second"].items())
         parts.append(f"{line['ratio']['p50']:.2f}x stock ({rates} tokens/s)")
@@ -84,7 +91,7 @@ def main(
     again: Annotated[bool, typer.Option(help="also cases that went well on this device with this code")] = False,
 ) -> None:
     """Run the named stages one after another; each goes on past a failed case."""
-    names = stages or list(STAGES)
+    names = stages or [*STAGES, "verified"]  # again at the end, with the lines of the stages after its first turn
     if unknown := [name for name in names if name not in STAGES + OPTIONAL]:
         raise SystemExit(f"no stage {', '.join(unknown)}; there are {', '.join(STAGES + OPTIONAL)}")
     import torch

@@ -21,3 +21,8 @@ def all_cases(wanted: str = "") -> list[Case]:
 def function(case: Case) -> Callable[..., Any]:
     """What a case runs: its own function, or the op's CUDA owner. The launcher itself, without the dispatcher."""
     return case.run or _library.owner(case.op, "CUDA")
+
+
+def is_candidate(case: Case) -> bool:
+    """Whether a case runs its op's candidate."""
+    return case.op in _library.candidates() and case.run is _library.candidate_function(case.op)

@@ -1,8 +1,10 @@
 """Renders docs/kernels.md: what each op must move, what its kernels compile to, and which have ever run on a GPU.
 
-The same cases, compiled rows and result lines give the same text.
+And, into docs/gpu.md, the tables of whole models. The same cases, compiled rows and result lines give the same text.
 """
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.gpu import results, verified
@@ -16,6 +18,10 @@ HEAD = """# GPU kernels
 Written by `make kernels`; do not edit. Kernels are compiled ahead of time without a GPU and run in Triton's interpreter by the
 tests. Neither says that they run, or how fast: the first table says which have run on a GPU, from `benchmarks/results/*.jsonl`.
 """
+GPU_PAGE = results.ROOT / "docs" / "gpu.md"
+BY_HAND = results.FOLDER / "whole_graph_by_hand.json"
+BEGIN = "<!-- written by `python -m benchmarks.gpu verified`, do not edit -->\n"
+END = "<!-- end of what is written -->\n"
 ARCH_NAMES = {80: "sm_80", 90: "sm_90", 100: "sm_100"}
 
 
@@ -75,6 +81,20 @@ def status(
         if not ran:
             rows.append([op, "", "never run", "not measured"])
     return _table(["op", "device", "parity on a GPU", "share of the measured ceiling"], rows)
+
+
+def candidates(lines: list[results.Line]) -> str:
+    """What each candidate would own, and how its parity tests went on each device."""
+    from bertfast.triton import verified as shipped
+
+    rows = []
+    for name, ops in shipped.candidates().items():
+        parity = [one for one in results.latest(lines) if one["stage"] == "parity" and one.get("op") == name]
+        for one in parity:
+            word = "passed" if one["ok"] else "FAILED"
+            rows.append([name, ", ".join(ops), one["device"], f"{word} ({one['date'][:10]}, {one['commit']})"])
+        rows += [] if parity else [[name, ", ".join(ops), "", "never run"]]
+    return _table(["candidate", "for", "device", "parity on a GPU"], rows)
 
 
 def prediction(cases: list[Case]) -> str:
@@ -142,6 +162,8 @@ def render(cases: list[Case], rows: "list[Row]", lines: list[results.Line] | Non
         "## Run on a GPU\n",
         status(ops_of(cases), lines, reviews=verified.reviews()),
         notes(verified.committed()),
+        "Candidates take the place of an op's owner by themselves on an architecture where their parity tests passed.\n",
+        candidates(lines),
         "## What comes out of the compiler\n",
         "Spans are over the variants that the cases reach. Spilling counts variants with loads or stores of local memory; tensor\n"
         "core and bulk count instructions (HMMA, HGMMA or UTCHMMA; UTMALDG and UTMASTG).\n",
@@ -158,3 +180,49 @@ def render(cases: list[Case], rows: "list[Row]", lines: list[results.Line] | Non
         prediction(cases),
     ]
     return "\n".join(parts)
+
+
+def whole_models(lines: list[results.Line]) -> str:
+    """The last line of every row of the stages that time Hugging Face models, each peer's ratio its time over ours."""
+    last = [one for one in results.latest(lines) if one["stage"] in ("encoder", "compiled") and "p50" in one]
+    rows = []
+    for one in sorted(last, key=lambda one: (one["device"], one["stage"] != "encoder", one["date"])):
+        # Lines from before there were captured calls name neither path nor clock: eager calls, between two events of the device.
+        how = f"{one.get('path', 'eager')}, {one.get('clock', 'events')}"
+        peers = [
+            f"{name} {1e3 * peer['p50']:.2f} ({peer['ratio']:.2f}x)" if "ratio" in peer else f"{name} failed"
+            for name, peer in one["peers"].items()
+        ]
+        where = f"{one['device']}, {one['date'][:10]}, {one['commit']}"
+        rows.append([one["case"], one.get("dtype", ""), how, f"{1e3 * one['p50']:.2f}", ", ".join(peers), where])
+    return _table(["", "dtype", "ours", "ms", "peers, ms (times our time)", "measured"], rows)
+
+
+def by_hand(found: dict[str, Any]) -> str:
+    """What was measured of `bertfast.models` inside one CUDA graph, by a script of its own."""
+    rows = []
+    for one in found["rows"]:
+        count = f"{one['sequences']} sequences, " if "sequences" in one else ""
+        case = f"{one['model']} {one['kind']}, {count}up to {one['seqlen']}, {one['tokens']:,} tokens, {one['weights']}"
+        rate = one["tokens"] / one["graph_ms"] * 1e3
+        rows.append([case, f"{one['eager_ms']:.2f}", f"{one['graph_ms']:.2f}", f"{rate:,.0f}"])
+    origin = f"{found['device']}, {found['date']}, {found['commit']}, torch {found['torch']}, Triton {found['triton']}"
+    table = _table(["bertfast.models", "eager, ms", "one graph, ms", "tokens a second"], rows)
+    return f"{found['what']} {found['how']} {origin}.\n\n{table}"
+
+
+def gpu_tables(lines: list[results.Line]) -> str:
+    """What stands between BEGIN and END of docs/gpu.md."""
+    made_by_hand = json.loads(BY_HAND.read_text(encoding="utf-8"))
+    return f"### Hugging Face models\n\n{whole_models(lines)}\n### By hand\n\n{by_hand(made_by_hand)}"
+
+
+def written(page: str, lines: list[results.Line]) -> str:
+    """The text of docs/gpu.md with the tables of these lines."""
+    before, rest = page.split(BEGIN)
+    return before + BEGIN + gpu_tables(lines) + END + rest.split(END)[1]
+
+
+def write_gpu_page(page: Path = GPU_PAGE) -> None:
+    """Write the committed lines' tables into docs/gpu.md."""
+    page.write_text(written(page.read_text(encoding="utf-8"), results.read()), encoding="utf-8")

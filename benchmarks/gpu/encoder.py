@@ -1,6 +1,8 @@
-"""The stage encoder: whole BERT-base and -large encoders, inference and a training step, against what else a user could run.
+"""The stage encoder: BERT through the Hugging Face model as a user calls it, beside what else that user could run.
 
-Weights are random. Tokens per second count real tokens. Compiled models are timed after all others, for as long as time allows.
+Times are wall clock around a call and the wait for its result, sides in turn, after warm calls that let sizes be captured.
+Weights are random; tokens per second count real tokens. Inference is captured by the drop-in (`path` says what a call did),
+training is eager. `gpu_kernels=True` throughout: what is measured must not depend on what earlier lines let the default be.
 """
 
 import copy
@@ -15,34 +17,48 @@ from benchmarks.gpu import measure, results
 
 DEVICE = "cuda"
 STAGE_SECONDS = 400
-COMPILED_SECONDS = 300  # for beginning a compiled one, whose autotuning takes a minute or two
+WARM_CALLS = 4  # a size is captured on its second call
 MODELS = {"base": (768, 12, 12), "large": (1024, 24, 16)}  # hidden size, layers, heads
-TOKENS = 16384  # places of a batch, padding included
+TOKENS = 16384  # places of a full batch, padding included
+STATIC = "one shape, its inputs copied in and its result left in place; an all-ones mask is left out, as stock does"
 
 
 @dataclass(frozen=True)
 class Setting:
     model: str
     train: bool
+    count: int
     seqlen: int
     half: bool  # lengths spread evenly, so that about half of the batch is padding
+    dtype: str = "bfloat16"
 
     @property
     def name(self) -> str:
         kind, padding = "training step" if self.train else "inference", "half padding" if self.half else "full"
-        return f"BERT-{self.model} {kind} {TOKENS // self.seqlen}x{self.seqlen} {padding}"
+        dtype = "" if self.dtype == "bfloat16" else f" {self.dtype}"
+        return f"BERT-{self.model} {kind} {self.count}x{self.seqlen} {padding}{dtype}"
 
 
-SETTINGS = [
-    Setting(model, train, seqlen, half)
-    for model in MODELS
-    for train in (False, True)
-    for seqlen in (128, 512)
-    for half in (False, True)
-]
+def settings(train: bool) -> list[Setting]:
+    """The rows of inference, the most telling ones first, or of training."""
+    batches = [
+        Setting(model, train, TOKENS // seqlen, seqlen, half)
+        for model in MODELS
+        for seqlen in (128, 512)
+        for half in (False, True)
+    ]
+    if train:
+        return batches
+    one = [Setting(model, False, 1, 128, False) for model in MODELS]
+    others = [
+        Setting("base", False, TOKENS // 128, 128, half, dtype)
+        for dtype in ("float16", "float32")
+        for half in (False, True)
+    ]
+    return batches + one + others
 
 
-def build(model: str) -> torch.nn.Module:
+def build(model: str, dtype: str = "bfloat16") -> torch.nn.Module:
     from transformers import BertConfig, BertModel
 
     hidden, layers, heads = MODELS[model]
@@ -50,14 +66,13 @@ def build(model: str) -> torch.nn.Module:
         hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=4 * hidden
     )
     config._attn_implementation = "sdpa"
-    return BertModel(config, add_pooling_layer=False).to(DEVICE, torch.bfloat16)
+    return BertModel(config, add_pooling_layer=False).to(DEVICE, getattr(torch, dtype))
 
 
 def batch_of(setting: Setting) -> dict[str, torch.Tensor]:
-    count = TOKENS // setting.seqlen
-    lengths = torch.full((count,), setting.seqlen, device=DEVICE)
+    lengths = torch.full((setting.count,), setting.seqlen, device=DEVICE)
     if setting.half:
-        lengths = torch.linspace(1, setting.seqlen, count, device=DEVICE).long()
+        lengths = torch.linspace(1, setting.seqlen, setting.count, device=DEVICE).long()
     mask = torch.arange(setting.seqlen, device=DEVICE) < lengths[:, None]
     return {"input_ids": torch.randint(0, 30522, mask.shape, device=DEVICE), "attention_mask": mask.long()}
 
@@ -77,7 +92,8 @@ def step(model: Callable[..., Any], batch: dict[str, torch.Tensor], dy: torch.Te
     return inference if dy is None else training
 
 
-def _peak(thunk: Callable[[], Any]) -> int:
+def peak(thunk: Callable[[], Any]) -> int:
+    """Bytes of the device that one call allocates at most above what it finds."""
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
@@ -86,7 +102,7 @@ def _peak(thunk: Callable[[], Any]) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def _within(context: Callable[[], Any], thunk: Callable[[], Any]) -> Callable[[], Any]:
+def within(context: Callable[[], Any], thunk: Callable[[], Any]) -> Callable[[], Any]:
     def inside() -> Any:
         with context():
             return thunk()
@@ -94,23 +110,58 @@ def _within(context: Callable[[], Any], thunk: Callable[[], Any]) -> Callable[[]
     return inside
 
 
-def contenders(stock: torch.nn.Module, compiled: bool) -> dict[str, tuple[Callable[..., Any], Callable[[], Any]]]:
+def capture(function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+    """A CUDA graph of one call: what replays it, and its result, which stays where it is."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = function()
+    return graph.replay, found
+
+
+class Graphed:
+    """Stock's inference on batches of one shape, in a CUDA graph that is made at the first call."""
+
+    def __init__(self, model: Callable[..., Any], masked: bool) -> None:
+        self.model, self.masked = model, masked
+        self.inputs: dict[str, torch.Tensor] = {}
+
+    def __call__(self, **batch: torch.Tensor) -> Any:
+        if not self.inputs:
+            kept = {name: value for name, value in batch.items() if self.masked or name != "attention_mask"}
+            inputs = {name: value.clone() for name, value in kept.items()}
+            self.replay, self.found = capture(lambda: self.model(**inputs))
+            self.inputs = inputs
+        for name, buffer in self.inputs.items():
+            buffer.copy_(batch[name])
+        self.replay()
+        return self.found
+
+
+Sides = dict[str, tuple[Callable[..., Any], Callable[[], Any]]]
+
+
+def sides(stock: torch.nn.Module, setting: Setting) -> Sides:
     """Name to (model, context). `bertfast` is always among them, since only ratios of one run compare."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
     import bertfast
 
     fast = bertfast.optimize(copy.deepcopy(stock), gpu_kernels=True)
-    found: dict[str, tuple[Callable[..., Any], Callable[[], Any]]] = {"bertfast": (fast, nullcontext)}
-    if compiled:
-        torch._dynamo.reset()
-        return found | {"compiled": (torch.compile(stock, mode="max-autotune-no-cudagraphs"), nullcontext)}
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    found["stock"] = stock, nullcontext
-    found["stock cudnn"] = stock, lambda: sdpa_kernel([SDPBackend.CUDNN_ATTENTION])
+    found: Sides = {"bertfast": (fast, nullcontext), "stock": (stock, nullcontext)}
+    if setting.dtype != "float32":  # cuDNN has no attention for it
+        found["stock cudnn"] = stock, lambda: sdpa_kernel([SDPBackend.CUDNN_ATTENTION])
+    if not setting.train:
+        found["stock graph"] = Graphed(stock, setting.half), nullcontext
     return found
 
 
-def errors(models: dict[str, Any], batch: dict[str, torch.Tensor], stock: torch.nn.Module) -> dict[str, float | str]:
+def errors(models: Sides, batch: dict[str, torch.Tensor], stock: torch.nn.Module) -> dict[str, float | str]:
     """The largest difference of each from stock in float32 without dropout, over real tokens."""
     oracle = copy.deepcopy(stock).float().eval()
     real = batch["attention_mask"].bool()
@@ -127,54 +178,87 @@ def errors(models: dict[str, Any], batch: dict[str, torch.Tensor], stock: torch.
     return found
 
 
-def run_setting(setting: Setting, stock: torch.nn.Module, clock: measure.Clock, compiled: bool) -> results.Line:
-    name = setting.name + (", compiled" if compiled else "")
+def timed(
+    thunks: dict[str, Callable[[], Any]], clock: measure.Clock, tokens: int, batches: int = 1
+) -> tuple[results.Line, results.Line]:
+    """What a line says of `bertfast`, with its path, and of its peers, each with its ratio: its time over ours."""
+    for thunk in thunks.values():
+        try:
+            for _ in range(WARM_CALLS):
+                thunk()
+        except Exception:  # take_turns tells of it
+            continue
+    path = measure.path_of(thunks["bertfast"], batches)
+    found, rows = measure.take_turns(thunks, clock, budget=2.0, fewest=5, most=30), {}
+    for key, spread in found.items():
+        if isinstance(spread, str):
+            rows[key] = {"error": spread}
+            continue
+        rows[key] = {"p20": spread.p20, "p50": spread.p50, "p80": spread.p80}
+        rows[key] |= {"tokens_per_second": tokens / spread.p50, "peak_bytes": peak(thunks[key])}
+    own = rows.pop("bertfast")
+    for row in rows.values():
+        if "p50" in row and "p50" in own:
+            row["ratio"] = row["p50"] / own["p50"]
+    return {"path": path, **own}, rows
+
+
+def shape_of(setting: Setting, real_tokens: int) -> results.Line:
+    """What places a line among others: dtype, sizes of the model and of the batch, and the share of padding."""
+    hidden, layers, _ = MODELS[setting.model]
+    places = setting.count * setting.seqlen
+    shape = {"dtype": setting.dtype, "hidden": hidden, "layers": layers, "tokens": places, "seqlen": setting.seqlen}
+    shape["train"] = setting.train
+    return shape | {"padding": 1 - real_tokens / places, "clock": "wall", "clocks": results.clocks()}
+
+
+def run_setting(
+    stage: str, name: str, setting: Setting, stock: torch.nn.Module, models: Callable[[], Sides], clock: measure.Clock
+) -> results.Line:
+    """One line: every side of `models()`, among them `bertfast`, in turn on one batch."""
     try:
-        models, batch = contenders(stock, compiled), batch_of(setting)
+        made, batch = models(), batch_of(setting)
         real = batch["attention_mask"].bool()
         dy = None
-        for model, _ in models.values():
-            model.eval()  # type: ignore[attr-defined]
-        found_errors = {} if compiled else errors(models, batch, stock)
+        stock.eval()
+        made["bertfast"][0].eval()  # type: ignore[attr-defined]
+        differences = errors(made, batch, stock) if "stock" in made else {}
         if setting.train:
-            dy = torch.randn(*real.shape, MODELS[setting.model][0], device=DEVICE, dtype=torch.bfloat16)
+            dy = torch.randn(*real.shape, MODELS[setting.model][0], device=DEVICE, dtype=getattr(torch, setting.dtype))
             dy *= real[..., None]
-            for model, _ in models.values():
-                model.train()  # type: ignore[attr-defined]
-        thunks = {key: _within(context, step(model, batch, dy)) for key, (model, context) in models.items()}
-        found = measure.take_turns(thunks, clock, budget=2.0, fewest=5, most=30)
-        tokens, peers = int(real.sum()), {}
-        for key, spread in found.items():
-            if isinstance(spread, str):
-                peers[key] = {"error": spread}
-                continue
-            peers[key] = {"p20": spread.p20, "p50": spread.p50, "p80": spread.p80}
-            peers[key] |= {"tokens_per_second": tokens / spread.p50, "peak_bytes": _peak(thunks[key])}
-            peers[key]["max_error"] = found_errors.get(key)
-        own = peers.pop("bertfast")
-        for peer in peers.values():
-            if "p50" in peer and "p50" in own:
-                peer["ratio"] = peer["p50"] / own["p50"]
-        return results.line(
-            "encoder", name, ok="error" not in own, dtype="bfloat16", clocks=results.clocks(), peers=peers, **own
-        )
+            stock.train()
+            made["bertfast"][0].train()  # type: ignore[attr-defined]
+        thunks = {key: within(context, step(model, batch, dy)) for key, (model, context) in made.items()}
+        own, peers = timed(thunks, clock, int(real.sum()))
+        for key, row in {"bertfast": own, **peers}.items():
+            row["max_error"] = differences.get(key)
+        if "stock graph" in peers:
+            peers["stock graph"]["note"] = STATIC
+        shape = shape_of(setting, int(real.sum()))
+        return results.line(stage, name, ok="error" not in own, **shape, peers=peers, **own)
     except Exception as problem:
-        return results.line("encoder", name, ok=False, error=measure.explain(problem))
+        return results.line(stage, name, ok=False, error=measure.explain(problem))
     finally:
         stock.zero_grad(set_to_none=True)
-        torch.cuda.empty_cache()
+        if DEVICE == "cuda":
+            torch.cuda.empty_cache()
 
 
 def run(wanted: str = "", done: frozenset[str] = frozenset()) -> Iterator[results.Line]:
-    clock = measure.CudaClock(flush=False)
-    deadlines = {False: measure.Deadline(STAGE_SECONDS), True: measure.Deadline(COMPILED_SECONDS)}
-    for compiled, deadline in deadlines.items():
-        for model in MODELS:
-            named = {setting.name + ", compiled" * compiled: setting for setting in SETTINGS if setting.model == model}
-            mine = {name: setting for name, setting in named.items() if wanted in name and name not in done}
-            stock = build(model) if mine and not deadline.passed else None
-            for name, setting in mine.items():
-                if stock is None or deadline.passed:
-                    yield results.line("encoder", name, ok=None, error=deadline.text)
-                else:
-                    yield run_setting(setting, stock, clock, compiled)
+    from benchmarks.gpu import sentences
+
+    clock, deadline = measure.WallClock(), measure.Deadline(STAGE_SECONDS)
+    rows: dict[str, Setting | None] = {setting.name: setting for setting in settings(train=False)}
+    rows |= {sentences.NAME: None} | {setting.name: setting for setting in settings(train=True)}
+    stock, built = None, ("", "")
+    for name, setting in rows.items():
+        if wanted not in name or name in done:
+            continue
+        if deadline.passed:
+            yield results.line("encoder", name, ok=None, error=deadline.text)
+        elif setting is None:
+            yield sentences.line("encoder", clock)
+        else:
+            if stock is None or built != (setting.model, setting.dtype):
+                stock, built = build(setting.model, setting.dtype), (setting.model, setting.dtype)
+            yield run_setting("encoder", name, setting, stock, lambda s=stock, o=setting: sides(s, o), clock)

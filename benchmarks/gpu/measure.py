@@ -60,6 +60,50 @@ class CudaClock:
         return begin.elapsed_time(end) / 1e3
 
 
+class WallClock:
+    """What a user's own clock says of a call: from before it until the device has done it, Python and waiting included."""
+
+    def __init__(self, synchronize: Thunk | None = None) -> None:
+        self.synchronize = torch.cuda.synchronize if synchronize is None else synchronize
+
+    def start(self, thunk: Thunk) -> float:
+        self.synchronize()
+        begin = time.perf_counter()
+        thunk()
+        self.synchronize()
+        return time.perf_counter() - begin
+
+    def seconds(self, token: float) -> float:
+        return token
+
+
+class Replays:
+    """Counts replays of CUDA graphs while it is entered: what a call did, whatever it was asked to do."""
+
+    def __init__(self, graph: type = torch.cuda.CUDAGraph) -> None:
+        self.graph, self.count = graph, 0
+
+    def __enter__(self) -> "Replays":
+        self._replay = replay = self.graph.replay
+
+        def counting(graph: Any) -> Any:
+            self.count += 1
+            return replay(graph)
+
+        self.graph.replay = counting
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.graph.replay = self._replay
+
+
+def path_of(thunk: Thunk, batches: int = 1) -> str:
+    """ "captured" where most of the batches of a warm call come from CUDA graphs, else "eager"."""
+    with Replays() as replays:
+        thunk()
+    return "captured" if 2 * replays.count > batches else "eager"
+
+
 def tensors(found: Any) -> list[torch.Tensor]:
     """The tensors that an op gave, be it one or several."""
     return [t for t in (found if isinstance(found, (tuple, list)) else [found]) if isinstance(t, torch.Tensor)]

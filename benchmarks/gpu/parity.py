@@ -1,4 +1,4 @@
-"""The stage parity: the op tests on the real device, with a fresh seed; one line for each op's test file.
+"""The stage parity: the op tests on the real device, with a fresh seed; one line for each op's test file and each candidate's.
 
 What failed is run again with three other seeds, and the line says how each of them went: a fault fails with every seed, rounding
 that a statistic does not bear with a few. A line with a failed test is no pass, whatever the other seeds say.
@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import bertfast.ops  # noqa: F401  defines the ops
 from benchmarks.gpu import results
 from bertfast.triton import sources, verified
 
@@ -40,8 +41,9 @@ def workers() -> int:
 
 
 def op_of(file: str) -> str:
-    """The op that a test file without its `test_` belongs to, a folder of bertfast/ops where one owns it."""
-    return PARTS.get(file, file)
+    """The op that a test file without its `test_` belongs to: a folder of bertfast/ops or a candidate, where one owns it."""
+    by_file = {candidate.replace(".", "_"): candidate for candidate in verified.candidates()}
+    return by_file.get(file) or PARTS.get(file, file)
 
 
 def expected(listing: str) -> Counter[str]:

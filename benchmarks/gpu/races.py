@@ -22,10 +22,13 @@ REPEAT_SECONDS = 250  # of these for repeating; the rest is for the tools, half 
 
 
 def chosen(cases: list[Case]) -> list[Case]:
-    """The smallest and the median case of each op, by bytes."""
+    """The smallest and the median case of each op and of each candidate, by bytes."""
+    groups: dict[tuple[str, bool], list[Case]] = {}
+    for case in cases:
+        groups.setdefault((case.op, collect.is_candidate(case)), []).append(case)
     found = []
-    for op in dict.fromkeys(case.op for case in cases):
-        mine = sorted((case for case in cases if case.op == op), key=lambda case: case.bytes)
+    for group in groups.values():
+        mine = sorted(group, key=lambda case: case.bytes)
         found += [mine[0], mine[len(mine) // 2]] if len(mine) > 1 else mine
     return found
 

@@ -17,6 +17,8 @@ import torch
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "benchmarks" / "results"
 Line = dict[str, Any]
+# What the stage `verified` writes, which is no code.
+WRITTEN = [f":!bertfast/triton/{name}" for name in ("verified.json", "faster.json")]
 
 
 def _output(*command: str) -> str:
@@ -31,10 +33,10 @@ def slug(device: str) -> str:
 
 
 def code(root: Path = ROOT) -> str:
-    """Twelve digits that stand for the kernels' source, in a checkout with or without git. What was verified changes no kernel."""
+    """Twelve digits that stand for the kernels' source, in a checkout with or without git. Written results change none of it."""
     digest = hashlib.sha256()
     for file in sorted([*root.glob("bertfast/**/*.py"), *root.glob("bertfast/**/*.json"), *root.glob("csrc/**/*.*")]):
-        if file.name not in ("verified.json", "_build_info.py"):
+        if file.name not in ("verified.json", "faster.json", "_build_info.py"):
             digest.update(str(file.relative_to(root)).encode() + file.read_bytes())
     return digest.hexdigest()[:12]
 
@@ -48,7 +50,7 @@ def environment() -> Line:
         triton_version = ""
     found = {
         "commit": _output("git", "rev-parse", "--short", "HEAD") or "unknown",
-        "dirty": _output("git", "status", "--porcelain", "--", "bertfast", "csrc") != "",
+        "dirty": _output("git", "status", "--porcelain", "--", "bertfast", "csrc", *WRITTEN) != "",
         "code": code(),
         "torch": torch.__version__,
         "triton": triton_version,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu import results
-from bertfast.triton.verified import FILE, Entry, folders
+from bertfast.triton.verified import FILE, Entry, candidates, folders
 
 SOURCES = results.FOLDER / "sources.json"
 REVIEWED = results.FOLDER / "reviewed.json"
@@ -99,7 +99,7 @@ def committed() -> Table:
     """The table of the committed files."""
     import bertfast.ops  # noqa: F401  defines the ops
 
-    return table(results.read(), folders(), _json(SOURCES, {}), reviews())
+    return table(results.read(), [*folders(), *candidates()], _json(SOURCES, {}), reviews())
 
 
 def text(rows: Table) -> str:

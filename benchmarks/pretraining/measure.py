@@ -174,20 +174,25 @@ def convergence(
     for _, batch in zip(range(steps), _loader(corpus, vocabulary, row, "packed", device), strict=False):
         curves[0].append(stock.step(stock_inputs(batch)))
         curves[1].append(ours.step(batch.inputs()))
+    return {"size": size, "dtype": dtype, "steps": steps, **apart(stock.model, ours.model, *curves, band)}
+
+
+def apart(
+    stock: nn.Module, ours: nn.Module, losses: list[float], our_losses: list[float], band: Band
+) -> dict[str, Any]:
+    """Both curves and, in parts of the band, how far losses and weights have come apart; `passed` where all are within it."""
+    curves = losses, our_losses
     far = [abs(a - b) / (band.atol + band.rtol * abs(a)) for a, b in zip(*curves, strict=True)]
-    theirs = dict(stock.model.named_parameters())
+    theirs = dict(stock.named_parameters())
     weights = max(
         float(((p.detach() - theirs[name].detach()).abs() / (band.weights * (1 + theirs[name].detach().abs()))).max())
-        for name, p in ours.model.named_parameters()
+        for name, p in ours.named_parameters()
     )
     judged = far[: band.steps]
     return {
-        "size": size,
-        "dtype": dtype,
-        "steps": steps,
         "band": asdict(band),
-        "stock": curves[0],
-        "ours": curves[1],
+        "stock": losses,
+        "ours": our_losses,
         "loss_of_band": max(judged),
         "loss_of_band_all_steps": max(far),
         "weights_of_band": weights,

@@ -47,6 +47,8 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] =
         for op, row in ops.items():
             table.add_row(op, row["runs"], row["why"] + (f". Note: {row['note']}" if "note" in row else ""))
         console.print(table)
+        for dtype, text in facts["gpu_models"][arch].items():
+            console.print(f"A Hugging Face model in {dtype} on {arch}: {text}", highlight=False, markup=False)
     if not facts["slow"]:
         console.print("nothing is slow here for a reason that bertfast knows")
     for item in facts["slow"]:

@@ -14,7 +14,7 @@ from bertfast import _torch
 from bertfast.convert import installed
 from bertfast.nn.core import dropout_rate
 from bertfast.nn.parts import HOLDERS, NAMES, Kind, below, parts_of
-from bertfast.triton import verified
+from bertfast.triton import faster, verified
 
 # Activation classes of transformers to the `approximate` argument of GELU; not every 5.x release has all of them.
 _ACTIVATIONS = {
@@ -26,6 +26,7 @@ _ACTIVATIONS = {
 # What a GELU class of transformers may hold as `act`: functions of torch, or its own method in plain Python.
 _OWN_METHODS = frozenset({"_gelu_python", "_gelu_tanh_python"})
 _ABSENT = nn.Module()
+TURN_ON = "bertfast.optimize(model, gpu_kernels=True) turns the kernels on"
 
 KERNEL_DTYPES = {
     "cpu": (torch.float32, torch.bfloat16),
@@ -212,35 +213,55 @@ def attentions_reason(config: Any, arguments: dict[str, Any]) -> str | None:
 
 
 @functools.cache
-def _gpu_reason(index: int | None, gpu_kernels: bool | None) -> str | None:
-    """Why a model on a GPU stays stock: it was asked to, no Triton, or nobody measured it faster there. Asked per layer."""
+def architecture(index: int | None) -> int:
+    """The architecture of a GPU, such as 90; of the current one where `index` is None."""
+    major, minor = torch.cuda.get_device_capability(index)
+    return 10 * major + minor
+
+
+@functools.cache
+def gpu_reason(index: int | None, gpu_kernels: bool | None, *, captured: bool, dtype: torch.dtype) -> str | None:
+    """Why a call on a GPU stays stock, whatever its size. Asked for every layer.
+
+    Args:
+        index: of the GPU.
+        gpu_kernels: the option of `optimize`.
+        captured: whether the call is whole inference, which one CUDA graph holds.
+        dtype: of the products.
+    """
     if gpu_kernels is False:
         return "gpu_kernels=False"
     if importlib.util.find_spec("triton") is None:
         return "the GPU kernels need Triton: pip install 'bertfast[gpu]'"
-    major, minor = torch.cuda.get_device_capability(index)
-    arch = 10 * major + minor
-    if gpu_kernels or arch in verified.FASTER_THAN_STOCK:
+    if gpu_kernels:
         return None
+    arch = architecture(index)
     unverified = verified.gate(arch)
     if unverified:
         state = f"{', '.join(unverified)} not verified on sm_{arch}, for which torch's own functions would step in"
+        reason = f"the GPU kernels are off by default ({state})"
+    elif not captured:
+        reason = "on a GPU only whole inference calls are captured; eager ones launch more slowly than the GPU computes"
     else:
-        state = f"verified on sm_{arch}, not yet faster than stock in wall-clock time"
-    return f"the GPU kernels are off by default ({state}): bertfast.optimize(model, gpu_kernels=True) turns them on"
+        reason = faster.dtype_reason(arch, dtype) or ""
+    return f"{reason}: {TURN_ON}" if reason else None
 
 
-def tensor_reason(x: Tensor, gpu_kernels: bool | None = None) -> str | None:
-    """Device and dtype that the kernels take; other dtypes are faster in stock PyTorch than in our references."""
+def tensor_reason(x: Tensor, gpu_kernels: bool | None = None, captured: bool = False) -> str | None:
+    """Device and dtype that the kernels take; other dtypes are faster in stock PyTorch than in our references.
+
+    captured: whether a call on a GPU would be one captured inference call.
+    """
     kind = x.device.type
     if kind not in KERNEL_DTYPES:
         return f"no kernels exist for the {kind} device"
     if x.dtype not in KERNEL_DTYPES[kind]:
         names = [str(dtype).removeprefix("torch.") for dtype in KERNEL_DTYPES[kind]]
         return f"hidden states are {x.dtype}; the kernels take {', '.join(names[:-1])} and {names[-1]}"
-    if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) not in KERNEL_DTYPES[kind]:
-        return f"autocast is to {torch.get_autocast_dtype(kind)}"
-    reason = _gpu_reason(x.device.index, gpu_kernels) if kind == "cuda" else None
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    if dtype not in KERNEL_DTYPES[kind]:
+        return f"autocast is to {dtype}"
+    reason = gpu_reason(x.device.index, gpu_kernels, captured=captured, dtype=dtype) if kind == "cuda" else None
     if reason is not None:
         return reason
     if type(x) not in (Tensor, nn.Parameter) and not torch.compiler.is_compiling():

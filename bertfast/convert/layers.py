@@ -248,12 +248,16 @@ class FastBertEncoder(hf.BertEncoder):
 
     def packing(self, real: Tensor | None) -> tuple[str | None, ops.Packing | None]:
         """Why a batch whose real tokens are these [B, S] stays padded, or else its packing; that is None where all are real."""
-        if real is None or bool(real.all()):
+        if real is None:
             return None, None
-        if self._reads_padding(real):
+        known = ops.survey(real)
+        if known.tokens == real.numel():
+            return None, None
+        if known.tokens == 0:
+            return "no token is real", None
+        if not known.begins and option(self, "first_token_read") is True:
             return "the pooler reads position 0, which is padding in some sequence", None
-        packing = ops.pack(real)
-        return ("no token is real", None) if packing.indices.numel() == 0 else (None, packing)
+        return None, ops.pack(real, known)
 
     def _reads_padding(self, real: Tensor) -> bool:
         return option(self, "first_token_read") is True and not bool(real[:, 0].all())

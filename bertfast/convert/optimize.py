@@ -108,10 +108,10 @@ def optimize(
             each output, its activations with one for each token, anew at each product. Weights stay as they are; training,
             and dropout or gradients in general, use them. Not the same numbers any more: compare before you trust it.
             None, the default, computes in the model's own dtype.
-        gpu_kernels: on a GPU, True takes the fast path now and False never does. None, the default, takes it on architectures
-            where a committed result shows it faster than stock in wall-clock time; elsewhere the model stays stock, and
-            `report` says so. Ops whose kernels never passed parity on such a GPU are computed by torch's own functions. No
-            effect on a CPU.
+        gpu_kernels: on a GPU, True takes the fast path in every call and False in none. None, the default, takes it where the
+            kernels of every op are verified on that architecture, in whole inference calls, which run from CUDA graphs, in
+            dtypes and sizes that no committed line shows slower than stock; all else stays stock, and `report` says so.
+            Ops whose kernels never passed parity on such a GPU are computed by torch's own functions. No effect on a CPU.
 
     Returns:
         `model` itself.

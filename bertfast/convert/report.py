@@ -14,6 +14,7 @@ from bertfast.convert.layers import FastBertEmbeddings, FastBertLayer
 from bertfast.convert.model import FastBertModel
 from bertfast.convert.options import option
 from bertfast.nn import prepack
+from bertfast.triton import faster
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,8 @@ class Report:
         return "\n".join(lines + [f"  note: {note}" for note in self.notes])
 
 
-def _static_reason(module: nn.Module) -> str:
-    """Why this module cannot be fast as it stands; empty where it can."""
+def _static_reason(module: nn.Module, captured: bool) -> str:
+    """Why this module cannot be fast as it stands; empty where it can. `captured`: it is part of whole calls."""
     if type(module) in SWAPS:
         decoder = getattr(module, "is_decoder", False) or getattr(getattr(module, "config", None), "is_decoder", False)
         if decoder:
@@ -72,7 +73,8 @@ def _static_reason(module: nn.Module) -> str:
     parameter = next(module.parameters(), None)
     reason = None
     if parameter is not None:
-        reason = checks.environment_reason() or checks.tensor_reason(parameter.detach(), option(module, "gpu_kernels"))
+        asked = option(module, "gpu_kernels")
+        reason = checks.environment_reason() or checks.tensor_reason(parameter.detach(), asked, captured)
     if reason is None and isinstance(module, FastBertLayer) and parameter is not None:
         reason = checks.layer_reason(module, parameter.device)
     if reason is None and isinstance(module, FastBertModel):
@@ -82,11 +84,37 @@ def _static_reason(module: nn.Module) -> str:
     return reason or ""
 
 
+def _captured(model: nn.Module) -> set[nn.Module]:
+    """Modules that take part in whole calls from ids to hidden states, which a GPU runs captured: models, their parts and heads."""
+    models = {module for module in model.modules() if isinstance(module, FastBertModel)}
+    heads = {module for module in model.modules() if not models.isdisjoint(module.modules())}
+    return heads.union(*(module.modules() for module in models))
+
+
+def _gpu_notes(model: nn.Module) -> list[str]:
+    """What of the models inside that lie on a GPU is captured and fast, and how that compares with stock."""
+    notes: dict[str, None] = {}  # in their order, each once
+    for module in model.modules():
+        parameter = next(module.parameters(), None) if isinstance(module, FastBertModel) else None
+        if parameter is None or parameter.device.type != "cuda" or option(module, "gpu_kernels") is False:
+            continue
+        index, asked = parameter.device.index, option(module, "gpu_kernels")
+        if checks.gpu_reason(index, asked, captured=True, dtype=parameter.dtype) is not None:
+            continue
+        eager = checks.gpu_reason(index, asked, captured=False, dtype=parameter.dtype)
+        rest = "take stock" if eager else "run our kernels eagerly, which launch more slowly than the GPU computes"
+        advice = f" ({checks.TURN_ON} there too)" if eager else ""
+        text = "on a GPU whole inference calls run from CUDA graphs, each bucket of sizes from its second call on"
+        notes[f"{text}; calls with gradients or dropout and modules called one by one {rest}{advice}"] = None
+        notes[faster.remark(checks.architecture(index), parameter.dtype)] = None
+    return list(notes)
+
+
 def report(model: nn.Module) -> Report:
     """Say of every BERT module inside `model` whether it takes the fast path, and why not; stock or optimised alike.
 
     The state is that of the module now; counts are of all calls since `optimize`. Those of a BertModel tell how many calls it
-    did itself ("from ids to hidden states": plain inference on a CPU) and why others went module by module, which may be
+    did itself ("from ids to hidden states": plain inference) and why others went module by module, which may be
     fast too; those of an encoder how many ran without padding and why others stayed padded.
 
     Raises:
@@ -94,10 +122,10 @@ def report(model: nn.Module) -> Report:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"bertfast.report takes a torch.nn.Module, got {type(model).__name__}")
-    rows = []
+    rows, captured = [], _captured(model)
     for name, module in model.named_modules():
         if type(module) in SWAPS or type(module) in STOCK:
-            reason = _static_reason(module)
+            reason = _static_reason(module, module in captured)
             kind = STOCK.get(type(module), type(module)).__name__
             rows.append(Row(name or "(model)", kind, "fallback" if reason else "fast", reason, calls(module)))
     notes = []
@@ -114,4 +142,5 @@ def report(model: nn.Module) -> Report:
         notes.append("this head stays padded while gradients are enabled: its loss runs over padding too")
     if any(option(module, "int8") for module in model.modules()):
         notes.append("inference on a CPU multiplies 8-bit integers: not the numbers of the model's own dtype")
+    notes += _gpu_notes(model)
     return Report(type(model).__name__, tuple(rows), prepack.memory(model), tuple(notes))

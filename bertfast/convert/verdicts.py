@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from bertfast import _ext
+from bertfast import _ext, _library
 from bertfast.convert import checks
 from bertfast.convert.counts import FAST, UNPADDED, counter
 from bertfast.convert.options import NAME
@@ -59,7 +59,7 @@ class Verdict:
         ids, segments = tokens.input_ids, tokens.token_type_ids
         segments = ids.new_zeros(()).expand_as(ids) if segments is None else segments
         flat = [t.to(torch.int64) for t in (ids, tokens.position_ids, segments)]
-        return torch.ops.bertfast.embedding_sum_norm_fwd(*flat, *self.tables, 0.0, None)[0]
+        return _library.op("embedding_sum_norm_fwd")(*flat, *self.tables, 0.0, None)[0]
 
     def count(self) -> None:
         for each, outcome in self.counters:

@@ -150,7 +150,7 @@ class Cache:
     def keep(self, place: Hashable, captured: Captured, due: Due, limits: Limits) -> str | None:
         """Keep a captured call, and of the others what it leaves room for. Why not, where it alone is over the bound or a weight
         changed meanwhile."""
-        reason = None
+        reason, replaced = None, None
         with _lock:
             if self._stamp is not due.stamp:
                 reason = "a weight changed during the capture"
@@ -158,10 +158,13 @@ class Cache:
                 reason = f"its graph needs more than max_bytes: {captured.nbytes} bytes"
                 _remember(self._refused, place, reason)
             else:
+                replaced = self.captured.get(place)  # where another thread found it due as well, and was first
                 self.captured[place] = captured
         if reason is not None:
             _bury([captured])
             return reason
+        if replaced is not None:
+            _bury([replaced])
         self._evict(lambda: sum(each.nbytes for each in self.captured.values()) > limits.max_bytes)
         return None
 

@@ -55,7 +55,7 @@ class _Call(NamedTuple):
         """How many of a captured call's rows are this call's own."""
         if isinstance(self.read, str):
             return self.tokens.sequences
-        return (self.tokens.input_ids if self.read is None else self.read).shape[0]
+        return self.tokens.rows if self.read is None else self.read.shape[0]
 
     def fill(self, inputs: Inputs, device: Backend) -> None:
         inputs.fill(self.tokens, self.read if isinstance(self.read, Tensor) else None, device.staged)
@@ -116,7 +116,7 @@ def run(
         if reason is not None:
             return call.eagerly(reason)
         bucket = buckets.bucket(
-            call.tokens.input_ids.shape[0],
+            call.tokens.rows,
             call.tokens.bounds.shape[0] - 1,
             call.tokens.max_seqlen,
             call.read.shape[0] if isinstance(call.read, Tensor) else call.read,

@@ -35,9 +35,17 @@ class Inputs:
         self._read = torch.zeros(bucket.read, dtype=torch.int64, device=device) if type(bucket.read) is int else None
         self._first = bucket.read == "first"
         self._used = 0  # rows that the calls before wrote
-        types = self._ids[2] if segments else None
-        own = bounds[: bucket.sequences + 1]
-        self.tokens = Tokens(self._ids[0], self._ids[1], types, own, bounds, longest, (size,), False)
+        self.tokens = Tokens(
+            rows=size,
+            cu_seqlens=bounds[: bucket.sequences + 1],
+            bounds=bounds,
+            max_seqlen=longest,
+            shape=(size,),
+            exact=False,
+            input_ids=self._ids[0],
+            position_ids=self._ids[1],
+            token_type_ids=self._ids[2] if segments else None,
+        )
         self.nbytes = sum(t.nbytes for t in (self._ids, bounds, self._ends)) + (
             0 if self._read is None else self._read.nbytes
         )
@@ -51,7 +59,7 @@ class Inputs:
 
         tokens: exact, N rows from bound 0 to bound N.
         """
-        count, bounds = tokens.input_ids.shape[0], tokens.bounds.shape[0]
+        count, bounds = tokens.rows, tokens.bounds.shape[0]
         if self._used > count:
             self._ids[:, count : self._used].zero_()
         self._used = count

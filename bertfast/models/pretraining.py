@@ -17,6 +17,7 @@ from bertfast.models.losses import IGNORED, check_labels, correct, cross_entropy
 from bertfast.models.outputs import BertForPreTrainingOutput, MaskedLMOutput, SequenceOutput
 from bertfast.nn.modules import ACTIVATIONS
 from bertfast.nn.tokens import Reading, Tokens
+from bertfast.ops.masked_lm_loss.words import word_logits
 
 
 class _Transform(nn.Module):
@@ -38,7 +39,10 @@ class MaskedLMHead(nn.Module):
     def forward(self, rows: Tensor, word: Tensor) -> Tensor:
         """Logits [K, V] of rows [K, E] with the word table [V, E]."""
         hidden = F.gelu(self.transform.dense(rows), approximate=self.approximate)
-        return F.linear(self.transform.LayerNorm(hidden), word, self.bias)
+        hidden = self.transform.LayerNorm(hidden)
+        if hidden.is_cuda and not torch.is_grad_enabled():
+            return word_logits(hidden, word, self.bias)
+        return F.linear(hidden, word, self.bias)
 
     def loss(self, rows: Tensor, labels: Tensor, positions: Tensor, word: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean loss, correct and count of `positions` [M] among rows [R, E] with labels [R], as `ops.masked_lm_loss`."""

@@ -221,7 +221,7 @@ def of_batch(ids: Tensor, types: Tensor | None, position_ids: Tensor | None, pac
     batch, seqlen = ids.shape
 
     def real(values: Tensor) -> Tensor:
-        flat = values.expand(batch, seqlen).reshape(-1)
+        flat = (values if values.shape == ids.shape else values.expand(batch, seqlen)).reshape(-1)
         return flat if packing is None else flat[packing.indices]
 
     if position_ids is not None:
@@ -238,6 +238,17 @@ def of_batch(ids: Tensor, types: Tensor | None, position_ids: Tensor | None, pac
     )
 
 
+def _packing(mask: Tensor | None) -> ops.Packing | None:
+    """The packing of a mask [B, S]; None without one, and where every token is real."""
+    if mask is None:
+        return None
+    if torch.compiler.is_compiling() or mask.is_floating_point():  # which pack looks at first
+        packing = ops.pack(mask)
+        return None if packing.indices.shape[0] == mask.numel() else packing
+    known = ops.survey(mask.to(torch.bool))
+    return None if known.tokens == mask.numel() else ops.pack(mask, known)
+
+
 def _padded(
     ids: Tensor, mask: Tensor | None, types: Tensor | None, position_ids: Tensor | None, positions: int
 ) -> Tokens:
@@ -249,11 +260,9 @@ def _padded(
     for name, other in (("token_type_ids", types), ("position_ids", position_ids)):
         if other is not None and other.shape not in ((batch, seqlen), (1, seqlen), (seqlen,)):
             raise ValueError(f"{name} {tuple(other.shape)} do not fit input_ids {tuple(ids.shape)}")
-    packing = None if mask is None else ops.pack(mask)
+    packing = _packing(mask)
     if packing is not None and packing.indices.shape[0] == 0:
         raise ValueError(f"attention_mask {tuple(ids.shape)} has no real token")
-    if packing is not None and packing.indices.shape[0] == batch * seqlen:
-        packing = None
     if position_ids is None:
         _check_length(seqlen if packing is None else packing.max_seqlen, positions)
     return of_batch(ids, types, position_ids, packing)

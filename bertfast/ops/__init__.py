@@ -10,12 +10,13 @@ from bertfast.ops.embedding_sum_norm import embedding_sum_norm, tied_embedding_s
 from bertfast.ops.linear import linear
 from bertfast.ops.linear_gelu import linear_gelu
 from bertfast.ops.masked_lm_loss import masked_lm_loss
-from bertfast.ops.packing import Packing, pack, repad, unpad
+from bertfast.ops.packing import Packing, Survey, pack, repad, survey, unpad
 
 _ext.load()
 
 __all__ = [
     "Packing",
+    "Survey",
     "attention",
     "attention_padded",
     "dropout_add_norm",
@@ -25,6 +26,7 @@ __all__ = [
     "masked_lm_loss",
     "pack",
     "repad",
+    "survey",
     "tied_embedding_sum_norm",
     "unpad",
 ]

@@ -1,7 +1,8 @@
 """What an op's GPU kernels are made of, as one digest: it says whether what passed on a GPU is what is here.
 
 Counted are the `triton*.py` files of the op's folder, the modules of ops and of `bertfast.triton` that they import, and the tiles
-that an architecture takes from the launch tables beside them. Comments, docstrings, blank lines and the reasons in launch tables
+that an architecture takes from the launch tables beside them. A candidate, "FOLDER.MODULE", is counted from its own module on, and
+that is none of the op's unless the op imports it. Comments, docstrings, blank lines and the reasons in launch tables
 are not counted: they change no kernel. References, schemas and what launches or checks kernels are not counted either: they
 are tested on every machine. Nothing here loads Triton.
 """
@@ -63,7 +64,8 @@ def _counted(module: str, package: Path) -> Path | None:
 def files(op: str, package: Path = PACKAGE) -> list[Path]:
     """The Python files that the kernels of `op`, a folder of bertfast/ops, are made of; none where it has no kernels."""
     counted: set[Path] = set()
-    waiting = sorted((package / "ops" / op).glob("triton*.py"))
+    folder, _, module = op.partition(".")
+    waiting = sorted((package / "ops" / folder).glob(f"{module}.py" if module else "triton*.py"))
     while waiting:
         path = waiting.pop()
         if path not in counted:
@@ -86,14 +88,15 @@ def tiles(file: Path, arch: int) -> str:
 
 def _tables(paths: list[Path], package: Path) -> list[Path]:
     """Files of launch tables beside these sources."""
-    beside = {path.with_name("launch.json") for path in paths if path.parent.parent.name == "ops"}
+    of_ops = [path for path in paths if path.parent.parent.name == "ops"]
+    beside = {path.with_name("launch.json") for path in of_ops} | {path.with_suffix(".json") for path in of_ops}
     if package / "triton" / "rows.py" in paths:
         beside.add(package / "triton" / "rows.json")
     return sorted(path for path in beside if path.exists())
 
 
 def digest(op: str, arch: int, package: Path = PACKAGE) -> str:
-    """Twelve digits that stand for the kernels of `op`, a folder of bertfast/ops such as "packing", on `arch`, such as 90."""
+    """Twelve digits that stand for the kernels of `op`, a folder such as "packing" or a candidate, on `arch`, such as 90."""
     total = hashlib.sha256()
     paths = files(op, package)
     for path in paths:

@@ -7,8 +7,9 @@ benchmarks.tune` tries, beside whole tiles under `also`), and `entries`, one a l
 
 `arch` is the least architecture that the entry is for, what stands beside it is its part of the key (what it does not name may be
 anything), and `reason` says why these numbers. Of the entries that fit, the one that names most serves; of those that name as much,
-that of the newest architecture. `measured` is there only where the tuner chose the tile on a real device: device, date, code
-(of the kernels), gain (over the tile before) and the microseconds of the cases.
+that of the newest architecture. `measured` is there only where times on a real device chose the tile: device, date, code
+(of the kernels), gain (over the tile before) and the microseconds of the cases. The tuner writes it; where something else measured,
+`by` says what.
 """
 
 import json
@@ -68,7 +69,7 @@ def _entry_faults(one: Any, fields: dict[str, list[int]], also: list[Any]) -> It
             if value not in fields[name]
         )
     if measured is not None and not (isinstance(measured, dict) and measured.keys() >= MEASURED):
-        yield f"measured must have {sorted(MEASURED)}; only the tuner writes it"
+        yield f"measured must have {sorted(MEASURED)}, as the tuner writes it"
     if not str(reason).startswith("predicted: " if measured is None else "measured on "):
         yield f'reason must begin with "predicted: ", or "measured on " where it was, not {reason!r}'
 

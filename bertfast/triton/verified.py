@@ -2,6 +2,8 @@
 
 An op's kernels count as verified where all its parity tests passed on that architecture, with that minor release of Triton and
 with these sources (`bertfast.triton.sources`). `python -m benchmarks.gpu verified` writes the file from the lines of `make gpu`.
+A candidate (`_library.candidate`), such as "linear_gelu.cheap_erf" for that module, is an entry of its own: once it is verified it
+runs in place of the owner of its ops.
 This module imports no Triton. It is asked once for each op, at the first call with a tensor on a GPU (`resolve`).
 """
 
@@ -22,14 +24,13 @@ from bertfast import _library
 from bertfast.triton import sources
 
 FILE = Path(__file__).with_name("verified.json")
-# Architectures on which `optimize` is on by default, because a committed result shows it faster than stock in wall-clock time.
-FASTER_THAN_STOCK: frozenset[int] = frozenset()
 # 1: run the kernels of every op, verified or not. What `allow_unverified` does for a whole process and those it starts.
 ENVIRONMENT = "BERTFAST_UNVERIFIED_KERNELS"
 
 Entry = dict[str, str]  # date, device, commit, sources and, where something is to be known, note
 _allowed = 0
 _torch_only = 0
+_preferred: bool | None = None  # candidates (True) or owners, whatever is verified
 _noticed: set[int] = set()
 
 
@@ -60,8 +61,23 @@ def folders() -> list[str]:
     return sorted({folder_of(name) for name in _library.owners("CUDA")})
 
 
+def candidates() -> dict[str, list[str]]:
+    """Each candidate, such as "linear_gelu.cheap_erf", and the ops that it is one for."""
+    ops: dict[str, list[str]] = {}
+    for name in _library.candidates():
+        ops.setdefault(candidate_of(name), []).append(name)
+    return ops
+
+
+def candidate_of(name: str) -> str:
+    """The candidate for `bertfast::name`, which has one."""
+    return ".".join(_library.candidates()[name].split(":")[0].split(".")[2:])
+
+
 def verification(op: str, arch: int) -> Entry | None:
-    """The result that verifies the kernels of `op`, a folder of bertfast/ops, on `arch`, such as 90, with the installed Triton.
+    """The result that verifies the kernels of `op`, a folder of bertfast/ops or a candidate, on `arch`, such as 90.
+
+    With the installed Triton.
 
     None where there is none, or where the sources are no longer those that passed.
     """
@@ -70,7 +86,7 @@ def verification(op: str, arch: int) -> Entry | None:
 
 
 def verified(op: str, arch: int) -> bool:
-    """Whether the kernels of `op`, a folder of bertfast/ops such as "packing", passed on `arch`, such as 90, as they are."""
+    """Whether the kernels of `op`, a folder such as "packing" or a candidate, passed on `arch`, such as 90, as they are."""
     return verification(op, arch) is not None
 
 
@@ -89,6 +105,15 @@ def why_not(op: str, arch: int) -> str | None:
         return f"its kernels have changed since they passed on sm_{arch} ({passed['device']}, {passed['date'][:10]})"
     others = f" (they have with Triton {', '.join(sorted(entries))})" if entries else ""
     return f"its kernels have not passed their parity tests on sm_{arch} with Triton {minor}{others}"
+
+
+def why_not_candidate(name: str, arch: int) -> str | None:
+    """Why a candidate, such as "linear_gelu.cheap_erf", does not run on `arch` in place of the owner; None where it does."""
+    if _torch_only:
+        return "its kernels were switched off"
+    if _preferred is None:
+        return why_not(name, arch)
+    return None if _preferred else "this process asked for the owners"
 
 
 def gate(arch: int) -> dict[str, str]:
@@ -135,6 +160,19 @@ def allow_unverified() -> Iterator[None]:
 
 
 @contextmanager
+def prefer(candidates: bool) -> Iterator[None]:
+    """Run every candidate in place of the owner, verified or not, or none: for those who test and measure both."""
+    global _preferred
+    before, _preferred = _preferred, candidates
+    _library.forget("CUDA")
+    try:
+        yield
+    finally:
+        _preferred = before
+        _library.forget("CUDA")
+
+
+@contextmanager
 def torch_only() -> Iterator[None]:
     """Run torch's own functions for every op on a GPU, in the whole process."""
     global _torch_only
@@ -177,25 +215,29 @@ def devices() -> tuple[int, ...]:
     return tuple(10 * major + minor for major, minor in capabilities)
 
 
-def resolve(name: str) -> Callable[..., Any]:
-    """What runs `bertfast::name` on the GPUs of this process: its launcher where it is verified, else its reference.
+def _chosen(name: str, arch: int) -> Callable[..., Any]:
+    """What runs `bertfast::name` on `arch`."""
+    if name in _library.candidates() and why_not_candidate(candidate_of(name), arch) is None:
+        return _library.candidate_function(name)
+    return _library.meaning(name) if folder_of(name) in gate(arch) else _library.owner(name, "CUDA")
 
-    Where some of the GPUs are verified and others are not, the device of a call's first tensor on a GPU decides.
+
+def resolve(name: str) -> Callable[..., Any]:
+    """What runs `bertfast::name` on the GPUs of this process: candidate or owner where it is verified, else its reference.
+
+    Where the GPUs do not agree, the device of a call's first tensor on a GPU decides.
     """
     by_index = devices()
-    refused = {arch: folder_of(name) in gate(arch) for arch in set(by_index)}
-    for arch in sorted(refused):
-        if refused[arch] and (text := notice(arch)) is not None:
+    chosen = {arch: _chosen(name, arch) for arch in sorted(set(by_index))}
+    for arch, function in chosen.items():
+        if function is _library.meaning(name) and (text := notice(arch)) is not None:
             warnings.warn(text, UserWarning, stacklevel=3)
-    if not any(refused.values()):
-        return _library.owner(name, "CUDA")
-    reference = _library.meaning(name)
-    if all(refused.values()):
-        return reference
-    kernel = _library.owner(name, "CUDA")
+    distinct = set(chosen.values()) or {_library.owner(name, "CUDA")}
+    if len(distinct) == 1:
+        return distinct.pop()
 
     def by_device(*args: Any) -> Any:
         index = next(a.device.index for a in args if isinstance(a, torch.Tensor) and a.device.index is not None)
-        return (reference if refused[by_index[index]] else kernel)(*args)
+        return chosen[by_index[index]](*args)
 
     return by_device

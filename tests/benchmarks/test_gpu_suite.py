@@ -12,9 +12,8 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-import bertfast
 from benchmarks.gpu import __main__ as suite
-from benchmarks.gpu import collect, docs, encoder, kernels, measure, micro, parity, races, results, verified
+from benchmarks.gpu import collect, docs, kernels, measure, micro, parity, races, results, verified
 from benchmarks.gpu import sources as sources_at
 from benchmarks.gpu.case import Case, Ceilings
 from bertfast.bench.protocol import Spread
@@ -235,6 +234,12 @@ def test_failed_tests_run_again_with_other_seeds(tmp_path):
     assert line["sources"] == shipped.sources.here("packing", results.environment()["arch"])
 
 
+@pytest.mark.parametrize(("cores", "workers"), [(1, 1), (2, 1), (16, 15)])
+def test_parity_leaves_one_core_to_feed_the_others(monkeypatch, cores, workers):
+    monkeypatch.setattr(parity.os, "sched_getaffinity", lambda process: set(range(cores)))
+    assert parity.workers() == workers
+
+
 def test_what_is_refused_is_no_fused_product():
     files = ["tests/ops/test_products.py", "tests/ops/test_linear_gelu_fused.py"]
     command = [sys.executable, "-m", "pytest", *files, "-k", parity.TESTS, *parity.OPTIONS, "--collect-only"]
@@ -309,6 +314,19 @@ def test_lines_without_digests_take_those_of_their_commit():
     recorded = {"c": {"90": {"packing": "456"}}}
     assert verified.table([line], ["packing"], recorded)["90"]["packing"]["3.6"]["sources"] == "456"
     assert verified.table([line], ["packing"])["90"]["packing"]["3.6"]["sources"] == ""  # no package has that
+
+
+def test_a_candidate_has_a_line_of_its_own():
+    listing = "tests/ops/test_linear_gelu.py::test_a[triton]\ntests/ops/test_linear_gelu_cheap_erf.py::test_a[triton]\n"
+    assert parity.expected(listing) == {"linear_gelu": 1, "linear_gelu.cheap_erf": 1}
+    line = _line("parity", "linear_gelu.cheap_erf", True, op="linear_gelu.cheap_erf", sources="123")
+    assert verified.table([line], ["linear_gelu.cheap_erf"])["90"]["linear_gelu.cheap_erf"]["3.6"]["sources"] == "123"
+    cases = collect.all_cases("bias_gelu") + collect.all_cases("linear_gelu")
+    by_candidate = {case.op for case in cases if collect.is_candidate(case)}
+    assert by_candidate == set(shipped.candidates()["linear_gelu.cheap_erf"])
+    assert {case.op for case in races.chosen(cases) if collect.is_candidate(case)} == by_candidate
+    assert docs.candidates([line]).splitlines()[-1].endswith("| NVIDIA H200 | passed (2026-01-01, abc) |")
+    assert docs.candidates([]).splitlines()[-1].endswith("|  | never run |")
 
 
 def test_a_review_answers_for_one_line_and_leaves_a_note():
@@ -426,22 +444,3 @@ def test_stages_need_a_gpu_and_a_known_name():
     if not torch.cuda.is_available():
         with pytest.raises(SystemExit, match="no GPU"):
             suite.main(["micro"])
-
-
-@pytest.mark.parametrize("train", [False, True])
-def test_encoder_settings_become_lines(monkeypatch, train):
-    pytest.importorskip("transformers")
-    optimize = bertfast.optimize
-    monkeypatch.setattr(bertfast, "optimize", lambda model, gpu_kernels: optimize(model), raising=False)
-    monkeypatch.setattr(encoder, "DEVICE", "cpu")
-    monkeypatch.setattr(encoder, "MODELS", {"base": (32, 1, 2)})
-    monkeypatch.setattr(encoder, "TOKENS", 32)
-    monkeypatch.setattr(encoder, "_peak", lambda thunk: 123)
-    stock = encoder.build("base")
-    line = encoder.run_setting(encoder.Setting("base", train, 16, True), stock, Ticks(), compiled=False)
-    assert line["ok"] is True, line
-    assert line["case"] == f"BERT-base {'training step' if train else 'inference'} 2x16 half padding"
-    assert (line["peak_bytes"], line["tokens_per_second"]) == (123, 17e3)  # lengths 1 and 16
-    assert line["max_error"] < 0.1
-    assert line["peers"]["stock"]["ratio"] == 1.0
-    assert "stock" in suite.summary(line)

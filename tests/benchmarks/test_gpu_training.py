@@ -1,4 +1,4 @@
-"""The GPU suite's training stage, run on a CPU with a tiny model: its lines are whole, and people can read them."""
+"""The GPU suite's training stage, run on a CPU with a tiny model: the real trainer beside a stock loop, a step each in turn."""
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ def small(monkeypatch):
     monkeypatch.setitem(measure.SIZES, "1x32", (32, 1, 2))
     monkeypatch.setattr(training, "ROWS", (measure.Row("1x32", 128, 512),))
     monkeypatch.setattr(training, "DOCUMENTS", 20)
+    monkeypatch.setattr(training, "WORKERS", 0)
 
 
 def test_lines(monkeypatch):
@@ -25,6 +26,9 @@ def test_lines(monkeypatch):
     assert {line["stage"] for line in lines} == {"training"}
     assert "of the band" in suite.summary(lines[0])
     assert "x stock (stock" in suite.summary(lines[2])
+    assert (lines[2]["path"], lines[2]["trainer"], lines[2]["train"]) == ("eager", "bertfast.train", True)
+    assert lines[2]["ratio"]["p50"] > 0
+    assert 0 < lines[2]["padding"] < 1
     again = training.run(done=frozenset(line["case"] for line in lines))
     assert list(again) == []
 
@@ -37,3 +41,65 @@ def test_a_failing_case_is_a_line(monkeypatch):
     (line,) = training.run()
     assert (line["ok"], line["error"]) == (False, "RuntimeError: no memory")
     assert "no memory" in suite.summary(results.line("training", "bad", ok=False, error=line["error"]))
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("dtype", measure.DTYPES)
+def test_the_trainer_follows_stock(dtype):
+    line = training.curve(dtype, CPU, 8, "1x32", 256)
+    assert line["ok"], {name: line[name] for name in ("loss_of_band", "weights_of_band")}
+    assert len(line["ours"]) == len(line["stock"]) == 8
+    assert line["loss_of_band"] > 0  # two implementations, not one twice
+
+
+def test_a_wrong_update_leaves_the_band(monkeypatch):
+    plain = training.InMemory.terms
+
+    def skewed(self, model, batch):
+        found = plain(self, model, batch)
+        found["nsp"].mean = found["nsp"].mean * 1.5
+        return found
+
+    monkeypatch.setattr(training.InMemory, "terms", skewed)
+    assert not training.curve(measure.FLOAT32, CPU, 8, "1x32", 256)["ok"]
+
+
+def test_steps_alternate_and_only_the_trainers_own_time_counts(monkeypatch):
+    order, now = [], [0.0]
+
+    class Loader:
+        state_dict = dict
+
+        def __iter__(self):
+            for number in range(9):
+                now[0] += 1  # drawing a batch
+                yield type("Batch", (), {"real_tokens": number})()
+
+    def before(batch):
+        order.append(f"stock {batch.real_tokens}")
+        now[0] += 100
+
+    loader = training.Alternating(Loader(), 2, before, lambda: None)
+    assert loader.state_dict() == {}
+
+    def trainer():
+        for batch in loader:
+            order.append(f"ours {batch.real_tokens}")
+            now[0] += 10
+
+    monkeypatch.setattr(training.time, "perf_counter", lambda: now[0])
+    with pytest.raises(training.Enough):
+        trainer()
+    assert order == ["stock 0", "ours 0", "stock 1", "ours 1"]
+    assert loader.seconds == [11.0, 11.0]
+    assert loader.tokens == [0, 1]
+
+
+def test_no_checkpoint_is_written(monkeypatch):
+    from bertfast.train.loop import Trainer
+
+    monkeypatch.setattr(Trainer, "_save", lambda self: pytest.fail("a checkpoint was written"))
+    row = training.speed(training.ROWS[0], CPU, 2)
+    assert row["ok"] is True

@@ -1,52 +1,142 @@
-"""A model on a GPU is fast by default only on architectures where that was measured; elsewhere it needs gpu_kernels=True."""
+"""What a model on a GPU does by default: whole inference calls are captured and fast, unless a committed line shows a size slower;
+everything else, and every model where an op is not verified, stays stock until gpu_kernels=True asks for it."""
 
 import pytest
 import torch
+from bert_cases import pair
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import BertConfig, BertModel
 
 import bertfast
 from bertfast.convert import checks
-from bertfast.triton import verified
+from bertfast.triton import faster, verified
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+LINE = {
+    "case": "BERT-base inference 32x512 full",
+    "device": "NVIDIA H200",
+    "date": "2026-01-01T00:00:00+00:00",
+    "commit": "abc",
+    "dtype": "bfloat16",
+    "hidden": 768,
+    "layers": 12,
+    "tokens": 16384,
+    "seqlen": 512,
+    "ratio": 0.93,
+}
 
 
 @pytest.fixture
 def hopper(monkeypatch):
+    """A GPU of sm_90 with every op verified and no committed line of a captured call."""
     pytest.importorskip("triton", reason="Triton is not installed")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=None: (9, 0))
     monkeypatch.setattr(verified, "gate", lambda arch: {})
-    checks._gpu_reason.cache_clear()
+    monkeypatch.setattr(faster, "_table", dict)
+    caches = (checks.gpu_reason, checks.architecture, faster._slower)
+    for cache in caches:
+        cache.cache_clear()
     yield monkeypatch
-    checks._gpu_reason.cache_clear()
+    for cache in caches:
+        cache.cache_clear()
 
 
-def test_verified_is_not_yet_faster(hopper):
-    reason = checks._gpu_reason(0, None)
-    assert "verified on sm_90, not yet faster than stock" in reason
+def gpu_reason(gpu_kernels, captured, dtype=torch.bfloat16):
+    return checks.gpu_reason(0, gpu_kernels, captured=captured, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_captured_calls_in_half_precision_are_on_by_default(hopper, dtype):
+    assert gpu_reason(None, True, dtype) is None
+
+
+def test_captured_calls_in_float32_wait_for_a_result(hopper):
+    reason = gpu_reason(None, True, torch.float32)
+    assert "no committed result shows float32 faster than stock on sm_90" in reason
+    assert "gpu_kernels=True" in reason
+    checks.gpu_reason.cache_clear()
+    hopper.setattr(faster, "_table", lambda: {"90": [LINE | {"dtype": "float32"}]})
+    assert gpu_reason(None, True, torch.float32) is None  # its size decides
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_eager_calls_stay_stock(hopper, dtype):
+    reason = gpu_reason(None, False, dtype)
+    assert "only whole inference calls are captured" in reason
     assert "gpu_kernels=True" in reason
 
 
-def test_measured_faster_is_on_by_default(hopper):
-    hopper.setattr(verified, "FASTER_THAN_STOCK", frozenset({90}))
-    assert checks._gpu_reason(0, None) is None
-
-
+@pytest.mark.parametrize("captured", [True, False])
 @pytest.mark.parametrize("unverified", [{}, {"packing": "its kernels never passed"}])
-def test_asked_for(hopper, unverified):
+def test_asked_for(hopper, unverified, captured):
     """One op that is not verified is torch's, not a reason to leave the model stock."""
     hopper.setattr(verified, "gate", lambda arch: unverified)
-    assert checks._gpu_reason(0, True) is None
+    assert [gpu_reason(True, captured, dtype) for dtype in DTYPES] == [None] * 3
 
 
 def test_refused(hopper):
-    hopper.setattr(verified, "FASTER_THAN_STOCK", frozenset({90}))
-    assert checks._gpu_reason(0, False) == "gpu_kernels=False"
+    assert gpu_reason(False, True) == "gpu_kernels=False"
 
 
-def test_unverified_ops_are_named(hopper):
+@pytest.mark.parametrize("captured", [True, False])
+def test_unverified_ops_are_named(hopper, captured):
     hopper.setattr(verified, "gate", lambda arch: {"packing": "its kernels never passed"})
-    reason = checks._gpu_reason(0, None)
+    reason = gpu_reason(None, captured)
     assert "packing not verified on sm_90" in reason
     assert "gpu_kernels=True" in reason
+
+
+def on_a_gpu(model):
+    """The same model with parameters of a GPU that is not there."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for module in model.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    fake = torch.empty(parameter.shape, dtype=parameter.dtype, device="cuda:0")
+                    module._parameters[name] = torch.nn.Parameter(fake, requires_grad=False)
+    return model
+
+
+def test_autocast_decides_the_dtype(hopper):
+    weight = next(on_a_gpu(pair()[1]).parameters())
+    hopper.setattr(torch, "is_autocast_enabled", lambda kind: True)
+    hopper.setattr(torch, "get_autocast_dtype", lambda kind: torch.bfloat16)
+    assert "float32" not in (checks.tensor_reason(weight, None, captured=True) or "")
+    hopper.setattr(torch, "is_autocast_enabled", lambda kind: False)
+    assert "no committed result shows float32" in checks.tensor_reason(weight, None, captured=True)
+
+
+def notes_of(model, **options):
+    return "\n".join(bertfast.report(on_a_gpu(bertfast.optimize(model, **options))).notes)
+
+
+def test_report_says_what_is_captured_and_what_is_not(hopper):
+    text = notes_of(pair()[0].bfloat16())
+    assert "whole inference calls run from CUDA graphs" in text
+    assert "calls with gradients or dropout and modules called one by one take stock" in text
+    assert "captured calls in bfloat16 were not yet timed beside stock on sm_90" in text
+    assert "run our kernels eagerly" in notes_of(pair()[0].bfloat16(), gpu_kernels=True)
+    assert "CUDA graphs" not in notes_of(pair()[0].bfloat16(), gpu_kernels=False)
+    assert "CUDA graphs" not in "\n".join(bertfast.report(pair()[1]).notes)  # on a CPU
+
+
+def test_report_quotes_sizes_that_lose(hopper):
+    hopper.setattr(faster, "_table", lambda: {"90": [LINE, LINE | {"ratio": 2.3, "case": "half padding"}]})
+    text = notes_of(pair()[0].bfloat16())
+    assert "0.93 to 2.30 times stock's speed on NVIDIA H200" in text
+    assert "take stock: 0.93 of stock's speed in BERT-base inference 32x512 full (NVIDIA H200, 2026-01-01)" in text
+
+
+def test_parts_of_a_whole_call_count_as_captured(hopper):
+    """A layer inside a model is run by the whole call; an encoder on its own is called module by module."""
+    asked = set()  # None: by modules themselves, which do not know
+    hopper.setattr(checks, "tensor_reason", lambda x, gpu_kernels, captured=None: asked.add(captured))
+    model = pair()[1]
+    bertfast.report(model)
+    assert asked - {None} == {True}
+    asked.clear()
+    bertfast.report(model.encoder)
+    assert asked - {None} == {False}
 
 
 @pytest.mark.parametrize("gpu_kernels", [True, False, None])

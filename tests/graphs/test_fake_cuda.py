@@ -3,10 +3,10 @@
 import pytest
 import torch
 from fake_cuda import Wait, fake_cuda
+from toy import packed
 
 from bertfast import _torch
 from bertfast.models import BertConfig, BertModel
-from bertfast.nn.tokens import Tokens
 
 pytest.importorskip("triton", reason="Triton is not installed")
 SMALL = BertConfig(
@@ -130,7 +130,7 @@ def test_a_model_encodes_without_a_wait(read):
         with gpu.preparing():
             model.cuda()
             ids, bounds = cuda(24), cuda(4, dtype=torch.int32)
-            tokens = Tokens(ids, cuda(24), None, bounds[:3], bounds, 16, (24,), False)
+            tokens = packed(ids, cuda(24), None, bounds, bounds[:3], 16, exact=False)
         with torch.no_grad():
             rows, _ = model.encode(tokens, tokens.first if read else None)
         assert rows.shape == (2 if read else 24, 32)

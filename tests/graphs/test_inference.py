@@ -4,10 +4,9 @@ import random
 
 import pytest
 import torch
-from toy import FIRST, WORDS, Counting, Toy, assert_right, run, standing_in, tokens_of
+from toy import FIRST, WORDS, Counting, Toy, assert_right, packed, run, standing_in, tokens_of
 
 from bertfast import graphs
-from bertfast.nn.tokens import Tokens
 
 
 @pytest.fixture
@@ -53,9 +52,7 @@ def test_tokens_with_a_tail_of_the_callers(device):
     toy = Toy()
     for number in range(4):
         tokens = tokens_of(5, 2, 6, 3, seed=number)
-        tokens = Tokens(
-            *(tokens.input_ids, tokens.position_ids, None, tokens.bounds[:3], tokens.bounds, 6, (16,), False)
-        )
+        tokens = packed(tokens.input_ids, tokens.position_ids, None, tokens.bounds, tokens.bounds[:3], 6, exact=False)
         outcome = run(toy, tokens, "first")
         assert outcome.result.shape[0] == 2
         assert_right(toy, tokens, "first", outcome.result)
@@ -66,9 +63,7 @@ def test_int32_ids(device):
     toy = Toy()
     for _ in range(3):
         tokens = tokens_of(5, 6)
-        short = Tokens(
-            *(tokens.input_ids.int(), tokens.position_ids.int(), None, tokens.bounds, tokens.bounds, 6, (11,), True)
-        )
+        short = packed(tokens.input_ids.int(), tokens.position_ids.int(), None, tokens.bounds, tokens.bounds, 6)
         outcome = run(toy, short)
     assert outcome.how == "replayed"
     assert_right(toy, tokens, None, outcome.result)

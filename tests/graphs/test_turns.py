@@ -212,6 +212,7 @@ def test_a_child_process_begins_anew(device):
             assert hows == [FIRST, "captured", "replayed"], hows
             del toy
             assert not released
+            assert not device._buried
             status = 0
         finally:
             os._exit(status)
@@ -271,3 +272,27 @@ def test_compiled(device):
     with torch.no_grad():
         torch.testing.assert_close(torch.compile(call, backend="eager", fullgraph=True)(x), toy.dense(x))
     assert hows == ["eager: it is traced"]
+
+
+def test_two_threads_find_a_bucket_due(device, monkeypatch):
+    """Whoever captures second replaces the other's graph, which is released."""
+    toy, released = Toy(), []
+    run(toy, TOKENS)
+    from bertfast.graphs import inference
+
+    capture = inference._capture
+
+    def late(*given):
+        monkeypatch.setattr(inference, "_capture", capture)
+        assert run(toy, TOKENS).how == "captured"  # what another thread did between finding and capturing
+        (first,) = inference.cache.of(toy, "inference").captured.values()
+        reset = first.graph.reset
+        first.graph.reset = lambda: released.append(reset())
+        return capture(*given)
+
+    monkeypatch.setattr(inference, "_capture", late)
+    outcome = run(toy, TOKENS)
+    assert outcome.how == "captured"
+    assert len(released) == 1
+    assert graphs.memory(toy).graphs == 1
+    assert_right(toy, TOKENS, None, run(toy, TOKENS).result)

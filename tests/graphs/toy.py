@@ -75,7 +75,21 @@ def tokens_of(*lengths: int, segments: bool = False, seed: int = 0, ids: list[in
     positions = torch.cat([torch.arange(n) for n in lengths])
     words = torch.randint(1, WORDS, (total,), generator=generator) if ids is None else torch.tensor(ids)
     types = torch.randint(0, 2, (total,), generator=generator) if segments else None
-    return Tokens(words, positions, types, bounds, bounds, max(lengths), (total,), True)
+    return packed(words, positions, types, bounds, bounds, max(lengths))
+
+
+def packed(ids, positions, types, bounds, cu_seqlens, longest, exact=True) -> Tokens:
+    return Tokens(
+        rows=ids.shape[0],
+        cu_seqlens=cu_seqlens,
+        bounds=bounds,
+        max_seqlen=longest,
+        shape=tuple(ids.shape),
+        exact=exact,
+        input_ids=ids,
+        position_ids=positions,
+        token_type_ids=types,
+    )
 
 
 def run(toy: Toy, tokens: Tokens, read=None, **options) -> graphs.Outcome:

@@ -13,6 +13,7 @@ from model_cases import (
     padded,
     pair,
 )
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bertfast.nn import modules
 
@@ -210,3 +211,22 @@ def test_mistakes(changed, error, said):
     inputs, labels, _ = batch()
     with pytest.raises(error, match=said):
         ours("BertForPreTraining")(**inputs, **{**labels, **changed})
+
+
+def test_logits_of_all_tokens_on_a_gpu_are_products_with_aligned_words():
+    # Fake tensors: nothing is computed; strides tell which product it was. The results are tests/ops/test_masked_lm_words.py's.
+    model = ours("BertForMaskedLM").bfloat16()
+    head = model.cls.predictions
+    with FakeTensorMode():
+
+        def gpu(*shape):
+            return torch.empty(shape, dtype=torch.bfloat16, device="cuda")
+
+        parameters = {name: gpu(*parameter.shape) for name, parameter in head.named_parameters()}
+        size = head.transform.dense.in_features
+        rows, word = gpu(300, size), gpu(VOCAB, size)
+        assert VOCAB % 8
+        for gradients_wanted, stride in ((False, -(-VOCAB // 64) * 64), (True, VOCAB)):
+            with torch.set_grad_enabled(gradients_wanted):
+                logits = torch.func.functional_call(head, parameters, (rows, word))
+            assert (logits.shape, logits.stride()) == ((300, VOCAB), (stride, 1))

@@ -389,3 +389,21 @@ def test_bad_arguments():
     for mask, message in ((torch.ones(5).bool(), "broadcast"), (torch.ones(6).long(), "bool or floating")):
         with pytest.raises(ValueError, match=message):
             attention_padded(qkv[None], mask)
+
+
+@pytest.mark.parametrize(
+    ("dropout_p", "size", "tile"), [(0.0, 64, (128, 64)), (0.1, 64, (64, 128)), (0.0, 32, (64, 128))]
+)
+def test_long_sequences_take_another_tile_without_dropout(triton_ops, dropout_p, size, tile):
+    from bertfast.ops.attention import triton as launchers
+    from bertfast.triton import launch
+
+    qkv = torch.empty(1024, 3, 12, size, dtype=torch.bfloat16, device="meta")
+    cu = torch.empty(3, dtype=torch.int32, device="meta")
+    state = torch.empty(2, dtype=torch.int64, device="meta") if dropout_p else None
+    with launch.recording(90) as launches:
+        launchers.forward(qkv, cu, 512, 0.125, dropout_p, state)
+    (one,) = launches
+    constants = dict(one.constants)
+    assert ((constants["BLOCK_M"], constants["BLOCK_N"]), one.warps, one.stages) == (tile, 4, 3)
+    assert one.grid == (-(-512 // tile[0]) * 12 * 2,)

@@ -52,15 +52,30 @@ def test_cuda_owner_is_triton(name):
 def test_verified_kernels_exist():
     for arch, ops in verified._table().items():
         assert int(arch) >= 80
-        assert set(ops) <= set(verified.folders())
+        assert set(ops) <= {*verified.folders(), *verified.candidates()}
         for minors in ops.values():
             assert all({"date", "device", "commit", "sources"} <= set(entry) for entry in minors.values())
 
 
-@pytest.mark.parametrize(("name", "path"), _library.owners("CUDA").items())
-def test_cuda_owner_takes_what_the_schema_says(name, path):
+def test_candidates():
+    assert set(verified.candidates()) == {"linear_gelu.cheap_erf"}
+
+
+def assert_takes_what_the_schema_says(function, name):
+    parameters = inspect.signature(function).parameters.values()
+    taken = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]  # options of a launcher that no op has
+    assert taken == [argument.name for argument in _library.op(name)._schema.arguments], function
+
+
+@pytest.mark.parametrize("name", _library.owners("CUDA"))
+def test_cuda_owner_takes_what_the_schema_says(name):
     pytest.importorskip("triton")
     assert owns(name, "CUDA")
-    parameters = inspect.signature(_library.owner(name, "CUDA")).parameters.values()
-    taken = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]  # options of a launcher that no op has
-    assert taken == [argument.name for argument in _library.op(name)._schema.arguments], path
+    assert_takes_what_the_schema_says(_library.owner(name, "CUDA"), name)
+
+
+@pytest.mark.parametrize("name", _library.candidates())
+def test_candidate_takes_what_the_schema_says(name):
+    pytest.importorskip("triton")
+    assert_takes_what_the_schema_says(_library.candidate_function(name), name)
+    assert _library.candidates()[name] != _library.owners("CUDA")[name]

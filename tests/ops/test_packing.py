@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from bertfast.ops import pack, repad, unpad
+from bertfast.ops import pack, repad, survey, unpad
+from bertfast.ops.packing.op import _pack_surveyed
 
 MASKS = {
     "right": torch.arange(6) < torch.tensor([6, 2, 1])[:, None],
@@ -23,6 +24,23 @@ def test_parity_both_ways(implementation, kind):
     assert bounds.tolist() == [0, *mask.sum(1).cumsum(0).tolist()]
     back = implementation.repad(x[mask], indices, mask.numel()).view_as(x)
     assert torch.equal(back, x * mask[..., None])
+
+
+@pytest.mark.parametrize("kind", [*MASKS, "all real", "no row", "no column"])
+def test_a_mask_is_looked_through_once(kind):
+    """What a GPU gets, whose host waits once: numbers first, then indices whose shapes are known."""
+    more = {"all real": torch.ones(2, 5), "no row": torch.zeros(0, 5), "no column": torch.zeros(3, 0)}
+    mask = (MASKS | more)[kind].bool()
+    known = survey(mask)
+    lengths = mask.sum(1).tolist()
+    first = all(mask[:, 0].tolist()) if mask.numel() else True
+    assert known == (sum(lengths), max(lengths, default=0), first)
+    indices, bounds = _pack_surveyed(mask, known.tokens)
+    expected = pack(mask)
+    assert torch.equal(indices, expected.indices)
+    assert torch.equal(bounds, expected.cu_seqlens)
+    assert (indices.dtype, bounds.dtype) == (torch.int64, torch.int32)
+    assert expected.max_seqlen == known.longest
 
 
 @pytest.mark.parametrize(

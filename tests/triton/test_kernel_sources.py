@@ -67,6 +67,25 @@ def test_what_changes_no_kernel_of_an_op_does_not_count(package, file, before, a
     assert sources.digest(OP, 90, package) == digest
 
 
+CANDIDATE = "linear_gelu.cheap_erf"
+
+
+@pytest.mark.parametrize(
+    ("file", "before", "after", "changes_owner"),
+    [
+        ("ops/linear_gelu/cheap_erf.py", "return 0.5 + tl.where", "return 0.25 + tl.where", False),
+        ("ops/linear_gelu/cheap_erf.json", '"stages": 3', '"stages": 2', False),
+        ("triton/gelu.py", "y = 0.5 * v", "y = 0.25 * v", True),  # what it leaves to the owner is its own as well
+    ],
+)
+def test_a_candidate_has_a_digest_of_its_own(package, file, before, after, changes_owner):
+    owner, candidate = (sources.digest(op, 90, package) for op in ("linear_gelu", CANDIDATE))
+    assert owner != candidate == sources.digest(CANDIDATE, 90)
+    change(package / file, before, after)
+    assert sources.digest(CANDIDATE, 90, package) != candidate
+    assert (sources.digest("linear_gelu", 90, package) != owner) is changes_owner
+
+
 def test_tiles_of_newer_architectures_do_not_count(package):
     file = package / "triton" / "rows.json"
     data, before = json.loads(file.read_text()), {arch: sources.digest(OP, arch, package) for arch in (90, 100)}

@@ -26,6 +26,7 @@ def gpu(monkeypatch):
         pytest.skip("CPU tensors stand for tensors on a GPU, which is there")
     monkeypatch.setattr(verified, "_noticed", set())
     monkeypatch.setattr(verified, "_allowed", 0)
+    monkeypatch.setattr(verified, "_preferred", None)
     monkeypatch.delenv(verified.ENVIRONMENT, raising=False)
 
     def set_up(ops, archs=(90,)):
@@ -146,6 +147,65 @@ def test_the_device_decides_where_several_kinds_are_seen(triton_ops, gpu, runs):
         assert runs.pop() == (kind, "unpad")
 
 
+CANDIDATE = "linear_gelu.cheap_erf"
+
+
+@pytest.fixture
+def sources_that_ran(monkeypatch):
+    """Which of owner, candidate and reference ran bias_gelu_fwd, for CPU tensors sent to CUDA's owner."""
+    names = []
+
+    def named(kind, function):
+        def call(*args):
+            names.append(kind)
+            return function(*args)
+
+        return call
+
+    owner, candidate = _library.owner("bias_gelu_fwd", "CUDA"), _library.candidate_function("bias_gelu_fwd")
+    monkeypatch.setattr(_library, "owner", lambda name, key: named("owner", owner))
+    monkeypatch.setattr(_library, "candidate_function", lambda name: named("candidate", candidate))
+    reference = named("reference", _library.meaning("bias_gelu_fwd"))
+    monkeypatch.setitem(_library._REFERENCES, "bias_gelu_fwd", reference)
+    return names
+
+
+def bias_gelu():
+    on_gpu("bias_gelu_fwd", torch.randn(2, 16).bfloat16(), torch.randn(16).bfloat16(), False)
+
+
+def test_a_candidate_takes_over_where_it_is_verified_and_only_there(triton_ops, gpu, sources_that_ran):
+    gpu(verified.folders())
+    bias_gelu()
+    gpu([*verified.folders(), CANDIDATE])
+    bias_gelu()
+    with verified.torch_only(), pytest.warns(UserWarning, match="switched off"):
+        bias_gelu()
+    assert sources_that_ran == ["owner", "candidate", "reference"]
+    assert verified.gate(90) == {}
+
+
+def test_tests_say_which_of_owner_and_candidate_runs(triton_ops, gpu, sources_that_ran):
+    gpu([*verified.folders(), CANDIDATE])
+    with verified.prefer(candidates=False):
+        bias_gelu()
+    gpu([])
+    with verified.allow_unverified():  # kernels that are not verified are no reason to leave the owner
+        bias_gelu()
+        with verified.prefer(candidates=True):
+            bias_gelu()
+        bias_gelu()
+    assert sources_that_ran == ["owner", "owner", "candidate", "owner"]
+
+
+def test_a_changed_candidate_is_not_verified_and_its_owner_is(gpu, monkeypatch):
+    gpu([*verified.folders(), CANDIDATE])
+    here = sources.here
+    monkeypatch.setattr(sources, "here", lambda op, arch: "another" if op == CANDIDATE else here(op, arch))
+    assert "have changed since they passed on sm_90" in verified.why_not_candidate(CANDIDATE, 90)
+    assert verified.gate(90) == {}
+
+
 def test_what_counts_as_verified(gpu, monkeypatch):
     gpu(["packing"])
     assert verified.verified("packing", 90)
@@ -169,7 +229,3 @@ def test_an_amd_gpu_is_none_of_ours(gpu, monkeypatch):
     gpu(verified.folders())
     monkeypatch.setattr(torch.version, "hip", "7.0")  # its capability is (9, 0) too
     assert set(verified.gate(90)) == set(verified.folders())
-
-
-def test_no_architecture_is_fast_by_default_without_a_result():
-    assert not verified.FASTER_THAN_STOCK

@@ -119,7 +119,8 @@ def _forward(qkv: Tensor, out: Tensor, lse: Tensor, longest: int, *settings: Any
         kernel = triton_forward.attention_fwd_single_kernel
         _launch(kernel, tensors, work, 1, {"BLOCK": block}, tuning.single_warps(block, *sizes[1:]), 1)
     else:
-        tile = tuning.tile("forward", *sizes)
+        dropout = work.pointers[2] is not None  # rng
+        tile = tuning.forward_tile(*sizes, dropout)
         _launch_tiles(triton_forward.attention_fwd_kernel, tensors, work, tile, tile["queries"])
 
 
@@ -176,7 +177,7 @@ def _backward(dout: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, longest: int,
         _launch(kernel, tensors, work, 1, {"BLOCK": block}, tuning.single_warps(block, *sizes[1:]), 1)
         return dqkv
     delta = torch.empty_like(lse)
-    dq, dkv = tuning.tile("dq", *sizes), tuning.tile("dkv", *sizes)
+    dq, dkv = tuning.backward_tile("dq", *sizes), tuning.backward_tile("dkv", *sizes)
     # dq first: it also writes delta, which dk and dv read.
     _launch_tiles(triton_backward.attention_bwd_dq_kernel, (qkv, dout, out, lse, delta, dqkv), work, dq, dq["queries"])
     _launch_tiles(triton_backward.attention_bwd_dkv_kernel, (qkv, dout, lse, delta, dqkv), work, dkv, dkv["keys"])

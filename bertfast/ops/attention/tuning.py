@@ -2,7 +2,7 @@
 
 single_forward and single_backward say up to which length a sequence is done as one tile, single_tile with how many warps; longer
 ones go to forward, dq and dkv. What says "predicted" was chosen by ahead-of-time compilation (registers, spills, shared memory,
-instructions of the loop).
+instructions of the loop). forward asks for dropout too: with it a program is bound by instructions, else by products and exp2.
 Predicted for 128 x 128 scores, D = 64, dropout, on one multiprocessor of an H200, in cycles by pipe. A program alone adds up
 instructions and wgmma, but for the dropout words, which are drawn beside a product; several programs overlap them.
 
@@ -34,6 +34,11 @@ def single_warps(block: int, itemsize: int, arch: int) -> int:
     return TABLES.find("single_tile", arch, bits=8 * itemsize, block=block)["warps"]
 
 
-def tile(table: str, block_d: int, itemsize: int, arch: int) -> tables.Tile:
-    """queries, keys, warps and stages of the "forward", "dq" or "dkv" kernel."""
+def forward_tile(block_d: int, itemsize: int, arch: int, dropout: bool) -> tables.Tile:
+    """queries, keys, warps and stages of the "forward" kernel."""
+    return TABLES.find("forward", arch, bits=8 * itemsize, d=block_d, dropout=int(dropout))
+
+
+def backward_tile(table: str, block_d: int, itemsize: int, arch: int) -> tables.Tile:
+    """queries, keys, warps and stages of the "dq" or "dkv" kernel."""
     return TABLES.find(table, arch, bits=8 * itemsize, d=block_d)

@@ -67,6 +67,7 @@ def _backward(ctx, dy, _dpre):
 _library.differentiate("linear_gelu_fwd", _backward, _setup_context)
 for _name in ("bias_gelu_fwd", "bias_gelu_bwd", "linear_gelu_fwd", "linear_gelu_bwd"):
     _library.implement(_name, "CUDA", f"bertfast.ops.linear_gelu.triton:{_name}")
+    _library.candidate(_name, f"bertfast.ops.linear_gelu.cheap_erf:{_name}")
 
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor, *, approximate: str = "none") -> Tensor:

@@ -6,8 +6,9 @@
 Saved are lse and, where asked for, x W^T itself; else backward multiplies again. Rows are padded to 64 columns, so that 30522
 of them still begin at multiples of 16 bytes. Products read and write such rows without a copy: ATen hands cuBLAS any matrix,
 outputs too, with one stride of 1 and the other at least a row long, and takes that stride as its leading dimension
-(prepare_matrix_for_cublas in ATen/native/cuda; `mm` makes no proxy of `out`): read in its source, not measured. At most
-LOGITS_BYTES of logits are worked on at a time, as a rule all of them.
+(prepare_matrix_for_cublas in ATen/native/cuda; `mm` makes no proxy of `out`): read in its source. In 16 bits the products go
+over the padded columns too, with a copy of the weight that has zeros there (`words`): logits of the padding are 0 and not read,
+its gradients are written as 0. At most LOGITS_BYTES of logits are worked on at a time, as a rule all of them.
 """
 
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from bertfast.ops.masked_lm_loss import reference
 from bertfast.ops.masked_lm_loss.triton_kernels import cross_entropy_bwd_kernel, cross_entropy_fwd_kernel
+from bertfast.ops.masked_lm_loss.words import aligned_words, unaligned
 from bertfast.triton import launch, mailbox, sums, tables
 
 LOGITS_BYTES = 1 << 30
@@ -59,11 +61,12 @@ def linear_cross_entropy_fwd(
     loss = x.new_empty(rows, dtype=torch.float32)
     lse, argmax = torch.empty_like(loss), labels.new_empty(rows)
     bias, labels, box = bias.contiguous(), labels.contiguous(), mailbox.box(x.device)
+    words = aligned_words(weight, rows)
     tile = TABLES.find("forward", launch.architecture(x.device))
     lane, step = 16 // x.element_size(), tile["bytes"] // x.element_size()
     for piece in pieces:
         part = x[piece]
-        torch.mm(part, weight.t(), out=logits[: part.shape[0], :vocabulary])
+        torch.mm(part, words.t(), out=logits[: part.shape[0], : words.shape[0]])
         launch.launch(
             cross_entropy_fwd_kernel,
             (part.shape[0],),
@@ -71,7 +74,7 @@ def linear_cross_entropy_fwd(
             {"VOCABULARY": vocabulary, "STRIDE": columns, "COLS": step, "LANE": lane, "SLOT": BAD_LABEL},
             warps=tile["warps"],
         )
-    if keep:
+    if keep and words is weight:
         logits[:, vocabulary:].zero_()
     return loss, lse, argmax, logits if keep else x.new_empty(0)
 
@@ -106,13 +109,16 @@ def linear_cross_entropy_bwd(
     programs, cols = min(tile["row_programs"], rows), tile["cols"]
     dbias = x.new_empty((len(pieces), programs, columns), dtype=torch.float32) if needs_dbias else None
     dloss, bias, labels = dloss.contiguous(), bias.contiguous(), labels.contiguous()
+    words = aligned_words(weight, rows) if needs_dx or not has_kept else weight
+    # The gradient of the weight reads no copy: there the padding is only some more rows of a product.
+    rows_of_dweight = columns if unaligned(weight) else vocabulary
     dweight = None
     for number, piece in enumerate(pieces):
         part = x[piece]
         count = part.shape[0]
-        here = dlogits[:count, :vocabulary]
+        here = dlogits[:count, : words.shape[0]]
         if not has_kept:
-            torch.mm(part, weight.t(), out=here)
+            torch.mm(part, words.t(), out=here)
         launch.launch(
             cross_entropy_bwd_kernel,
             (launch.cdiv(columns, cols), programs),
@@ -131,10 +137,10 @@ def linear_cross_entropy_bwd(
             warps=tile["warps"],
         )
         if needs_dx:
-            torch.mm(here, weight, out=dx[piece])
+            torch.mm(here, words, out=dx[piece])
         if not needs_dweight:
             continue
-        product = torch.mm(here.t(), part)
+        product = torch.mm(dlogits[:count, :rows_of_dweight].t(), part)[:vocabulary]
         # A piece's product is rounded to x's dtype before it is added in float32: one rounding a piece of 17,000 tokens.
         dweight = product if dweight is None else dweight.float().add_(product)
     added = bias.new_empty(0 if dbias is None else vocabulary)

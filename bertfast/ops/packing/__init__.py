@@ -1,3 +1,3 @@
-from bertfast.ops.packing.op import Packing, pack, repad, unpad
+from bertfast.ops.packing.op import Packing, Survey, pack, repad, survey, unpad
 
-__all__ = ["Packing", "pack", "repad", "unpad"]
+__all__ = ["Packing", "Survey", "pack", "repad", "survey", "unpad"]

@@ -1,6 +1,7 @@
 """packing: real tokens of a padded batch, moved out once before a stack of layers and back once after it."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -77,8 +78,48 @@ class Packing:
     seqlen: int
 
 
-def pack(mask: Tensor) -> Packing:
+class Survey(NamedTuple):
+    """What a mask holds, as numbers on the host.
+
+    Attributes:
+        tokens: real ones.
+        longest: tokens of the sequence that has most.
+        begins: whether each sequence's first position is real.
+    """
+
+    tokens: int
+    longest: int
+    begins: bool
+
+
+def survey(mask: Tensor) -> Survey:
+    """Look through a bool mask [B, S]; the host waits for a GPU once."""
+    batch, seqlen = mask.shape
+    if mask.numel() == 0:
+        return Survey(0, 0, True)
+    if mask.device.type == "cpu" and bool(mask.all()):  # at once where nothing is to be counted
+        return Survey(batch * seqlen, seqlen, True)
+    lengths, first = torch.stack((mask.sum(1), mask[:, 0].to(torch.int64))).tolist()
+    return Survey(sum(lengths), max(lengths), all(first))
+
+
+def _pack_surveyed(mask: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
+    """`pack_mask` of a mask with so many real tokens, by torch's functions: no shape depends on data, so nothing is waited for."""
+    flat = mask.flatten()
+    place = torch.where(
+        flat, flat.cumsum(0) - 1, tokens
+    )  # [B S], of each position among the packed; the last for padding
+    indices = place.new_empty(tokens + 1)
+    indices.scatter_(0, place, torch.arange(flat.shape[0], device=mask.device))
+    bounds = torch.zeros(mask.shape[0] + 1, dtype=torch.int32, device=mask.device)
+    torch.cumsum(mask.sum(1, dtype=torch.int32), 0, dtype=torch.int32, out=bounds[1:])
+    return indices[:tokens], bounds
+
+
+def pack(mask: Tensor, known: Survey | None = None) -> Packing:
     """The packing of a mask [B, S], true (or non-zero) at real tokens: right or left padding, holes, empty rows alike.
+
+    known: `survey` of the mask, where somebody has made it already: then a GPU is not waited for; once otherwise.
 
     Raises:
         ValueError: unless the mask has two dimensions; for numbers below 0, as masks to be added to scores have.
@@ -89,8 +130,14 @@ def pack(mask: Tensor) -> Packing:
         raise ValueError(
             "pack: the mask has numbers below 0, as masks to be added to scores have; give one that is true or 1 at real tokens"
         )
-    indices, cu_seqlens = _library.op("pack_mask")(mask.to(torch.bool))
-    longest = int((cu_seqlens[1:] - cu_seqlens[:-1]).max()) if mask.shape[0] else 0
+    mask = mask.to(torch.bool)
+    if mask.device.type == "cuda" and not torch.compiler.is_compiling():
+        known = survey(mask) if known is None else known
+        indices, cu_seqlens = _pack_surveyed(mask, known.tokens)
+        longest = known.longest
+    else:
+        indices, cu_seqlens = _library.op("pack_mask")(mask)
+        longest = int((cu_seqlens[1:] - cu_seqlens[:-1]).max()) if mask.shape[0] else 0
     return Packing(indices, cu_seqlens, longest, mask.shape[0], mask.shape[1])
 
 

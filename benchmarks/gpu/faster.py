@@ -1,0 +1,44 @@
+"""Writes bertfast/triton/faster.json: what committed lines say of captured calls of the drop-in beside stock.
+
+Only lines of inference that name their path "captured" count, the last of each stage, case and device. The path is what the
+measured call did, not what it was asked to do (`measure.Replays`).
+"""
+
+import json
+from pathlib import Path
+
+from benchmarks.gpu import results
+from bertfast.triton.faster import FILE, Line
+
+SHAPE = ("dtype", "hidden", "layers", "tokens", "seqlen")
+ORIGIN = ("case", "device", "date")
+
+
+def ratio_to_stock(line: results.Line) -> float | None:
+    """Stock's time over ours: of a line whose peers are times, or None."""
+    return line.get("peers", {}).get("stock", {}).get("ratio")
+
+
+def table(lines: list[results.Line]) -> dict[str, list[Line]]:
+    """{architecture: [{case, device, date, commit, dtype, hidden, layers, tokens, seqlen, ratio}]}, in the order of their text."""
+    rows: dict[str, list[Line]] = {}
+    for one in results.latest(lines):
+        ratio = ratio_to_stock(one)
+        captured = one.get("path") == "captured" and not one["train"]
+        if not captured or not one["ok"] or not one["arch"] or ratio is None:
+            continue
+        row = {name: one[name] for name in ORIGIN + SHAPE}
+        row |= {"commit": one["commit"] + "+dirty" * one["dirty"], "ratio": round(ratio, 4)}
+        rows.setdefault(str(one["arch"]), []).append(row)
+    return {arch: sorted(found, key=lambda row: (row["case"], row["device"])) for arch, found in sorted(rows.items())}
+
+
+def text(rows: dict[str, list[Line]]) -> str:
+    return json.dumps(rows, indent=1, sort_keys=True) + "\n"
+
+
+def write(file: Path = FILE) -> dict[str, list[Line]]:
+    """Write what the committed lines say."""
+    rows = table(results.read())
+    file.write_text(text(rows), encoding="utf-8")
+    return rows

@@ -12,7 +12,7 @@ from torch import nn
 import bertfast
 from bertfast import _ext, _torch, doctor, models
 from bertfast.models import BertConfig
-from bertfast.nn import linear, stack
+from bertfast.nn import linear, plain, stack
 from bertfast.nn.parts import Kind
 from bertfast.ops import onednn, packed_linear
 from bertfast.ops.embedding_sum_norm import tied
@@ -110,7 +110,7 @@ SLOW = {
     "Tensor._use_count": lambda: tied._holders(torch.ones(2)) is None,
     "_C._dispatch_has_kernel_for_dispatch_key": lambda: doctor.owner("unpad", "CPU").startswith("unknown"),
     "_C._cuda_getCurrentRawStream": lambda: not hasattr(torch._C, "_cuda_getCurrentRawStream"),
-    "nn.modules.module._has_any_global_hook": lambda: not stack.untouched(nn.Linear(2, 2)),
+    "nn.modules.module._has_any_global_hook": lambda: not plain.untouched(nn.Linear(2, 2)),
     "utils._pytree.register_dataclass": lambda: not hasattr(torch.utils._pytree, "register_dataclass"),
     "_foreach_*": lambda: "one_by_one" in getattr(_torch.foreach("add_"), "__qualname__", ""),
     "ops.mkldnn._linear_pointwise": lambda: not onednn.available(),

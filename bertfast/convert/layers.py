@@ -5,7 +5,7 @@ The one thing kept on an instance is a dict of plain options (`options`); counts
 (`counts`).
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -231,11 +231,14 @@ class FastBertEncoder(hf.BertEncoder):
             return "the loss of this head runs over padding too"
         return None
 
-    def stack_reason(self, x: Tensor) -> str | None:
-        """What about the stack as it stands keeps it padded, for hidden states of x's device and dtype."""
+    def stack_reason(self, x: Tensor, captured: bool = False) -> str | None:
+        """What about the stack as it stands keeps it padded, for hidden states of x's device and dtype.
+
+        captured: whether a call on a GPU would be one captured inference call.
+        """
         if option(self, "unpad") is False:
             return "unpad=False"
-        reason = checks.environment_reason() or checks.tensor_reason(x, option(self, "gpu_kernels"))
+        reason = checks.environment_reason() or checks.tensor_reason(x, option(self, "gpu_kernels"), captured)
         if reason is not None:
             return reason
         for i, layer in enumerate(self.layer):
@@ -279,21 +282,22 @@ class FastBertEncoder(hf.BertEncoder):
     def _run(self, x: Tensor, packing: ops.Packing | None, arguments: dict[str, Any]) -> Tensor:
         """Hidden states [B, S, E] through all layers; zeros at padding, and at what nobody reads."""
         sequences = sequences_of(packing, *x.shape[:2], x.device)
-        read, rows = self.read(sequences), sequences.take(x)
+        read, rows = sequences.places(self.reading(sequences)), sequences.take(x)
         layers = self.layers(arguments).ready(rows)
-        if layers.native is not None:  # layers that are called count themselves
+        if layers.at_once is not None:  # layers that are called count themselves
             for layer in self.layer:
                 count(layer, UNPADDED)
         return sequences.restore(through(layers, rows, sequences.layout(read)), read)
 
-    def read(self, sequences: Sequences) -> Tensor | None:
-        """Which rows of the last layer's output a head above reads in this call; None where it may be all of them."""
+    def reading(self, sequences: Sequences) -> Tensor | Literal["first"] | None:
+        """Which rows of the last layer's output a head above reads in this call, [R] int64, or the first of each sequence; None
+        where it may be all of them."""
         offer = handover.current(self)
         if offer is None or offer.read is None or not self.layer:  # it is the last layer that returns the rows read
             return None
         if isinstance(offer.read, str):
             # Position 0 is real in every sequence, or the batch would not have been packed.
-            return sequences.cu_seqlens[:-1].to(torch.int64) if option(self, "first_token_read") else None
+            return offer.read if option(self, "first_token_read") else None
         if offer.read.shape != sequences.shape:
             return None
         rows = sequences.take(offer.read[..., None])[:, 0].nonzero()[:, 0]

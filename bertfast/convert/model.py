@@ -2,7 +2,7 @@
 
 What transformers does around the layers (defaults merged, recorders set up, a 4-D mask made, which the encoder then reads
 back) takes as long as one or two of MiniLM's layers on a query of 16 tokens; and embeddings, too, are summed for real
-tokens only.
+tokens only. On a GPU such a call is one replay of a captured graph (`bertfast.graphs`).
 """
 
 from typing import Any
@@ -15,9 +15,12 @@ from transformers.models.bert import modeling_bert as hf
 from bertfast.convert import checks, installed, layers, verdicts
 from bertfast.convert.counts import count
 from bertfast.convert.layers import FastBertEmbeddings, FastBertEncoder
-from bertfast.nn.core import dropout_rate
+from bertfast.convert.options import option
+from bertfast.graphs.inference import Read
+from bertfast.nn.core import dropout_rate, product_dtype
 from bertfast.nn.through import through
 from bertfast.nn.tokens import Tokens, of_batch
+from bertfast.triton import faster
 
 WHOLE = "fast, from ids to hidden states"
 _IDS = (torch.int64, torch.int32)
@@ -30,7 +33,7 @@ _KNOWN = frozenset(
 
 
 class FastBertModel(hf.BertModel):
-    """BertModel that does the whole of a plain inference call on a CPU itself, on real tokens alone.
+    """BertModel that does the whole of a plain inference call itself, on real tokens alone.
 
     Any other call goes the way of stock's forward through the modules inside, each of which may be fast. Ids at padding are
     not looked at, so a wrong one there raises no error.
@@ -48,19 +51,32 @@ class FastBertModel(hf.BertModel):
         if verdict is None or tokens is None:
             count(self, f"module by module: {reason}")
             return super().forward(*args, **kwargs)
-        count(self, WHOLE)
         return self._whole(tokens, verdict)
 
     def _verdict(self, call: dict[str, Any]) -> tuple[verdicts.Verdict | None, str | None]:
         """What runs the call, or why it goes module by module."""
         verdict = verdicts.find(self)
-        if verdict is not None:
-            return verdict, None
-        reason = self._config_reason(call) or self.structure_reason() or self._training_reason()
-        if reason is not None:
-            return None, reason
-        # An argument may have beaten the config, which it need not do in the next call.
-        return verdicts.make(self, keep=self._config_reason({}) is None), None
+        if verdict is None:
+            reason = self._config_reason(call) or self.structure_reason() or self._training_reason()
+            if reason is not None:
+                return None, reason
+            # An argument may have beaten the config, which it need not do in the next call.
+            verdict = verdicts.make(self, keep=self._config_reason({}) is None)
+        ids = call["input_ids"]
+        if ids.device != verdict.tables[0].device:
+            return None, f"input_ids are on {ids.device} and the weights on {verdict.tables[0].device}"
+        reason = self._speed_reason(ids, verdict) if ids.device.type == "cuda" else None
+        return (verdict, None) if reason is None else (None, reason)
+
+    def _speed_reason(self, ids: Tensor, verdict: verdicts.Verdict) -> str | None:
+        """Why a whole call would be slower than stock on a GPU, where nobody asked for it all the same."""
+        if option(self, "gpu_kernels") is not None:
+            return None
+        if verdict.encoder is None:
+            return "its layers do not run at once"
+        dtype = product_dtype(verdict.tables[0])
+        size = self.config.hidden_size, len(verdict.layers.modules), ids.numel()
+        return faster.slower_reason(checks.architecture(ids.device.index), dtype, *size, seqlen=ids.shape[1])
 
     def _call_reason(self, call: dict[str, Any] | None) -> str | None:
         """Why this call goes module by module, whatever the model is, apart from what the mask says."""
@@ -72,12 +88,15 @@ class FastBertModel(hf.BertModel):
         if reason is not None or call is None:
             return reason
         ids, mask = call.get("input_ids"), call.get("attention_mask")
-        if type(ids) is not Tensor or ids.dim() != 2 or ids.numel() == 0 or ids.device.type != "cpu":
-            return "there are no plain input_ids [B, S] on a CPU"
+        if type(ids) is not Tensor or ids.dim() != 2 or ids.numel() == 0 or ids.device.type not in checks.KERNEL_DTYPES:
+            return "there are no plain input_ids [B, S] on a CPU or a GPU"
         if ids.dtype not in _IDS:
             return f"input_ids are {ids.dtype}"
-        if mask is not None and (type(mask) is not Tensor or mask.shape != ids.shape):
-            return "the attention mask is not [B, S]"
+        if mask is not None:
+            if type(mask) is not Tensor or mask.shape != ids.shape or mask.device != ids.device:
+                return "the attention mask is not [B, S], beside input_ids"
+            if ids.is_cuda and torch.cuda.is_current_stream_capturing():
+                return "a CUDA graph needs shapes that do not depend on data"
         for name in ("token_type_ids", "position_ids"):
             value = call.get(name)
             if value is None:
@@ -85,6 +104,7 @@ class FastBertModel(hf.BertModel):
             if (
                 type(value) is not Tensor
                 or value.dtype not in _IDS
+                or value.device != ids.device
                 or value.shape not in (ids.shape, (1, ids.shape[1]))
             ):
                 return f"{name} are not integers shaped as input_ids are"
@@ -117,7 +137,7 @@ class FastBertModel(hf.BertModel):
             checks.hook_reason(embeddings, "embeddings")
             or checks.hook_reason(encoder, "encoder")
             or checks.embeddings_reason(embeddings)
-            or encoder.stack_reason(embeddings.word_embeddings.weight)
+            or encoder.stack_reason(embeddings.word_embeddings.weight, captured=verdicts.limits_of(self).max_graphs > 0)
         )
 
     def _training_reason(self) -> str | None:
@@ -145,11 +165,23 @@ class FastBertModel(hf.BertModel):
 
     def _whole(self, tokens: Tokens, verdict: verdicts.Verdict) -> BaseModelOutputWithPoolingAndCrossAttentions:
         verdict.count()
-        read = verdict.layers.owner.read(tokens)
-        rows = through(verdict.layers, verdict.embed(tokens), tokens.layout(read))
-        y = tokens.restore(rows, read)
+        reading = self.encoder.reading(tokens)
+        if verdict.encoder is None:
+            count(self, WHOLE)
+            read = tokens.places(reading)
+            y = tokens.restore(through(verdict.layers, verdict.embed(tokens), tokens.layout(read)), read)
+        else:
+            y, how = verdict.encoder.encode(tokens, reading, lambda rows: _restored(tokens, rows, reading))
+            count(self, f"{WHOLE}: {how}")
         pooled = None if self.pooler is None else self.pooler(y)
         return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=y, pooler_output=pooled)
+
+
+def _restored(tokens: Tokens, rows: Tensor, reading: Read) -> Tensor:
+    """Rows of a captured call as [B, S, E] in memory of their own."""
+    if tokens.packing is None and reading is None:
+        rows = rows.clone()
+    return tokens.restore(rows, tokens.places(reading))
 
 
 # save_pretrained writes a class's name into config.architectures, and Trainer looks it up: both know stock's name only.

@@ -7,10 +7,11 @@ import torch
 from torch import nn
 from transformers.models.bert.modeling_bert import BertForQuestionAnswering, BertLMHeadModel, BertModel
 
-from bertfast import _ext
+from bertfast import _ext, graphs
 from bertfast.convert import counts, installed, layers, options, trial, verdicts
 from bertfast.convert.families import FAMILIES, STOCK, SWAPS
 from bertfast.convert.heads import HEADS
+from bertfast.graphs import Limits
 from bertfast.nn import prepack as prepack_cache
 from bertfast.ops import packed_linear
 
@@ -82,6 +83,8 @@ def optimize(
     masked_head: bool = False,
     dtype: str | None = None,
     gpu_kernels: bool | None = None,
+    max_graphs: int = Limits.max_graphs,
+    max_graph_bytes: int = Limits.max_bytes,
 ) -> Model:
     """Swap the BERT layers inside `model` for fused ones, in place.
 
@@ -112,17 +115,24 @@ def optimize(
             kernels of every op are verified on that architecture, in whole inference calls, which run from CUDA graphs, in
             dtypes and sizes that no committed line shows slower than stock; all else stays stock, and `report` says so.
             Ops whose kernels never passed parity on such a GPU are computed by torch's own functions. No effect on a CPU.
+        max_graphs: how many CUDA graphs of inference calls each BertModel inside may keep, one for each bucket of sizes; the least
+            recently used goes first. 0 for none: calls then launch kernel by kernel, which only `gpu_kernels=True` takes.
+        max_graph_bytes: device memory that these graphs may hold, in bytes; 4 GiB by default.
 
     Returns:
         `model` itself.
 
     Raises:
-        ValueError: for another `dtype`, for "int8" with `prepack=False`, or where this processor has no int8 kernels.
+        ValueError: for another `dtype`, for "int8" with `prepack=False`, or where this processor has no int8 kernels; for
+            a negative `max_graphs` or `max_graph_bytes`.
         UnsupportedModelError: where nothing inside is a BERT that bertfast knows, positions are relative, or parameters
             are sharded already; where `masked_head` is asked for and no BertForPreTraining or BertForMaskedLM is inside.
     """
     _check(model)
     _check_dtype(dtype, prepack)
+    for name, number in (("max_graphs", max_graphs), ("max_graph_bytes", max_graph_bytes)):
+        if number < 0:
+            raise ValueError(f"{name} must be 0 or more, got {number}")
     heads = _heads(model, masked_head)
     if not _known(model):
         kind = getattr(getattr(model, "config", None), "model_type", None)
@@ -137,10 +147,17 @@ def optimize(
     common: dict[str, Any] = {"prepack": prepack, "gpu_kernels": gpu_kernels}
     if dtype == "int8":
         common["int8"] = True
+    common |= {"max_graphs": max_graphs, "max_graph_bytes": max_graph_bytes}
     _swap_in(model, heads, masked_head, unpad, common)
-    verdicts.forget(model)
-    prepack_cache.clear(model)  # made anew when first needed, whatever happened to the weights
+    _forget(model)  # made anew when first needed, whatever happened to the weights
     return model
+
+
+def _forget(model: nn.Module) -> None:
+    """Let go of all that was found out of a model and made of its weights."""
+    verdicts.forget(model)
+    graphs.clear(model)
+    prepack_cache.clear(model)
 
 
 def _known(model: nn.Module) -> list[nn.Module]:
@@ -181,8 +198,7 @@ def restore(model: Model) -> Model:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"bertfast.restore takes a torch.nn.Module, got {type(model).__name__}")
-    verdicts.forget(model)
-    prepack_cache.clear(model)
+    _forget(model)
     for module in model.modules():
         stock = STOCK.get(type(module))
         if stock is not None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from bertfast import _ext
+from bertfast import _ext, graphs
 from bertfast.convert import checks, trial
 from bertfast.convert.counts import calls
 from bertfast.convert.families import STOCK, SWAPS
@@ -35,6 +35,7 @@ class Report:
     model: str
     rows: tuple[Row, ...]
     prepacked_bytes: int
+    graphs: graphs.Memory
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -44,6 +45,7 @@ class Report:
             "fast": sum(row.state == "fast" for row in self.rows),
             "modules": [dict(vars(row)) for row in self.rows],
             "prepacked_bytes": self.prepacked_bytes,
+            "graphs": {"number": self.graphs.graphs, "bytes": self.graphs.nbytes},
             "notes": list(self.notes),
         }
 
@@ -58,6 +60,8 @@ class Report:
                 lines.append(f"  {'':<{width}}  {'':<8}  {outcomes}")
         if self.prepacked_bytes:
             lines.append(f"  prepacked copies of weights: {self.prepacked_bytes / 2**20:.1f} MiB")
+        if self.graphs.graphs:
+            lines.append(f"  captured graphs: {self.graphs.graphs}, {self.graphs.nbytes / 2**20:.1f} MiB")
         return "\n".join(lines + [f"  note: {note}" for note in self.notes])
 
 
@@ -143,4 +147,5 @@ def report(model: nn.Module) -> Report:
     if any(option(module, "int8") for module in model.modules()):
         notes.append("inference on a CPU multiplies 8-bit integers: not the numbers of the model's own dtype")
     notes += _gpu_notes(model)
-    return Report(type(model).__name__, tuple(rows), prepack.memory(model), tuple(notes))
+    notes += [f"some calls are not captured in graphs: {reason}" for reason in graphs.reasons(model)]
+    return Report(type(model).__name__, tuple(rows), prepack.memory(model), graphs.memory(model), tuple(notes))

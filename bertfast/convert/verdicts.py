@@ -4,10 +4,9 @@ modules for hooks, replaced parts and options takes as long as a layer of MiniLM
 A verdict is good while no module inside, no config and none of their dicts has changed (csrc/snapshot.h), and no parameter has.
 """
 
-import functools
 from collections import Counter
 from dataclasses import dataclass, replace
-from types import BuiltinFunctionType, MethodType
+from types import MethodType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,26 +14,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from bertfast import _ext, _library
+from bertfast import _library
 from bertfast.convert import checks
 from bertfast.convert.counts import FAST, UNPADDED, counter
-from bertfast.convert.options import NAME
+from bertfast.convert.options import option
+from bertfast.graphs import Limits
+from bertfast.graphs.encode import Encoder
+from bertfast.nn import snapshots
 from bertfast.nn.through import Layers
 from bertfast.nn.tokens import Tokens
 
-# Functions of an activation and shapes of a norm among them. Not functions and methods of Python, which may hold the model itself
-# and would keep it alive.
-_KINDS = (nn.Module, Tensor, PretrainedConfig, torch.dtype, BuiltinFunctionType, functools.partial, tuple)
-_INSIDE = {
-    "_parameters",
-    "_buffers",
-    "_modules",
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    NAME,
-}
 _kept: "WeakKeyDictionary[nn.Module, Verdict]" = WeakKeyDictionary()
 
 
@@ -46,13 +35,15 @@ class Verdict:
         layers: of its encoder, and what computes them.
         tables: word, position and segment table, weight and bias of the norm, no padding_idx, which has no say here, and eps.
         counters: of the modules that are not called, and what is to be counted.
+        encoder: what runs it on a GPU; None where the layers are called one by one, and on a CPU.
         snapshot: of the model, everything inside and their configs; None where it is for one call alone.
     """
 
     layers: Layers
     tables: tuple[Any, ...]
     counters: tuple[tuple[Counter[str], str], ...]
-    snapshot: Any = None
+    encoder: Encoder | None = None
+    snapshot: snapshots.Snapshot | None = None
 
     def embed(self, tokens: Tokens) -> Tensor:
         """The embeddings [N, E] of tokens in inference."""
@@ -67,8 +58,10 @@ class Verdict:
 
     def holds(self, model: nn.Module) -> bool:
         """Whether nothing has changed, for a call without gradients now."""
-        native = self.layers.native
-        return native is not None and self.snapshot.holds(model) and native.is_ready()
+        at_once = self.layers.at_once
+        if at_once is None or self.snapshot is None:
+            return False
+        return self.snapshot.holds(model) and at_once.is_ready()
 
 
 def find(model: nn.Module) -> Verdict | None:
@@ -82,26 +75,32 @@ def find(model: nn.Module) -> Verdict | None:
 def make(model: Any, *, keep: bool) -> Verdict:
     """The verdict on a BertModel whose modules were all found plain and without dropout.
 
-    keep: for the calls to come too, which it is where one C++ call computes the layers.
+    keep: for the calls to come too, which it is where the layers run at once.
     """
     _kept.pop(model, None)
     embeddings = model.embeddings
     word, norm = embeddings.word_embeddings, embeddings.LayerNorm
     tables = (word.weight, embeddings.position_embeddings.weight, embeddings.token_type_embeddings.weight)
     layers = model.encoder.layers().ready(word.weight.detach())
-    not_called = [model.encoder] if layers.native is None else [model.encoder, *model.encoder.layer]
+    not_called = [model.encoder] if layers.at_once is None else [model.encoder, *model.encoder.layer]
     counters = [(counter(embeddings), FAST), *((counter(module), UNPADDED) for module in not_called)]
-    verdict = Verdict(layers, (*tables, norm.weight, norm.bias, -1, norm.eps), tuple(counters))
-    if not keep or layers.native is None:
+    encoder = Encoder.of(embeddings, layers, limits_of(model))
+    verdict = Verdict(layers, (*tables, norm.weight, norm.bias, -1, norm.eps), tuple(counters), encoder)
+    if not keep or layers.at_once is None:
         return verdict
     if any(isinstance(module.__dict__.get("act"), MethodType) for module in model.encoder.modules()):
         return verdict  # "gelu_python": a change of its method would not show
-    inside = [module for module in model.modules() if module is not model]
-    configs = {id(m.config): m.config for m in (model, *inside) if "config" in m.__dict__}
-    extension: Any = _ext.load()
-    snapshot = extension.Snapshot(model, [*inside, *configs.values()], _KINDS, _INSIDE)
-    _kept[model] = replace(verdict, snapshot=snapshot)
+    configs = {id(m.config): m.config for m in model.modules() if "config" in m.__dict__}
+    snapshot = snapshots.take(model, configs.values(), (PretrainedConfig,))
+    if snapshot is not None:
+        _kept[model] = replace(verdict, snapshot=snapshot)
     return verdict
+
+
+def limits_of(model: nn.Module) -> Limits:
+    """The bounds of a BertModel's captured calls, as `optimize` was given them."""
+    given = {"max_graphs": option(model, "max_graphs"), "max_bytes": option(model, "max_graph_bytes")}
+    return Limits(**{name: number for name, number in given.items() if number is not None})
 
 
 def forget(model: nn.Module) -> None:

@@ -10,8 +10,9 @@ Nothing here waits for the device or depends on what tensors hold, so that a CUD
 """
 
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -19,11 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from bertfast import _library
+from bertfast.nn.core import product_dtype
 from bertfast.nn.joined import Joined, Weights, is_aligned
 from bertfast.nn.layout import Packed
 from bertfast.nn.parts import Kind, LayerParts
+from bertfast.nn.plain import inference_parts, is_unwatched, needs_gradients
 from bertfast.triton import repeats
 
+_TYPES = (nn.Parameter, Tensor)
 _TABLES = ("word_embeddings", "position_embeddings", "token_type_embeddings")
 
 
@@ -90,6 +94,61 @@ def layers(x: Tensor, parts: Sequence[LayerParts], kind: Kind, layout: Packed, j
                 context, x, rows = context.index_select(0, read), x.index_select(0, read), _Rows(kind, dtype, False)
             x = rows(context, x, weights, float(part.attention.norm.eps), float(part.mlp.norm.eps))
     return x
+
+
+_OPS = ("embedding_sum_norm_fwd", "attention_fwd", "dropout_add_norm_fwd", "bias_gelu_fwd")
+KINDS = frozenset({"cuda"})  # of devices whose layers run this way; tests add the CPU
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def running() -> tuple[Any, ...]:
+    """What computes each op of a call now: what was captured is good while these are the same."""
+    return tuple(_library.resolved(name, "CUDA") for name in _OPS)
+
+
+def runs_kernels() -> bool:
+    """Whether all ops run their kernels. A reference may wait for the device, which no graph can hold."""
+    return all(_library.resolved(name, "CUDA") is not _library.meaning(name) for name in _OPS)
+
+
+@dataclass(frozen=True)
+class Launched:
+    """All layers of a stack by `layers`: what `find` found out of them, good as long as `is_ready` says so."""
+
+    parts: tuple[LayerParts, ...]
+    kind: Kind
+    joined: Joined
+
+    def forward(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int, read: Tensor | None) -> Tensor:
+        """x [N, E] with cu_seqlens [B + 1] int32 to [N, E], or to [R, E] of the rows `read`, [R] int64."""
+        return layers(x, self.parts, self.kind, Packed(cu_seqlens, max_seqlen, read), self.joined)
+
+    def is_ready(self) -> bool:
+        """Whether a call without gradients may go this way: nothing watches it, every parameter lies where it lay, and products
+        are of the same dtype still."""
+        if torch.is_grad_enabled() or not is_unwatched() or not self.joined.holds():
+            return False
+        return product_dtype(self.joined.example) == self.joined.dtype
+
+
+def find(owner: nn.Module, modules: Iterable[nn.Module], x: Tensor, kind: Kind) -> Launched | None:
+    """What runs the layers on such x [N, E] on a GPU; None where they must be called, for gradients or dropout among others.
+
+    Args:
+        owner: the module that the copies of weights belong to; they go when it goes.
+        modules: layers with BERT's names inside, all of this kind.
+    """
+    parts = inference_parts(modules) if type(x) is Tensor and x.numel() else None
+    if not parts or not is_unwatched():
+        return None
+    parameters = [parameter for part in parts for parameter in part.parameters()]
+    if needs_gradients(x, parameters):
+        return None
+    dtype = product_dtype(x)
+    if any(type(p) not in _TYPES or p.dtype != x.dtype or p.device != x.device for p in parameters if p is not None):
+        return None
+    joined = Joined.of(owner, parts, dtype) if {x.dtype, dtype} <= set(_DTYPES) else None
+    return None if joined is None else Launched(tuple(parts), kind, joined)
 
 
 class _Step:

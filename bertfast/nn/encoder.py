@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from bertfast import ops
-from bertfast.nn import stack
 from bertfast.nn.layout import Packed
 from bertfast.nn.modules import BertAttention, BertLayer, layout_of
 from bertfast.nn.parts import Kind
+from bertfast.nn.plain import untouched
 from bertfast.nn.through import Layers, through
 
 
@@ -75,10 +75,10 @@ class BertEncoder(nn.Module):
             return ops.repad(packed, packing)
         if attention_mask is None and x.dim() == 3:
             flat, longest = x.reshape(-1, x.shape[-1]), x.shape[1]
-            native = self.layers(x.shape[-1]).ready(flat).native
-            if native is not None:
-                bounds = torch.arange(0, flat.shape[0] + 1, longest, dtype=torch.int32)
-                return native.forward(flat, bounds, longest, None).view(x.shape)
+            at_once = self.layers(x.shape[-1]).ready(flat).at_once
+            if at_once is not None:
+                bounds = torch.arange(0, flat.shape[0] + 1, longest, dtype=torch.int32, device=x.device)
+                return at_once.forward(flat, bounds, longest, None).view(x.shape)
         for layer in self.layer:
             x = self._call(layer, x, attention_mask)
         if attention_mask is not None:
@@ -105,7 +105,7 @@ class BertEncoder(nn.Module):
         for layer in self.layer:
             if type(layer) is not BertLayer or type(layer.attention) is not BertAttention:
                 return None
-            if not (stack.untouched(layer) and stack.untouched(layer.attention)):
+            if not (untouched(layer) and untouched(layer.attention)):
                 return None
             heads = layer.attention.num_attention_heads
             kinds.add(Kind(heads, (width // heads) ** -0.5, layer.approximate))

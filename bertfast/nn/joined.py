@@ -178,6 +178,15 @@ class Joined:
         return cls(copies, parameters)
 
     @property
+    def example(self) -> Tensor:
+        """A weight, of the dtype and on the device of all."""
+        return self._parameters[0]  # type: ignore[return-value]
+
+    def holds(self) -> bool:
+        """Whether every parameter lies where it lay."""
+        return self._copies.stamp.holds(self._parameters)
+
+    @property
     def tensors(self) -> list[Tensor | None]:
         """All that is read by address: parameters and copies. What was captured with them is good while they lie there."""
         return [*self._parameters, *self._copies.targets]

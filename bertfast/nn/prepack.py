@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bertfast.nn import stack
+from bertfast.nn import joined, stack
 from bertfast.ops import onednn, packed_linear, products
 
 _SAMPLES = 32
@@ -146,6 +146,7 @@ def _entry(linears: tuple[nn.Linear, ...], dtype: torch.dtype, int8: bool = Fals
 def clear(module: nn.Module) -> None:
     """Forget the prepacked weights of every Linear inside `module`."""
     stack.clear(module)
+    joined.clear(module)
     with _lock:
         for child in module.modules():
             _cache.pop(child, None)
@@ -155,4 +156,4 @@ def memory(module: nn.Module) -> int:
     """Bytes that prepacked copies of weights inside `module` hold now."""
     with _lock:
         own = sum(entry.nbytes() for child in module.modules() for entry in _cache.get(child, {}).values())
-    return own + stack.memory(module)
+    return own + stack.memory(module) + joined.memory(module)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from bertfast import _ext, _torch
-from bertfast.nn.parts import Kind, parts_of
+from bertfast.nn.parts import Kind
+from bertfast.nn.plain import inference_parts, is_unwatched, needs_gradients
 from bertfast.ops import packed_linear
 
 _TYPES = (nn.Parameter, Tensor)
@@ -25,45 +26,11 @@ _cache: "WeakKeyDictionary[nn.Module, dict[Any, Any]]" = WeakKeyDictionary()
 _lock = threading.Lock()
 
 
-def untouched(module: nn.Module) -> bool:
-    """Whether calling `module` runs its class's forward and nothing else: no hooks, no `forward` set on the instance."""
-    return not (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in module.__dict__
-        or _torch.has_global_hooks()
-    )
-
-
-def _collect(layers: Iterable[nn.Module]) -> tuple[list[Tensor | None], list[tuple[float, float]]] | None:
-    """Parameters of all layers, weight and bias in turn, and the norms' eps; None where this is no plain inference."""
-    parameters: list[Tensor | None] = []
-    eps = []
-    for layer in layers:
-        parts = parts_of(layer)
-        if any(type(linear) is not nn.Linear for linear in parts.linears):
-            return None
-        if layer.training or any(dropout.training and dropout.p > 0.0 for dropout in parts.dropouts):
-            return None
-        parameters += parts.parameters()
-        first, second = parts.norms
-        eps.append((first.eps, second.eps))
-    return parameters, eps
-
-
 def _plain_call(x: Tensor, parameters: list[Tensor | None]) -> bool:
     """Whether C++ may read these tensors behind torch's back: nothing records, transforms or differentiates this call."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # a graph must hold the weights, not copies of them
+    if not is_unwatched() or needs_gradients(x, parameters):
         return False
-    if _torch.is_transformed() or _torch.is_watched():
-        return False
-    if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != x.dtype:
-        return False
-    if not torch.is_grad_enabled():
-        return True
-    return not (x.requires_grad or any(p.requires_grad for p in parameters if p is not None))
+    return not torch.is_autocast_enabled("cpu") or torch.get_autocast_dtype("cpu") == x.dtype
 
 
 def _takes(x: Tensor, parameters: list[Tensor | None], heads: int, int8: bool) -> bool:
@@ -127,11 +94,13 @@ def find(
     """
     if _ext.load() is None or type(x) is not Tensor or x.device.type != "cpu" or x.numel() == 0:
         return None
-    collected = _collect(layers)
-    if collected is None or not _plain_call(x, collected[0]):
+    parts = inference_parts(layers)
+    if parts is None:
         return None
-    parameters, eps = collected
-    key = (x.dtype, int8, kind, tuple(eps))
+    parameters = [parameter for part in parts for parameter in part.parameters()]
+    if not _plain_call(x, parameters):
+        return None
+    key = (x.dtype, int8, kind, tuple((part.attention.norm.eps, part.mlp.norm.eps) for part in parts))
     entry = _cache.get(owner, {}).get(key)
     if entry is None or not entry.is_current(parameters):
         _drop_stale(owner, parameters)

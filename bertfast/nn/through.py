@@ -1,7 +1,7 @@
-"""The one way of packed tokens through all layers: by one C++ call, or layer by layer.
+"""The one way of packed tokens through all layers: at once in inference, or layer by layer.
 
-One C++ call is inference on a CPU wherever nothing is attached to a layer that would miss its call (`stack`). Layer by layer is
-everything else: training, gradient checkpointing, autocast, tracing.
+At once is by one C++ call on a CPU (`stack`) or by launchers alone on a GPU (`device`), wherever nothing is attached to a layer
+that would miss its call; on a GPU a graph can hold it. Layer by layer is the rest: training, gradient checkpointing, tracing.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from bertfast.nn import stack
+from bertfast.nn import device, stack
 from bertfast.nn.layout import Packed
 from bertfast.nn.parts import Kind
 
@@ -26,7 +26,7 @@ class Layers:
         kind: of every layer; None where they differ, or where each must be called as a module.
         prepack: whether inference on a CPU may keep reordered copies of the weights.
         int8: whether products from these copies are of 8-bit integers.
-        native: what runs all of them in one call on a CPU, its parameters current; see `ready`.
+        at_once: what runs all of them without their calls, its parameters current; see `ready`.
     """
 
     owner: nn.Module
@@ -35,19 +35,23 @@ class Layers:
     kind: Kind | None
     prepack: bool = True
     int8: bool = False
-    native: stack.Native | None = None
+    at_once: stack.Native | device.Launched | None = None
 
     def ready(self, x: Tensor) -> "Layers":
-        """The same with what runs all layers on such x in one call, where there is something."""
-        if self.kind is None or not self.prepack:
+        """The same with what runs all layers on such x at once, where there is something."""
+        if self.kind is None:
             return self
-        return replace(self, native=stack.find(self.owner, self.modules, x, self.kind, int8=self.int8))
+        if x.device.type in device.KINDS:
+            return replace(self, at_once=device.find(self.owner, self.modules, x, self.kind))
+        if not self.prepack:
+            return self
+        return replace(self, at_once=stack.find(self.owner, self.modules, x, self.kind, int8=self.int8))
 
 
 def through(layers: Layers, x: Tensor, layout: Packed) -> Tensor:
     """x [T, E] of packed tokens through all layers, to [T, E]; to [R, E] where the layout names R rows to be read."""
-    if layers.native is not None:
-        return layers.native.forward(x, layout.cu_seqlens, layout.max_seqlen, layout.read)
+    if layers.at_once is not None:
+        return layers.at_once.forward(x, layout.cu_seqlens, layout.max_seqlen, layout.read)
     every = Packed(layout.cu_seqlens, layout.max_seqlen)
     last = len(layers.modules) - 1
     for i, layer in enumerate(layers.modules):

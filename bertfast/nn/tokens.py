@@ -6,7 +6,7 @@ wait for a device; elsewhere it stays, in sequences of its own, so that shapes d
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -73,6 +73,10 @@ class Sequences:
     def first(self) -> Tensor:
         """[B] int64, the row of each sequence's first token; some row or other for a sequence without any."""
         return self.cu_seqlens[:-1].to(torch.int64).clamp(max=self.rows - 1)
+
+    def places(self, read: Tensor | Literal["first"] | None) -> Tensor | None:
+        """Numbers of the rows that are read, [R] int64; "first" stands for each sequence's first."""
+        return self.first if isinstance(read, str) else read
 
     def layout(self, read: Tensor | None = None) -> Packed:
         """What the layers need to know; read: [R] int64, the rows of the last layer that anybody reads."""

@@ -103,8 +103,9 @@ def test_what_does_not_wait_goes_on(name):
 def test_nothing_is_left_behind():
     with fake_cuda():
         assert cuda(4)[1:].device == torch.device("cuda", 0)
-    with pytest.raises((RuntimeError, AssertionError)):
-        torch.zeros(4, device="cuda")
+    if not torch.cuda.is_available():
+        with pytest.raises((RuntimeError, AssertionError)):
+            torch.zeros(4, device="cuda")
     assert not _torch.is_watched()
     with fake_cuda(), pytest.raises(Wait):
         cuda(4).tolist()

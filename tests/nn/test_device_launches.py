@@ -41,7 +41,7 @@ class Case(NamedTuple):
 @contextmanager
 def pretended(*modules: nn.Module) -> Iterator[FakeGpu]:
     """A GPU with these modules on it."""
-    with pytest.MonkeyPatch.context() as patch, verified.allow_unverified(), fake_cuda() as gpu:
+    with verified.allow_unverified(), fake_cuda() as gpu, pytest.MonkeyPatch.context() as patch:
         with gpu.preparing():
             for module in modules:
                 module.cuda()

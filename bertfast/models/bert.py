@@ -11,10 +11,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from bertfast.graphs import Limits
 from bertfast.models import loading, saving
 from bertfast.models.config import BertConfig
+from bertfast.models.inference import encoder_of
 from bertfast.models.outputs import BertModelOutput
-from bertfast.nn import BertEmbeddings, BertEncoder
+from bertfast.nn import BertEmbeddings, BertEncoder, device
 from bertfast.nn.tokens import Tokens, arrange
 
 
@@ -169,8 +171,14 @@ class BertPooler(nn.Module):
 class BertModel(BertPreTrainedModel):
     """BERT without a head (Devlin et al., 2018).
 
+    On a GPU inference is captured: from ids to the last layer it is one replay of a CUDA graph, from the second call of a bucket of
+    sizes on. A packed call (`cu_seqlens`) waits for nothing, a padded one with a mask once.
+
     Args:
         add_pooling_layer: whether there is a pooler, as heads on whole sequences need.
+
+    Attributes:
+        graph_limits: how many graphs it may keep, and in how many bytes.
     """
 
     def __init__(self, config: BertConfig, add_pooling_layer: bool = True):
@@ -195,6 +203,7 @@ class BertModel(BertPreTrainedModel):
             config.layer_norm_eps,
         )
         self.pooler: Any = BertPooler(config) if add_pooling_layer else None
+        self.graph_limits = Limits()
         self.init_weights()
 
     def forward(
@@ -230,6 +239,10 @@ class BertModel(BertPreTrainedModel):
     def encode(self, tokens: Tokens, read: Tensor | None = None, *, tied: bool = False) -> tuple[Tensor, Tensor]:
         """Hidden states [N, E] of the last layer, or [R, E] of the rows `read`; and the word table, for use as a decoder's
         weight where `tied` says that it is used so (`ops.tied_embedding_sum_norm`)."""
+        if not (tied or torch.is_grad_enabled()) and tokens.input_ids.device.type in device.KINDS:
+            encoder = encoder_of(self)
+            if encoder is not None:
+                return encoder.encode(tokens, read, torch.clone).result, self.embeddings.word_embeddings.weight
         x = self.embeddings(tokens.input_ids, tokens.token_type_ids, tokens.position_ids, tied=tied)
         x, word = x if tied else (x, self.embeddings.word_embeddings.weight)
         return self.encoder(x, cu_seqlens=tokens.bounds, max_seqlen=tokens.max_seqlen, read=read), word

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from bertfast import _ext
 from bertfast import nn as bnn
 from bertfast.nn import prepack, stack
-from bertfast.nn.parts import Kind
+from bertfast.nn.parts import Kind, parts_of
 from bertfast.ops import packed_linear
 from bertfast.testing import assert_within_budget, rms_error
 
@@ -440,7 +440,7 @@ def test_bad_bounds():
 @needs_kernels
 def test_the_extension_refuses_what_it_cannot_read():
     make_encoder = _ext.load().Encoder
-    good = stack._collect(make(1).layer)[0]
+    good = parts_of(make(1).layer[0]).parameters()
 
     def build(parameters, heads=2, activation=1):
         return make_encoder(torch.float32, False, heads, 0.125, activation, [parameters], [(1e-5, 1e-5)])

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu import measure, results
+from bertfast.graphs.workspaces import Workspaces
 
 DEVICE = "cuda"
 STAGE_SECONDS = 400
@@ -111,16 +112,24 @@ def within(context: Callable[[], Any], thunk: Callable[[], Any]) -> Callable[[],
 
 
 def capture(function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-    """A CUDA graph of one call: what replays it, and its result, which stays where it is."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
+    """A CUDA graph of one call: what replays it, and its result, which stays where it is.
+
+    Where it cannot be captured nothing is left of that in torch, which the rows after it would suffer from.
+    """
+    stream, caller = torch.cuda.Stream(), torch.cuda.current_stream()
+    stream.wait_stream(caller)
     with torch.cuda.stream(stream):
         for _ in range(3):
             function()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        found = function()
+    caller.wait_stream(stream)
+    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    workspaces = Workspaces(torch.device(DEVICE, torch.cuda.current_device()))
+    try:
+        with torch.cuda.stream(caller), torch.cuda.graph(graph, pool=pool, stream=stream):
+            found = function()
+    except BaseException:
+        workspaces.mend(graph, pool, stream)
+        raise
     return graph.replay, found
 
 

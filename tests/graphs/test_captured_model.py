@@ -187,6 +187,7 @@ def test_a_function_that_cannot_be_captured(subject):
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     del memory
+    torch.cuda.synchronize()
     torch.empty(1 << 10, device="cuda")  # looks for what other streams are done with
     assert torch.cuda.memory_allocated() < before
     assert torch.cuda.memory_stats()["active_bytes.all.current"] < before, "freed memory waits for ever"

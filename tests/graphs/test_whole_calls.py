@@ -1,4 +1,4 @@
-"""A whole inference call on a pretended GPU, from the call of the model to its output: what waits for the device, and what is launched.
+"""A whole inference call on a pretended GPU, from the call of the model to its output: what waits, and what is launched.
 
 Nothing waits where all tokens are real or a caller gives lengths; a mask is waited for once, by `ops.survey`, which says how many
 tokens are real. Around the replay are the launches that bring a call's tokens into the graph's buffers and its rows out of them.

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from bertfast import _library
 from bertfast.graphs import backend as backends
@@ -24,13 +24,13 @@ class _Tape(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.steps: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], Any]] = []
+        self.steps: list[Any] = []  # (function, args, kwargs, result)
         self._inside_op = False
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         if not (self._inside_op or func.is_view or func.overloadpacket.__name__ in _NO_NUMBERS):
-            self.steps.append((func, args, kwargs or {}, result))
+            self._note(func, args, kwargs or {}, result)
         return result
 
     def op(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
@@ -39,8 +39,12 @@ class _Tape(TorchDispatchMode):
             result = function(*args)
         finally:
             self._inside_op = False
-        self.steps.append((function, args, {}, result))
+        self._note(function, args, {}, result)
         return result
+
+    def _note(self, *step: Any) -> None:
+        """Memory is noted, not the tensor that names it: `.data` gives a parameter other memory."""
+        self.steps.append(tree_map(lambda value: value.detach() if isinstance(value, Tensor) else value, step))
 
 
 class _Recorded(backends.Graph):
@@ -56,7 +60,7 @@ class _Recorded(backends.Graph):
             for step, args, kwargs, result in self._steps:
                 again = tree_leaves(step(*args, **kwargs))
                 for target, source in zip(tree_leaves(result), again, strict=True):
-                    if isinstance(target, Tensor) and target is not source:
+                    if isinstance(target, Tensor) and target.data_ptr() != source.data_ptr():
                         target.copy_(source)
 
     def reset(self) -> None:

@@ -2,17 +2,14 @@
 replayed. The tape in `captured` computes again what was captured, whatever Python would do by now."""
 
 import copy
-import gc
-import weakref
 
 import pytest
 import torch
-from bert_cases import BATCH, HEADS, PADDINGS, SEQLEN, VOCAB, assert_same, head_inputs, mask_of, outcome, pair
+from bert_cases import HEADS, PADDINGS, SEQLEN, VOCAB, assert_same, head_inputs, mask_of, outcome, pair
 from captured import captured_on_cpu
 from transformers.models.bert import modeling_bert as hf
 
 import bertfast
-from bertfast import graphs
 from bertfast.testing import assert_within_budget, rms_error
 
 WHOLE = "fast, from ids to hidden states"

@@ -5,10 +5,10 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
+from torch import nn
+
 from bertfast.graphs import cache, encode
 from bertfast.graphs.inputs import Inputs
-
-from fuzz.draw import Case
 from fuzz.mutants import Mutant
 
 Fault = Callable[[], AbstractContextManager[None]]
@@ -50,6 +50,10 @@ def stale_bounds() -> AbstractContextManager[None]:
     return _put(Inputs, "fill", without_bounds)
 
 
+def _nothing(model: nn.Module) -> None:
+    """The fault is not the model's."""
+
+
 class _Always:
     def holds(self, tensors: Any) -> bool:
         return True
@@ -71,11 +75,12 @@ def stale_numbers() -> AbstractContextManager[None]:
     return _put(encode.Encoder, "of", classmethod(of))
 
 
-def results_overwritten() -> AbstractContextManager[None]:
-    """What a call gives lies in the graph, where the next call writes."""
-    run = encode.run
-
-    def without_copy(*args: Any, finish: Any, **kwargs: Any) -> Any:
-        return run(*args, finish=lambda rows: finish(rows.zero_() if rows.requires_grad else rows * 1.01), **kwargs)
-
-    return _put(encode, "run", without_copy)
+CAPTURED = {"mode": "no_grad", "rehearsals": 2}
+ORDINARY = {"hidden_act": "gelu"}
+SAME_SIZE = {**CAPTURED, "mask": "ones"}
+FAULTS: dict[str, tuple[Fault, Mutant]] = {
+    "stale inputs": (stale_inputs, Mutant(_nothing, CAPTURED, ORDINARY, captured=True)),
+    "stale bounds": (stale_bounds, Mutant(_nothing, CAPTURED, ORDINARY, captured=True)),
+    "stale weights": (stale_weights, Mutant(_nothing, SAME_SIZE, ORDINARY, later="data_assigned", captured=True)),
+    "stale numbers": (stale_numbers, Mutant(_nothing, SAME_SIZE, ORDINARY, later="other_eps", captured=True)),
+}

@@ -22,7 +22,7 @@ def surroundings(case: Case) -> AbstractContextManager[Any]:
 
 
 def rehearse(subject: Subject, case: Case, call: Call, inputs: Inputs, seed: int) -> None:
-    """Call the model as it will be called, with the tokens in another order, so that sizes are captured and replayed.
+    """Call the model as it will be called, with sequences and tokens in another order, so that sizes are captured and replayed.
 
     Every model of a case is rehearsed alike: a call may leave something behind, such as a table renormalised in place.
     """
@@ -32,13 +32,28 @@ def rehearse(subject: Subject, case: Case, call: Call, inputs: Inputs, seed: int
         return
     dtype = next(subject.model.parameters()).dtype
     others = dict(inputs.kwargs)
-    for number in range(call.rehearsals):
-        if "input_ids" in others:
-            others["input_ids"] = others["input_ids"].flatten().roll(number + 1).view_as(others["input_ids"])
+    if (
+        "input_ids" in others
+    ):  # wrong ids are for the call itself: at padding, where these may come to lie, ours looks at none
+        others["input_ids"] = others["input_ids"].clamp(0, case.config["vocab_size"] - 1)
+    for _ in range(call.rehearsals):
+        others = _in_another_order(others)
         torch.manual_seed(seed)
         with warnings.catch_warnings(), contextlib.suppress(Exception), mode(call):
             warnings.simplefilter("ignore")
             forward(subject.model, case, call, replace(inputs, kwargs=others), dtype)
+
+
+def _in_another_order(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The same sizes with other sequences at each place, and other ids at each token."""
+    ids = kwargs.get("input_ids")
+    if ids is None:
+        return kwargs
+    rolled = {
+        name: value.roll(1, 0) if isinstance(value, torch.Tensor) and value.shape[:1] == ids.shape[:1] else value
+        for name, value in kwargs.items()
+    }
+    return rolled | {"input_ids": ids.flatten().roll(1).view_as(ids)}
 
 
 def failures(routes: Any) -> list[str]:

@@ -240,12 +240,18 @@ class BertModel(BertPreTrainedModel):
     def encode(self, tokens: Tokens, read: Tensor | None = None, *, tied: bool = False) -> tuple[Tensor, Tensor]:
         """Hidden states [N, E] of the last layer, or [R, E] of the rows `read`; and the word table, for use as a decoder's
         weight where `tied` says that it is used so (`ops.tied_embedding_sum_norm`)."""
-        encoder = None if tied else self._captured(tokens)
-        if encoder is not None:
+        encoder = self._on_gpu(tokens)
+        if encoder is not None:  # without gradients, which are what a tied table shares
             return encoder.encode(tokens, read, torch.clone).result, self.embeddings.word_embeddings.weight
         x = self.embeddings(tokens.input_ids, tokens.token_type_ids, tokens.position_ids, tied=tied)
         x, word = x if tied else (x, self.embeddings.word_embeddings.weight)
         return self.encoder(x, cu_seqlens=tokens.bounds, max_seqlen=tokens.max_seqlen, read=read), word
+
+    def _on_gpu(self, tokens: Tokens) -> Encoder | None:
+        """What runs a call on a GPU without gradients; None where modules must be called."""
+        if torch.is_grad_enabled() or tokens.input_ids.device.type not in device.KINDS:
+            return None
+        return encoder_of(self)
 
     def pooled(self, first: Tensor, tokens: Tokens) -> Tensor:
         """The pooler's output [B, E] from first tokens [B, E], zeros for sequences without tokens."""
@@ -256,15 +262,9 @@ class BertModel(BertPreTrainedModel):
 
     def first_pooled(self, tokens: Tokens) -> Tensor:
         """The pooler's output [B, E] where nobody reads another token: the last layer is computed for first tokens alone."""
-        encoder = self._captured(tokens)
+        encoder = self._on_gpu(tokens)
         if encoder is not None:
             return self.pooled(encoder.encode(tokens, "first", torch.clone).result, tokens)
         reading = tokens.reading()
         rows, _ = self.encode(tokens, reading.rows)
         return self.pooled(rows[reading.first], tokens)
-
-    def _captured(self, tokens: Tokens) -> Encoder | None:
-        """What captures a call on these tokens; None where modules are called instead."""
-        if torch.is_grad_enabled() or tokens.input_ids.device.type not in device.KINDS:
-            return None
-        return encoder_of(self)

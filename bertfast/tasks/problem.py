@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from bertfast.data.batches import Batch
 from bertfast.data.tokenizer import TokenizerError, load_tokenizer
 from bertfast.tasks.features import Feature
-from bertfast.tasks.inference import EVALUATION
 from bertfast.tasks.lines import DataError
 from bertfast.tasks.loader import Batching
 
@@ -43,7 +42,7 @@ class Problem(ABC):
         read: what each file holds, a line each.
         notes: what was left out or cut, and what became of the checkpoint's head.
         head_rows: outputs of the checkpoint's head that are continued, in order; none for a new head, None where it has no head.
-        batching: of held-out data.
+        batching: of held-out data; None for what suits the device.
     """
 
     kind: ClassVar[str]
@@ -53,7 +52,7 @@ class Problem(ABC):
     read: list[str]
     notes: list[str]
     head_rows: tuple[int, ...] | None = None
-    batching: Batching = EVALUATION
+    batching: Batching | None = None
 
     def overrides(self) -> dict[str, Any]:
         """Options of the model's configuration."""

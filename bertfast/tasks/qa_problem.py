@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from bertfast.tasks.inference import EVALUATION, qa_logits
+from bertfast.tasks.inference import qa_logits
 from bertfast.tasks.lines import BadLines
 from bertfast.tasks.loader import Batching
 from bertfast.tasks.problem import Evaluation, Problem
@@ -137,7 +137,7 @@ def answer(
     examples: Sequence[QAExample],
     windows: Sequence[Window],
     options: QAOptions,
-    batching: Batching = EVALUATION,
+    batching: Batching | None = None,
 ) -> list[Prediction]:
     """The n best answers of each question, by running the model on their windows."""
     starts, ends = qa_logits(model, [window.feature for window in windows], pad_id, batching)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bertfast.data.batches import IGNORED, Batch
 from bertfast.tasks.entities import entities, entity_scores
-from bertfast.tasks.inference import EVALUATION, token_arrays
+from bertfast.tasks.inference import token_arrays
 from bertfast.tasks.labels import StoredHead, choose_classes, listed
 from bertfast.tasks.lines import BadLines, DataError
 from bertfast.tasks.loader import Batching
@@ -165,7 +165,7 @@ def tag(
     examples: Sequence[TokenExample],
     windows: Sequence[TokenWindow],
     tags: Sequence[str],
-    batching: Batching = EVALUATION,
+    batching: Batching | None = None,
 ) -> list[list[str]]:
     """The tag of every word of every example, by running the model on their windows."""
     logits = token_arrays(model, [window.feature for window in windows], pad_id, lambda found: found.logits, batching)

@@ -86,6 +86,14 @@ class Cache:
         self._evicted: int | None = None  # the number of the call for which another graph went last
         self._off: str | None = None
         self._stamp: Stamp | None = None
+        self._streams: set[Hashable] = set()
+
+    def is_new(self, stream: Hashable) -> bool:
+        """Whether nothing was replayed on this stream yet with the tensors of now."""
+        with _lock:
+            new = stream not in self._streams
+            self._streams.add(stream)
+        return new
 
     def find(self, place: Hashable, tensors: Sequence[Tensor | None], limits: Limits) -> Captured | Due | str:
         """The captured call of a place; that it is to be captured now; else why it runs eagerly.
@@ -120,7 +128,7 @@ class Cache:
 
     def _start_anew(self) -> list[Captured]:
         stale = list(self.captured.values())
-        for kept in (self.captured, self._came, self._refused):
+        for kept in (self.captured, self._came, self._refused, self._streams):
             kept.clear()
         if self._failures < _FAILURES:
             self._off = None

@@ -24,19 +24,24 @@ class Encoder:
         layers: of the model, with a `device.Launched` as what runs them at once.
         limits: of the captured calls, which belong to the layers' owner.
         weights: every tensor that a call reads by address.
+        eps: of all norms, numbers that a graph holds as they were. Who keeps an encoder makes another where one changes.
     """
 
     embeddings: nn.Module
     layers: Layers
     limits: Limits
     weights: Sequence[Tensor | None]
+    eps: tuple[float, ...]
 
     @classmethod
     def of(cls, embeddings: nn.Module, layers: Layers, limits: Limits) -> "Encoder | None":
         """None where the layers do not run at once on a GPU."""
         if not isinstance(layers.at_once, device.Launched):
             return None
-        return cls(embeddings, layers, limits, [*embeddings.parameters(), *layers.at_once.joined.tensors])
+        norms: list[Any] = [embeddings.get_submodule("LayerNorm")]
+        norms += [norm for part in layers.at_once.parts for norm in part.norms]
+        weights = [*embeddings.parameters(), *layers.at_once.joined.tensors]
+        return cls(embeddings, layers, limits, weights, tuple(float(norm.eps) for norm in norms))
 
     def is_ready(self) -> bool:
         """Whether a call without gradients may go this way still; asked once a call."""
@@ -64,7 +69,7 @@ class Encoder:
             tokens,
             read,
             weights=lambda: self.weights,
-            key=(self.layers.kind, device.running()),
+            key=(self.layers.kind, self.eps, device.running()),
             finish=finish,
             limits=self.limits,
             positions=self.embeddings.get_submodule("position_embeddings").num_embeddings,  # type: ignore[arg-type]

@@ -126,6 +126,8 @@ def run(
         owned = cache.of(owner, "inference")
         found = owned.find(place, tensors, limits)
         if isinstance(found, Captured):
+            if owned.is_new(device.stream()):
+                device.keep(tensors)  # a replay tells the allocator nothing
             return _replay(found, call)
         if isinstance(found, Due):
             return _capture(owned, place, bucket, found, call, device, limits)

@@ -9,6 +9,7 @@ from collections import Counter
 
 import pytest
 import torch
+from fuzz.capture_faults import FAULTS
 from fuzz.draw import Case, draw
 from fuzz.mutants import MUTANTS
 from fuzz.run import Outcome, run
@@ -91,3 +92,14 @@ def test_the_judge_passes_the_same_cases_without_the_fault():
     for mutant in MUTANTS.values():
         outcome = run(mutant.case(1), lambda model, case: model)
         assert not outcome.differences, said(outcome)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_judge_sees_a_fault_of_captured_calls(fault):
+    broken, mutant = FAULTS[fault]
+    for case in map(mutant.case, range(6)):
+        right = run(case)
+        assert not right.differences, said(right)
+        assert right.routes["BertModel: fast, from ids to hidden states: replayed"] >= 1
+        with broken():
+            assert run(case).differences, f"not seen:\n{case}"

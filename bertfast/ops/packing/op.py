@@ -133,13 +133,14 @@ def pack(mask: Tensor, known: Survey | None = None) -> Packing:
             "pack: the mask has numbers below 0, as masks to be added to scores have; give one that is true or 1 at real tokens"
         )
     mask = mask.to(torch.bool)
-    if mask.device.type == "cuda" and not torch.compiler.is_compiling():
-        known = survey(mask) if known is None else known
-        indices, cu_seqlens = _pack_surveyed(mask, known.tokens)
-        longest = known.longest
-    else:
+    if torch.compiler.is_compiling():
         indices, cu_seqlens = _library.op("pack_mask")(mask)
         longest = int((cu_seqlens[1:] - cu_seqlens[:-1]).max()) if mask.shape[0] else 0
+    else:
+        known = survey(mask) if known is None else known
+        longest = known.longest
+        on_gpu = mask.device.type == "cuda"  # where pack_mask waits to know how many tokens there are
+        indices, cu_seqlens = _pack_surveyed(mask, known.tokens) if on_gpu else _library.op("pack_mask")(mask)
     return Packing(indices, cu_seqlens, longest, mask.shape[0], mask.shape[1])
 
 

@@ -1,6 +1,6 @@
 """A case out of one integer seed. Plain data: what it prints is all that it is."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from random import Random
 from typing import Any
 
@@ -38,6 +38,19 @@ MASKS = {
     "1-D": 0.3,
 }
 MODES = {"no_grad": 6, "inference": 3, "grad": 4, "train": 6, "train no_grad": 1}
+PADDINGS = ("absent", "ones", "right", "left", "holes", "an empty row")
+CAPTURED = 0.25  # of all cases
+RARE: dict[str, tuple[Any, ...]] = {  # of a config
+    "chunk_size_feed_forward": (1, 3),
+    "return_dict": (False,),
+    "output_hidden_states": (True,),
+    "output_attentions": (True,),
+    "problem_type": ("regression", "single_label_classification", "multi_label_classification"),
+    "classifier_dropout": (0.0, 0.2),
+    "tie_word_embeddings": (False,),
+    "is_decoder": (True,),
+    "is_causal": (True,),
+}
 AROUND = {"reentrant": 3, "functional_call": 2, "func.grad": 1, "jvp": 1, "vmap": 1}
 
 
@@ -62,6 +75,7 @@ class Call:
     positional: bool = False
     prefix: bool = False
     objective: str = "all"
+    rehearsals: int = 0  # calls with other ids before the one that is compared
     options: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -79,10 +93,12 @@ class Case:
     dtype: str
     optimize: dict[str, Any]
     calls: tuple[Call, ...]
+    captured: bool = False  # on the CPU as on a GPU: inference calls are captured and replayed
 
     def __str__(self) -> str:
         lines = [
             f"case {self.seed}: {self.head}{f' in {self.nest}' if self.nest else ''}, {self.dtype}, optimize({self.optimize})"
+            + ", captured" * self.captured
         ]
         lines += [f"  config {self.config}, spread {self.spread}"]
         return "\n".join(lines + [f"  {i}: {call}" for i, call in enumerate(self.calls)])
@@ -116,18 +132,7 @@ def _config(random: Random) -> dict[str, Any]:
     if random.random() < 0.3:
         hidden_p, attention_p = random.choice(((0.1, 0.1), (0.1, 0.1), (0.1, 0.0), (0.0, 0.1), (0.5, 0.3)))
         config |= {"hidden_dropout_prob": hidden_p, "attention_probs_dropout_prob": attention_p}
-    rare = {
-        "chunk_size_feed_forward": (1, 3),
-        "return_dict": (False,),
-        "output_hidden_states": (True,),
-        "output_attentions": (True,),
-        "problem_type": ("regression", "single_label_classification", "multi_label_classification"),
-        "classifier_dropout": (0.0, 0.2),
-        "tie_word_embeddings": (False,),
-        "is_decoder": (True,),
-        "is_causal": (True,),
-    }
-    for name, values in rare.items():
+    for name, values in RARE.items():
         if random.random() < (0.015 if name == "is_causal" else 0.05):
             config[name] = random.choice(values)
     if config.get("output_attentions"):  # what transformers' own check of a config asks for
@@ -220,6 +225,19 @@ def draw(seed: int, changes: dict[str, float]) -> Case:
     if head in ("BertForPreTraining", "BertForMaskedLM") and not config.get("is_decoder") and random.random() < 0.6:
         options["masked_head"] = True
     nest = random.choice(NESTS) if random.random() < 0.1 else ""
+    calls = [
+        _call(random, head, config, changes, first=i == 0, shared=nest == "tower")
+        for i in range(_pick(random, {1: 3, 2: 4, 3: 2, 4: 1}))
+    ]
+    captured = random.random() < CAPTURED
+    if captured:
+        calls = _repeating(random, calls)
+        if random.random() < 0.7:
+            config = _ordinary(random, config)
+            dtype = dtype if dtype == "bfloat16" else "float32"
+            options.pop("unpad", None)
+        if random.random() < 0.2:
+            options["max_graphs"] = random.choice((0, 1, 2))
     return Case(
         seed=seed,
         head=head,
@@ -228,8 +246,37 @@ def draw(seed: int, changes: dict[str, float]) -> Case:
         spread=random.choice((0.5, 1.0, 1.0, 2.0)),
         dtype=dtype,
         optimize=options,
-        calls=tuple(
-            _call(random, head, config, changes, first=i == 0, shared=nest == "tower")
-            for i in range(_pick(random, {1: 3, 2: 4, 3: 2, 4: 1}))
-        ),
+        calls=tuple(calls),
+        captured=captured,
     )
+
+
+def _repeating(random: Random, calls: list[Call]) -> list[Call]:
+    """The same calls so that sizes come again: most of them inference of the first one's size, each after up to two others, with
+    little that a whole call does not take."""
+    first, repeated = calls[0], []
+    for call in calls:
+        changed: dict[str, Any] = {"rehearsals": _pick(random, {0: 1, 1: 2, 2: 3} if repeated else {1: 1, 2: 5})}
+        if random.random() < 0.8:
+            changed["mode"] = _pick(random, {"no_grad": 2, "inference": 1})
+        if random.random() < 0.8:
+            changed |= {"batch": first.batch, "length": first.length}
+        if random.random() < 0.8:
+            mask = first.mask if first.mask in PADDINGS and random.random() < 0.6 else random.choice(PADDINGS)
+            changed |= {"mask": mask, "segments": first.segments}
+        if random.random() < 0.8:
+            autocast = "bfloat16" if call.autocast else ""
+            changed |= {"options": {}, "around": "plain", "monte_carlo": False, "autocast": autocast}
+        if call.ids in ("embeds", "both", "neither"):
+            changed["ids"] = "int64"
+        repeated.append(replace(call, **changed))
+    return repeated
+
+
+def _ordinary(random: Random, config: dict[str, Any]) -> dict[str, Any]:
+    """The config without what keeps every call of a model from being whole."""
+    config = {name: value for name, value in config.items() if name not in (*RARE, "add_cross_attention")}
+    act = config["hidden_act"] if config["hidden_act"].startswith("gelu") else "gelu"
+    layers = max(1, config["num_hidden_layers"])
+    dropout = 0.1 if random.random() < 0.3 else 0.0  # off in evaluation
+    return config | {"hidden_act": act, "num_hidden_layers": layers, "hidden_dropout_prob": dropout}

@@ -25,6 +25,7 @@ class Mutant:
         seeds, offset: seeds are multiples of the one plus the other, for laws that are tried on some cases only.
         heads: the heads that show it.
         later: a change before a second call, for faults that come with one.
+        captured: whether the case runs with captured calls.
     """
 
     plant: Callable[[nn.Module], None]
@@ -33,6 +34,7 @@ class Mutant:
     seeds: int = 1
     offset: int = 0
     later: str = ""
+    captured: bool = False
     heads: tuple[str, ...] = (
         "BertModel",
         "BertForSequenceClassification",
@@ -52,13 +54,14 @@ class Mutant:
         }
         config |= {"hidden_size": 2 * max(4, config["hidden_size"] // 2), **self.config}
         first = case.calls[0]
-        plain = Call(
+        ordinary = Call(
             mode=first.mode, mask="right", batch=3, length=9, segments="random", labels="normal", objective="all"
         )
-        call = replace(plain, **{"mode": "train" if plain.mode == "train no_grad" else plain.mode, **self.call})
+        call = replace(ordinary, **{"mode": "train" if first.mode == "train no_grad" else first.mode, **self.call})
         calls = (call, replace(call, changes=(self.later,))) if self.later else (call,)
         head = case.head if case.head in self.heads else self.heads[seed % len(self.heads)]
-        return replace(case, head=head, nest="", config=config, dtype="float32", spread=1.0, optimize={}, calls=calls)
+        plain: dict[str, Any] = {"nest": "", "dtype": "float32", "spread": 1.0, "optimize": {}}
+        return replace(case, head=head, config=config, calls=calls, captured=self.captured, **plain)
 
     def make(self, model: nn.Module, case: Case) -> nn.Module:
         self.plant(model)

@@ -16,10 +16,11 @@ from torch.utils.checkpoint import checkpoint
 
 import bertfast
 from bertfast.testing import rounding_step
-from fuzz import changes, judge
+from fuzz import captures, changes, judge
 from fuzz.build import Inputs, base_of, inputs_of, model_of
 from fuzz.changes import CHANGES, PATCHES
 from fuzz.draw import Call, Case, draw
+from fuzz.rounding import split_products
 from fuzz.subject import Subject, checkpoint_layers
 
 
@@ -96,7 +97,7 @@ def objective_of(case: Case, call: Call, outputs: Any, inputs: Inputs) -> Tensor
 
 
 @contextmanager
-def _mode(call: Call) -> Iterator[None]:
+def mode(call: Call) -> Iterator[None]:
     with ExitStack() as stack:
         if call.mode == "inference":
             stack.enter_context(torch.inference_mode())
@@ -120,7 +121,7 @@ def prepare(model: nn.Module, call: Call) -> None:
     model.zero_grad(set_to_none=True)
 
 
-def _forward(
+def forward(
     model: nn.Module, case: Case, call: Call, inputs: Inputs, dtype: torch.dtype
 ) -> tuple[Any, dict[str, Tensor], Any]:
     """Outputs, tensors whose gradients are wanted by name, and the objective where the way of calling made one."""
@@ -180,14 +181,14 @@ def observe(subject: Subject, case: Case, call: Call, inputs: Inputs, seed: int)
         warnings.simplefilter("always")
         try:
             seen.stage = "forward"
-            with _mode(call):
-                outputs, leaves, total = _forward(model, case, call, inputs, dtype)
+            with mode(call):
+                outputs, leaves, total = forward(model, case, call, inputs, dtype)
             seen.random = torch.get_rng_state()
             seen.structure = structure_of(outputs)
             seen.tensors = {n: v.detach() for n, v in tensors_of(outputs)}
             if call.mode in ("grad", "train"):
                 seen.stage = "backward"
-                with _mode(call) if call.around == "reentrant" else contextlib.nullcontext():
+                with mode(call) if call.around == "reentrant" else contextlib.nullcontext():
                     total = objective_of(case, call, outputs, inputs) if total is None else total
                     if total is not None and total.requires_grad:
                         seen.objective = float(total.detach())
@@ -317,6 +318,7 @@ def run(seed_or_case: int | Case, make: Make = optimised) -> Outcome:
     oracle = Subject(copy.deepcopy(stock.model).double())
     subjects = [stock, ours, oracle]
     with ExitStack() as patches:
+        patches.enter_context(captures.surroundings(case))
         for index, call in enumerate(case.calls):
             _change(subjects, case, index, patches, outcome)
             if make is optimised:
@@ -328,6 +330,8 @@ def run(seed_or_case: int | Case, make: Make = optimised) -> Outcome:
             now = next(stock.model.parameters()).dtype
             seed = case.seed % 2**31 + index
             outcome.calls += 1
+            for subject in subjects:
+                captures.rehearse(subject, case, call, inputs, seed)
             one, two = (observe(s, case, call, inputs, seed) for s in (stock, ours))
             problems = judge.compare_structure(case, call, two, one)
             if one.error is not None:
@@ -351,6 +355,7 @@ def run(seed_or_case: int | Case, make: Make = optimised) -> Outcome:
                 break
         if not plain and not _left_inside(stock.model):
             outcome.differences += _end(ours, stock, outcome)
+            outcome.differences += captures.failures(outcome.routes)
     return outcome
 
 
@@ -362,36 +367,9 @@ def _other_roundings(stock: Subject, case: Case, call: Call, inputs: Inputs, see
         for module, training in modes:
             module.training = training
         stock.model.zero_grad(set_to_none=True)
-        with _split_products(parts, once):
+        with split_products(parts, once):
             observations.append(observe(stock, case, call, inputs, seed))
     return [o for o in observations if o.error is None]
-
-
-@contextmanager
-def _split_products(parts: int, once: bool) -> Iterator[None]:
-    """`F.linear` as a sum over pieces of its terms, rounded to its dtype once or at every piece; the last digit of what a layer
-    norm gives is drawn."""
-    linear_before, norm_before = torch.nn.functional.linear, torch.nn.functional.layer_norm
-    generator = torch.Generator().manual_seed(parts + 10 * once)
-
-    def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        pieces = list(zip(x.chunk(parts, -1), weight.chunk(parts, -1), strict=False))
-        wide = once and not torch.is_autocast_enabled("cpu") and x.dtype in (torch.bfloat16, torch.float16)
-        products = [linear_before(*((a.float(), b.float()) if wide else (a, b))) for a, b in reversed(pieces)]
-        total = sum(products[1:], products[0])
-        return (total if bias is None else total + bias).to(x.dtype if wide else products[0].dtype)
-
-    def layer_norm(*args: Any, **kwargs: Any) -> Tensor:
-        y = norm_before(*args, **kwargs)
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else y.dtype
-        noise = torch.rand(y.shape, generator=generator) * 2 - 1
-        return y + y.detach() * (noise * rounding_step(dtype)).to(y.dtype)
-
-    torch.nn.functional.linear, torch.nn.functional.layer_norm = linear, layer_norm
-    try:
-        yield
-    finally:
-        torch.nn.functional.linear, torch.nn.functional.layer_norm = linear_before, norm_before
 
 
 def _left_inside(model: nn.Module) -> bool:

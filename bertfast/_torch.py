@@ -18,6 +18,8 @@ NAMES = {
     "Tensor._use_count": "a tied table's gradient is copied rather than added to in place",
     "_C._dispatch_has_kernel_for_dispatch_key": "`bertfast doctor` says that the owner is unknown",
     "_C._cuda_getCurrentRawStream": "the stream is asked for through torch.cuda, a few microseconds a launch",
+    "_C._cuda_endAllocateToPool": "a CUDA graph whose capture broke off leaves torch's allocator as torch left it",
+    "_C._cuda_releasePool": "a CUDA graph whose capture broke off leaves torch's allocator as torch left it",
     "nn.modules.module._has_any_global_hook": "every module counts as one with hooks: it is called as a module",
     "utils._pytree.register_dataclass": "torch.export's function of that name, whose import is slow",
     "_foreach_*": "LAMB updates its parameters, and captured calls copy their inputs, one by one",
@@ -80,6 +82,18 @@ def current_stream(device: int) -> int:
     """The handle of the current CUDA stream of a device. Looked up late: builds without CUDA have no such name."""
     function = getattr(torch._C, "_cuda_getCurrentRawStream", None)
     return torch.cuda.current_stream(device).cuda_stream if function is None else function(device)
+
+
+def end_capture(device: int, pool: Any) -> None:
+    """Let the allocator of a GPU know that a capture into a pool of graphs is over, where torch did not when it broke off."""
+    end, release = _find("_C._cuda_endAllocateToPool"), _find("_C._cuda_releasePool")
+    if end is None or release is None:
+        return
+    try:
+        end(device, pool)
+    except RuntimeError:  # none is under way: torch has ended it, or never began
+        return
+    release(device, pool)  # the capture's share, which a graph that was made would give back
 
 
 def _one_by_one(name: str) -> Callable[..., list[Tensor]]:

@@ -21,6 +21,15 @@ py::object dict_of(const py::handle& object) {
   return py::reinterpret_steal<py::object>(dict);
 }
 
+// CPython's tag of a dict, another one after every change (PEP 509); 0 where this Python has none.
+uint64_t version_of(PyObject* dict) {
+#if !defined(PYPY_VERSION) && PY_VERSION_HEX < 0x030C0000
+  return reinterpret_cast<PyDictObject*>(dict)->ma_version_tag;
+#else
+  return 0;
+#endif
+}
+
 }  // namespace
 
 Snapshot::Snapshot(const py::object& owner, const std::vector<py::object>& others, const py::tuple& kinds,
@@ -56,11 +65,14 @@ bool Snapshot::holds(const py::object& owner) const {
   const py::object own = dict_of(owner);
   for (const Table& table : tables_) {
     PyObject *dict = table.dict ? table.dict.ptr() : own.ptr(), *key, *value;
+    const uint64_t version = version_of(dict);
+    if (version != 0 && version == table.version) continue;
     if (PyDict_Size(dict) != static_cast<Py_ssize_t>(table.items.size())) return false;
     auto item = table.items.begin();
     for (Py_ssize_t at = 0; PyDict_Next(dict, &at, &key, &value); ++item) {
       if (item->first.ptr() != key || (item->second && item->second.ptr() != value)) return false;
     }
+    table.version = version;
   }
   return true;
 }

@@ -4,6 +4,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <cstdint>
 #include <utility>
 #include <vector>
 
@@ -26,6 +27,7 @@ class __attribute__((visibility("hidden"))) Snapshot {
   struct Table {
     pybind11::object dict;  // null for the owner's own, which may lead back to the owner
     std::vector<std::pair<pybind11::object, pybind11::object>> items;  // a value is null where it is not looked at
+    mutable uint64_t version = 0;  // of the dict when its items were last found the same; 0: not known
   };
   struct Seen {
     pybind11::object object, dict;  // null for the owner

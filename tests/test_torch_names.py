@@ -110,6 +110,8 @@ SLOW = {
     "Tensor._use_count": lambda: tied._holders(torch.ones(2)) is None,
     "_C._dispatch_has_kernel_for_dispatch_key": lambda: doctor.owner("unpad", "CPU").startswith("unknown"),
     "_C._cuda_getCurrentRawStream": lambda: not hasattr(torch._C, "_cuda_getCurrentRawStream"),
+    "_C._cuda_endAllocateToPool": lambda: _torch._find("_C._cuda_endAllocateToPool") is None,
+    "_C._cuda_releasePool": lambda: _torch._find("_C._cuda_releasePool") is None,
     "nn.modules.module._has_any_global_hook": lambda: not plain.untouched(nn.Linear(2, 2)),
     "utils._pytree.register_dataclass": lambda: not hasattr(torch.utils._pytree, "register_dataclass"),
     "_foreach_*": lambda: "one_by_one" in getattr(_torch.foreach("add_"), "__qualname__", ""),
@@ -158,6 +160,19 @@ def test_stream_without_the_raw_name(without, monkeypatch):
     assert _torch.current_stream(2) == 42
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: 7 + device, raising=False)
     assert _torch.current_stream(2) == 9
+
+
+@pytest.mark.parametrize("missing", ["_cuda_endAllocateToPool", "_cuda_releasePool"])
+def test_ending_a_capture_without_a_name(monkeypatch, missing):
+    """Both or neither: a pool released while captures go into it is worse than one that is not."""
+    called = []
+    for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+        monkeypatch.setattr(torch._C, name, lambda device, pool, name=name: called.append(name), raising=False)
+    _torch.end_capture(0, (0, 1))
+    assert called == ["_cuda_endAllocateToPool", "_cuda_releasePool"]
+    monkeypatch.delattr(torch._C, missing)
+    _torch.end_capture(0, (0, 1))
+    assert len(called) == 2
 
 
 def _wrong_numbers(x, packed, bias, activation, scalars, algorithm):

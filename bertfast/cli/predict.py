@@ -1,10 +1,13 @@
 """predict and fill-mask: a trained model on a file, on texts given on the line, or on masked words."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.table import Table
 
@@ -16,12 +19,35 @@ class BadLinesPolicy(StrEnum):
     skip = "skip"
 
 
-def _mistakes() -> tuple[type[Exception], ...]:
-    from bertfast.data.tokenizer import TokenizerError
-    from bertfast.models import ConfigError, WeightsError
-    from bertfast.tasks.lines import DataError
+# In the words of `finetune`, which makes its flag from `train.device`.
+Device = Annotated[str, typer.Option(help="auto: a GPU where there is one; auto|cpu|cuda")]
 
-    return DataError, TokenizerError, ConfigError, WeightsError, FileNotFoundError, ImportError
+
+def _chosen(device: str) -> torch.device:
+    """The device of `--device`; one that is not there is told before anything is loaded."""
+    from bertfast.tasks.device import DeviceError, choose
+
+    try:
+        return choose(device)
+    except DeviceError as error:
+        raise fail(f"--device: {error}") from None
+
+
+@contextmanager
+def _mistakes(device: torch.device) -> Iterator[None]:
+    """What a user can mend ends the command as one line."""
+    try:
+        from bertfast.data.tokenizer import TokenizerError
+        from bertfast.models import ConfigError, WeightsError
+        from bertfast.tasks.lines import DataError
+    except ImportError as error:
+        raise fail(str(error)) from None
+    try:
+        yield
+    except (DataError, TokenizerError, ConfigError, WeightsError, FileNotFoundError, ImportError) as error:
+        raise fail(str(error)) from None
+    except torch.OutOfMemoryError as error:
+        raise fail(f"{device} has no memory for this model: free some, or give --device cpu ({error})") from None
 
 
 @notes()
@@ -42,6 +68,7 @@ def predict(
     bad_lines: Annotated[
         BadLinesPolicy, typer.Option(help="skip: left out, counted and named")
     ] = BadLinesPolicy.refuse,
+    device: Device = "auto",
 ) -> None:
     """Predict with a fine-tuned model: labels and probabilities, answers, or entities, as the model was made for."""
     check_target("--out", out)
@@ -50,16 +77,13 @@ def predict(
         raise fail("give one of INPUT, --text, or --question with --context")
     if (question is None) != (context is None):
         raise fail("--question and --context belong together")
-    try:
+    at = _chosen(device)
+    with _mistakes(at):
         from bertfast.tasks import predict as tasks
         from bertfast.tasks.lines import BadLines
 
-        mistakes = _mistakes()
-    except ImportError as error:
-        raise fail(str(error)) from None
-    bad = BadLines(bad_lines is BadLinesPolicy.skip)
-    try:
-        fitted = tasks.Fitted.load(model)
+        bad = BadLines(bad_lines is BadLinesPolicy.skip)
+        fitted = tasks.Fitted.load(model, at)
         for option, given, kind in (
             ("--n-best", n_best, "qa"),
             ("--threshold", threshold, "qa"),
@@ -81,8 +105,6 @@ def predict(
             return
         run = tasks.predict_pairs if fitted.kind == "pair" else tasks.predict_entities
         _lines(run(fitted, examples), out)
-    except mistakes as error:
-        raise fail(str(error)) from None
 
 
 def _lines(rows: list[dict[str, Any]], out: Path | None) -> None:
@@ -117,18 +139,14 @@ def fill_mask(
     text: Annotated[str, typer.Argument(help='text with one or more masks: "Paris is the [MASK] of France."')],
     top: Annotated[int, typer.Option(min=1, help="pieces shown for each mask")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    device: Device = "auto",
 ) -> None:
     """Say which words are likeliest at each [MASK] of a text, English or Japanese."""
-    try:
+    at = _chosen(device)
+    with _mistakes(at):
         from bertfast.tasks import fill_mask as masks
 
-        mistakes = _mistakes()
-    except ImportError as error:
-        raise fail(str(error)) from None
-    try:
-        found = masks.fill_masks(*masks.load_masked_lm(model), text, top)
-    except mistakes as error:
-        raise fail(str(error)) from None
+        found = masks.fill_masks(*masks.load_masked_lm(model, at), text, top)
     if as_json:
         rows = [
             [{"piece": g.piece, "probability": g.probability, "text": g.text} for g in guesses] for guesses in found

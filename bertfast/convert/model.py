@@ -168,8 +168,8 @@ class FastBertModel(hf.BertModel):
         reading = self.encoder.reading(tokens)
         if verdict.encoder is None:
             count(self, WHOLE)
-            read = tokens.places(reading)
-            y = tokens.restore(through(verdict.layers, verdict.embed(tokens), tokens.layout(read)), read)
+            layout = tokens.layout(tokens.places(reading))
+            y = tokens.restore(through(verdict.layers, verdict.embed(tokens), layout), reading)
         else:
             y, how = verdict.encoder.encode(tokens, reading, lambda rows: _restored(tokens, rows, reading))
             count(self, f"{WHOLE}: {how}")
@@ -181,7 +181,7 @@ def _restored(tokens: Tokens, rows: Tensor, reading: Read) -> Tensor:
     """Rows of a captured call as [B, S, E] in memory of their own."""
     if tokens.packing is None and reading is None:
         rows = rows.clone()
-    return tokens.restore(rows, tokens.places(reading))
+    return tokens.restore(rows, reading)
 
 
 # save_pretrained writes a class's name into config.architectures, and Trainer looks it up: both know stock's name only.

@@ -3,17 +3,21 @@
 All graphs of a device share one memory pool: what one of them leaves in its intermediate memory the next overwrites. So one turn is
 taken at a time, for a replay from filling its inputs to copying its outputs, or for a capture; a turn on another stream waits for
 the turn before on the device, not on the host. Graphs that are done with are reset in a turn too: the last replay may still run.
+cuBLAS's workspaces are not of that pool (`workspaces`).
 """
 
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from bertfast import _torch
+from bertfast.graphs.workspaces import MODE, Workspaces
 
 Function = Callable[[], tuple[Tensor, ...]]
 
@@ -58,7 +62,7 @@ class Backend:
         self._buried: deque[Callable[[], None]] = deque()
 
     def warm_up(self, function: Function) -> tuple[Tensor, ...]:
-        """The function's results, computed as a capture of it will be: on the same stream, with the same workspaces."""
+        """The function's results, after which all that a capture of it needs is loaded."""
         raise NotImplementedError
 
     def capture(self, function: Function) -> Graph:
@@ -80,6 +84,13 @@ class Backend:
     def staged(self, source: Tensor) -> Tensor:
         """The tensor, or a copy of it from which the device copies without the host waiting."""
         return source
+
+    def stream(self) -> Hashable:
+        """The caller's stream."""
+        return None
+
+    def keep(self, tensors: Sequence[Tensor | None]) -> None:
+        """Let memory of these not be given to others while the caller's stream may still read it, whatever stream they are from."""
 
     def check(self) -> None:
         """Raise what an earlier kernel found wrong with a caller's input."""
@@ -114,15 +125,27 @@ class Backend:
         """Take a turn for a capture; False while another thread captures."""
         if not self._captures.acquire(blocking=False):
             return False
-        self._take()
+        try:
+            self._take()
+        except BaseException:
+            self._captures.release()
+            raise
         self._capturing = True
-        self.collect()
+        try:
+            self.collect()
+        except BaseException:
+            self.end()
+            raise
         return True
 
     def _take(self) -> None:
         self._lock.acquire()
+        try:
+            self._follow()
+        except BaseException:  # a broken device is an error for everybody, not a lock that is never given back
+            self._lock.release()
+            raise
         _turn.taken = True
-        self._follow()
 
     def end(self) -> None:
         """Give the turn back."""
@@ -194,6 +217,7 @@ class CudaBackend(Backend):
     def __init__(self, device: torch.device):
         super().__init__(device)
         self._pool: _Pool | None = None
+        self._workspaces: Workspaces | None = None
         self._side: Any = None  # the stream of captures
         self._last: Any = None  # the stream of the last turn, and an event at its end
         self._event: Any = None
@@ -204,19 +228,17 @@ class CudaBackend(Backend):
         return self._side
 
     def warm_up(self, function: Function) -> tuple[Tensor, ...]:
-        side, current = self._stream(), torch.cuda.current_stream(self.device)
-        side.wait_stream(current)
-        with torch.cuda.stream(side):
-            outputs = function()
-        # The results' memory belongs to the side stream, whose next use begins by waiting for this one as well.
-        current.wait_stream(side)
-        return outputs
+        # On the caller's stream: memory of the stream of captures, its workspaces apart, is the pool's alone.
+        return function()
 
     def capture(self, function: Function) -> Graph:
         if self._pool is None or not self._pool.takes_more():
             self._pool = _Pool()
-        graph, pool = torch.cuda.CUDAGraph(), self._pool
-        options: Any = {"pool": pool.handle, "stream": self._stream(), "capture_error_mode": "thread_local"}
+        if self._workspaces is None:
+            self._workspaces = Workspaces(self.device)
+        graph, pool, side = torch.cuda.CUDAGraph(), self._pool, self._stream()
+        options: Any = {"pool": pool.handle, "stream": side, "capture_error_mode": MODE}
+        held = self._workspaces.hold(side)
         try:
             # The outer context leads back to the caller's stream where ending the capture raises: torch's own does not.
             with torch.cuda.stream(torch.cuda.current_stream(self.device)), torch.cuda.graph(graph, **options):
@@ -225,7 +247,9 @@ class CudaBackend(Backend):
                 grown = torch.cuda.memory_reserved(self.device) - before
         except BaseException:
             pool.whole = False
+            self._workspaces.mend(graph, pool.handle, side)
             raise
+        del held
         pool.graphs += 1
         return _CudaGraph(graph, outputs, max(grown, 0), pool)
 
@@ -238,6 +262,8 @@ class CudaBackend(Backend):
             matmul.fp32_precision,
             matmul.allow_bf16_reduced_precision_reduction,
             matmul.allow_fp16_reduced_precision_reduction,
+            matmul.allow_fp16_accumulation,
+            torch.backends.cuda.preferred_blas_library(),
             torch.are_deterministic_algorithms_enabled(),
         )
 
@@ -246,6 +272,15 @@ class CudaBackend(Backend):
 
     def staged(self, source: Tensor) -> Tensor:
         return source if source.device.type == "cuda" or source.is_pinned() else source.pin_memory()
+
+    def stream(self) -> Hashable:
+        return _torch.current_stream(self.device.index)
+
+    def keep(self, tensors: Sequence[Tensor | None]) -> None:
+        current = torch.cuda.current_stream(self.device)
+        for tensor in tensors:
+            if tensor is not None and tensor.is_cuda:
+                tensor.record_stream(current)
 
     def check(self) -> None:
         mailbox: Any = sys.modules.get("bertfast.triton.mailbox")  # not loaded: no kernel of ours has run

@@ -86,6 +86,14 @@ class Cache:
         self._evicted: int | None = None  # the number of the call for which another graph went last
         self._off: str | None = None
         self._stamps: dict[Hashable, Stamp] = {}
+        self._streams: set[Hashable] = set()
+
+    def is_new(self, stream: Hashable, group: Hashable = None) -> bool:
+        """Whether nothing was replayed on this stream yet with the tensors that a group has now."""
+        with _lock:
+            new = (stream, group) not in self._streams
+            self._streams.add((stream, group))
+        return new
 
     def find(
         self, place: Hashable, tensors: Sequence[Tensor | None], limits: Limits, group: Hashable = None
@@ -128,7 +136,7 @@ class Cache:
 
     def _start_anew(self) -> list[Captured]:
         stale = list(self.captured.values())
-        for kept in (self.captured, self._came, self._refused, self._stamps):
+        for kept in (self.captured, self._came, self._refused, self._stamps, self._streams):
             kept.clear()
         if self._failures < _FAILURES:
             self._off = None

@@ -127,6 +127,8 @@ def run(
         owned = cache.of(owner, "inference")
         found = owned.find(place, tensors, limits, autocast)
         if isinstance(found, Captured):
+            if owned.is_new(device.stream(), autocast):
+                device.keep(tensors)  # a replay tells the allocator nothing
             return _replay(found, call)
         if isinstance(found, Due):
             return _capture(owned, place, bucket, found, call, device, limits)

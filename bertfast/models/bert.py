@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bertfast.graphs import Limits
+from bertfast.graphs.encode import Encoder
 from bertfast.models import loading, saving
 from bertfast.models.config import BertConfig
 from bertfast.models.inference import encoder_of
@@ -233,16 +234,15 @@ class BertModel(BertPreTrainedModel):
         """
         tokens = self.arrange(input_ids, attention_mask, token_type_ids, position_ids, cu_seqlens, max_seqlen)
         rows, _ = self.encode(tokens)
-        pooled = None if self.pooler is None else self.pooled(rows[tokens.first], tokens)
+        pooled = None if self.pooler is None else self.pooled(tokens.first_of(rows), tokens)
         return BertModelOutput(tokens.restore(rows), pooled)
 
     def encode(self, tokens: Tokens, read: Tensor | None = None, *, tied: bool = False) -> tuple[Tensor, Tensor]:
         """Hidden states [N, E] of the last layer, or [R, E] of the rows `read`; and the word table, for use as a decoder's
         weight where `tied` says that it is used so (`ops.tied_embedding_sum_norm`)."""
-        if not (tied or torch.is_grad_enabled()) and tokens.input_ids.device.type in device.KINDS:
-            encoder = encoder_of(self)
-            if encoder is not None:
-                return encoder.encode(tokens, read, torch.clone).result, self.embeddings.word_embeddings.weight
+        encoder = None if tied else self._captured(tokens)
+        if encoder is not None:
+            return encoder.encode(tokens, read, torch.clone).result, self.embeddings.word_embeddings.weight
         x = self.embeddings(tokens.input_ids, tokens.token_type_ids, tokens.position_ids, tied=tied)
         x, word = x if tied else (x, self.embeddings.word_embeddings.weight)
         return self.encoder(x, cu_seqlens=tokens.bounds, max_seqlen=tokens.max_seqlen, read=read), word
@@ -252,10 +252,19 @@ class BertModel(BertPreTrainedModel):
         pooled = self.pooler(first)
         if tokens.packing is None and len(tokens.shape) == 2:
             return pooled
-        return torch.where((tokens.lengths > 0)[:, None], pooled, 0.0)
+        return pooled.masked_fill((tokens.cu_seqlens[1:] == tokens.cu_seqlens[:-1])[:, None], 0.0)
 
     def first_pooled(self, tokens: Tokens) -> Tensor:
         """The pooler's output [B, E] where nobody reads another token: the last layer is computed for first tokens alone."""
+        encoder = self._captured(tokens)
+        if encoder is not None:
+            return self.pooled(encoder.encode(tokens, "first", torch.clone).result, tokens)
         reading = tokens.reading()
         rows, _ = self.encode(tokens, reading.rows)
         return self.pooled(rows[reading.first], tokens)
+
+    def _captured(self, tokens: Tokens) -> Encoder | None:
+        """What captures a call on these tokens; None where modules are called instead."""
+        if torch.is_grad_enabled() or tokens.input_ids.device.type not in device.KINDS:
+            return None
+        return encoder_of(self)

@@ -155,7 +155,7 @@ class BertForPreTraining(BertPreTrainedModel):
         head, relationship = self.cls.predictions, self.cls.seq_relationship
         if labels is None and masked_positions is None and next_sentence_label is None:
             rows, word = self.bert.encode(tokens)
-            scores = relationship(self.bert.pooled(rows[tokens.first], tokens))
+            scores = relationship(self.bert.pooled(tokens.first_of(rows), tokens))
             return BertForPreTrainingOutput(
                 prediction_logits=tokens.restore(head(rows, word)), seq_relationship_logits=scores
             )

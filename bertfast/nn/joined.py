@@ -73,6 +73,7 @@ class _Copies:
         self._streams: set[int] = set()
         with torch.inference_mode(False), torch.no_grad():  # the next call may write to them in another mode
             self.layers = [self._layer(parameters, first) for first in range(0, len(parameters), _PARAMETERS)]
+        self._made = _now(self.targets)
         weights = self.weights(parameters)
         self.alike = len({layer.traits() for layer in weights}) < 2
 
@@ -132,15 +133,30 @@ class _Copies:
         _copy(self.targets, [parameters[number] for number in self.sources])
 
     def _keep_for_stream(self, device: torch.device) -> None:
-        """Let the memory not be given to others while the present stream may still read it, if it was made on another one."""
+        """On a stream that comes for the first time: what was done with the memory before it was theirs is over then, and it is not
+        given to others while this stream may still read it."""
         handle = _torch.current_stream(device.index)
-        if handle not in self._streams:
-            self._streams.add(handle)
-            for target in self.targets:
-                target.record_stream(torch.cuda.current_stream(device))
+        if (
+            handle in self._streams or torch.cuda.is_current_stream_capturing()
+        ):  # nothing runs on a stream that is captured
+            return
+        self._streams.add(handle)
+        stream = torch.cuda.current_stream(device)
+        if self._made is not None:
+            stream.wait_event(self._made)
+        for target in self.targets:
+            target.record_stream(stream)
 
     def nbytes(self) -> int:
         return sum(target.nbytes for target in self.targets)
+
+
+def _now(tensors: Sequence[Tensor]) -> Any:
+    """An event after what was launched until now on these tensors' GPU; None on a CPU, and in a capture, where events are nodes."""
+    if not tensors or tensors[0].device.type != "cuda" or not torch.cuda.is_initialized():
+        return None
+    with torch.cuda.device(tensors[0].device):
+        return None if torch.cuda.is_current_stream_capturing() else torch.cuda.current_stream().record_event()
 
 
 class Joined:

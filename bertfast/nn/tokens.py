@@ -82,15 +82,26 @@ class Sequences:
         """What the layers need to know; read: [R] int64, the rows of the last layer that anybody reads."""
         return Packed(self.bounds, self.max_seqlen, read)
 
+    def first_of(self, rows: Tensor) -> Tensor:
+        """[B, E], each sequence's first of rows [N, E]; some row or other for a sequence without any."""
+        if self.packing is None and len(self.shape) == 2:
+            return rows.view(*self.shape, -1)[:, 0].contiguous()
+        return rows[self.first]
+
     def take(self, values: Tensor) -> Tensor:
         """[N, ...], the rows of values [B, S, ...] of a padded batch."""
         return values.flatten(0, 1) if self.packing is None else ops.unpad(values, self.packing)
 
-    def restore(self, rows: Tensor, read: Tensor | None = None) -> Tensor:
+    def restore(self, rows: Tensor, read: Tensor | Literal["first"] | None = None) -> Tensor:
         """[N, ...] in the input's layout, [T, ...] or [B, S, ...]; zeros at padding that was taken out.
 
-        read: [R], which rows of a padded batch are given, where these are not all; zeros at the others too.
+        read: [R], which rows of a padded batch are given, where these are not all; zeros at the others too. "first" for each
+            sequence's first, where that is position 0 in all.
         """
+        if isinstance(read, str):
+            whole = rows.new_zeros(*self.shape, *rows.shape[1:])
+            whole[:, 0] = rows
+            return whole
         packing = self.packing
         if read is not None:
             places = read if packing is None else packing.indices[read]
@@ -223,20 +234,19 @@ def of_batch(ids: Tensor, types: Tensor | None, position_ids: Tensor | None, pac
     """The real tokens of ids [B, S]; types and position_ids: of a shape that broadcasts to it, or None for zeros and places in
     the row; packing: None where every token is real. Nothing is checked."""
     batch, seqlen = ids.shape
+    shared = [t for t in (types, position_ids) if t is not None and t.numel() == seqlen]  # by all rows of the batch
+    column = packing.indices % seqlen if packing is not None and (shared or position_ids is None) else None
 
     def real(values: Tensor) -> Tensor:
-        flat = (values if values.shape == ids.shape else values.expand(batch, seqlen)).reshape(-1)
-        return flat if packing is None else flat[packing.indices]
+        if packing is None:
+            return values.expand(batch, seqlen).reshape(-1)
+        return values.reshape(-1)[column if values.numel() == seqlen and column is not None else packing.indices]
 
-    if position_ids is not None:
-        places = real(position_ids)
-    elif packing is None:
-        places = torch.arange(seqlen, device=ids.device).expand(batch, seqlen).reshape(-1)
-    else:
-        places = packing.indices % seqlen
+    if position_ids is None:
+        position_ids = torch.arange(seqlen, device=ids.device) if column is None else None
     return Tokens(
         input_ids=real(ids),
-        position_ids=places,
+        position_ids=column if position_ids is None else real(position_ids),
         token_type_ids=None if types is None else real(types),
         **_fields(packing, batch, seqlen, ids.device),
     )
@@ -339,5 +349,6 @@ def _checked(cu_seqlens: Tensor, total: int, max_seqlen: int | None) -> tuple[in
 def _closed(cu_seqlens: Tensor, total: int, max_seqlen: int) -> Tensor:
     """cu_seqlens and, for the rows past them, sequences of max_seqlen at most; the number of these depends on sizes alone."""
     pieces = -(-total // max_seqlen)
-    ends = cu_seqlens[-1:] + max_seqlen * torch.arange(1, pieces + 1, dtype=torch.int32, device=cu_seqlens.device)
+    steps = torch.arange(max_seqlen, (pieces + 1) * max_seqlen, max_seqlen, dtype=torch.int32, device=cu_seqlens.device)
+    ends = cu_seqlens[-1:] + steps
     return torch.cat([cu_seqlens, ends.clamp(max=total)])

@@ -4,11 +4,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from bertfast import models
 from bertfast.models.loading import weight_shapes
-from bertfast.tasks.features import assemble
+from bertfast.tasks.device import choose
+from bertfast.tasks.features import Feature, assemble
+from bertfast.tasks.inference import Arriving
 from bertfast.tasks.lines import DataError, check_text
 from bertfast.tasks.loader import make_batch
 from bertfast.tasks.problem import matching_tokenizer
@@ -28,13 +33,17 @@ class Guess:
     text: str
 
 
-def load_masked_lm(folder: Path) -> tuple[Any, "Tokenizer"]:
+def load_masked_lm(folder: Path, device: str | torch.device = "auto") -> tuple[Any, "Tokenizer"]:
     """A model with a masked-LM head, and its tokenizer.
 
+    device: where the model is to be, as `tasks.device.choose` takes it.
+
     Raises:
+        DeviceError: there is no such device; nothing was read then.
         DataError: the folder's weights have no such head (it would be filled with random numbers).
         FileNotFoundError, ValueError: as `from_pretrained` and `matching_tokenizer`.
     """
+    at = choose(device)
     config = models.BertConfig.from_pretrained(folder)
     if not any(name.startswith(_HEAD) for name in weight_shapes(folder)):
         names = config.extra.get("architectures") or ["a model"]
@@ -43,11 +52,13 @@ def load_masked_lm(folder: Path) -> tuple[Any, "Tokenizer"]:
             "BertForMaskedLM, such as `bertfast pretrain` makes"
         )
     tokenizer = matching_tokenizer(folder, config.vocab_size)
-    return models.BertForMaskedLM.from_pretrained(folder), tokenizer
+    return models.BertForMaskedLM.from_pretrained(folder).to(at), tokenizer
 
 
 def fill_masks(model: Any, tokenizer: "Tokenizer", text: str, top: int = 5) -> list[list[Guess]]:
     """The `top` likeliest pieces of every mask in `text`, best first; special tokens are never guessed.
+
+    It is computed where the model is, and what is shown comes from there in one copy.
 
     Raises:
         DataError: the text has no mask, no text, bytes that are no UTF-8, or more pieces than the model has positions.
@@ -64,23 +75,36 @@ def fill_masks(model: Any, tokenizer: "Tokenizer", text: str, top: int = 5) -> l
             f"the text has {len(feature)} pieces with [CLS] and [SEP], the model {model.config.max_position_embeddings} "
             "positions; shorten the text"
         )
-    batch = make_batch([feature], "packed", tokenizer.pad_id)
-    with torch.no_grad():
-        logits = model(**batch.inputs()).logits[torch.tensor(places) + 1].float()
-    if not logits.isfinite().all():
-        raise DataError(
-            "the model's output is not finite (NaN or infinite): its weights are broken, take an earlier checkpoint"
-        )
-    special = torch.from_numpy(tokenizer.special)[: logits.shape[1]]
-    logits[:, : len(special)].masked_fill_(special, -torch.inf)
-    best = logits.softmax(-1).topk(min(top, logits.shape[1] - int(special.sum())))
+    rows = _best(model, feature, np.asarray(places) + 1, tokenizer, top)  # [CLS] stands before the text
     return [
         [
             Guess(piece, share, _filled(text, encoding.offsets[place], piece))
             for piece, share in zip(tokenizer.tokens(ids), shares, strict=True)
         ]
-        for place, ids, shares in zip(places, best.indices.tolist(), best.values.tolist(), strict=True)
+        for place, (ids, shares) in zip(places, rows, strict=True)
     ]
+
+
+@torch.no_grad()
+def _best(
+    model: Any, feature: Feature, rows: NDArray[np.int64], tokenizer: "Tokenizer", top: int
+) -> list[tuple[list[int], list[float]]]:
+    """Ids and probabilities of the `top` likeliest pieces at each of the `rows` [M] of a feature."""
+    device = next(model.parameters()).device
+
+    def send(values: Tensor) -> Tensor:
+        return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
+
+    inputs = make_batch([feature], "packed", tokenizer.pad_id).map(send).inputs()
+    logits = model(**inputs).logits[send(torch.from_numpy(rows))].float()  # [M, V]
+    finite = logits.isfinite().all(-1, keepdim=True)
+    special = tokenizer.special[: logits.shape[1]]
+    logits[:, : len(special)].masked_fill_(send(torch.from_numpy(special)), -torch.inf)
+    shares, ids = logits.softmax(-1).topk(min(top, logits.shape[1] - int(special.sum())))
+    # One table, which a GPU is waited for once. float32 holds ids up to 16,777,216; logits that are not finite are told by NaN.
+    table = torch.cat((ids.float(), torch.where(finite, shares, torch.nan)), -1)
+    ids_found, shares_found = np.split(Arriving(table).numbers(), 2, -1)
+    return list(zip(ids_found.astype(np.int64).tolist(), shares_found.tolist(), strict=True))
 
 
 def _filled(text: str, span: tuple[int, int], piece: str) -> str:

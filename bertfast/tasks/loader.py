@@ -60,11 +60,17 @@ def _sample(feature: Feature) -> Sample:
     return Sample(feature.ids, feature.type_ids, tokens, numbers)
 
 
-def by_length(features: Sequence[Feature], batching: Batching, pad_id: int) -> Iterator[tuple[list[int], Batch]]:
-    """Every feature once, longest first (a batch too large for the memory is then the first): (its indices, batch)."""
+def by_length(
+    features: Sequence[Feature], batching: Batching, pad_id: int, pin_memory: bool = False
+) -> Iterator[tuple[list[int], Batch]]:
+    """Every feature once, longest first (a batch too large for the memory is then the first): (its indices, batch).
+
+    pin_memory: whether batches lie in pinned memory, for copies to a GPU beside other work.
+    """
     lengths = np.asarray([len(feature) for feature in features], dtype=np.int64)
     for indices in batching.cut(np.argsort(-lengths, kind="stable").tolist(), lengths):
-        yield indices, make_batch([features[i] for i in indices], batching.layout, pad_id)
+        batch = make_batch([features[i] for i in indices], batching.layout, pad_id)
+        yield indices, batch.pin_memory() if pin_memory else batch
 
 
 class FeatureLoader:
@@ -72,7 +78,7 @@ class FeatureLoader:
 
     Rank r of R takes the global batches r, r + R, ... from where the loader stands; ranks run in lockstep, and the state is the
     global batch after the last round. Batches have `counts["loss"]`, the number of targets: labelled sequences, or for labels
-    of tokens those that are not -100.
+    of tokens those that are not -100. With `pin_memory` they lie in pinned memory, for copies to a GPU beside other work.
 
     Raises:
         DataError: there are no features, or one is longer than the token budget.
@@ -87,11 +93,12 @@ class FeatureLoader:
         seed: int = 0,
         rank: int = 0,
         ranks: int = 1,
+        pin_memory: bool = False,
     ) -> None:
         if not features:
             raise DataError("there is nothing to train on: no example made a feature")
         self._features, self._batching, self._pad_id = features, batching, pad_id
-        self._seed, self._rank, self._ranks = seed, rank, ranks
+        self._seed, self._rank, self._ranks, self._pin_memory = seed, rank, ranks, pin_memory
         self._lengths = np.asarray([len(feature) for feature in features], dtype=np.int64)
         if batching.token_budget is not None and self._lengths.max() > batching.token_budget:
             raise DataError(
@@ -122,7 +129,8 @@ class FeatureLoader:
             batch = make_batch([self._features[i] for i in mine[0]], self._batching.layout, self._pad_id)
             # Moved on before the batch is handed out: a state asked for while it is computed on counts it as consumed.
             self._epoch, self._index = epoch, index
-            yield replace(batch, position={**mine[1], "samples": mine[0]})
+            batch = replace(batch, position={**mine[1], "samples": mine[0]})
+            yield batch.pin_memory() if self._pin_memory else batch
 
     @cached_property
     def _fingerprint(self) -> str:

@@ -7,7 +7,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from bertfast import models
+from bertfast.tasks.device import choose
 from bertfast.tasks.entities import split_tag
 from bertfast.tasks.features import Feature
 from bertfast.tasks.inference import sequence_logits
@@ -54,13 +57,17 @@ class Fitted:
         return self.model.config.problem_type
 
     @classmethod
-    def load(cls, folder: Path) -> "Fitted":
+    def load(cls, folder: Path, device: str | torch.device = "auto") -> "Fitted":
         """The model in `folder`, ready for inference. A model that bertfast did not fine-tune has default lengths.
 
+        device: as `tasks.device.choose` takes it; what is predicted with the model is computed there.
+
         Raises:
+            DeviceError: there is no such device; nothing was read then.
             DataError: its architecture has no head of the three tasks, two of its outputs have one name, or its settings are none.
             FileNotFoundError, ValueError: as `from_pretrained` and `matching_tokenizer`.
         """
+        at = choose(device)
         config = models.BertConfig.from_pretrained(folder)
         names = config.extra.get("architectures") or []
         kinds = [name for name in names if name in KINDS]
@@ -71,7 +78,7 @@ class Fitted:
             )
         kind = KINDS[kinds[0]]
         tokenizer = matching_tokenizer(folder, config.vocab_size)
-        model = getattr(models, kinds[0]).from_pretrained(folder)
+        model = getattr(models, kinds[0]).from_pretrained(folder).to(at)
         labels = list((config.id2label or {}).values())
         if kind != "qa":
             _check_names(folder, labels)

@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from bertfast.nn import BertLayer
+from bertfast.tasks.device import DeviceError, choose
 from bertfast.train.errors import ConfigError
 
 
@@ -55,13 +56,15 @@ class Ranks:
 
 
 def _device(name: str, local: int) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device is cuda, and torch sees no GPU; choose cpu, or install torch with CUDA")
-    if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
-        if local >= torch.cuda.device_count():
-            raise ConfigError(f"local rank {local} has no GPU of its own: {torch.cuda.device_count()} are here")
-        return torch.device("cuda", local)
-    return torch.device("cpu")
+    try:
+        chosen = choose(name)
+    except DeviceError as error:
+        raise ConfigError(str(error)) from None
+    if chosen.type == "cpu":
+        return chosen
+    if local >= torch.cuda.device_count():
+        raise ConfigError(f"local rank {local} has no GPU of its own: {torch.cuda.device_count()} are here")
+    return torch.device("cuda", local)
 
 
 @contextmanager

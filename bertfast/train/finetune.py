@@ -127,6 +127,7 @@ class FinetuneTask(Task):
             seed=self.config.train.seed,
             rank=rank,
             ranks=ranks,
+            pin_memory=next(self.model.parameters()).is_cuda,
         )
 
     def terms(self, model: nn.Module, batch: Any) -> dict[str, Term]:

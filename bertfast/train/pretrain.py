@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bertfast.data.batches import Batch
 from bertfast.data.corpus import Corpus, corpus_tokenizer
@@ -147,10 +147,11 @@ class PretrainTask(Task):
                 warnings.warn(f"{folder}: {remark}", stacklevel=2)
 
     def loader(self, rank: int, ranks: int) -> PretrainLoader:
-        pinned = next(self.model.parameters()).is_cuda
-        return PretrainLoader(
-            self.corpus, self.tokenizer, self.options, rank, ranks, self.config.data.workers, pin_memory=pinned
-        )
+        pinned, workers = self._device().type == "cuda", self.config.data.workers
+        return PretrainLoader(self.corpus, self.tokenizer, self.options, rank, ranks, workers, pin_memory=pinned)
+
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
 
     def terms(self, model: nn.Module, batch: Batch) -> dict[str, Term]:
         out = model(**batch.inputs())
@@ -167,7 +168,8 @@ class PretrainTask(Task):
     def _held_out_batches(self) -> Iterator[Batch]:
         assert self.held_out is not None
         options = dataclasses.replace(batch_options(self.config.data, _EVAL_SEED), static_shapes=False)
-        loader = PretrainLoader(self.held_out, self.tokenizer, options)
+        pinned = self._device().type == "cuda"
+        loader = PretrainLoader(self.held_out, self.tokenizer, options, pin_memory=pinned)
         limit = self.config.eval_batches or math.inf
         for number, batch in enumerate(loader, 1):
             yield batch
@@ -178,22 +180,23 @@ class PretrainTask(Task):
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Masked-LM loss (nats a masked token), its perplexity and accuracy, next-sentence loss and accuracy.
 
-        Pairs and masks are the same in every evaluation.
+        Pairs and masks are the same in every evaluation. Sums are kept on the device and read once, at the end.
         """
         if self.held_out is None:
             return {}
-        device = next(self.model.parameters()).device
-        loss: dict[str, float] = {}
-        right: dict[str, int] = {}
+        device = self._device()
+        sums: dict[str, Tensor] = {}  # of each term: loss times targets, right answers
         count: dict[str, int] = {}
         for batch in self._held_out_batches():
-            for name, term in self.terms(model, batch.to(device)).items():
-                targets = batch.counts[name]
-                loss[name] = loss.get(name, 0.0) + float(term.mean) * targets
-                right[name] = right.get(name, 0) + int(term.correct if term.correct is not None else 0)
+            for name, term in self.terms(model, batch.to(device, non_blocking=True)).items():
+                mean, targets = term.mean.double(), batch.counts[name]
+                right = torch.zeros_like(mean) if term.correct is None else term.correct.double()
+                added = torch.stack((mean * targets, right))
+                sums[name] = sums[name] + added if name in sums else added
                 count[name] = count.get(name, 0) + targets
-        found = {f"{name}_loss": loss[name] / max(1, count[name]) for name in loss}
-        found |= {f"{name}_accuracy": right[name] / max(1, count[name]) for name in loss}
+        read = dict(zip(sums, torch.stack(tuple(sums.values())).tolist(), strict=True))
+        found = {f"{name}_loss": loss / max(1, count[name]) for name, (loss, _) in read.items()}
+        found |= {f"{name}_accuracy": right / max(1, count[name]) for name, (_, right) in read.items()}
         return found | {"mlm_perplexity": math.exp(min(found["mlm_loss"], 700.0))}
 
 

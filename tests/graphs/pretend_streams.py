@@ -4,10 +4,12 @@ from contextlib import contextmanager
 
 import torch
 
+from bertfast.graphs import workspaces
+
 
 class Stream:
     def __init__(self, log, name):
-        self.log, self.name = log, name
+        self.log, self.name, self.cuda_stream = log, name, hash(name)
 
     def wait_stream(self, other):
         self.log.append(f"{self.name} waits for {other.name}")
@@ -31,14 +33,27 @@ class Event:
 
 
 class CudaGraph:
-    def __init__(self, log, number):
-        self.log, self.number = log, number
+    """The number of a graph is that of its capture by torch.cuda.graph; what is captured otherwise has a name."""
+
+    def __init__(self, cuda):
+        self.cuda, self.log, self.number = cuda, cuda.log, "?"
+
+    def capture_begin(self, *, pool, capture_error_mode):
+        self.log.append(f"small capture into pool {pool} on {self.cuda.current.name}, {capture_error_mode}")
+        self.number = "small"
+
+    def capture_end(self):
+        if self.cuda.small_broken is not None:
+            raise self.cuda.small_broken
 
     def replay(self):
         self.log.append(f"replay {self.number}")
 
     def reset(self):
         self.log.append(f"reset {self.number}")
+
+    def __del__(self):
+        self.log.append(f"end of {self.number}")
 
 
 class Cuda:
@@ -51,19 +66,32 @@ class Cuda:
         self.reserved = 1000
         self.growth = 100  # a capture's
         self.pools = self.graphs = 0
+        self.kept: list = []  # tensors and the streams that the allocator was told of
         self.broken: Exception | None = None  # raised when the next capture ends
+        self.small_broken: Exception | None = None  # raised whenever a small capture ends
         for name in ("graph", "stream", "graph_pool_handle", "memory_reserved"):
             patch.setattr(torch.cuda, name, getattr(self, name))
-        patch.setattr(torch.cuda, "CUDAGraph", self.make_graph)
+        patch.setattr(torch.cuda, "CUDAGraph", lambda: CudaGraph(self))
+        patch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: self.kept.append((tensor, stream)))
+        patch.setattr(torch._C, "_cuda_endAllocateToPool", self.end_allocating, raising=False)
+        patch.setattr(torch._C, "_cuda_releasePool", self.release_pool, raising=False)
+        patch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: self.current.cuda_stream, raising=False)
+        patch.setattr(workspaces, "_operands", lambda device: (torch.zeros(4, 4), torch.zeros(4)))
         patch.setattr(torch.cuda, "Stream", lambda device: Stream(self.log, "side"))
         patch.setattr(torch.cuda, "Event", lambda: Event(self.log))
         patch.setattr(torch.cuda, "current_stream", lambda device: self.current)
         patch.setattr(torch.cuda, "current_device", lambda: 0)
         patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
 
-    def make_graph(self):
-        self.graphs += 1
-        return CudaGraph(self.log, self.graphs)
+    def captures(self):
+        """Captures by torch.cuda.graph."""
+        return [line for line in self.log if line.startswith("capture")]
+
+    def end_allocating(self, device, pool):
+        self.log.append(f"no capture into pool {pool} of device {device} is under way any more")
+
+    def release_pool(self, device, pool):
+        self.log.append(f"pool {pool} of device {device} is released")
 
     def graph_pool_handle(self):
         self.pools += 1
@@ -82,6 +110,8 @@ class Cuda:
 
     @contextmanager
     def graph(self, graph, *, pool, stream, capture_error_mode):
+        self.graphs += 1
+        graph.number = self.graphs
         self.log.append(f"capture {graph.number} into pool {pool} on {stream.name}, {capture_error_mode}")
         before, self.current = self.current, stream
         yield

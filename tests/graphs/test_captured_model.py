@@ -13,6 +13,7 @@ from toy import FIRST, packed, standing_in, tokens_of
 
 from bertfast import graphs
 from bertfast.graphs import Limits
+from bertfast.graphs import backend as backends
 from bertfast.models import BertConfig, BertModel
 from bertfast.testing import assert_within_budget, rms_error
 from bertfast.triton import verified
@@ -39,6 +40,9 @@ class Subject:
         torch.manual_seed(3)
         self.exact = BertModel(CONFIG).eval().double()
         self.model = copy.deepcopy(self.exact).float().to(device)
+        self.model.graph_limits = Limits(
+            max_graphs=0
+        )  # on a GPU it captures for itself, which is not what is looked at here
         self.device = device
         self.waits = False
 
@@ -175,8 +179,77 @@ def test_a_function_that_cannot_be_captured(subject):
     assert outcome.how.startswith("eager: capturing it raised")
     subject.check(tokens, outcome)
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    # What a capture that broke off does to the whole process in some releases of torch: see graphs.workspaces.
+    torch.rand(4, device="cuda")
+    torch.cuda.empty_cache()
+    side, memory = torch.cuda.Stream(), torch.empty(1 << 24, dtype=torch.int8, device="cuda")
+    memory.record_stream(side)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    del memory
+    torch.empty(1 << 10, device="cuda")  # looks for what other streams are done with
+    assert torch.cuda.memory_allocated() < before
+    assert torch.cuda.memory_stats()["active_bytes.all.current"] < before, "freed memory waits for ever"
     subject.waits = False
     for how in (FIRST, "captured", "replayed"):
         outcome = subject.run(other)
         assert outcome.how == how
         subject.check(other, outcome)
+
+
+def test_workspaces_outlive_whoever_frees_them(subject):
+    """cuBLAS's, which graphs go on writing to: torch frees them with any graph of the stream of captures, and torch.compile's CUDA
+    graphs free all of them. On a GPU they must lie in a pool that stays reserved."""
+    kept, other = (on(tokens_of(size, 3), subject.device) for size in (90, 180))
+    for tokens in (kept, other):
+        for _ in range(2):
+            outcome = subject.run(tokens)
+        assert outcome.how == "captured"
+    if subject.device.type == "cuda":
+        pool = tuple(backends.of(subject.model.embeddings.word_embeddings.weight.device)._workspaces._pool)
+
+        def reserved():
+            segments = torch.cuda.memory_snapshot()
+            return sum(s["total_size"] for s in segments if tuple(s["segment_pool_id"]) == pool)
+
+        before = reserved()
+        assert before >= 1 << 22, "no workspace lies there"
+        clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)
+        if clear is not None:
+            clear()
+        torch.cuda.empty_cache()
+        assert reserved() == before
+    # `other` goes, and a third takes what its end left free.
+    limits = Limits(max_graphs=2, pause=0)
+    subject.run(kept, limits=limits)
+    third = on(tokens_of(40, 3), subject.device)
+    for _ in range(2):
+        outcome = subject.run(third, limits=limits)
+    assert outcome.how == "captured"
+    if subject.device.type == "cuda":
+        torch.cuda.empty_cache()
+        assert reserved() == before
+    for tokens in (kept, third, kept):
+        outcome = subject.run(tokens, limits=limits)
+        assert outcome.how == "replayed"
+        subject.check(tokens, outcome)
+
+
+def test_a_weight_replaced_while_another_stream_replays(subject):
+    """Copies and parameters are freed while that stream still reads them: its results are those of the weights it began with."""
+    tokens = on(tokens_of(60, 60), subject.device)
+    for _ in range(3):
+        before = subject.run(tokens)
+    cuda = subject.device.type == "cuda"
+    with torch.cuda.stream(torch.cuda.Stream()) if cuda else nullcontext():
+        if cuda:
+            torch.cuda._sleep(10**8)  # so that what follows on the host comes first
+        outcome = subject.run(tokens)
+    assert outcome.how == "replayed"
+    for parameter in subject.model.parameters():
+        parameter.data = torch.full_like(parameter, float("nan"))
+    filler = [torch.full((1 << 12,), float("nan"), device=subject.device) for _ in range(256)]
+    if cuda:
+        torch.cuda.synchronize()
+    assert filler
+    assert torch.equal(outcome.result, before.result)

@@ -190,17 +190,25 @@ def test_parameters_are_not_held_beyond_a_call():
 
 
 def test_streams_that_read_the_copies(monkeypatch):
-    """Memory belongs to the stream that it was made on; each other one is told to it, once."""
+    """Memory belongs to the stream that it was made on; each other one waits for that and is told to it, once. One that is being
+    captured may not wait, and runs nothing."""
     told = []
     copies = weights_of(make_stack())._copies
-    current = [0]
+    copies._made = "event"
+    current, capturing = [0], [False]
+
+    class Stream(int):
+        def wait_event(self, event):
+            told.append((int(self), event))
+
     monkeypatch.setattr(joined._torch, "current_stream", lambda device: current[0])
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current[0])
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(current[0]))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[0])
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: told.append((stream, tensor.data_ptr())))
-    for current[0] in (1, 2, 1):
+    for current[0], capturing[0] in ((1, False), (3, True), (2, False), (1, False)):
         copies._keep_for_stream(torch.device("cuda", 0))
     addresses = [target.data_ptr() for target in copies.targets]
-    assert told == [(stream, address) for stream in (1, 2) for address in addresses]
+    assert told == [(stream, what) for stream in (1, 2) for what in ("event", *addresses)]
 
 
 def test_made_in_one_mode_and_used_in_another():

@@ -85,30 +85,38 @@ class Cache:
         self._failures = self._calls = 0
         self._evicted: int | None = None  # the number of the call for which another graph went last
         self._off: str | None = None
-        self._stamp: Stamp | None = None
+        self._stamps: dict[Hashable, Stamp] = {}
         self._streams: set[Hashable] = set()
 
-    def is_new(self, stream: Hashable) -> bool:
-        """Whether nothing was replayed on this stream yet with the tensors of now."""
+    def is_new(self, stream: Hashable, group: Hashable = None) -> bool:
+        """Whether nothing was replayed on this stream yet with the tensors that a group has now."""
         with _lock:
-            new = stream not in self._streams
-            self._streams.add(stream)
+            new = (stream, group) not in self._streams
+            self._streams.add((stream, group))
         return new
 
-    def find(self, place: Hashable, tensors: Sequence[Tensor | None], limits: Limits) -> Captured | Due | str:
+    def find(
+        self, place: Hashable, tensors: Sequence[Tensor | None], limits: Limits, group: Hashable = None
+    ) -> Captured | Due | str:
         """The captured call of a place; that it is to be captured now; else why it runs eagerly.
 
-        tensors: everything that captured code reads by address besides its inputs. Where they changed, nothing is left.
+        Args:
+            place: of the call among all of the owner.
+            tensors: everything that captured code reads by address besides its inputs. Where they changed, nothing is left.
+            limits: of the owner's captured calls.
+            group: of places that read the same tensors; another group's may be others, as copies in another dtype are.
         """
         stale: list[Captured] = []
         with _lock:
-            if self._stamp is None or not self._stamp.holds(tensors):
-                stale = self._start_anew()
-                self._stamp = stamp(tensors)
-                if not self._stamp.holds(tensors):
+            now = self._stamps.get(group)
+            if now is None or not now.holds(tensors):
+                if now is not None:
+                    stale = self._start_anew()
+                now = self._stamps[group] = stamp(tensors)
+                if not now.holds(tensors):
                     self._off = "a weight is no plain tensor"
             self._calls += 1
-            found = self._find(place, self._stamp, limits)
+            found = self._find(place, now, limits)
         _bury(stale)
         return found
 
@@ -128,7 +136,7 @@ class Cache:
 
     def _start_anew(self) -> list[Captured]:
         stale = list(self.captured.values())
-        for kept in (self.captured, self._came, self._refused, self._streams):
+        for kept in (self.captured, self._came, self._refused, self._stamps, self._streams):
             kept.clear()
         if self._failures < _FAILURES:
             self._off = None
@@ -160,7 +168,7 @@ class Cache:
         changed meanwhile."""
         reason, replaced = None, None
         with _lock:
-            if self._stamp is not due.stamp:
+            if not any(now is due.stamp for now in self._stamps.values()):
                 reason = "a weight changed during the capture"
             elif captured.nbytes > limits.max_bytes:
                 reason = f"its graph needs more than max_bytes: {captured.nbytes} bytes"
@@ -199,7 +207,7 @@ class Cache:
     def clear(self) -> list[Captured]:
         """Forget everything, and hand over what is to be buried."""
         with _lock:
-            self._failures, self._stamp, self._evicted = 0, None, None
+            self._failures, self._evicted = 0, None
             return self._start_anew()
 
     def reasons(self) -> list[str]:

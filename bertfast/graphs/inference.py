@@ -122,11 +122,12 @@ def run(
             call.read.shape[0] if isinstance(call.read, Tensor) else call.read,
             positions,
         )
-        place = (device, bucket, tokens.token_type_ids is not None, key, device.settings(), _autocast(at.type))
+        autocast = _autocast(at.type)
+        place = (device, bucket, tokens.token_type_ids is not None, key, device.settings(), autocast)
         owned = cache.of(owner, "inference")
-        found = owned.find(place, tensors, limits)
+        found = owned.find(place, tensors, limits, autocast)
         if isinstance(found, Captured):
-            if owned.is_new(device.stream()):
+            if owned.is_new(device.stream(), autocast):
                 device.keep(tensors)  # a replay tells the allocator nothing
             return _replay(found, call)
         if isinstance(found, Due):

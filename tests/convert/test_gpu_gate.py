@@ -4,6 +4,7 @@ everything else, and every model where an op is not verified, stays stock until 
 import pytest
 import torch
 from bert_cases import pair
+from pretended_gpu import LINE, pretended_hopper
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import BertConfig, BertModel
 
@@ -12,33 +13,12 @@ from bertfast.convert import checks
 from bertfast.triton import faster, verified
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-LINE = {
-    "case": "BERT-base inference 32x512 full",
-    "device": "NVIDIA H200",
-    "date": "2026-01-01T00:00:00+00:00",
-    "commit": "abc",
-    "dtype": "bfloat16",
-    "hidden": 768,
-    "layers": 12,
-    "tokens": 16384,
-    "seqlen": 512,
-    "ratio": 0.93,
-}
 
 
 @pytest.fixture
-def hopper(monkeypatch):
-    """A GPU of sm_90 with every op verified and no committed line of a captured call."""
-    pytest.importorskip("triton", reason="Triton is not installed")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=None: (9, 0))
-    monkeypatch.setattr(verified, "gate", lambda arch: {})
-    monkeypatch.setattr(faster, "_table", dict)
-    caches = (checks.gpu_reason, checks.architecture, faster._slower)
-    for cache in caches:
-        cache.cache_clear()
-    yield monkeypatch
-    for cache in caches:
-        cache.cache_clear()
+def hopper():
+    with pretended_hopper() as patch:
+        yield patch
 
 
 def gpu_reason(gpu_kernels, captured, dtype=torch.bfloat16):

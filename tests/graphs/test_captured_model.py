@@ -9,7 +9,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from toy import FIRST, packed, standing_in, tokens_of
+from graph_cases import FIRST, packed, standing_in, tokens_of
 
 from bertfast import graphs
 from bertfast.graphs import Limits

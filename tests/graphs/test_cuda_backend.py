@@ -3,8 +3,8 @@
 import pytest
 import torch
 from fake_cuda import DEVICE, fake_cuda
+from graph_cases import FIRST, POSITIONS, Counting, Toy, packed, run, standing_in, tokens_of
 from pretend_streams import Cuda
-from toy import FIRST, POSITIONS, Counting, Toy, packed, run, standing_in, tokens_of
 
 from bertfast import _torch, graphs
 from bertfast.graphs import backend as backends

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from fake_cuda import Wait, fake_cuda
-from toy import packed
+from graph_cases import packed
 
 from bertfast import _torch
 from bertfast.models import BertConfig, BertModel

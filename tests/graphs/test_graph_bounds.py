@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 import torch
-from toy import FIRST, Toy, assert_right, run, standing_in, tokens_of
+from graph_cases import FIRST, Toy, assert_right, run, standing_in, tokens_of
 
 from bertfast import graphs
 from bertfast.graphs import Limits

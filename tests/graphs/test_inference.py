@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from toy import FIRST, WORDS, Counting, Toy, assert_right, packed, run, standing_in, tokens_of
+from graph_cases import FIRST, WORDS, Counting, Toy, assert_right, packed, run, standing_in, tokens_of
 
 from bertfast import graphs
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from toy import tokens_of
+from graph_cases import tokens_of
 
 from bertfast.graphs import buckets
 from bertfast.graphs.inputs import Inputs

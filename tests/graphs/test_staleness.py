@@ -5,8 +5,8 @@ import gc
 
 import pytest
 import torch
+from graph_cases import FIRST, Toy, assert_right, run, standing_in, tokens_of
 from torch import nn
-from toy import FIRST, Toy, assert_right, run, standing_in, tokens_of
 
 from bertfast import graphs
 

@@ -8,8 +8,8 @@ from collections import Counter
 
 import pytest
 import torch
+from graph_cases import FIRST, Counting, Toy, assert_right, run, standing_in, tokens_of
 from torch.utils.flop_counter import FlopCounterMode
-from toy import FIRST, Counting, Toy, assert_right, run, standing_in, tokens_of
 
 from bertfast import graphs
 from bertfast.graphs import Limits

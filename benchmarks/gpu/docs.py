@@ -162,7 +162,8 @@ def render(cases: list[Case], rows: "list[Row]", lines: list[results.Line] | Non
         "## Run on a GPU\n",
         status(ops_of(cases), lines, reviews=verified.reviews()),
         notes(verified.committed()),
-        "Candidates take the place of an op's owner by themselves on an architecture where their parity tests passed.\n",
+        "## Candidates\n",
+        "They take the place of an op's owner by themselves on an architecture where their parity tests passed.\n",
         candidates(lines),
         "## What comes out of the compiler\n",
         "Spans are over the variants that the cases reach. Spilling counts variants with loads or stores of local memory; tensor\n"

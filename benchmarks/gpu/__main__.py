@@ -17,7 +17,7 @@ from rich.console import Console
 
 from benchmarks.gpu import results
 
-STAGES = ("build", "parity", "verified", "encoder", "training", "micro", "races", "compiled")
+STAGES = ("build", "parity", "verified", "encoder", "sentences", "training", "micro", "races", "compiled")
 OPTIONAL = ("tune",)  # changes launch tables, so only where it is named
 Stage = Callable[[str, frozenset[str]], Iterator[results.Line]]
 

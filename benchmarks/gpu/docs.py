@@ -185,9 +185,11 @@ def render(cases: list[Case], rows: "list[Row]", lines: list[results.Line] | Non
 
 def whole_models(lines: list[results.Line]) -> str:
     """The last line of every row of the stages that time Hugging Face models, each peer's ratio its time over ours."""
-    last = [one for one in results.latest(lines) if one["stage"] in ("encoder", "compiled") and "p50" in one]
+    last = [
+        one for one in results.latest(lines) if one["stage"] in ("encoder", "sentences", "compiled") and "p50" in one
+    ]
     rows = []
-    for one in sorted(last, key=lambda one: (one["device"], one["stage"] != "encoder", one["date"])):
+    for one in sorted(last, key=lambda one: (one["device"], one["stage"] == "compiled", one["date"])):
         # Lines from before there were captured calls name neither path nor clock: eager calls, between two events of the device.
         how = f"{one.get('path', 'eager')}, {one.get('clock', 'events')}"
         peers = [

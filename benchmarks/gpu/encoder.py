@@ -254,20 +254,15 @@ def run_setting(
 
 
 def run(wanted: str = "", done: frozenset[str] = frozenset()) -> Iterator[results.Line]:
-    from benchmarks.gpu import sentences
-
     clock, deadline = measure.WallClock(), measure.Deadline(STAGE_SECONDS)
-    rows: dict[str, Setting | None] = {setting.name: setting for setting in settings(train=False)}
-    rows |= {sentences.NAME: None} | {setting.name: setting for setting in settings(train=True)}
     stock, built = None, ("", "")
-    for name, setting in rows.items():
+    for setting in (*settings(train=False), *settings(train=True)):
+        name = setting.name
         if wanted not in name or name in done:
             continue
         if deadline.passed:
             yield results.line("encoder", name, ok=None, error=deadline.text)
-        elif setting is None:
-            yield sentences.line("encoder", clock)
-        else:
-            if stock is None or built != (setting.model, setting.dtype):
-                stock, built = build(setting.model, setting.dtype), (setting.model, setting.dtype)
-            yield run_setting("encoder", name, setting, stock, lambda s=stock, o=setting: sides(s, o), clock)
+            continue
+        if stock is None or built != (setting.model, setting.dtype):
+            stock, built = build(setting.model, setting.dtype), (setting.model, setting.dtype)
+        yield run_setting("encoder", name, setting, stock, lambda s=stock, o=setting: sides(s, o), clock)

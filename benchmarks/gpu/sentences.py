@@ -7,6 +7,7 @@ and sentences are made up: a word is a token, and lengths are spread as those of
 import copy
 import importlib.util
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -114,6 +115,11 @@ def _sizes(sentences: list[str]) -> tuple[int, int, int]:
     lengths = [min(LONGEST, text.count(" ") + 3) for text in order]  # a token a word, one before and one after
     batches = [lengths[begin : begin + BATCH] for begin in range(0, len(lengths), BATCH)]
     return sum(lengths), sum(len(batch) * max(batch) for batch in batches), len(batches)
+
+
+def run(wanted: str = "", done: frozenset[str] = frozenset()) -> Iterator[results.Line]:
+    if wanted in NAME and NAME not in done:
+        yield line("sentences", measure.WallClock())
 
 
 def line(stage: str, clock: measure.Clock) -> results.Line:

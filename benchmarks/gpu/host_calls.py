@@ -3,7 +3,8 @@
 No GPU is used. Tensors are tiny and on the CPU, and our compiled kernels return at once (`host.pretend_gpu`); products and stock's
 other functions are torch's CPU kernels on the same tiny tensors, on both sides, where a GPU's host would launch a kernel. So
 what is compared is Python, dispatcher and autograd, and neither side's launches by the driver. A call of ours begins with packed
-ids and bounds; stock's with padded ids and a mask, as a user gives them.
+ids and bounds; stock's with padded ids and a mask, as a user gives them. So do whole calls of `optimize(model)`, eager ones and
+replays of a graph, whose one launch is not in the time and not counted.
 """
 
 import statistics
@@ -17,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bertfast import _library, models
+from bertfast import _library, _torch, models
+from bertfast.graphs import backend, inference
 from bertfast.nn import core, device, feed_forward, linear
 from bertfast.nn.layout import Packed
 from bertfast.nn.modules import BertLayer, embed
@@ -27,6 +29,7 @@ from bertfast.triton import launch
 LAYERS, TOKENS = 12, 8  # of BERT-base; of one sequence, where the 128 of a real one would only make CPU kernels slower
 H, E, F, V = 2, 32, 64, 64
 CALL = f"a call of {LAYERS} layers, inference"
+DROP_IN = "optimize(model), a whole call, inference"
 ROUNDS = 15
 
 
@@ -146,6 +149,57 @@ class Stock:
         return self.model(self.ids, attention_mask=self.mask).last_hidden_state
 
 
+class _Still(backend.Graph):
+    """A graph whose replay costs the host nothing; on a GPU it is one launch."""
+
+    def __init__(self, outputs: tuple[Tensor, ...]) -> None:
+        self.outputs, self.nbytes = outputs, 0
+
+    def replay(self, function: backend.Function) -> None:
+        return
+
+    def reset(self) -> None:
+        return
+
+
+class _Stills(backend.StandIn):
+    def capture(self, function: backend.Function) -> backend.Graph:
+        return _Still(function())
+
+
+@contextmanager
+def captured() -> Iterator[None]:
+    """Let models on the CPU run as on a GPU whose calls are captured."""
+    before = device.KINDS, device.runs_kernels, inference._difference, _torch.is_watched
+    device.KINDS = device.KINDS | {"cpu"}
+    device.runs_kernels = lambda: True
+    inference._difference = lambda replayed, rows: None  # kernels that return at once leave any bits
+    _torch.is_watched = lambda: False  # as `count` does
+    try:
+        with backend.installed(_Stills()):
+            yield
+    finally:
+        device.KINDS, device.runs_kernels, inference._difference, _torch.is_watched = before
+
+
+class DropIn:
+    """Stock's model after `optimize`: calls that are captured, and calls that never are."""
+
+    def __init__(self) -> None:
+        import bertfast
+
+        # Made where the C++ kernels still own the CPU: `optimize` compares numbers of a tiny model first.
+        self.replayed, self.eager = Stock(), Stock()
+        for stock, graphs in ((self.replayed, 64), (self.eager, 0)):
+            bertfast.optimize(stock.model, gpu_kernels=True, max_graphs=graphs)
+
+    def warm_up(self) -> None:
+        """Two calls, of which the second is captured."""
+        with torch.no_grad():
+            for _ in range(2):
+                self.replayed.call()
+
+
 def trained(module: nn.Module, function: Callable[[], Tensor]) -> Callable[[], None]:
     """A step through `function`, forward and backward with dropout, which leaves no gradients behind."""
     parameters = list(module.train().parameters())
@@ -169,6 +223,16 @@ def interleaved(sides: dict[str, Callable[[], Any]], calls: int) -> dict[str, fl
             if number:  # the first round warms up
                 found[name].append((time.process_time() - begin) / calls)
     return {name: statistics.median(times) for name, times in found.items()}
+
+
+def drop_in_case(drop_in: DropIn) -> dict[str, Callable[[], Any]]:
+    """Whole calls of stock's model from ids and a mask to its output; in `captured`."""
+    drop_in.warm_up()
+    return {
+        "stock": torch.no_grad()(Stock().call),
+        "eager": torch.no_grad()(drop_in.eager.call),
+        "replayed": torch.no_grad()(drop_in.replayed.call),
+    }
 
 
 def cases() -> dict[str, dict[str, Callable[[], Any]]]:
@@ -195,9 +259,16 @@ def cases() -> dict[str, dict[str, Callable[[], Any]]]:
 
 def measure(calls: int) -> list[tuple[str, dict[str, float], dict[str, Counted]]]:
     """(what, seconds a call, launches) by side of each case. Call `host.pretend_gpu` first."""
-    rows = []
+    drop_in = DropIn()
     with owned_by_launchers():
-        for name, sides in cases().items():
-            counts = {side: count(function) for side, function in sides.items()}
-            rows.append((name, interleaved(sides, calls), counts))
+        rows = [_measured(name, sides, calls) for name, sides in cases().items()]
+        with captured():
+            rows.append(_measured(DROP_IN, drop_in_case(drop_in), calls))
     return rows
+
+
+def _measured(
+    name: str, sides: dict[str, Callable[[], Any]], calls: int
+) -> tuple[str, dict[str, float], dict[str, Counted]]:
+    counts = {side: count(function) for side, function in sides.items()}
+    return name, interleaved(sides, calls), counts

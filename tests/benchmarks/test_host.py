@@ -32,6 +32,8 @@ def test_every_op_is_there(printed):
         ("a call of 12 layers, inference", "ops", 49, 73),
         ("a call of 12 layers, inference", "direct", 49, 50),  # 4 products a layer, the copy, zeros for token types
         ("a layer, forward and backward", "ops", 13, 20),
+        (r"optimize\(model\), a whole call, inference", "eager", 49, 54),
+        (r"optimize\(model\), a whole call, inference", "replayed", 0, 8),  # and the graph
     ],
 )
 def test_launches(printed, what, side, kernels, functions):

@@ -117,7 +117,7 @@ def test_a_break_inside_the_model(monkeypatch):
 
 @pytest.mark.parametrize("strict", [True, False])
 def test_export(strict):
-    """An export holds no captured call, nor anything of one, and neither disturbs the other."""
+    """An export holds nothing of a captured call, and neither disturbs the other."""
     stock, fast = pair(hf.BertForTokenClassification)
     inputs = batch_of("right")
     dims = {0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO}
@@ -125,7 +125,7 @@ def test_export(strict):
         for _ in range(3):
             fast(**inputs)
         exported = torch.export.export(fast, (), inputs, dynamic_shapes=dict.fromkeys(inputs, dims), strict=strict)
-        assert "bertfast" not in str(exported.graph)
+        assert "_foreach_copy_" not in str(exported.graph)  # which fills buffers
         for batch in (inputs, shorter(inputs, 2, 7)):
             compare(exported.module()(**batch), stock(**batch), batch)
         compare(fast(**inputs), stock(**inputs), inputs)

@@ -124,15 +124,17 @@ def optimize(
 
     Raises:
         ValueError: for another `dtype`, for "int8" with `prepack=False`, or where this processor has no int8 kernels; for
-            a negative `max_graphs` or `max_graph_bytes`.
+            another `max_graphs` or `max_graph_bytes` than an integer of 0 or more, or another `gpu_kernels`.
         UnsupportedModelError: where nothing inside is a BERT that bertfast knows, positions are relative, or parameters
             are sharded already; where `masked_head` is asked for and no BertForPreTraining or BertForMaskedLM is inside.
     """
     _check(model)
     _check_dtype(dtype, prepack)
     for name, number in (("max_graphs", max_graphs), ("max_graph_bytes", max_graph_bytes)):
-        if number < 0:
-            raise ValueError(f"{name} must be 0 or more, got {number}")
+        if type(number) is not int or number < 0:
+            raise ValueError(f"{name} must be an integer of 0 or more, got {number!r}")
+    if gpu_kernels not in (None, True, False):
+        raise ValueError(f"gpu_kernels must be True, False or None, got {gpu_kernels!r}")
     heads = _heads(model, masked_head)
     if not _known(model):
         kind = getattr(getattr(model, "config", None), "model_type", None)

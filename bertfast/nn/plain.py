@@ -23,15 +23,15 @@ def untouched(module: nn.Module) -> bool:
 
 def inference_parts(layers: Iterable[nn.Module]) -> list[LayerParts] | None:
     """The parts of all layers; None where a product was replaced, or dropout is on in any."""
-    found: list[LayerParts] = []
+    all_parts: list[LayerParts] = []
     for layer in layers:
         parts = parts_of(layer)
         if any(type(linear) is not nn.Linear for linear in parts.linears):
             return None
         if layer.training or any(dropout.training and dropout.p > 0.0 for dropout in parts.dropouts):
             return None
-        found.append(parts)
-    return found
+        all_parts.append(parts)
+    return all_parts
 
 
 def is_unwatched() -> bool:

@@ -204,7 +204,7 @@ def test_bytes_of_graphs():
 @pytest.mark.parametrize("name", ["max_graphs", "max_graph_bytes"])
 def test_negative_bounds_are_errors(name):
     stock = pair()[0]
-    with pytest.raises(ValueError, match=f"{name} must be 0 or more, got -1"):
+    with pytest.raises(ValueError, match=f"{name} must be an integer of 0 or more, got -1"):
         bertfast.optimize(stock, **{name: -1})
     assert type(stock.encoder).__name__ == "BertEncoder"
 

@@ -133,7 +133,7 @@ def optimize(
     for name, number in (("max_graphs", max_graphs), ("max_graph_bytes", max_graph_bytes)):
         if type(number) is not int or number < 0:
             raise ValueError(f"{name} must be an integer of 0 or more, got {number!r}")
-    if gpu_kernels not in (None, True, False):
+    if not any(gpu_kernels is choice for choice in (None, True, False)):
         raise ValueError(f"gpu_kernels must be True, False or None, got {gpu_kernels!r}")
     heads = _heads(model, masked_head)
     if not _known(model):

@@ -70,7 +70,7 @@ class _Recorded(backends.Graph):
 class Taping(backends.StandIn):
     """A stand-in that is as blind to Python as a CUDA graph is."""
 
-    def capture(self, function: backends.Function) -> backends.Graph:
+    def capture(self, function: backends.Function, pool: str = backends.INFERENCE) -> backends.Graph:
         tape = _Tape()
         _now.tape = tape
         try:

@@ -163,7 +163,7 @@ class _Still(backend.Graph):
 
 
 class _Stills(backend.StandIn):
-    def capture(self, function: backend.Function) -> backend.Graph:
+    def capture(self, function: backend.Function, pool: str = backend.INFERENCE) -> backend.Graph:
         return _Still(function())
 
 

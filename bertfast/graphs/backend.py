@@ -1,7 +1,7 @@
 """What captures and replays: a CUDA graph on a GPU, and a stand-in on a CPU that only tests ask for.
 
-All graphs of a device share one memory pool: what one of them leaves in its intermediate memory the next overwrites. So one turn is
-taken at a time, for a replay from filling its inputs to copying its outputs, or for a capture; a turn on another stream waits for
+The graphs of a device share a memory pool for each kind of call: what one of them leaves in its intermediate memory the next of its
+kind overwrites. So one turn is taken at a time, for a replay from filling its inputs to copying its outputs, or for a capture; a turn on another stream waits for
 the turn before on the device, not on the host. Graphs that are done with are reset in a turn too: the last replay may still run.
 cuBLAS's workspaces are not of that pool (`workspaces`).
 """
@@ -20,6 +20,7 @@ from bertfast import _torch
 from bertfast.graphs.workspaces import MODE, Workspaces
 
 Function = Callable[[], tuple[Tensor, ...]]
+INFERENCE, TRAINING = "inference", "training"  # pools
 
 _turn = threading.local()
 
@@ -65,8 +66,12 @@ class Backend:
         """The function's results, after which all that a capture of it needs is loaded."""
         raise NotImplementedError
 
-    def capture(self, function: Function) -> Graph:
-        """The function as a graph. Its outputs hold no numbers until it is replayed."""
+    def capture(self, function: Function, pool: str = INFERENCE) -> Graph:
+        """The function as a graph. Its outputs hold no numbers until it is replayed.
+
+        pool: whose intermediate memory it may share, `INFERENCE` or `TRAINING`. Between forward and backward of a training step the
+        former may be replayed, and must not overwrite what the step keeps.
+        """
         raise NotImplementedError
 
     def is_capturing(self) -> bool:
@@ -216,7 +221,7 @@ class CudaBackend(Backend):
 
     def __init__(self, device: torch.device):
         super().__init__(device)
-        self._pool: _Pool | None = None
+        self._pools: dict[str, _Pool] = {}
         self._workspaces: Workspaces | None = None
         self._side: Any = None  # the stream of captures
         self._last: Any = None  # the stream of the last turn, and an event at its end
@@ -231,13 +236,14 @@ class CudaBackend(Backend):
         # On the caller's stream: memory of the stream of captures, its workspaces apart, is the pool's alone.
         return function()
 
-    def capture(self, function: Function) -> Graph:
-        if self._pool is None or not self._pool.takes_more():
-            self._pool = _Pool()
+    def capture(self, function: Function, pool: str = INFERENCE) -> Graph:
+        memory = self._pools.get(pool)
+        if memory is None or not memory.takes_more():
+            memory = self._pools[pool] = _Pool()
         if self._workspaces is None:
             self._workspaces = Workspaces(self.device)
-        graph, pool, side = torch.cuda.CUDAGraph(), self._pool, self._stream()
-        options: Any = {"pool": pool.handle, "stream": side, "capture_error_mode": MODE}
+        graph, side = torch.cuda.CUDAGraph(), self._stream()
+        options: Any = {"pool": memory.handle, "stream": side, "capture_error_mode": MODE}
         held = self._workspaces.hold(side)
         try:
             # The outer context leads back to the caller's stream where ending the capture raises: torch's own does not.
@@ -246,12 +252,12 @@ class CudaBackend(Backend):
                 outputs = function()
                 grown = torch.cuda.memory_reserved(self.device) - before
         except BaseException:
-            pool.whole = False
-            self._workspaces.mend(graph, pool.handle, side)
+            memory.whole = False
+            self._workspaces.mend(graph, memory.handle, side)
             raise
         del held
-        pool.graphs += 1
-        return _CudaGraph(graph, outputs, max(grown, 0), pool)
+        memory.graphs += 1
+        return _CudaGraph(graph, outputs, max(grown, 0), memory)
 
     def is_capturing(self) -> bool:
         return torch.cuda.is_current_stream_capturing()
@@ -332,7 +338,7 @@ class StandIn(Backend):
     def warm_up(self, function: Function) -> tuple[Tensor, ...]:
         return function()
 
-    def capture(self, function: Function) -> Graph:
+    def capture(self, function: Function, pool: str = INFERENCE) -> Graph:
         return _Repeated(function())
 
 

@@ -1,9 +1,9 @@
 """What captures and replays: a CUDA graph on a GPU, and a stand-in on a CPU that only tests ask for.
 
-The graphs of a device share a memory pool for each kind of call: what one of them leaves in its intermediate memory the next of its
-kind overwrites. So one turn is taken at a time, for a replay from filling its inputs to copying its outputs, or for a capture; a turn on another stream waits for
-the turn before on the device, not on the host. Graphs that are done with are reset in a turn too: the last replay may still run.
-cuBLAS's workspaces are not of that pool (`workspaces`).
+The graphs of a device share a memory pool for each kind of call: what one of them leaves in its intermediate memory the next of
+its kind overwrites. So one turn is taken at a time, for a replay from filling its inputs to copying its outputs, or for a capture;
+a turn on another stream waits for the turn before on the device, not on the host. Graphs that are done with are reset in a turn
+too: the last replay may still run. cuBLAS's workspaces are not of these pools (`workspaces`).
 """
 
 import sys

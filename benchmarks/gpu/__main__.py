@@ -17,7 +17,7 @@ from rich.console import Console
 
 from benchmarks.gpu import results
 
-STAGES = ("build", "parity", "verified", "encoder", "sentences", "training", "micro", "races", "compiled")
+STAGES = ("build", "parity", "verified", "encoder", "sentences", "training", "loader", "micro", "races", "compiled")
 OPTIONAL = ("tune",)  # changes launch tables, so only where it is named
 Stage = Callable[[str, frozenset[str]], Iterator[results.Line]]
 
@@ -74,6 +74,10 @@ def summary(line: results.Line) -> str:
     if "ratio" in line:
         rates = ", ".join(f"{side} {rate:,.0f}" for side, rate in line["tokens_per_second"].items())
         parts.append(f"{line['ratio']['p50']:.2f}x stock ({rates} tokens/s)")
+    if "cores" in line:
+        parts.append(
+            f"{line['tokens_per_second']:,.0f} tokens/s into {line['memory']} memory, {line['cores']:.2f} cores"
+        )
     if "loss_of_band" in line:
         parts.append(f"{line['loss_of_band']:.2f} of the band")
     for name, peer in line.get("peers", {}).items():

@@ -33,11 +33,12 @@ def _build(wanted: str, done: frozenset[str]) -> Iterator[results.Line]:
 
 
 def _verified(wanted: str, done: frozenset[str]) -> Iterator[results.Line]:
-    """What follows from all lines: which ops are verified, and which captured calls are slower than stock."""
-    from benchmarks.gpu import docs, faster, verified
+    """What follows from all lines: verified ops, captured calls that are slower than stock, matrix rates; and tables."""
+    from benchmarks.gpu import docs, faster, rates, verified
 
     yield results.line("verified", "verified.json", ok=True, ops=verified.write())
     yield results.line("verified", "faster.json", ok=True, lines=faster.write())
+    yield results.line("verified", "matrix_rates.json", ok=True, devices=rates.write())
     docs.write_gpu_page()
     yield results.line("verified", "docs/gpu.md", ok=True)
 

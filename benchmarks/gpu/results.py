@@ -18,7 +18,8 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "benchmarks" / "results"
 Line = dict[str, Any]
 # What the stage `verified` writes, which is no code.
-WRITTEN = [f":!bertfast/triton/{name}" for name in ("verified.json", "faster.json")]
+WRITTEN = ("bertfast/triton/verified.json", "bertfast/triton/faster.json", "bertfast/train/matrix_rates.json")
+_NO_CODE = frozenset({Path(name).name for name in WRITTEN} | {"_build_info.py"})
 
 
 def _output(*command: str) -> str:
@@ -36,7 +37,7 @@ def code(root: Path = ROOT) -> str:
     """Twelve digits that stand for the kernels' source, in a checkout with or without git. Written results change none of it."""
     digest = hashlib.sha256()
     for file in sorted([*root.glob("bertfast/**/*.py"), *root.glob("bertfast/**/*.json"), *root.glob("csrc/**/*.*")]):
-        if file.name not in ("verified.json", "faster.json", "_build_info.py"):
+        if file.name not in _NO_CODE:
             digest.update(str(file.relative_to(root)).encode() + file.read_bytes())
     return digest.hexdigest()[:12]
 
@@ -50,7 +51,8 @@ def environment() -> Line:
         triton_version = ""
     found = {
         "commit": _output("git", "rev-parse", "--short", "HEAD") or "unknown",
-        "dirty": _output("git", "status", "--porcelain", "--", "bertfast", "csrc", *WRITTEN) != "",
+        "dirty": _output("git", "status", "--porcelain", "--", "bertfast", "csrc", *[f":!{name}" for name in WRITTEN])
+        != "",
         "code": code(),
         "torch": torch.__version__,
         "triton": triton_version,

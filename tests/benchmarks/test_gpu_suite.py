@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from benchmarks.gpu import __main__ as suite
-from benchmarks.gpu import collect, docs, kernels, measure, micro, parity, races, results, verified
+from benchmarks.gpu import collect, docs, kernels, measure, micro, parity, races, rates, results, verified
 from benchmarks.gpu import sources as sources_at
 from benchmarks.gpu.case import Case, Ceilings
 from bertfast.bench.protocol import Spread
@@ -165,7 +166,8 @@ def test_the_code_of_a_result_is_that_of_the_kernels(tmp_path):
     source = tmp_path / "bertfast" / "kernel.py"
     source.write_text("a")
     before = results.code(tmp_path)
-    (tmp_path / "bertfast" / "verified.json").write_text("{}")
+    for name in results.WRITTEN:
+        (tmp_path / "bertfast" / Path(name).name).write_text("{}")
     assert results.code(tmp_path) == before
     source.write_text("b")
     assert results.code(tmp_path) != before
@@ -444,3 +446,24 @@ def test_stages_need_a_gpu_and_a_known_name():
     if not torch.cuda.is_available():
         with pytest.raises(SystemExit, match="no GPU"):
             suite.main(["micro"])
+
+
+def test_matrix_rates_are_those_of_the_last_line_of_each_gpu():
+    def ceilings(rate, ok=True, **more):
+        return _line("micro", "ceilings", ok, tflops=rate, tflops32=50.0, **more)
+
+    lines = [
+        ceilings(700.0),
+        ceilings(710.0, date="2026-01-03T04:00:00+00:00", dirty=True),
+        ceilings(1.0, device="NVIDIA X", ok=False),
+        ceilings(1.0, device="cpu", arch=0),
+        _line("micro", "unpad", True, device="NVIDIA Y"),
+    ]
+    assert rates.table(lines) == {
+        "NVIDIA H200": {"bf16": 710 * 10**12, "fp32": 50 * 10**12, "date": "2026-01-03", "commit": "abc+dirty"}
+    }
+
+
+def test_shipped_matrix_rates_follow_from_committed_lines(tmp_path):
+    assert rates.write(tmp_path / "rates.json") == ["NVIDIA H200"]
+    assert rates.FILE.read_text() == (tmp_path / "rates.json").read_text(), "run: python -m benchmarks.gpu verified"

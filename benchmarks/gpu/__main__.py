@@ -22,7 +22,7 @@ OPTIONAL = ("tune",)  # changes launch tables, so only where it is named
 Stage = Callable[[str, frozenset[str]], Iterator[results.Line]]
 
 
-def _build(wanted: str, done: frozenset[str]) -> Iterator[results.Line]:
+def _build(only: str, done: frozenset[str]) -> Iterator[results.Line]:
     """The C++ extension in place: the tests compare with it, and modules on a CPU use it."""
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
     got = subprocess.run(
@@ -32,7 +32,7 @@ def _build(wanted: str, done: frozenset[str]) -> Iterator[results.Line]:
     yield results.line("build", "extension", ok=got.returncode == 0, error=text)
 
 
-def _verified(wanted: str, done: frozenset[str]) -> Iterator[results.Line]:
+def _verified(only: str, done: frozenset[str]) -> Iterator[results.Line]:
     """What follows from all lines: verified ops, captured calls that are slower than stock, matrix rates; and tables."""
     from benchmarks.gpu import docs, faster, rates, verified
 

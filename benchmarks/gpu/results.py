@@ -49,7 +49,7 @@ def environment() -> Line:
         from triton import __version__ as triton_version
     except ImportError:
         triton_version = ""
-    found = {
+    facts = {
         "commit": _output("git", "rev-parse", "--short", "HEAD") or "unknown",
         "dirty": _output("git", "status", "--porcelain", "--", "bertfast", "csrc", *[f":!{name}" for name in WRITTEN])
         != "",
@@ -62,8 +62,8 @@ def environment() -> Line:
     }
     if torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability()
-        found |= {"device": torch.cuda.get_device_name(), "arch": 10 * major + minor}
-    return found
+        facts |= {"device": torch.cuda.get_device_name(), "arch": 10 * major + minor}
+    return facts
 
 
 def clocks() -> str:
@@ -87,8 +87,8 @@ def append(new: Line, folder: Path = FOLDER) -> Line:
 
 def read(folder: Path = FOLDER) -> list[Line]:
     """Every line of every device, oldest first."""
-    found = [json.loads(text) for path in sorted(folder.glob("*.jsonl")) for text in path.read_text().splitlines()]
-    return sorted(found, key=lambda one: one["date"])
+    lines = [json.loads(text) for path in sorted(folder.glob("*.jsonl")) for text in path.read_text().splitlines()]
+    return sorted(lines, key=lambda one: one["date"])
 
 
 def latest(lines: list[Line]) -> list[Line]:

@@ -31,8 +31,9 @@ class Limits:
 
     Attributes:
         max_graphs: how many there may be; 0 for none.
-        max_bytes: `max_graph_bytes` of `optimize`: their static buffers, and by how much capturing each made the device's reserved memory grow. Later graphs use
-            again what earlier ones reserved, so the sum is what an owner takes, not the parts what each would take alone.
+        max_bytes: `max_graph_bytes` of `optimize`: their static buffers, and by how much capturing each made the device's reserved
+            memory grow. Later graphs use again what earlier ones reserved, so the sum is what an owner takes, not the parts what
+            each would take alone.
         pause: how many calls after a graph had to go nothing new is captured. A capture costs several eager calls, and where more
             sizes are in use than there may be graphs, each call would be one.
     """

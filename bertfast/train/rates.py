@@ -68,15 +68,16 @@ def peak(device: torch.device, precision: str) -> Peak:
         rate = max(_measured(dtype) for dtype in dtypes)
         return Peak(rate, f"{_rate(rate)}, measured matrix rate of {torch.get_num_threads()} threads")
     name = torch.cuda.get_device_name(device)
-    sheet = next(((part, half, single) for part, half, single in _GPUS if part in name), None)
-    said = None if sheet is None else sheet[1 if precision == "bf16" else 2]
-    line = _measured_gpus().get(name)
-    if line is not None:
-        words = f"{_rate(line[precision])}, {precision} products measured on {name} ({line['date']}, {line['commit']})"
-        return Peak(line[precision], words if said is None else f"{words}; its data sheet says {_rate(said)}")
-    if sheet is None or said is None:
+    part, half, single = next((row for row in _GPUS if row[0] in name), ("", None, None))
+    sheet = half if precision == "bf16" else single
+    measured = _measured_gpus().get(name)
+    if measured is not None:
+        rate = measured[precision]
+        words = f"{_rate(rate)}, {precision} products measured on {name} ({measured['date']}, {measured['commit']})"
+        return Peak(rate, words if sheet is None else f"{words}; its data sheet says {_rate(sheet)}")
+    if sheet is None:
         return Peak(None, f"no matrix rate known for {name}")
-    return Peak(said, f"{_rate(said)}, data sheet of {sheet[0]}, {precision}")
+    return Peak(sheet, f"{_rate(sheet)}, data sheet of {part}, {precision}")
 
 
 def _rate(flops: float) -> str:

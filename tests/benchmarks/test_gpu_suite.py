@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -467,3 +468,23 @@ def test_matrix_rates_are_those_of_the_last_line_of_each_gpu():
 def test_shipped_matrix_rates_follow_from_committed_lines(tmp_path):
     assert rates.write(tmp_path / "rates.json") == ["NVIDIA H200"]
     assert rates.FILE.read_text() == (tmp_path / "rates.json").read_text(), "run: python -m benchmarks.gpu verified"
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+@pytest.mark.parametrize(("script", "told"), [
+    ("echo rich typer", "lacks rich typer. Install what is missing"),
+    ("exit 1", "lacks all of it, or does not run"),
+    ('case "$*" in *yaml*) echo yaml;; esac; case "$*" in *benchmarks.gpu*) exit 3;; esac', "lacks yaml: the stage"),
+])  # fmt: skip
+def test_make_gpu_names_what_is_missing(tmp_path, script, told):
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    done = subprocess.run(
+        ["make", "gpu", f"PYTHON={python}"], cwd=results.ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode != 0
+    assert told in done.stdout
+    assert ("-m benchmarks.gpu" in done.stdout) == ("yaml" in told), (
+        "the suite starts where only training lacks something"
+    )

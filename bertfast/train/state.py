@@ -50,7 +50,6 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """Put saved state back, sharded as the parameters are now. CheckpointError: state of a parameter that is not here."""
     parameters = dict(model.named_parameters())
-    fused = bool(optimizer.defaults.get("fused"))
     for key, value in tensors.items():
         kind, _, name = key.partition("/")
         if name not in parameters:
@@ -58,7 +57,7 @@ def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensor
         parameter = parameters[name]
         if value.ndim:
             value = like(value, parameter)
-        elif fused:  # torch's fused optimizers keep their step count on the device, others on the CPU
+        else:  # the count of steps, which our optimizers keep on the device
             value = value.to(parameter.device)
         optimizer.state[parameter][kind] = value.clone()
 

@@ -209,8 +209,7 @@ class Step:
         was_bad = self.bad != 0
         self.record.copy_(torch.where(was_bad, self.record, torch.cat((self.shared, self.norm.double()[None]))))
         self.bad.copy_(torch.where(was_bad | finite, self.bad, self.number))
-        self.withheld.copy_(self.bad)
-        self.withheld.clamp_(max=1)
+        self.withheld.copy_(self.bad != 0)
         self.window.sums.add_(torch.where(self.bad == 0, self.shared, 0.0))
 
     def apply(self) -> None:

@@ -1,0 +1,99 @@
+"""Captured training steps on a CPU: a tape in a graph's place, and the trainer run as on a GPU."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from captured import Taping, captured_on_cpu
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from bertfast.graphs import backend as backends
+from bertfast.nn import tokens
+
+
+class _Undo(TorchDispatchMode):
+    """Keeps what ops write into memory that they did not make, to put it back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: set[int] = set()
+        self._before: dict[int, tuple[Tensor, Tensor]] = {}
+        self._alive: list[Tensor] = []  # so that no address is given to another tensor
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        for place, argument in enumerate(func._schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                given = args[place] if place < len(args) else kwargs.get(argument.name)
+                for tensor in tree_leaves(given):
+                    self._keep(tensor)
+        result = func(*args, **kwargs)
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and not func.is_view:
+                storage = tensor.untyped_storage().data_ptr()
+                if storage not in self._before and not any(_shares(tensor, other) for other in tree_leaves((args, kwargs))):
+                    self._made.add(storage)
+                    self._alive.append(tensor.detach())
+        return result
+
+    def _keep(self, tensor: object) -> None:
+        if isinstance(tensor, Tensor):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in self._made and storage.data_ptr() not in self._before:
+                whole = torch.empty(0, dtype=torch.uint8).set_(storage)
+                self._before[storage.data_ptr()] = whole, whole.clone()
+
+    def restore(self) -> None:
+        for whole, before in self._before.values():
+            whole.copy_(before)
+
+
+def _shares(tensor: Tensor, other: object) -> bool:
+    return isinstance(other, Tensor) and other.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
+
+
+class SteppingTape(Taping):
+    """A tape of procedures: as with a CUDA graph, capturing one changes nothing that there was.
+
+    Attributes:
+        captures, replays: how many there were.
+        fail_at: numbers of captures, from 1, that raise `error` when they are over.
+    """
+
+    def __init__(self, fail_at: tuple[int, ...] = (), error: Exception | None = None) -> None:
+        super().__init__()
+        self.captures = self.replays = 0
+        self.fail_at, self.error = fail_at, error or RuntimeError("operation not permitted when stream is capturing")
+
+    def capture(self, function: backends.Function, pool: str = backends.INFERENCE) -> backends.Graph:
+        self.captures += 1
+        generator = torch.get_rng_state()
+        undo = _Undo()
+        try:
+            with undo:
+                graph = super().capture(function, pool)
+        finally:
+            undo.restore()
+            torch.set_rng_state(generator)
+        if self.captures in self.fail_at:
+            raise self.error
+        replay = graph.replay
+
+        def counting(function: backends.Function) -> None:
+            self.replays += 1
+            replay(function)
+
+        graph.replay = counting
+        return graph
+
+
+@contextmanager
+def stepping(backend: backends.Backend | None = None) -> Iterator[SteppingTape]:
+    """The trainer runs on the CPU as on a GPU whose kernels are verified: packed batches are not looked into."""
+    tape = SteppingTape() if backend is None else backend
+    with captured_on_cpu(tape), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokens, "_checked", lambda cu_seqlens, total, longest: (0, longest or total))
+        yield tape

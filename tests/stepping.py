@@ -1,15 +1,17 @@
 """Captured training steps on a CPU: a tape in a graph's place, and the trainer run as on a GPU."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
-from captured import Taping, captured_on_cpu
+from captured import Taping, _Tape, captured_on_cpu
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from bertfast import _torch
 from bertfast.graphs import backend as backends
 from bertfast.nn import tokens
 
@@ -55,11 +57,27 @@ def _shares(tensor: Tensor, other: object) -> bool:
     return isinstance(other, Tensor) and other.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
 
 
+def _under_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            return function(*args, **kwargs)
+
+    return call
+
+
+def _note(tape: _Tape, function: Callable[..., Any], *rest: Any) -> None:
+    """On a CPU an op of ours may call torch's own functions, which then look whether autocast is on."""
+    _note_plainly(tape, _under_autocast(function) if torch.is_autocast_enabled("cpu") else function, *rest)
+
+
+_note_plainly = _Tape._note
+
+
 class SteppingTape(Taping):
     """A tape of procedures: as with a CUDA graph, capturing one changes nothing that there was.
 
     Attributes:
-        captures, replays: how many there were.
+        captures, replays: how many of procedures there were.
         fail_at: numbers of captures, from 1, that raise `error` when they are over.
     """
 
@@ -69,6 +87,8 @@ class SteppingTape(Taping):
         self.fail_at, self.error = fail_at, error or RuntimeError("operation not permitted when stream is capturing")
 
     def capture(self, function: backends.Function, pool: str = backends.INFERENCE) -> backends.Graph:
+        if pool != backends.TRAINING:  # of an evaluation between
+            return super().capture(function, pool)
         self.captures += 1
         generator = torch.get_rng_state()
         undo = _Undo()
@@ -92,8 +112,12 @@ class SteppingTape(Taping):
 
 @contextmanager
 def stepping(backend: backends.Backend | None = None) -> Iterator[SteppingTape]:
-    """The trainer runs on the CPU as on a GPU whose kernels are verified: packed batches are not looked into."""
+    """The trainer runs on the CPU as on a GPU whose kernels are verified: packed batches are not looked into,
+    rows that are read twice are not sorted out."""
     tape = SteppingTape() if backend is None else backend
     with captured_on_cpu(tape), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Tape, "_note", _note)
+        patch.setattr(_torch, "is_watched", lambda: False)  # a graph's capture is no dispatch mode, by which a call takes another way
         patch.setattr(tokens, "_checked", lambda cu_seqlens, total, longest: (0, longest or total))
+        patch.setattr(torch, "unique", lambda rows, return_inverse: (rows, torch.arange(rows.shape[0])))
         yield tape

@@ -265,8 +265,9 @@ class Trainer:
         return len(self._unread) >= self.read_every or len(self._unread) * self.per_rank >= KEPT
 
     def _read(self) -> Reading:
-        """Wait for the device. NotFiniteError where the loss or the gradient norm of a step was not finite; its batches are saved."""
-        assert self._on_device is not None and self.window is not None
+        """Wait for the device. NotFiniteError where a step's loss or gradient norm was not finite; its batches are saved."""
+        assert self._on_device is not None
+        assert self.window is not None
         reading = self._on_device.read()
         if reading.bad:
             figures = totals(self.window.terms, self.window.judged, reading.sums)

@@ -36,6 +36,13 @@ def _erase(tensors: list[Tensor], where: Tensor) -> None:
             _torch.foreach("mul_")(words, (where == 0).to(kind))
 
 
+def _unless(withheld: Tensor, value: float | Tensor, otherwise: float) -> Tensor:
+    """`value` where the scalar `withheld` is 0; a scalar on its device, float64 unless `value` is a tensor."""
+    if not isinstance(value, Tensor):
+        value = torch.full((), value, dtype=torch.float64, device=withheld.device)
+    return torch.where(withheld == 0, value, otherwise)
+
+
 class Lamb(torch.optim.Optimizer):
     """LAMB (You et al. 2019, arXiv:1904.00962, algorithm 2).
 
@@ -89,23 +96,22 @@ class Lamb(torch.optim.Optimizer):
         # Bias corrections: of the mean's, and of both together.
         mean = 1 - beta1**done
         ratio = mean / (1 - beta2**done).sqrt()
-        keep1: float | Tensor = beta1
-        keep2: float | Tensor = beta2
+        keep1, keep2, rate = beta1, beta2, group["lr"]
         if withheld is None:
             _torch.foreach("add_")(steps, 1)
         else:
             _erase(grads, withheld)
-            _torch.foreach("add_")(steps, 1 - withheld)
-            keep1, keep2 = (torch.where(withheld == 0, beta, 1.0).to(grads[0].dtype) for beta in (beta1, beta2))
+            _torch.foreach("add_")(steps, 1 - withheld, alpha=1.0)  # without alpha torch reads the number
+            keep1, keep2 = (_unless(withheld, beta, 1.0).to(grads[0].dtype) for beta in (beta1, beta2))
+            rate = _unless(withheld, rate, 0.0)
         _torch.foreach("mul_")(first, keep1)
         _torch.foreach("add_")(first, grads, alpha=1 - beta1)
         _torch.foreach("mul_")(second, keep2)
         _torch.foreach("addcmul_")(second, grads, grads, value=1 - beta2)
         below = _torch.foreach("sqrt")(second)
         _torch.foreach("mul_")(below, ratio.to(below[0].dtype))
-        _torch.foreach("add_")(below, (mean * group["eps"]).to(below[0].dtype))
+        _torch.foreach("add_")(below, (mean * group["eps"]).to(below[0].dtype), alpha=1.0)
         direction = _torch.foreach("div")(first, below)
-        rate = group["lr"] if withheld is None else torch.where(withheld == 0, group["lr"], 0.0)
         if group["weight_decay"]:
             _torch.foreach("add_")(direction, weights, alpha=group["weight_decay"])
             size, length = _norms(weights, parameters), _norms(list(direction), parameters)

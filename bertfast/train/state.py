@@ -55,11 +55,9 @@ def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensor
         if name not in parameters:
             raise CheckpointError(f"the checkpoint has optimizer state of {name!r}, which this model does not have")
         parameter = parameters[name]
-        if value.ndim:
-            value = like(value, parameter)
-        else:  # the count of steps, which our optimizers keep on the device
-            value = value.to(parameter.device)
-        optimizer.state[parameter][kind] = value.clone()
+        # The count of steps, a scalar, is on the device as well.
+        placed = like(value, parameter) if value.ndim else value.to(parameter.device)
+        optimizer.state[parameter][kind] = placed.clone()
 
 
 def seed_all(seed: int, rank: int) -> None:

@@ -120,7 +120,7 @@ class Step:
         batches: list[Any],
         rate: float,
         flags: Callable[[], list[bool]],
-        check: Callable[[], None] | None = None,
+        check: Callable[[], object] | None = None,
     ) -> list[bool]:
         """A whole step, launched op by op.
 

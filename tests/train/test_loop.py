@@ -31,7 +31,13 @@ def test_terms_are_normalised_over_the_whole_step():
     assert len(set(counts)) > 1, "equal counts would hide a mean of means"
     ranks = Ranks(0, 1, torch.device("cpu"))
     step = Step(
-        task, task.model, build_optimizer(config(), task.model), config(), ranks, Window(["pair", "word"], ranks.device), 4
+        task,
+        task.model,
+        build_optimizer(config(), task.model),
+        config(),
+        ranks,
+        Window(["pair", "word"], ranks.device),
+        4,
     )
     step.prepare(batches, rate=0.0)
     step.first(batches[0])

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from captured import Taping, _Tape, captured_on_cpu
+from captured import Taping, captured_on_cpu
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bertfast import _torch
+from bertfast import _library, _torch
 from bertfast.graphs import backend as backends
 from bertfast.nn import tokens
 
@@ -57,20 +57,20 @@ def _shares(tensor: Tensor, other: object) -> bool:
     return isinstance(other, Tensor) and other.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
 
 
-def _under_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
-    def call(*args: Any, **kwargs: Any) -> Any:
-        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
-            return function(*args, **kwargs)
+def _without_autocast(resolved: Callable[[str, str], Callable[..., Any]]) -> Callable[[str, str], Callable[..., Any]]:
+    """Kernels do not look whether autocast is on; references call torch's functions, which do."""
+    made: dict[str, Callable[..., Any]] = {}
 
-    return call
+    def without(name: str, key: str) -> Callable[..., Any]:
+        launch = resolved(name, key)
 
+        def plain(*args: Any) -> Any:
+            with torch.autocast("cpu", enabled=False):
+                return launch(*args)
 
-def _note(tape: _Tape, function: Callable[..., Any], *rest: Any) -> None:
-    """On a CPU an op of ours may call torch's own functions, which then look whether autocast is on."""
-    _note_plainly(tape, _under_autocast(function) if torch.is_autocast_enabled("cpu") else function, *rest)
+        return made.setdefault(name, plain)
 
-
-_note_plainly = _Tape._note
+    return without
 
 
 class SteppingTape(Taping):
@@ -116,7 +116,7 @@ def stepping(backend: backends.Backend | None = None) -> Iterator[SteppingTape]:
     rows that are read twice are not sorted out."""
     tape = SteppingTape() if backend is None else backend
     with captured_on_cpu(tape), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_Tape, "_note", _note)
+        patch.setattr(_library, "resolved", _without_autocast(_library.resolved))
         patch.setattr(_torch, "is_watched", lambda: False)  # a graph's capture is no dispatch mode, by which a call takes another way
         patch.setattr(tokens, "_checked", lambda cu_seqlens, total, longest: (0, longest or total))
         patch.setattr(torch, "unique", lambda rows, return_inverse: (rows, torch.arange(rows.shape[0])))

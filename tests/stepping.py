@@ -87,26 +87,30 @@ class SteppingTape(Taping):
         self.fail_at, self.error = fail_at, error or RuntimeError("operation not permitted when stream is capturing")
 
     def capture(self, function: backends.Function, pool: str = backends.INFERENCE) -> backends.Graph:
-        if pool != backends.TRAINING:  # of an evaluation between
-            return super().capture(function, pool)
+        counts = pool == backends.TRAINING  # else it is of an evaluation between
+        graph = self._undone(function, pool) if counts else super().capture(function, pool)
+        replay = graph.replay
+
+        def counting(function: backends.Function) -> None:
+            self.replays += counts
+            with torch.autocast("cpu", enabled=False):  # a graph does not look whether it is on
+                replay(function)
+
+        graph.replay = counting
+        return graph
+
+    def _undone(self, function: backends.Function, pool: str) -> backends.Graph:
         self.captures += 1
-        generator = torch.get_rng_state()
-        undo = _Undo()
+        generator, undo = torch.get_rng_state(), _Undo()
         try:
-            with undo:
+            with undo, pytest.MonkeyPatch.context() as patch:
+                patch.setattr(_torch, "is_watched", lambda: False)  # calls that a dispatch mode watches take another way
                 graph = super().capture(function, pool)
         finally:
             undo.restore()
             torch.set_rng_state(generator)
         if self.captures in self.fail_at:
             raise self.error
-        replay = graph.replay
-
-        def counting(function: backends.Function) -> None:
-            self.replays += 1
-            replay(function)
-
-        graph.replay = counting
         return graph
 
 
@@ -117,7 +121,6 @@ def stepping(backend: backends.Backend | None = None) -> Iterator[SteppingTape]:
     tape = SteppingTape() if backend is None else backend
     with captured_on_cpu(tape), pytest.MonkeyPatch.context() as patch:
         patch.setattr(_library, "resolved", _without_autocast(_library.resolved))
-        patch.setattr(_torch, "is_watched", lambda: False)  # a graph's capture is no dispatch mode, by which a call takes another way
         patch.setattr(tokens, "_checked", lambda cu_seqlens, total, longest: (0, longest or total))
         patch.setattr(torch, "unique", lambda rows, return_inverse: (rows, torch.arange(rows.shape[0])))
         yield tape

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from bertfast.train import bad_batch, distributed, memory, optim, schedule, state
+from bertfast.graphs import backend as backends
+from bertfast.train import bad_batch, captured, distributed, memory, optim, schedule, state
 from bertfast.train.checkpoint import FORMAT, Checkpoint, Store, load
 from bertfast.train.config import TrainConfig
 from bertfast.train.errors import CheckpointError, StoppedError
@@ -123,6 +124,8 @@ class Trainer:
         self.read_every = read_every or (1 if ranks.device.type == "cpu" else READ_EVERY)
         self._unread: dict[int, list[Any]] = {}  # batches of the steps since the last reading
         self._on_device: Step | None = None  # made with the first batch, whose loss terms it needs
+        self._captured: captured.CapturedStep | None = None
+        self._path: str | None = None  # which steps take, as the log says it
         self.window: Window | None = None
         self.notes: list[str] = []
         resumed = self._find() if resume else None
@@ -217,11 +220,18 @@ class Trainer:
         self.rate = self.learning_rate()
         self._unread[self.step + 1] = batches
         with memory.guard(self.task.model, self.config, self.ranks, self.step + 1, batches):
-            known = self._on_device.run(batches, self.rate, flags, self._read if self.read_every == 1 else None)
+            if self._captured is not None:
+                known = self._captured.run(batches, self.rate, flags)
+            else:
+                known = self._on_device.run(batches, self.rate, flags, self._read if self.read_every == 1 else None)
         assert self.window is not None
         self.window.steps += 1
         self.step += 1
         self.log.advance(self.step)
+        if self._captured is not None and self._captured.path() != self._path:
+            self._path = self._captured.path()
+            if self._path is not None:
+                self.log.note(self._path)
         return known
 
     def _make_step(self, batch: Any) -> Step:
@@ -229,7 +239,7 @@ class Trainer:
         if self.window is None:
             self.window = Window(sorted(batch.counts), self.ranks.device)
         late = self.read_every > 1
-        return Step(
+        step = Step(
             self.task,
             self.called,
             self.optimizer,
@@ -241,6 +251,14 @@ class Trainer:
             withholds=late,
             lag=FLAGS_LAG if late else 0,
         )
+        device = backends.of(self.ranks.device)
+        if device is not None:  # where nothing could be captured, nothing is said of it
+            reason = captured.reason_against(self.task.model, self.config, self.ranks, late)
+            if reason is None:
+                self._captured = captured.CapturedStep(step, device)
+            else:
+                self.log.note(f"steps run eagerly: {reason}")
+        return step
 
     def _is_full(self) -> bool:
         """Whether as many steps or batches are unread as may be."""

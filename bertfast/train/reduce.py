@@ -1,8 +1,8 @@
 """Gradients of several ranks added up outside of backward, for steps whose backward is a replayed graph that no hook sees.
 
-DDP exchanges a bucket as soon as backward has filled it, from hooks. Here backward is over first. Then gradients are copied into flat
-buckets, in the order in which backward makes them, each is added up over the ranks while the next one is filled, and all are copied
-back to where they were. The sums are DDP's: the loss is not multiplied by the number of ranks, so nothing is divided by it.
+DDP exchanges a bucket as soon as backward has filled it, from hooks. Here backward is over first. Then gradients are copied into
+flat buckets, in the order in which backward makes them, each is added up over the ranks while the next one is filled, and all are
+copied back to where they were. The sums are DDP's: the loss is not multiplied by the number of ranks, so nothing is divided by it.
 """
 
 import torch

@@ -153,7 +153,8 @@ class FakeGpu(TorchDispatchMode):
             if source is None:
                 self.refuse("a tensor made of the host's numbers")
             elif source.device.type == "cuda" and torch.device(device).type != "cuda":
-                self.refuse("a copy to the host")
+                if not (name == "copy_" and ahead and self._is_pinned(args[0])):
+                    self.refuse("a copy to the host")
             elif (
                 source.device.type == "cpu"
                 and torch.device(device).type == "cuda"

@@ -50,8 +50,8 @@ def reason_against(model: nn.Module, config: TrainConfig, ranks: Ranks, late: bo
         return "every step is read before its update"
     if config.compile:
         return "the model is compiled"
-    if ranks.size > 1:
-        return "FSDP shards the weights" if config.parallel == "fsdp" else "several ranks exchange gradients by DDP"
+    if ranks.size > 1 and config.parallel == "fsdp":
+        return "FSDP shards the weights"
     if not isinstance(model, BertPreTrainedModel):
         return f"{type(model).__name__} is none of bertfast's models"
     return _attached(model)

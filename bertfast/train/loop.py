@@ -23,6 +23,7 @@ from bertfast.train.config import TrainConfig
 from bertfast.train.errors import CheckpointError, StoppedError
 from bertfast.train.files import Files, write_folder
 from bertfast.train.log import RunLog
+from bertfast.train.reduce import Reducer
 from bertfast.train.run_folder import RunFolder
 from bertfast.train.signals import Stop
 from bertfast.train.step import Reading, Step
@@ -131,7 +132,13 @@ class Trainer:
         resumed = self._find() if resume else None
         if resumed:
             state.restore_model(task.model, resumed.model)
-        self.wrapped = distributed.wrap(task.model, ranks, config.parallel)
+        self._device = backends.of(ranks.device)  # what captures on it
+        self._why_eager = captured.reason_against(task.model, config, ranks, self.read_every > 1)
+        self.reducer: Reducer | None = None
+        if ranks.size > 1 and self._device is not None and self._why_eager is None:
+            self.reducer, self.wrapped = Reducer(task.model, ranks), task.model
+        else:
+            self.wrapped = distributed.wrap(task.model, ranks, config.parallel)
         self.called: Any = torch.compile(self.wrapped) if config.compile else self.wrapped
         self.optimizer = optim.build_optimizer(config, task.model)
         if resumed:
@@ -250,14 +257,13 @@ class Trainer:
             number=self.step,
             withholds=late,
             lag=FLAGS_LAG if late else 0,
+            reducer=self.reducer,
         )
-        device = backends.of(self.ranks.device)
-        if device is not None:  # where nothing could be captured, nothing is said of it
-            reason = captured.reason_against(self.task.model, self.config, self.ranks, late)
-            if reason is None:
-                self._captured = captured.CapturedStep(step, device)
+        if self._device is not None:  # where nothing could be captured, nothing is said of it
+            if self._why_eager is None:
+                self._captured = captured.CapturedStep(step, self._device)
             else:
-                self.log.note(f"steps run eagerly: {reason}")
+                self.log.note(f"steps run eagerly: {self._why_eager}")
         return step
 
     def _is_full(self) -> bool:

@@ -21,6 +21,7 @@ from bertfast.train import optim
 from bertfast.train.config import TrainConfig
 from bertfast.train.distributed import Ranks, accumulating
 from bertfast.train.flags import Flags
+from bertfast.train.reduce import Reducer
 from bertfast.train.task import Task
 from bertfast.train.window import EXTRA, Window
 
@@ -79,6 +80,7 @@ class Step:
         number: int = 0,
         withholds: bool = True,
         lag: int = 0,
+        reducer: Reducer | None = None,
     ) -> None:
         """
         Args:
@@ -88,11 +90,14 @@ class Step:
             number: steps before the first one.
             withholds: keep updates back on the device; where it is false, read between `judge` and `apply`.
             lag: steps until flags of several ranks are read.
+            reducer: adds up gradients of several ranks in `exchange`, where `model` does not average them in its backward.
         """
         self.task, self.model, self.optimizer, self.config, self.ranks = task, model, optimizer, config, ranks
         self.window, self.terms = window, window.terms
         device, n = ranks.device, len(window.terms)
-        self._flags = Flags(ranks, lag)
+        self._flags, self._reducer = Flags(ranks, lag), reducer
+        # DDP and FSDP average gradients over ranks, so the sum needs a factor.
+        self._factor = ranks.size if reducer is None else 1
 
         def zeros(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
@@ -166,8 +171,7 @@ class Step:
 
     def first(self, batch: Any) -> None:
         """Forward and backward of the first micro-batch, which is on the device."""
-        # DDP and FSDP average gradients over ranks, so the sum needs a factor.
-        self._weights.copy_(self._counts / self._targets.clamp(min=1) * self.ranks.size)
+        self._weights.copy_(self._counts / self._targets.clamp(min=1) * self._factor)
         self._sums.zero_()
         self._rest.copy_(self._told)
         self._row.zero_()
@@ -193,7 +197,9 @@ class Step:
         self._row.add_(1)
 
     def exchange(self, own: list[bool]) -> list[bool]:
-        """Add up the sums of all ranks; the flags that are known now, as `run` returns them."""
+        """Add up the sums of all ranks, and their gradients if no backward did; the flags that are known now, as `run` has them."""
+        if self._reducer is not None:
+            self._reducer.sum()
         return self._flags.exchange(self.shared, own)
 
     def update(self) -> None:

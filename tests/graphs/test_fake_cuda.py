@@ -42,6 +42,8 @@ WAITS = {
     "to the host": lambda x: x.to("cpu"),
     "to the host ahead": lambda x: x.to("cpu", non_blocking=True),
     "copy to the host": lambda x: torch.zeros(x.shape, dtype=x.dtype).copy_(x),
+    "into pinned memory": lambda x: torch.zeros(4, dtype=x.dtype).pin_memory().copy_(x),
+    "ahead to the host, not pinned": lambda x: torch.zeros(4, dtype=x.dtype).copy_(x, non_blocking=True),
     "to the device": lambda x: torch.zeros(4).to("cuda"),
     "to the device ahead, not pinned": lambda x: torch.zeros(4).to("cuda", non_blocking=True),
     "cuda": lambda x: torch.zeros(4).cuda(),
@@ -67,6 +69,10 @@ GOES_ON = {
     "pinned ahead": (
         lambda x: torch.zeros(4, dtype=torch.int64).pin_memory().to("cuda", non_blocking=True),
         {"_to_copy": 1},
+    ),
+    "into pinned memory ahead": (
+        lambda x: torch.zeros(4, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True),
+        {"copy_": 1},
     ),
     "made pinned": (
         lambda x: x.copy_(torch.zeros(4, dtype=torch.int64, pin_memory=True)[:], non_blocking=True),

@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
+import torch.distributed as dist
 from fake_cuda import DEVICE, Wait, fake_cuda
 from small_corpus import write_corpus
 
@@ -11,6 +12,7 @@ from bertfast.train import optim, step
 from bertfast.train.distributed import Ranks
 from bertfast.train.pretrain import PretrainTask
 from bertfast.train.pretrain_config import PretrainConfig
+from bertfast.train.reduce import Reducer
 from bertfast.train.settings import resolve
 from bertfast.train.window import Window
 
@@ -98,3 +100,55 @@ def test_no_wait(corpus, options, monkeypatch):
     assert launched["judge"][0] == launched["judge"][1]
     assert launched["apply"][1] == launched["apply"][2]
     assert sum(launched["first"][0].values()) > 100, "forward and backward are in it"
+
+
+class Done:
+    """In place of work under way, and of an event."""
+
+    def __init__(self, *_, **__):
+        self.waited = 0
+
+    def wait(self):
+        self.waited += 1
+
+    def record(self):
+        pass
+
+    def synchronize(self):
+        raise AssertionError("the host waits for a step that was just launched")
+
+
+def test_ranks_exchange_without_a_wait(corpus, monkeypatch):
+    task, batches = make(corpus, {"train.batches_per_step": 6})
+    squares = sum(step.squared_lengths(batch) for batch in batches)
+    monkeypatch.setattr(step, "squared_lengths", lambda batch: squares)
+    reduced, works = [], []
+
+    def all_reduce(tensor, async_op=False):
+        reduced.append(tensor.numel())
+        if async_op:
+            works.append(Done())
+            return works[-1]
+        return None
+
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    monkeypatch.setattr(dist, "broadcast", lambda tensor, source: None)
+    monkeypatch.setattr(Reducer, "_check", lambda self, there: None)  # of the first step alone
+    monkeypatch.setattr(torch.cuda, "Event", Done)
+    with fake_cuda() as gpu:
+        with gpu.preparing():
+            task.model.cuda()
+            pinned = [batch.pin_memory() for batch in batches]
+            optimizer = optim.build_optimizer(task.config.train, task.model)
+            ranks, window = Ranks(0, 2, DEVICE), Window(sorted(batches[0].counts), DEVICE)
+            reducer = Reducer(task.model, ranks, 2**14)
+            one = step.Step(
+                task, task.model, optimizer, task.config.train, ranks, window, MICRO_BATCHES, lag=2, reducer=reducer
+            )
+        for _ in range(2):
+            assert one.run(pinned, 1e-4, lambda: [True, True]) == [False, False]
+    assert len(works) > 4
+    assert all(work.waited == 1 for work in works)
+    weights = sum(p.numel() for p in task.model.parameters())
+    # Targets before the first backward, gradients after the last, the sums with the two flags.
+    assert sum(reduced) == 2 * (2 + weights + 3 * 2 + 3 + 2)

@@ -1,8 +1,8 @@
 """Captured calls: what launches hundreds of kernels from Python once, and replays them as one CUDA graph ever after.
 
 Small files with one concern each: `buckets` (sizes), `inputs` (static buffers), `backend` (CUDA graphs, the memory pool, whose turn
-it is), `cache` (what an owner has captured, bounds, staleness), `inference` (ids to rows). Only the last and `inputs` know of
-tokens. A call is captured when its bucket comes for the second time, and only if its first replay gives the eager call's bits; what
+it is), `cache` (what an owner has captured, bounds, staleness), `capturing` (what all captures share), `inference` (ids to rows),
+`stack` (layers forward and backward, in a training loop of the user's own). A call is captured when its bucket comes for the second time, and only if its first replay gives the eager call's bits; what
 cannot be captured runs eagerly and says why.
 
 On a CPU nothing is captured: tests put a stand-in in the graph's place (`backend.installed(backend.StandIn())`), which calls the
@@ -13,5 +13,6 @@ CUDA tensors, where whatever would wait for the device raises.
 
 from bertfast.graphs.cache import Limits, Memory, clear, memory, reasons
 from bertfast.graphs.inference import Outcome, run
+from bertfast.graphs.stack import suspended
 
-__all__ = ["Limits", "Memory", "Outcome", "clear", "memory", "reasons", "run"]
+__all__ = ["Limits", "Memory", "Outcome", "clear", "memory", "reasons", "run", "suspended"]

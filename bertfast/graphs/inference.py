@@ -121,7 +121,7 @@ def run(
         )
         autocast = capturing.autocast(at.type)
         place = (device, bucket, tokens.token_type_ids is not None, key, device.settings(), autocast)
-        owned = cache.of(owner, "inference")
+        owned = cache.of(owner)
         found = owned.find(place, tensors, limits, autocast)
         if isinstance(found, Captured):
             if owned.is_new(device.stream(), autocast):

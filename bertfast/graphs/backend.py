@@ -134,13 +134,11 @@ class Backend:
     def begin(self) -> bool:
         """Take a turn for a replay; False while another thread captures, which takes too long to be waited for.
 
-        Every turn that was taken is given back by `end`.
+        On the thread that runs backwards no capture is waited for at all, not even one that begins meanwhile: the capture of a
+        backward waits for that thread. Every turn that was taken is given back by `end`.
         """
-        return not self._captures.locked() and self._take()
-
-    def begin_backward(self) -> bool:
-        """As `begin`, on the thread that runs backwards, where no capture must be waited for, not even one that begins meanwhile: a
-        capture of a backward waits for that thread."""
+        if not _torch.in_backward():
+            return not self._captures.locked() and self._take()
         while not self._captures.locked():
             if self._take(_PATIENCE):
                 return True
@@ -184,7 +182,7 @@ class Backend:
         return pending is not None and not pending.over
 
     def pend(self) -> Pending:
-        """Begin to be pending, in the turn in which a forward is replayed and none is. Who holds the result may run its backward."""
+        """Begin to be pending, in the turn in which a forward is replayed and none is; whose holder may run its backward."""
         pending = Pending()
         self._pending = weakref.ref(pending)
         return pending

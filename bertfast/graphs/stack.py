@@ -126,7 +126,7 @@ class _Call:
         slots: which of `parameters` stands at each place of `trained.parameters`; None for an absent one.
         grads: whether x and each parameter need a gradient.
         kept: cu_seqlens, and the rows that are read and the seeds of dropout where there are any.
-        sizes: N, R or None, and E.
+        sizes: N and E, x's shape.
     """
 
     layers: Layers
@@ -138,7 +138,7 @@ class _Call:
     seeds: Tensor | None
     autocast: torch.dtype | None
     dtype: torch.dtype
-    sizes: tuple[int, int]
+    sizes: tuple[int, ...]
 
     @classmethod
     def of(cls, layers: Layers, trained: Trained, x: Tensor, layout: Packed) -> "_Call":
@@ -472,7 +472,7 @@ def _replayed_gradients(
 ) -> tuple[Tensor, ...] | None:
     """Gradients of x and of the parameters, in memory of their own, from the call's activations; None where these are gone."""
     device = captured.backend
-    if pending.over or device.in_turn() or device.is_capturing() or not device.begin_backward():
+    if pending.over or device.in_turn() or device.is_capturing() or not device.begin():
         return None
     try:
         if pending.over or not captured.alive:

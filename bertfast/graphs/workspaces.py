@@ -9,11 +9,11 @@ from torch import Tensor
 
 from bertfast import _torch
 
-# Of captures: other threads may allocate and wait meanwhile. A backward runs on autograd's own thread for the device, not on the
-# one that captures. Its launches are captured all the same: a stream is captured whatever thread launches on it, and autograd makes
+# Of captures: other threads may allocate and wait meanwhile. A backward runs on autograd's own thread for the device, not on the one
+# that captures. Its launches are captured all the same: a stream is captured whatever thread launches on it, and autograd makes
 # the forward's stream current on its thread. Its allocations go to the capture's pool, since torch's allocator asks for the stream
-# and not for the thread; where they need memory of the driver, torch asks for it in the relaxed mode while the thread's current stream
-# is captured. (CUDA's cudaStreamBeginCapture; c10/cuda/CUDACachingAllocator.cpp; aten/src/ATen/cuda/CUDAGraph.cpp.)
+# and not for the thread; where they need memory of the driver, torch asks for it in the relaxed mode while the current stream is
+# captured. (CUDA: cudaStreamBeginCapture. torch: c10/cuda/CUDACachingAllocator.cpp, aten/src/ATen/cuda/CUDAGraph.cpp.)
 MODE: Any = "thread_local"
 
 
@@ -40,12 +40,12 @@ class _InBackward(torch.autograd.Function):
 class Workspaces:
     """cuBLAS's workspaces for captures, in a pool that is never given back.
 
-    torch keeps one workspace for each thread's handle and each stream, so that autograd's thread for the device, which runs captured
-    backwards, has its own beside that of the thread that captures. It frees those of a stream when any graph that was captured
-    on it is reset (torch 2.13 among others), and all of them when somebody asks for it, as torch.compile's CUDA graphs do around
-    every recording; the other graphs go on writing to that memory. So a small capture before each capture, into a pool of which one
-    graph lives for ever, takes the workspaces there wherever they are missing. Once freed, captures alone take this memory again,
-    and no `empty_cache` gives it to the driver. Graphs that share it take turns.
+    torch keeps one workspace for each thread's handle and each stream. Captured backwards run on autograd's thread for the device,
+    so there are two of them. torch frees those of a stream when any graph that was captured on it is reset (torch 2.13 among
+    others), and all of them when somebody asks for it, as torch.compile's CUDA graphs do around every recording; the other graphs
+    go on writing to that memory. So a small capture before each capture, into a pool of which one graph lives for ever, takes the
+    workspaces there wherever they are missing. Once freed, captures alone take this memory again, and no `empty_cache` gives it to
+    the driver. Graphs that share it take turns.
     """
 
     def __init__(self, device: torch.device) -> None:

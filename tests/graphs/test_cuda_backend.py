@@ -67,8 +67,8 @@ def test_workspaces_are_of_a_pool_that_stays(cuda, device):
 
 
 def test_workspaces_of_autograds_thread(cuda, device, monkeypatch):
-    """A captured backward runs there, where cuBLAS has a handle and workspaces of its own: each small capture multiplies here and in
-    a backward, on the stream of captures, and so does what loads the kernels beforehand."""
+    """A captured backward runs there, where cuBLAS has a handle and workspaces of its own: each small capture multiplies here and
+    in a backward, on the stream of captures, and so does what loads the kernels beforehand."""
     seen = []
     monkeypatch.setattr(
         Workspaces,

@@ -114,7 +114,7 @@ def test_an_owner_takes_its_graphs_with_it(device):
     kept = weakref.ref(toy)
     from bertfast.graphs import cache
 
-    for captured in cache.of(toy, "inference").captured.values():
+    for captured in cache.of(toy).captured.values():
         inner = captured.graph.reset
         captured.graph.reset = lambda inner=inner: released.append(inner())
     del captured, inner, toy

@@ -140,7 +140,7 @@ def _calls_table(rows: list[tuple[str, dict[str, float], dict[str, Any]]]) -> Ta
 
 
 def main(calls: Annotated[int, typer.Option(min=1, help="calls in a run")] = 2000) -> None:
-    """Print microseconds of host time. Exit status 1 where an op is over 25, or a call or a training layer over half of stock's time."""
+    """Print microseconds of host time. Exit status 1 where an op, a call or a layer in training is over its target."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise SystemExit("benchmarks.gpu.host: unset TRITON_INTERPRET, which makes every launch an interpretation")
     from benchmarks.gpu import host_calls  # needs transformers, which ops do not

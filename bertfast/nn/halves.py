@@ -12,13 +12,18 @@ need, and x; weights are read from copies that a whole call shares (`joined`), o
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bertfast import _library
-from bertfast.nn.joined import Weights
+from bertfast.nn.joined import Copies
+from bertfast.nn.launches import Launches, run
 from bertfast.nn.layout import Layout, Packed
 
 _PLAIN = frozenset({Tensor, nn.Parameter})
+# Arguments of the norm's ops that differ from layer to layer.
+_NORM_VARYING = (0, 1, 2, 3, 4, 5, 7)
+_NORM_BACKWARD_VARYING = (0, 1, 2, 3, 4, 5, 6, 8)
 
 
 class Mixing(NamedTuple):
@@ -28,11 +33,12 @@ class Mixing(NamedTuple):
         layout: packed or padded; its `read` names the rows that are made.
         shape: of the tokens, [N] or [B, S].
         heads, scale: of attention.
-        dtype: of the products, and of `weights`.
+        dtype: of the products, and of `copies`.
         eps: of the norm.
         rates: dropout of the probabilities, and behind the output product.
         seeds: int64 [2] for each of these, None where its rate is 0.
-        weights: copies that the products read; None where they read the parameters.
+        copies: of weights, which the products read; None where this half makes what it needs.
+        launches: of the call, whose layers share them; None where this half is called alone.
     """
 
     layout: Layout
@@ -43,7 +49,8 @@ class Mixing(NamedTuple):
     eps: float
     rates: tuple[float, float]
     seeds: tuple[Tensor | None, Tensor | None]
-    weights: Weights | None = None
+    copies: Copies | None = None
+    launches: Launches | None = None
 
     @property
     def read(self) -> Tensor | None:
@@ -52,30 +59,27 @@ class Mixing(NamedTuple):
     def attend(self, qkv: Tensor) -> tuple[Tensor, Tensor]:
         """[N, 3 H D] to the context [N, H D] and the log-sum-exp."""
         options = self.scale, self.rates[0], self.seeds[0]
-        split = self._split(qkv)
+        split = qkv.view(*self.shape, 3, self.heads, -1)
         if isinstance(self.layout, Packed):
-            launcher = _library.resolved("attention_fwd", "CUDA")
-            context, lse = launcher(split, self.layout.cu_seqlens, self.layout.max_seqlen, *options)
+            args = split, self.layout.cu_seqlens, self.layout.max_seqlen, *options
+            context, lse = _run(self.launches, "attention_fwd", args, (0, 5))
         else:
-            launcher = _library.resolved("attention_padded_fwd", "CUDA")
-            context, lse = launcher(split, self.layout.mask, *options)
+            context, lse = run("attention_padded_fwd", (split, self.layout.mask, *options))
         return context.view(qkv.shape[0], -1), lse
 
     def attend_backward(self, dcontext: Tensor, qkv: Tensor, context: Tensor, lse: Tensor) -> Tensor:
         """The gradient of qkv, [N, 3 H D]."""
         options = self.scale, self.rates[0], self.seeds[0]
-        split = self._split(qkv)
+        split = qkv.view(*self.shape, 3, self.heads, -1)
         form = (*self.shape, self.heads, -1)
         given = dcontext.view(form), split, context.view(form), lse
         if isinstance(self.layout, Packed):
-            launcher = _library.resolved("attention_bwd", "CUDA")
-            dqkv = launcher(*given, self.layout.cu_seqlens, self.layout.max_seqlen, *options)
+            args = *given, self.layout.cu_seqlens, self.layout.max_seqlen, *options
+            # One kernel makes all gradients of short sequences, without the context; of two the second reads a sum of the first.
+            (dqkv,) = _run(self.launches, "attention_bwd", args, (0, 1, 2, 3, 8), scratch=1, optional=(2,))
         else:
-            dqkv = _library.resolved("attention_padded_bwd", "CUDA")(*given, self.layout.mask, *options)
+            (dqkv,) = run("attention_padded_bwd", (*given, self.layout.mask, *options))
         return dqkv.view(qkv.shape)
-
-    def _split(self, qkv: Tensor) -> Tensor:
-        return qkv.view(*self.shape, 3, self.heads, -1)
 
 
 class Feeding(NamedTuple):
@@ -90,7 +94,15 @@ class Feeding(NamedTuple):
     eps: float
     rate: float
     seed: Tensor | None
-    weights: Weights | None = None
+    copies: Copies | None = None
+    launches: Launches | None = None
+
+
+def _run(
+    launches: Launches | None, name: str, args: tuple[Any, ...], varying: tuple[int, ...], **options: Any
+) -> tuple[Tensor, ...]:
+    """An op's results; see `Launches.run`."""
+    return run(name, args) if launches is None else launches.run(name, args, varying, **options)
 
 
 def takes(x: Tensor, parameters: list[Tensor | None]) -> bool:
@@ -119,13 +131,12 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, call: Mixing, x: Tensor, *parameters: Tensor | None) -> Tensor:
         with _no_autocast(x):
             *projections, dense, dense_bias, norm, norm_bias = parameters
-            weight, bias = _joined(call, projections)
-            qkv = _product(_cast(x, call.dtype), weight, bias)
+            qkv = F.linear(_cast(x, call.dtype), *_joined(call, projections))
             context, lse = call.attend(qkv)
             kept, residual = _rows(context, call.read), _rows(x, call.read)
-            out = torch.mm(kept, _transposed(call.weights and call.weights.dense, dense, call.dtype))
-            launcher = _library.resolved("dropout_add_norm_fwd", "CUDA")
-            y, mean, rstd = launcher(out, dense_bias, residual, norm, norm_bias, call.eps, call.rates[1], call.seeds[1])
+            out = F.linear(kept, _weight(call.copies and call.copies.dense, dense, call.dtype))
+            args = out, dense_bias, residual, norm, norm_bias, call.eps, call.rates[1], call.seeds[1]
+            y, mean, rstd = _run(call.launches, "dropout_add_norm_fwd", args, _NORM_VARYING)
         ctx.save_for_backward(x, qkv, context, lse, out, mean, rstd, *parameters)
         ctx.call = call
         return y
@@ -139,29 +150,22 @@ class _Attention(torch.autograd.Function):
         needs = ctx.needs_input_grad[1:]
         gradients: list[Tensor | None] = [None] * len(parameters)
         with _no_autocast(x):
-            launcher = _library.resolved("dropout_add_norm_bwd", "CUDA")
-            dout, dresidual, dbias, gradients[8], gradients[9] = launcher(
-                dy.contiguous(),
-                out,
-                dense_bias,
-                _rows(x, call.read),
-                norm,
-                mean,
-                rstd,
-                call.rates[1],
-                call.seeds[1],
+            residual = _rows(x, call.read)
+            args = dy.contiguous(), out, dense_bias, residual, norm, mean, rstd, call.rates[1], call.seeds[1]
+            dout, dresidual, dbias, gradients[8], gradients[9] = _run(
+                call.launches, "dropout_add_norm_bwd", args, _NORM_BACKWARD_VARYING, scratch=1
             )
             gradients[7] = None if dense_bias is None else dbias
             if needs[7]:
                 gradients[6] = _weight_gradient(dout, _rows(context, call.read), dense.dtype)
             dx = _spread(dresidual, call.read, x.shape[0]) if needs[0] else None
             if any(needs[:7]):
-                dcontext = torch.mm(dout, _transposed(call.weights and call.weights.dense, dense, call.dtype).t())
+                dcontext = torch.mm(dout, _weight(call.copies and call.copies.dense, dense, call.dtype))
                 dqkv = call.attend_backward(_spread(dcontext, call.read, x.shape[0]), qkv, context, lse)
                 if any(needs[1:7]):
-                    _projection_gradients(gradients, dqkv, _cast(x, call.dtype), projections, needs[1:7])
+                    _projection_gradients(gradients, call, dqkv, _cast(x, call.dtype), projections, needs[1:7])
                 if dx is not None:
-                    dx = _add_product(dx, dqkv, _joined(call, projections, with_bias=False)[0].t())
+                    dx = _add_product(dx, dqkv, _joined(call, projections, with_bias=False)[0])
         return None, dx, *(gradient if need else None for gradient, need in zip(gradients, needs[1:], strict=True))
 
 
@@ -170,11 +174,11 @@ class _FeedForward(torch.autograd.Function):
     def forward(ctx: Any, call: Feeding, x: Tensor, *parameters: Tensor | None) -> Tensor:
         with _no_autocast(x):
             up, up_bias, down, down_bias, norm, norm_bias = parameters
-            pre = torch.mm(_cast(x, call.dtype), _transposed(call.weights and call.weights.up, up, call.dtype))
-            hidden = _library.resolved("bias_gelu_fwd", "CUDA")(pre, up_bias, call.tanh)
-            out = torch.mm(hidden, _transposed(call.weights and call.weights.down, down, call.dtype))
-            launcher = _library.resolved("dropout_add_norm_fwd", "CUDA")
-            y, mean, rstd = launcher(out, down_bias, x, norm, norm_bias, call.eps, call.rate, call.seed)
+            pre = F.linear(_cast(x, call.dtype), _weight(call.copies and call.copies.up, up, call.dtype))
+            (hidden,) = _run(call.launches, "bias_gelu_fwd", (pre, up_bias, call.tanh), (0, 1))
+            out = F.linear(hidden, _weight(call.copies and call.copies.down, down, call.dtype))
+            args = out, down_bias, x, norm, norm_bias, call.eps, call.rate, call.seed
+            y, mean, rstd = _run(call.launches, "dropout_add_norm_fwd", args, _NORM_VARYING, slot=1)
         ctx.save_for_backward(x, pre, hidden, out, mean, rstd, *parameters)
         ctx.call = call
         return y
@@ -187,20 +191,20 @@ class _FeedForward(torch.autograd.Function):
         needs_x, needs_up, needs_up_bias, needs_down, needs_down_bias, *needs_norm = ctx.needs_input_grad[1:]
         dup = dup_bias = ddown = dx = None
         with _no_autocast(x):
-            launcher = _library.resolved("dropout_add_norm_bwd", "CUDA")
-            dout, dresidual, ddown_bias, dnorm, dnorm_bias = launcher(
-                dy.contiguous(), out, down_bias, x, norm, mean, rstd, call.rate, call.seed
+            args = dy.contiguous(), out, down_bias, x, norm, mean, rstd, call.rate, call.seed
+            dout, dresidual, ddown_bias, dnorm, dnorm_bias = _run(
+                call.launches, "dropout_add_norm_bwd", args, _NORM_BACKWARD_VARYING, slot=1, scratch=1
             )
             if needs_down:
                 ddown = _weight_gradient(dout, hidden, down.dtype)
             if needs_x or needs_up or needs_up_bias:
-                dhidden = torch.mm(dout, _transposed(call.weights and call.weights.down, down, call.dtype).t())
-                dpre, dup_bias = _library.resolved("bias_gelu_bwd", "CUDA")(dhidden, pre, up_bias, call.tanh)
+                dhidden = torch.mm(dout, _weight(call.copies and call.copies.down, down, call.dtype))
+                products = dhidden, pre, up_bias, call.tanh
+                dpre, dup_bias = _run(call.launches, "bias_gelu_bwd", products, (0, 1, 2), scratch=1)
                 if needs_up:
                     dup = _weight_gradient(dpre, _cast(x, call.dtype), up.dtype)
                 if needs_x:
-                    weight = _transposed(call.weights and call.weights.up, up, call.dtype)
-                    dx = _add_product(dresidual, dpre, weight.t())
+                    dx = _add_product(dresidual, dpre, _weight(call.copies and call.copies.up, up, call.dtype))
         return (
             None,
             dx,
@@ -235,22 +239,17 @@ def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x if x.dtype is dtype else x.to(dtype)
 
 
-def _transposed(copy: Tensor | None, weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """[K, N] of a weight [N, K]: of its copy, where a call has one."""
-    return _cast(weight, dtype).t() if copy is None else copy
+def _weight(copy: Tensor | None, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """A weight [N, K] as its product reads it: its copy, where a call has one."""
+    return _cast(weight, dtype) if copy is None else copy
 
 
 def _joined(call: Mixing, projections: list[Any], with_bias: bool = True) -> tuple[Tensor, Tensor | None]:
-    """The weights of query, key and value as one, [E, 3 H D], and their biases [3 H D]."""
-    if call.weights is not None:
-        return call.weights.qkv, call.weights.qkv_bias
-    weight = torch.cat(projections[::2]).to(call.dtype).t()
+    """The weights of query, key and value as one, [3 H D, E], and their biases [3 H D]."""
+    if call.copies is not None:
+        return call.copies.qkv, call.copies.qkv_bias
+    weight = torch.cat(projections[::2]).to(call.dtype)
     return weight, torch.cat(projections[1::2]).to(call.dtype) if with_bias and projections[1] is not None else None
-
-
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x [N, K] times weight [K, M], plus bias [M]."""
-    return torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight)
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -270,16 +269,21 @@ def _weight_gradient(dy: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _projection_gradients(
-    gradients: list[Tensor | None], dqkv: Tensor, x: Tensor, projections: list[Any], needs: tuple[bool, ...]
+    gradients: list[Tensor | None],
+    call: Mixing,
+    dqkv: Tensor,
+    x: Tensor,
+    projections: list[Any],
+    needs: tuple[bool, ...],
 ) -> None:
     """Put weight and bias gradients of query, key and value, from dqkv [N, 3 H D] and x [N, E], into the first six places."""
     sizes = [weight.shape[0] for weight in projections[::2]]
     if any(needs[::2]):
-        gradients[0:6:2] = _weight_gradient(dqkv, x, projections[0].dtype).split(sizes)
+        gradients[0:6:2] = torch.split_with_sizes(_weight_gradient(dqkv, x, projections[0].dtype), sizes)
     if any(needs[1::2]):
-        launcher = _library.resolved("linear_bwd", "CUDA")
-        _, _, sums = launcher(dqkv, x, projections[0], True, False, False)
-        gradients[1:6:2] = _cast(sums, projections[1].dtype).split(sizes)
+        args = dqkv, x, projections[0], True, False, False
+        *_, sums = _run(call.launches, "linear_bwd", args, (0,), scratch=1)
+        gradients[1:6:2] = torch.split_with_sizes(_cast(sums, projections[1].dtype), sizes)
 
 
 def _rows(values: Tensor, read: Tensor | None) -> Tensor:

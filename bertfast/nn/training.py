@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from bertfast.nn import halves, joined
-from bertfast.nn.joined import Weights
+from bertfast.nn.joined import Copies
+from bertfast.nn.launches import Launches
 from bertfast.nn.layout import Packed
 from bertfast.nn.parts import Kind, LayerParts, parts_of
 from bertfast.nn.plain import dropout_rate, is_unwatched, needs_gradients, product_dtype
@@ -26,6 +27,7 @@ from bertfast.nn.plain import dropout_rate, is_unwatched, needs_gradients, produ
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _PARAMETERS = 16  # of a layer, as `LayerParts.parameters` orders them
 _OF_ATTENTION = 10  # of these
+_BIASES_AND_NORMS = (7, 8, 9, 11, 13, 14, 15)
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ class Trained:
         given = x.dtype
         every, last = Packed(cu_seqlens.contiguous(), max_seqlen), Packed(cu_seqlens.contiguous(), max_seqlen, read)
         rest = iter(() if seeds is None else seeds.unbind())
-        weights = self._weights()
+        copies = self._copies()
+        launches = Launches() if len(self.rates) > 1 and self._alike() else None
         x = x.to(self.dtype).contiguous()
         for number, rates in enumerate(self.rates):
             layer = _Layer(
@@ -88,7 +91,8 @@ class Trained:
                 tuple(float(norm.eps) for norm in self.parts[number].norms),
                 rates,
                 tuple(next(rest) if rate > 0.0 else None for rate in rates),
-                weights[number],
+                copies[number],
+                launches,
             )
             parameters = self.parameters[number * _PARAMETERS : (number + 1) * _PARAMETERS]
             if self.checkpointing:
@@ -98,10 +102,22 @@ class Trained:
                 x = layer(x, *parameters)
         return x.to(given)
 
-    def _weights(self) -> Sequence[Weights]:
+    def _copies(self) -> Sequence[Copies]:
         with torch.no_grad():
-            held = joined.held_weights(self.owner, self.parameters, self.dtype)
+            held = joined.held_copies(self.owner, self.parameters, self.dtype)
             return joined.fresh(self.parameters, self.dtype) if held is None else held
+
+    def _alike(self) -> bool:
+        """Whether launchers would do the same in every layer: products apart, they see biases and norms."""
+        if len(set(self.rates)) > 1:
+            return False
+        seen = _BIASES_AND_NORMS
+        layers = range(0, len(self.parameters), _PARAMETERS)
+        return len({tuple(_traits(self.parameters[first + number]) for number in seen) for first in layers}) == 1
+
+
+def _traits(parameter: Tensor | None) -> Any:
+    return parameter if parameter is None else (parameter.dtype, parameter.shape, joined.is_aligned(parameter))
 
 
 @dataclass(frozen=True)
@@ -112,7 +128,8 @@ class _Layer:
     eps: tuple[float, ...]
     rates: tuple[float, float, float]
     seeds: tuple[Tensor | None, ...]
-    weights: Weights
+    copies: Copies
+    launches: Launches | None
 
     def __call__(self, x: Tensor, *parameters: Tensor | None) -> Tensor:
         mixing = halves.Mixing(
@@ -124,11 +141,14 @@ class _Layer:
             self.eps[0],
             self.rates[:2],
             self.seeds[:2],
-            self.weights,
+            self.copies,
+            self.launches,
         )
         x = halves.attention(mixing, x, *parameters[:_OF_ATTENTION])
         tanh = self.kind.approximate == "tanh"
-        feeding = halves.Feeding(tanh, self.dtype, self.eps[1], self.rates[2], self.seeds[2], self.weights)
+        feeding = halves.Feeding(
+            tanh, self.dtype, self.eps[1], self.rates[2], self.seeds[2], self.copies, self.launches
+        )
         return halves.feed_forward(feeding, x, *parameters[_OF_ATTENTION:])
 
 

@@ -80,7 +80,7 @@ class _Pieces:
             sources = [parameters[first + number] for number in numbers]
             rows = [source.shape[0] for source in sources]
             whole = sources[0].new_empty((sum(rows), *sources[0].shape[1:]), dtype=self.dtype)
-            self.targets += whole.split(rows)
+            self.targets += torch.split_with_sizes(whole, rows)
             self.sources += [first + number for number in numbers]
             return whole
 

@@ -20,6 +20,8 @@ NAMES = {
     "_C._cuda_getCurrentRawStream": "the stream is asked for through torch.cuda, a few microseconds a launch",
     "_C._cuda_endAllocateToPool": "a CUDA graph whose capture broke off leaves torch's allocator as torch left it",
     "_C._cuda_releasePool": "a CUDA graph whose capture broke off leaves torch's allocator as torch left it",
+    "_C._autograd._top_saved_tensors_default_hooks": "training calls in a user's loop are not captured",
+    "_C._current_graph_task_id": "training calls in a user's loop are not captured",
     "nn.modules.module._has_any_global_hook": "every module counts as one with hooks: it is called as a module",
     "utils._pytree.register_dataclass": "torch.export's function of that name, whose import is slow",
     "_foreach_*": "LAMB updates its parameters, and captured calls copy their inputs, one by one",
@@ -43,6 +45,8 @@ def _find(path: str) -> Any:
 _peek_interpreter_stack = _find("_C._functorch.peek_interpreter_stack")
 _len_torch_dispatch_stack = _find("_C._len_torch_dispatch_stack")
 _storage_use_count = _find("_C._storage_Use_Count")
+_top_saved_hooks = _find("_C._autograd._top_saved_tensors_default_hooks")
+_graph_task = _find("_C._current_graph_task_id")
 _has_any_global_hook = _find("nn.modules.module._has_any_global_hook")
 
 
@@ -54,6 +58,21 @@ def is_transformed() -> bool:
 def is_watched() -> bool:
     """Whether a TorchDispatchMode is active; True where torch cannot say."""
     return _len_torch_dispatch_stack is None or _len_torch_dispatch_stack() > 0
+
+
+def saves_elsewhere() -> bool:
+    """Whether hooks take what is saved for backward, as checkpointing and offloading do; True where torch cannot say."""
+    if _top_saved_hooks is None:
+        return True
+    try:
+        return _top_saved_hooks(True) is not None  # True: hooks of a tracer count as well
+    except TypeError:  # another signature is as good as none
+        return True
+
+
+def in_backward() -> bool:
+    """Whether this thread runs a backward now; True where torch cannot say."""
+    return _graph_task is None or _graph_task() != -1
 
 
 def has_global_hooks() -> bool:

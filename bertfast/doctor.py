@@ -132,18 +132,18 @@ def _stock_advice(arch: int) -> list[dict[str, str]]:
     if importlib.util.find_spec("triton") is None or verified.gate(arch):
         why = f"not every op is verified on sm_{arch}"
         return [{"what": "Hugging Face models on the GPU stay stock", "why": why, "mend": mend}]
-    why = "only whole inference calls are captured in CUDA graphs; eager calls launch more slowly than the GPU computes"
-    advice = [
-        {"what": "training, dropout and modules called one by one stay stock on the GPU", "why": why, "mend": mend}
-    ]
+    why = "only whole inference calls, and all layers in training, are captured in CUDA graphs; eager calls launch more slowly"
+    why += " than the GPU computes"
+    advice = [{"what": "modules called one by one stay stock on the GPU", "why": why, "mend": mend}]
     for dtype in _GPU_DTYPES:
-        name = _name(dtype)
-        if (reason := faster.dtype_reason(arch, dtype)) is not None:
-            advice.append({"what": f"{name} inference stays stock on the GPU", "why": reason, "mend": mend})
-        advice += [
-            {"what": f"{name} inference near some sizes stays stock on the GPU", "why": faster.told(line), "mend": mend}
-            for line in faster.slower(arch, dtype)
-        ]
+        for train, kind in ((False, "inference"), (True, "training")):
+            name = f"{_name(dtype)} {kind}"
+            if (reason := faster.dtype_reason(arch, dtype, train)) is not None:
+                advice.append({"what": f"{name} stays stock on the GPU", "why": reason, "mend": mend})
+            advice += [
+                {"what": f"{name} near some sizes stays stock on the GPU", "why": faster.told(line), "mend": mend}
+                for line in faster.slower(arch, dtype, train)
+            ]
     return advice
 
 
@@ -192,9 +192,14 @@ def gpu_models() -> dict[str, dict[str, str]]:
 def _gpu_model(arch: int, dtype: torch.dtype) -> str:
     if verified.gate(arch):
         return f"stays stock: not every op is verified on sm_{arch}"
-    if (reason := faster.dtype_reason(arch, dtype)) is not None:
-        return f"stays stock: {reason}"
-    return f"whole inference calls run from CUDA graphs, everything else is stock; {faster.remark(arch, dtype)}"
+    reasons = [faster.dtype_reason(arch, dtype, train) for train in (False, True)]
+    if all(reasons):
+        return f"stays stock: {'; '.join(filter(None, reasons))}"
+    kinds = ("whole inference calls", "all layers in training")
+    captured = [train for train in (False, True) if reasons[train] is None]
+    text = " and ".join(kinds[train] for train in captured)
+    remarks = "; ".join(faster.remark(arch, dtype, train) for train in captured)
+    return f"{text} run from CUDA graphs, everything else is stock; {remarks}"
 
 
 def examine() -> dict[str, Any]:

@@ -78,8 +78,8 @@ class Taping(backends.StandIn):
                 outputs = function()
         finally:
             _now.tape = None
-        for output in outputs:  # it holds no numbers before the first replay
-            output.fill_(float("nan"))
+        for output in outputs:  # it holds no numbers before the first replay; to autograd it is as it was
+            output.data.fill_(float("nan"))
         return _Recorded(tape, outputs)
 
 

@@ -36,7 +36,9 @@ class _Undo(TorchDispatchMode):
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and not func.is_view:
                 storage = tensor.untyped_storage().data_ptr()
-                if storage not in self._before and not any(_shares(tensor, other) for other in tree_leaves((args, kwargs))):
+                if storage not in self._before and not any(
+                    _shares(tensor, other) for other in tree_leaves((args, kwargs))
+                ):
                     self._made.add(storage)
                     self._alive.append(tensor.detach())
         return result
@@ -104,7 +106,9 @@ class SteppingTape(Taping):
         generator, undo = torch.get_rng_state(), _Undo()
         try:
             with undo, pytest.MonkeyPatch.context() as patch:
-                patch.setattr(_torch, "is_watched", lambda: False)  # calls that a dispatch mode watches take another way
+                patch.setattr(
+                    _torch, "is_watched", lambda: False
+                )  # calls that a dispatch mode watches take another way
                 graph = super().capture(function, pool)
         finally:
             undo.restore()

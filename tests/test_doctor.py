@@ -76,15 +76,17 @@ def test_every_gpu_op_says_what_runs_and_why(hopper):
 def test_what_models_do_on_a_verified_gpu(hopper, monkeypatch):
     assert "not every op is verified" in doctor.examine()["gpu_models"]["sm_90"]["bfloat16"]
     line = {"case": "BERT-large", "device": "NVIDIA H200", "date": "2026-01-01T00", "dtype": "bfloat16", "ratio": 0.9}
-    monkeypatch.setattr(doctor.faster, "_table", lambda: {"90": [line]})
+    lines = [line | {"train": False}, line | {"train": True, "dtype": "float32", "ratio": 1.1}]
+    monkeypatch.setattr(doctor.faster, "_table", lambda: {"90": lines})
     monkeypatch.setattr(verified, "gate", lambda arch: {})
     facts = doctor.examine()
     models = facts["gpu_models"]["sm_90"]
-    assert models["bfloat16"].startswith("whole inference calls run from CUDA graphs")
+    assert models["bfloat16"].startswith("whole inference calls and all layers in training run from CUDA graphs")
     assert "not yet timed" in models["float16"]
-    assert models["float32"].startswith("stays stock: no committed result")
+    assert models["float32"].startswith("all layers in training run from CUDA graphs, everything else is stock")
     slow = {item["what"]: item for item in facts["slow"]}
-    assert "eager calls launch" in slow["training, dropout and modules called one by one stay stock on the GPU"]["why"]
+    assert "eager calls launch" in slow["modules called one by one stay stock on the GPU"]["why"]
+    assert "float32 training stays stock on the GPU" not in slow
     assert "0.90 of stock" in slow["bfloat16 inference near some sizes stays stock on the GPU"]["why"]
     assert "gpu_kernels=True" in slow["float32 inference stays stock on the GPU"]["mend"]
     assert "float16 inference near some sizes stays stock on the GPU" not in slow

@@ -1,14 +1,15 @@
 """The stage encoder: BERT through the Hugging Face model as a user calls it, beside what else that user could run.
 
 Times are wall clock around a call and the wait for its result, sides in turn, after warm calls that let sizes be captured.
-Weights are random; tokens per second count real tokens. Inference is captured by the drop-in (`path` says what a call did),
-training is eager. `gpu_kernels=True` throughout: what is measured must not depend on what earlier lines let the default be.
+Weights are random; tokens per second count real tokens. Inference, and all layers in training, are captured by the drop-in; `path`
+says what a call did. Under autocast weights are float32. `gpu_kernels=True` throughout: what is measured must not depend on what
+earlier lines let the default be.
 """
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,11 +33,13 @@ class Setting:
     seqlen: int
     half: bool  # lengths spread evenly, so that about half of the batch is padding
     dtype: str = "bfloat16"
+    autocast: bool = False  # to bfloat16
 
     @property
     def name(self) -> str:
         kind, padding = "training step" if self.train else "inference", "half padding" if self.half else "full"
         dtype = "" if self.dtype == "bfloat16" else f" {self.dtype}"
+        dtype = " autocast" if self.autocast else dtype
         return f"BERT-{self.model} {kind} {self.count}x{self.seqlen} {padding}{dtype}"
 
 
@@ -49,7 +52,7 @@ def settings(train: bool) -> list[Setting]:
         for half in (False, True)
     ]
     if train:
-        return batches
+        return batches + [replace(setting, dtype="float32", autocast=True) for setting in batches]
     one = [Setting(model, False, 1, 128, False) for model in MODELS]
     others = [
         Setting("base", False, TOKENS // 128, 128, half, dtype)
@@ -103,12 +106,19 @@ def peak(thunk: Callable[[], Any]) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def within(context: Callable[[], Any], thunk: Callable[[], Any]) -> Callable[[], Any]:
+def within(contexts: Sequence[Callable[[], Any]], thunk: Callable[[], Any]) -> Callable[[], Any]:
     def inside() -> Any:
-        with context():
+        with ExitStack() as inside_of:
+            for context in contexts:
+                inside_of.enter_context(context())
             return thunk()
 
     return inside
+
+
+def casting(setting: Setting) -> Callable[[], Any]:
+    """The setting's autocast."""
+    return lambda: torch.autocast(DEVICE, torch.bfloat16, enabled=setting.autocast)
 
 
 def capture(function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
@@ -126,11 +136,11 @@ def capture(function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
     workspaces = Workspaces(torch.device(DEVICE, torch.cuda.current_device()))
     try:
         with torch.cuda.stream(caller), torch.cuda.graph(graph, pool=pool, stream=stream):
-            found = function()
+            outputs = function()
     except BaseException:
         workspaces.mend(graph, pool, stream)
         raise
-    return graph.replay, found
+    return graph.replay, outputs
 
 
 class Graphed:
@@ -144,12 +154,12 @@ class Graphed:
         if not self.inputs:
             kept = {name: value for name, value in batch.items() if self.masked or name != "attention_mask"}
             inputs = {name: value.clone() for name, value in kept.items()}
-            self.replay, self.found = capture(lambda: self.model(**inputs))
+            self.replay, self.outputs = capture(lambda: self.model(**inputs))
             self.inputs = inputs
         for name, buffer in self.inputs.items():
             buffer.copy_(batch[name])
         self.replay()
-        return self.found
+        return self.outputs
 
 
 Sides = dict[str, tuple[Callable[..., Any], Callable[[], Any]]]
@@ -162,44 +172,48 @@ def sides(stock: torch.nn.Module, setting: Setting) -> Sides:
     import bertfast
 
     fast = bertfast.optimize(copy.deepcopy(stock), gpu_kernels=True)
-    found: Sides = {"bertfast": (fast, nullcontext), "stock": (stock, nullcontext)}
-    if setting.dtype != "float32":  # cuDNN has no attention for it
-        found["stock cudnn"] = stock, lambda: sdpa_kernel([SDPBackend.CUDNN_ATTENTION])
+    sides: Sides = {"bertfast": (fast, nullcontext), "stock": (stock, nullcontext)}
+    if setting.dtype != "float32" or setting.autocast:  # cuDNN has no attention for it
+        sides["stock cudnn"] = stock, lambda: sdpa_kernel([SDPBackend.CUDNN_ATTENTION])
     if not setting.train:
-        found["stock graph"] = Graphed(stock, setting.half), nullcontext
-    return found
+        sides["stock graph"] = Graphed(stock, setting.half), nullcontext
+    return sides
 
 
-def errors(models: Sides, batch: dict[str, torch.Tensor], stock: torch.nn.Module) -> dict[str, float | str]:
+def errors(
+    models: Sides, batch: dict[str, torch.Tensor], stock: torch.nn.Module, setting: Setting
+) -> dict[str, float | str]:
     """The largest difference of each from stock in float32 without dropout, over real tokens."""
     oracle = copy.deepcopy(stock).float().eval()
     real = batch["attention_mask"].bool()
     with torch.inference_mode():
-        wanted = oracle(**batch).last_hidden_state[real]
-    found: dict[str, float | str] = {}
+        expected = oracle(**batch).last_hidden_state[real]
+    errors: dict[str, float | str] = {}
     for name, (model, context) in models.items():
         try:
-            with context():
-                got = step(model, batch, None)()[real].float()
-            found[name] = float((got - wanted).abs().max())
+            got = within([context, casting(setting)], step(model, batch, None))()[real].float()
+            errors[name] = float((got - expected).abs().max())
         except Exception as problem:
-            found[name] = measure.explain(problem)
-    return found
+            errors[name] = measure.explain(problem)
+    return errors
 
 
 def timed(
-    thunks: dict[str, Callable[[], Any]], clock: measure.Clock, tokens: int, batches: int = 1
+    thunks: dict[str, Callable[[], Any]], clock: measure.Clock, tokens: int, replays: int = 1
 ) -> tuple[results.Line, results.Line]:
-    """What a line says of `bertfast`, with its path, and of its peers, each with its ratio: its time over ours."""
+    """What a line says of `bertfast`, with its path, and of its peers, each with its ratio: its time over ours.
+
+    replays: of graphs in a call of `bertfast` that is captured from end to end.
+    """
     for thunk in thunks.values():
         try:
             for _ in range(WARM_CALLS):
                 thunk()
         except Exception:  # take_turns tells of it
             continue
-    path = measure.path_of(thunks["bertfast"], batches)
-    found, rows = measure.take_turns(thunks, clock, budget=2.0, fewest=5, most=30), {}
-    for key, spread in found.items():
+    path = measure.path_of(thunks["bertfast"], replays)
+    spreads, rows = measure.take_turns(thunks, clock, budget=2.0, fewest=5, most=30), {}
+    for key, spread in spreads.items():
         if isinstance(spread, str):
             rows[key] = {"error": spread}
             continue
@@ -216,7 +230,8 @@ def shape_of(setting: Setting, real_tokens: int) -> results.Line:
     """What places a line among others: dtype, sizes of the model and of the batch, and the share of padding."""
     hidden, layers, _ = MODELS[setting.model]
     places = setting.count * setting.seqlen
-    shape = {"dtype": setting.dtype, "hidden": hidden, "layers": layers, "tokens": places, "seqlen": setting.seqlen}
+    dtype = "bfloat16" if setting.autocast else setting.dtype  # of the products
+    shape = {"dtype": dtype, "hidden": hidden, "layers": layers, "tokens": places, "seqlen": setting.seqlen}
     shape["train"] = setting.train
     return shape | {"padding": 1 - real_tokens / places, "clock": "wall", "clocks": results.clocks()}
 
@@ -231,14 +246,16 @@ def run_setting(
         dy = None
         stock.eval()
         made["bertfast"][0].eval()  # type: ignore[attr-defined]
-        differences = errors(made, batch, stock) if "stock" in made else {}
+        differences = errors(made, batch, stock, setting) if "stock" in made else {}
         if setting.train:
             dy = torch.randn(*real.shape, MODELS[setting.model][0], device=DEVICE, dtype=getattr(torch, setting.dtype))
             dy *= real[..., None]
             stock.train()
             made["bertfast"][0].train()  # type: ignore[attr-defined]
-        thunks = {key: within(context, step(model, batch, dy)) for key, (model, context) in made.items()}
-        own, peers = timed(thunks, clock, int(real.sum()))
+        cast = casting(setting)
+        thunks = {key: within([context, cast], step(model, batch, dy)) for key, (model, context) in made.items()}
+        graphs = 2 if setting.train else 1  # of a captured call: one forward, one backward
+        own, peers = timed(thunks, clock, int(real.sum()), graphs)
         for key, row in {"bertfast": own, **peers}.items():
             row["max_error"] = differences.get(key)
         if "stock graph" in peers:
@@ -253,12 +270,12 @@ def run_setting(
             torch.cuda.empty_cache()
 
 
-def run(wanted: str = "", done: frozenset[str] = frozenset()) -> Iterator[results.Line]:
+def run(only: str = "", done: frozenset[str] = frozenset()) -> Iterator[results.Line]:
     clock, deadline = measure.WallClock(), measure.Deadline(STAGE_SECONDS)
     stock, built = None, ("", "")
     for setting in (*settings(train=False), *settings(train=True)):
         name = setting.name
-        if wanted not in name or name in done:
+        if only not in name or name in done:
             continue
         if deadline.passed:
             yield results.line("encoder", name, ok=None, error=deadline.text)

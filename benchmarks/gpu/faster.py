@@ -1,7 +1,7 @@
 """Writes bertfast/triton/faster.json: what committed lines say of captured calls of the drop-in beside stock.
 
-Only lines of inference that name their path "captured" count, the last of each stage, case and device. The path is what the
-measured call did, not what it was asked to do (`measure.Replays`).
+Only lines that name their path "captured" count, of inference or of training, the last of each stage, case and
+device. The path is what the measured call did, not what it was asked to do (`measure.Replays`).
 """
 
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.gpu import results
 from bertfast.triton.faster import FILE, Line
 
-SHAPE = ("dtype", "hidden", "layers", "tokens", "seqlen")
+SHAPE = ("dtype", "hidden", "layers", "tokens", "seqlen", "train")
 ORIGIN = ("case", "device", "date")
 
 
@@ -20,17 +20,16 @@ def ratio_to_stock(line: results.Line) -> float | None:
 
 
 def table(lines: list[results.Line]) -> dict[str, list[Line]]:
-    """{architecture: [{case, device, date, commit, dtype, hidden, layers, tokens, seqlen, ratio}]}, in the order of their text."""
+    """{architecture: rows of ORIGIN, SHAPE, commit and ratio}, in the order of their text."""
     rows: dict[str, list[Line]] = {}
     for one in results.latest(lines):
         ratio = ratio_to_stock(one)
-        captured = one.get("path") == "captured" and not one["train"]
-        if not captured or not one["ok"] or not one["arch"] or ratio is None:
+        if one.get("path") != "captured" or not one["ok"] or not one["arch"] or ratio is None:
             continue
         row = {name: one[name] for name in ORIGIN + SHAPE}
         row |= {"commit": one["commit"] + "+dirty" * one["dirty"], "ratio": round(ratio, 4)}
         rows.setdefault(str(one["arch"]), []).append(row)
-    return {arch: sorted(found, key=lambda row: (row["case"], row["device"])) for arch, found in sorted(rows.items())}
+    return {arch: sorted(lines, key=lambda row: (row["case"], row["device"])) for arch, lines in sorted(rows.items())}
 
 
 def text(rows: dict[str, list[Line]]) -> str:

@@ -220,14 +220,17 @@ def architecture(index: int | None) -> int:
 
 
 @functools.cache
-def gpu_reason(index: int | None, gpu_kernels: bool | None, *, captured: bool, dtype: torch.dtype) -> str | None:
+def gpu_reason(
+    index: int | None, gpu_kernels: bool | None, *, captured: bool, dtype: torch.dtype, train: bool = False
+) -> str | None:
     """Why a call on a GPU stays stock, whatever its size. Asked for every layer.
 
     Args:
         index: of the GPU.
         gpu_kernels: the option of `optimize`.
-        captured: whether the call is whole inference, which one CUDA graph holds.
+        captured: whether the call is whole inference, which one CUDA graph holds, or all layers in training, which two do.
         dtype: of the products.
+        train: whether it is training.
     """
     if gpu_kernels is False:
         return "gpu_kernels=False"
@@ -241,16 +244,19 @@ def gpu_reason(index: int | None, gpu_kernels: bool | None, *, captured: bool, d
         state = f"{', '.join(unverified)} not verified on sm_{arch}, for which torch's own functions would step in"
         reason = f"the GPU kernels are off by default ({state})"
     elif not captured:
-        reason = "on a GPU only whole inference calls are captured; eager ones launch more slowly than the GPU computes"
+        which = "whole inference calls, and all layers in training,"
+        reason = f"on a GPU only {which} are captured; eager calls launch more slowly than the GPU computes"
     else:
-        reason = faster.dtype_reason(arch, dtype) or ""
+        reason = faster.dtype_reason(arch, dtype, train) or ""
     return f"{reason}: {TURN_ON}" if reason else None
 
 
-def tensor_reason(x: Tensor, gpu_kernels: bool | None = None, captured: bool = False) -> str | None:
+def tensor_reason(
+    x: Tensor, gpu_kernels: bool | None = None, captured: bool = False, train: bool = False
+) -> str | None:
     """Device and dtype that the kernels take; other dtypes are faster in stock PyTorch than in our references.
 
-    captured: whether a call on a GPU would be one captured inference call.
+    captured, train: whether a call on a GPU would be one captured call, and that one of training.
     """
     kind = x.device.type
     if kind not in KERNEL_DTYPES:
@@ -261,9 +267,10 @@ def tensor_reason(x: Tensor, gpu_kernels: bool | None = None, captured: bool = F
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     if dtype not in KERNEL_DTYPES[kind]:
         return f"autocast is to {dtype}"
-    reason = gpu_reason(x.device.index, gpu_kernels, captured=captured, dtype=dtype) if kind == "cuda" else None
-    if reason is not None:
-        return reason
+    if kind == "cuda":
+        reason = gpu_reason(x.device.index, gpu_kernels, captured=captured, dtype=dtype, train=train)
+        if reason is not None:
+            return reason
     if type(x) not in (Tensor, nn.Parameter) and not torch.compiler.is_compiling():
         return f"hidden states are {type(x).__name__}"
     if not torch.compiler.is_compiling() and _torch.is_transformed():

@@ -15,13 +15,16 @@ from transformers.models.bert import modeling_bert as hf
 from bertfast import ops
 from bertfast.convert import checks, handover, installed
 from bertfast.convert.counts import FAST, SPLIT, UNPADDED, count
-from bertfast.convert.options import option
-from bertfast.nn.core import attention_block, dropout_rate, mlp_block
+from bertfast.convert.options import limits_of, option
+from bertfast.graphs import stack
+from bertfast.nn import device
+from bertfast.nn.core import attention_block, dropout_rate, mlp_block, product_dtype
 from bertfast.nn.layout import Layout, Packed, Padded
 from bertfast.nn.modules import embed
-from bertfast.nn.parts import parts_of
-from bertfast.nn.through import Layers, through
+from bertfast.nn.parts import Kind, parts_of
+from bertfast.nn.through import Layers
 from bertfast.nn.tokens import Sequences, sequences_of
+from bertfast.triton import faster
 
 _EMBEDDINGS = installed.Arguments(hf.BertEmbeddings.forward)
 _LAYER = installed.Arguments(hf.BertLayer.forward)
@@ -191,15 +194,14 @@ class FastBertEncoder(hf.BertEncoder):
             if mask is not None and real is None:
                 reason = "the mask is more than padding"
             elif real is not None and self._reads_padding(real) and _splitting_saves(real):
-                count(self, SPLIT)
                 return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=self._split(call, real))
             else:
                 reason, packing = self.packing(real)
         if reason is not None or call is None:
             count(self, f"kept padded: {reason}")
             return super().forward(*args, **kwargs)
-        count(self, UNPADDED)
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=self._run(x, packing, _rest(call)))
+        x = self._run(x, packing, _rest(call), UNPADDED)
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=x)
 
     def _reason(self, call: dict[str, Any] | None) -> str | None:
         """Why this call stays padded, apart from what the mask says."""
@@ -218,9 +220,31 @@ class FastBertEncoder(hf.BertEncoder):
         return (
             checks.attentions_reason(self.config, call)
             or checks.mask_reason(mask, x, installed.attention_implementation(self.config))
-            or self.stack_reason(x)
+            or self.stack_reason(x, captured=self._is_captured_training(x), train=True)
             or self.loss_reason()
+            or (self._speed_reason(x) if x.is_cuda else None)
         )
+
+    def _is_captured_training(self, x: Tensor) -> bool:
+        """Whether calls like this one, on a GPU, run from captured graphs forward and backward. Where dropout is on, a pass without
+        gradients is one of them, though it is not captured: it must drop what the pass with gradients drops."""
+        if x.device.type not in device.KINDS or limits_of(self).max_graphs < 1 or self._checkpoints():
+            return False
+        if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.parameters())):
+            return True
+        return any(isinstance(module, nn.Dropout) and dropout_rate(module) > 0.0 for module in self.modules())
+
+    def _checkpoints(self) -> bool:
+        """Whether layers keep nothing of their forward, and compute it again for the backward."""
+        return any(layer.training and getattr(layer, "gradient_checkpointing", False) for layer in self.layer)
+
+    def _speed_reason(self, x: Tensor) -> str | None:
+        """Why a call in training would be slower than stock on a GPU, where nobody asked for it all the same."""
+        if option(self, "gpu_kernels") is not None:
+            return None
+        size = x.shape[2], len(self.layer), x.shape[0] * x.shape[1]
+        arch = checks.architecture(x.device.index)
+        return faster.slower_reason(arch, product_dtype(x), *size, seqlen=x.shape[1], train=True)
 
     def loss_reason(self) -> str | None:
         """Padding stays in where a loss runs over it. In training a pass without gradients is no exception: with the same random
@@ -231,14 +255,15 @@ class FastBertEncoder(hf.BertEncoder):
             return "the loss of this head runs over padding too"
         return None
 
-    def stack_reason(self, x: Tensor, captured: bool = False) -> str | None:
+    def stack_reason(self, x: Tensor, captured: bool = False, train: bool = False) -> str | None:
         """What about the stack as it stands keeps it padded, for hidden states of x's device and dtype.
 
-        captured: whether a call on a GPU would be one captured inference call.
+        captured: whether a call on a GPU would be one captured call.
+        train: of training.
         """
         if option(self, "unpad") is False:
             return "unpad=False"
-        reason = checks.environment_reason() or checks.tensor_reason(x, option(self, "gpu_kernels"), captured)
+        reason = checks.environment_reason() or checks.tensor_reason(x, option(self, "gpu_kernels"), captured, train)
         if reason is not None:
             return reason
         for i, layer in enumerate(self.layer):
@@ -274,20 +299,24 @@ class FastBertEncoder(hf.BertEncoder):
         _, packing = self.packing(real[packed])
         rows = {"hidden_states": x[padded], "attention_mask": mask.expand(x.shape[0], *mask.shape[1:])[padded]}
         parts = [
-            self._run(x[packed], packing, _rest(call)),
+            self._run(x[packed], packing, _rest(call), SPLIT),
             super().forward(**{**call, **rows}).last_hidden_state,
         ]
         return torch.cat(parts)[torch.argsort(torch.cat([packed, padded]))]
 
-    def _run(self, x: Tensor, packing: ops.Packing | None, arguments: dict[str, Any]) -> Tensor:
-        """Hidden states [B, S, E] through all layers; zeros at padding, and at what nobody reads."""
+    def _run(self, x: Tensor, packing: ops.Packing | None, arguments: dict[str, Any], outcome: str) -> Tensor:
+        """Hidden states [B, S, E] through all layers; zeros at padding, and at what nobody reads. `outcome` is to be counted."""
         sequences = sequences_of(packing, *x.shape[:2], x.device)
         read, rows = sequences.places(self.reading(sequences)), sequences.take(x)
         layers = self.layers(arguments).ready(rows)
         if layers.at_once is not None:  # layers that are called count themselves
             for layer in self.layer:
                 count(layer, UNPADDED)
-        return sequences.restore(through(layers, rows, sequences.layout(read)), read)
+        y, how = stack.run(layers, rows, sequences.layout(read), limits_of(self))
+        if how is not None and self._checkpoints():
+            how = "eager: gradient checkpointing calls layers one by one"
+        count(self, outcome if how is None else f"{outcome}: {how}")
+        return sequences.restore(y, read)
 
     def reading(self, sequences: Sequences) -> Tensor | Literal["first"] | None:
         """Which rows of the last layer's output a head above reads in this call, [R] int64, or the first of each sequence; None
@@ -305,7 +334,9 @@ class FastBertEncoder(hf.BertEncoder):
 
     def layers(self, arguments: dict[str, Any] | None = None) -> Layers:
         """The layers for `through`, each called with these arguments besides. `stack_reason` has found them all plain."""
-        kinds = {checks.kind_of(layer) for layer in self.layer}
+        kinds: set[Kind | None] = {checks.kind_of(layer) for layer in self.layer}
+        if self._checkpoints():  # which a call of each layer does
+            kinds.add(None)
 
         def call(layer: nn.Module, x: Tensor, layout: Packed) -> Tensor:
             return layer(x, layout, **(arguments or {}))

@@ -15,7 +15,7 @@ from transformers.models.bert import modeling_bert as hf
 from bertfast.convert import checks, installed, layers, verdicts
 from bertfast.convert.counts import count
 from bertfast.convert.layers import FastBertEmbeddings, FastBertEncoder
-from bertfast.convert.options import option
+from bertfast.convert.options import limits_of, option
 from bertfast.graphs.inference import Read
 from bertfast.nn.core import dropout_rate, product_dtype
 from bertfast.nn.through import through
@@ -137,7 +137,7 @@ class FastBertModel(hf.BertModel):
             checks.hook_reason(embeddings, "embeddings")
             or checks.hook_reason(encoder, "encoder")
             or checks.embeddings_reason(embeddings)
-            or encoder.stack_reason(embeddings.word_embeddings.weight, captured=verdicts.limits_of(self).max_graphs > 0)
+            or encoder.stack_reason(embeddings.word_embeddings.weight, captured=limits_of(self).max_graphs > 0)
         )
 
     def _training_reason(self) -> str | None:

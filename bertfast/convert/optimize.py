@@ -112,11 +112,13 @@ def optimize(
             and dropout or gradients in general, use them. Not the same numbers any more: compare before you trust it.
             None, the default, computes in the model's own dtype.
         gpu_kernels: on a GPU, True takes the fast path in every call and False in none. None, the default, takes it where the
-            kernels of every op are verified on that architecture, in whole inference calls, which run from CUDA graphs, in
-            dtypes and sizes that no committed line shows slower than stock; all else stays stock, and `report` says so.
+            kernels of every op are verified on that architecture, in whole inference calls and in training's layers forward and
+            backward, which run from CUDA graphs, in dtypes and sizes that no committed line shows slower than stock; all else
+            stays stock, and `report` says so.
             Ops whose kernels never passed parity on such a GPU are computed by torch's own functions. No effect on a CPU.
-        max_graphs: how many CUDA graphs of inference calls each BertModel inside may keep, one for each bucket of sizes; the least
-            recently used goes first. 0 for none: calls then launch kernel by kernel, which only `gpu_kernels=True` takes.
+        max_graphs: how many captured calls each BertModel inside may keep, of inference and of training together, one for each
+            bucket of sizes; the least recently used goes first. 0 for none: calls then launch kernel by kernel, which only
+            `gpu_kernels=True` takes.
         max_graph_bytes: device memory that these graphs may hold, in bytes; 4 GiB by default.
 
     Returns:

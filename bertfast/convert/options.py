@@ -4,6 +4,8 @@ from typing import Any
 
 from torch import nn
 
+from bertfast.graphs import Limits
+
 NAME = "_bertfast"  # the attribute
 
 
@@ -15,6 +17,12 @@ def option(module: nn.Module, name: str) -> Any:
 def give(module: nn.Module, options: dict[str, Any]) -> None:
     """Set all options of a module; the dict is new, so that whoever compares by identity sees a change."""
     module.__dict__[NAME] = options
+
+
+def limits_of(module: nn.Module) -> Limits:
+    """The bounds of a model's captured calls, as `optimize` gave them to every module inside."""
+    given = {"max_graphs": option(module, "max_graphs"), "max_bytes": option(module, "max_graph_bytes")}
+    return Limits(**{name: number for name, number in given.items() if number is not None})
 
 
 def drop(module: nn.Module) -> None:

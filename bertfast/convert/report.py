@@ -30,7 +30,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """What `report` returns: print it, or take `to_dict()`."""
+    """What `report` returns: print it, or take `to_dict()`.
+
+    Attributes:
+        model: the name of its class.
+        rows: a module each.
+        prepacked_bytes: copies of weights that are kept between calls: reordered ones on a CPU, joined ones on a GPU.
+        graphs: bytes and number of captured calls.
+        notes: what else there is to know, a sentence each.
+    """
 
     model: str
     rows: tuple[Row, ...]
@@ -59,7 +67,7 @@ class Report:
             if row.reason and outcomes:
                 lines.append(f"  {'':<{width}}  {'':<8}  {outcomes}")
         if self.prepacked_bytes:
-            lines.append(f"  prepacked copies of weights: {self.prepacked_bytes / 2**20:.1f} MiB")
+            lines.append(f"  copies of weights: {self.prepacked_bytes / 2**20:.1f} MiB")
         if self.graphs.graphs:
             lines.append(f"  captured graphs: {self.graphs.graphs}, {self.graphs.nbytes / 2**20:.1f} MiB")
         return "\n".join(lines + [f"  note: {note}" for note in self.notes])
@@ -108,9 +116,11 @@ def _gpu_notes(model: nn.Module) -> list[str]:
         eager = checks.gpu_reason(index, asked, captured=False, dtype=parameter.dtype)
         rest = "take stock" if eager else "run our kernels eagerly, which launch more slowly than the GPU computes"
         advice = f" ({checks.TURN_ON} there too)" if eager else ""
-        text = "on a GPU whole inference calls run from CUDA graphs, each bucket of sizes from its second call on"
-        notes[f"{text}; calls with gradients or dropout and modules called one by one {rest}{advice}"] = None
-        notes[faster.remark(checks.architecture(index), parameter.dtype)] = None
+        text = "on a GPU whole inference calls, and all layers in training, run from CUDA graphs"
+        text += ", each bucket of sizes from its second call on"
+        notes[f"{text}; embeddings in training and modules called one by one {rest}{advice}"] = None
+        for train in (False, True):
+            notes[faster.remark(checks.architecture(index), parameter.dtype, train)] = None
     return list(notes)
 
 
@@ -119,7 +129,8 @@ def report(model: nn.Module) -> Report:
 
     The state is that of the module now; counts are of all calls since `optimize`. Those of a BertModel tell how many calls it
     did itself ("from ids to hidden states": plain inference) and why others went module by module, which may be
-    fast too; those of an encoder how many ran without padding and why others stayed padded.
+    fast too; those of an encoder how many ran without padding, on a GPU in training also whether from a captured graph
+    or why not, and why others stayed padded.
 
     Raises:
         TypeError: where `model` is no module.

@@ -17,10 +17,11 @@ from transformers import PretrainedConfig
 from bertfast import _library
 from bertfast.convert import checks
 from bertfast.convert.counts import FAST, UNPADDED, counter
-from bertfast.convert.options import option
-from bertfast.graphs import Limits
+from bertfast.convert.options import limits_of
 from bertfast.graphs.encode import Encoder
 from bertfast.nn import snapshots
+from bertfast.nn.device import Launched
+from bertfast.nn.stack import Native
 from bertfast.nn.through import Layers
 from bertfast.nn.tokens import Tokens
 
@@ -86,7 +87,7 @@ def make(model: Any, *, keep: bool) -> Verdict:
     counters = [(counter(embeddings), FAST), *((counter(module), UNPADDED) for module in not_called)]
     encoder = Encoder.of(embeddings, layers, limits_of(model))
     verdict = Verdict(layers, (*tables, norm.weight, norm.bias, -1, norm.eps), tuple(counters), encoder)
-    if not keep or layers.at_once is None:
+    if not keep or not isinstance(layers.at_once, Native | Launched):
         return verdict
     if any(isinstance(module.__dict__.get("act"), MethodType) for module in model.encoder.modules()):
         return verdict  # "gelu_python": a change of its method would not show
@@ -95,12 +96,6 @@ def make(model: Any, *, keep: bool) -> Verdict:
     if snapshot is not None:
         _kept[model] = replace(verdict, snapshot=snapshot)
     return verdict
-
-
-def limits_of(model: nn.Module) -> Limits:
-    """The bounds of a BertModel's captured calls, as `optimize` was given them."""
-    given = {"max_graphs": option(model, "max_graphs"), "max_bytes": option(model, "max_graph_bytes")}
-    return Limits(**{name: number for name, number in given.items() if number is not None})
 
 
 def forget(model: nn.Module) -> None:

@@ -8,6 +8,7 @@ too: the last replay may still run. cuBLAS's workspaces are not of these pools (
 
 import sys
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -22,7 +23,20 @@ from bertfast.graphs.workspaces import MODE, Workspaces
 Function = Callable[[], tuple[Tensor, ...]]
 INFERENCE, TRAINING = "inference", "training"  # pools
 
+_PATIENCE = 0.001  # seconds for which a turn is waited for before a look whether somebody captures
+
 _turn = threading.local()
+
+
+class Pending:
+    """A training call between its forward and its backward, whose activations lie in the pool `TRAINING`.
+
+    Attributes:
+        over: whether the backward has run. It is over as well when nobody holds this object: no backward can come.
+    """
+
+    def __init__(self) -> None:
+        self.over = False
 
 
 class Graph:
@@ -60,6 +74,7 @@ class Backend:
         self._lock = threading.Lock()  # held for a turn
         self._captures = threading.Lock()  # held as well from before a capture's turn until its end
         self._capturing = False
+        self._pending: weakref.ref[Pending] | None = None
         self._buried: deque[Callable[[], None]] = deque()
 
     def warm_up(self, function: Function) -> tuple[Tensor, ...]:
@@ -119,12 +134,15 @@ class Backend:
     def begin(self) -> bool:
         """Take a turn for a replay; False while another thread captures, which takes too long to be waited for.
 
-        Every turn that was taken is given back by `end`.
+        On the thread that runs backwards no capture is waited for at all, not even one that begins meanwhile: the capture of a
+        backward waits for that thread. Every turn that was taken is given back by `end`.
         """
-        if self._captures.locked():
-            return False
-        self._take()
-        return True
+        if not _torch.in_backward():
+            return not self._captures.locked() and self._take()
+        while not self._captures.locked():
+            if self._take(_PATIENCE):
+                return True
+        return False
 
     def begin_capture(self) -> bool:
         """Take a turn for a capture; False while another thread captures."""
@@ -143,14 +161,31 @@ class Backend:
             raise
         return True
 
-    def _take(self) -> None:
-        self._lock.acquire()
+    def _take(self, timeout: float = -1) -> bool:
+        """timeout: in seconds; -1 for none. False where the turn was not free until then."""
+        if not self._lock.acquire(timeout=timeout):
+            return False
         try:
             self._follow()
         except BaseException:  # a broken device is an error for everybody, not a lock that is never given back
             self._lock.release()
             raise
         _turn.taken = True
+        return True
+
+    def is_pending(self) -> bool:
+        """Whether the pool `TRAINING` holds activations that a backward is still to read; asked in a turn.
+
+        Until it has, nothing else may be captured into that pool or replayed from it.
+        """
+        pending = None if self._pending is None else self._pending()
+        return pending is not None and not pending.over
+
+    def pend(self) -> Pending:
+        """Begin to be pending, in the turn in which a forward is replayed and none is; whose holder may run its backward."""
+        pending = Pending()
+        self._pending = weakref.ref(pending)
+        return pending
 
     def end(self) -> None:
         """Give the turn back."""

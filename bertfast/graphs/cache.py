@@ -9,7 +9,7 @@ import os
 import threading
 import warnings
 import weakref
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,11 +18,11 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, nn
 
 from bertfast.graphs import backend as backends
-from bertfast.graphs.backend import Backend, Graph
+from bertfast.graphs.backend import INFERENCE, Backend, Graph
 from bertfast.nn.stamps import Stamp, stamp
 
 _REMEMBERED = 256  # places that came once, or that stay eager, of an owner
-_FAILURES = 2  # captures that failed, after which an owner stays eager
+_FAILURES = 2  # captures that failed, after which an owner's calls of that kind stay eager
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,9 @@ class Limits:
 
     Attributes:
         max_graphs: how many there may be; 0 for none.
-        max_bytes: their static buffers, and by how much capturing each made the device's reserved memory grow. Later graphs use
-            again what earlier ones reserved, so the sum is what an owner takes, not the parts what each would take alone.
+        max_bytes: `max_graph_bytes` of `optimize`: their static buffers, and by how much capturing each made the device's reserved
+            memory grow. Later graphs use again what earlier ones reserved, so the sum is what an owner takes, not the parts what
+            each would take alone.
         pause: how many calls after a graph had to go nothing new is captured. A capture costs several eager calls, and where more
             sizes are in use than there may be graphs, each call would be one.
     """
@@ -43,7 +44,12 @@ class Limits:
 
 
 class Memory(NamedTuple):
-    """What captured calls hold now."""
+    """What captured calls hold now.
+
+    Attributes:
+        nbytes: of their static buffers, and by how much capturing them made the device's reserved memory grow.
+        graphs: how many there are.
+    """
 
     nbytes: int
     graphs: int
@@ -76,15 +82,17 @@ PAUSE = "more buckets are in use than its limits leave room for"
 
 
 class Cache:
-    """The captured calls of one owner and one kind of call, by place: whatever their code and sizes depend on."""
+    """The captured calls of one owner, by place: whatever their code and sizes depend on. Kinds of calls, such as inference, share
+    its bounds."""
 
     def __init__(self) -> None:
         self.captured: OrderedDict[Hashable, Captured] = OrderedDict()
         self._came: OrderedDict[Hashable, None] = OrderedDict()
         self._refused: OrderedDict[Hashable, str] = OrderedDict()
-        self._failures = self._calls = 0
+        self._failures: Counter[str] = Counter()  # by kind of call
+        self._calls = 0
         self._evicted: int | None = None  # the number of the call for which another graph went last
-        self._off: str | None = None
+        self._off: dict[str, str] = {}  # kinds that stay eager, and why
         self._stamps: dict[Hashable, Stamp] = {}
         self._streams: set[Hashable] = set()
 
@@ -96,7 +104,12 @@ class Cache:
         return new
 
     def find(
-        self, place: Hashable, tensors: Sequence[Tensor | None], limits: Limits, group: Hashable = None
+        self,
+        place: Hashable,
+        tensors: Sequence[Tensor | None],
+        limits: Limits,
+        group: Hashable = None,
+        kind: str = INFERENCE,
     ) -> Captured | Due | str:
         """The captured call of a place; that it is to be captured now; else why it runs eagerly.
 
@@ -105,6 +118,7 @@ class Cache:
             tensors: everything that captured code reads by address besides its inputs. Where they changed, nothing is left.
             limits: of the owner's captured calls.
             group: of places that read the same tensors; another group's may be others, as copies in another dtype are.
+            kind: of call. What fails for one kind says nothing of another.
         """
         stale: list[Captured] = []
         with _lock:
@@ -114,19 +128,17 @@ class Cache:
                     stale = self._start_anew()
                 now = self._stamps[group] = stamp(tensors)
                 if not now.holds(tensors):
-                    self._off = "a weight is no plain tensor"
+                    self._off[kind] = "a weight is no plain tensor"
             self._calls += 1
-            found = self._find(place, now, limits)
+            state = self._off.get(kind) or self._find(place, now, limits)
         _bury(stale)
-        return found
+        return state
 
     def _find(self, place: Hashable, now: Stamp, limits: Limits) -> Captured | Due | str:
-        if self._off is not None:
-            return self._off
-        found = self.captured.get(place)
-        if found is not None:
+        captured = self.captured.get(place)
+        if captured is not None:
             self.captured.move_to_end(place)
-            return found
+            return captured
         if place in self._refused:
             return self._refused[place]
         if place not in self._came:
@@ -138,8 +150,7 @@ class Cache:
         stale = list(self.captured.values())
         for kept in (self.captured, self._came, self._refused, self._stamps, self._streams):
             kept.clear()
-        if self._failures < _FAILURES:
-            self._off = None
+        self._off = {kind: reason for kind, reason in self._off.items() if self._failures[kind] >= _FAILURES}
         return stale
 
     def came(self, place: Hashable) -> None:
@@ -171,7 +182,7 @@ class Cache:
             if not any(now is due.stamp for now in self._stamps.values()):
                 reason = "a weight changed during the capture"
             elif captured.nbytes > limits.max_bytes:
-                reason = f"its graph needs more than max_bytes: {captured.nbytes} bytes"
+                reason = f"its graph needs {captured.nbytes} bytes, more than max_graph_bytes={limits.max_bytes}"
                 _remember(self._refused, place, reason)
             else:
                 replaced = self.captured.get(place)  # where another thread found it due as well, and was first
@@ -189,14 +200,14 @@ class Cache:
         with _lock:
             _remember(self._refused, place, reason)
 
-    def fail(self, place: Hashable, reason: str) -> None:
-        """A capture failed: its place stays eager, and after a second failure the owner. Warns of the first."""
+    def fail(self, place: Hashable, reason: str, kind: str = INFERENCE) -> None:
+        """A capture failed: its place stays eager, and after a second failure all calls of its kind. Warns of the first."""
         with _lock:
             _remember(self._refused, place, reason)
-            self._failures += 1
-            first = self._failures == 1
-            if self._failures >= _FAILURES:
-                self._off = reason
+            self._failures[kind] += 1
+            first = self._failures[kind] == 1
+            if self._failures[kind] >= _FAILURES:
+                self._off[kind] = reason
         if first:
             warnings.warn(
                 f"bertfast: a call could not be captured in a graph and runs eagerly, which is slower: {reason}",
@@ -207,13 +218,14 @@ class Cache:
     def clear(self) -> list[Captured]:
         """Forget everything, and hand over what is to be buried."""
         with _lock:
-            self._failures, self._evicted = 0, None
+            self._failures.clear()
+            self._evicted = None
             return self._start_anew()
 
     def reasons(self) -> list[str]:
         """Why some places, or all, stay eager; each reason once."""
         with _lock:
-            return list(dict.fromkeys([*([] if self._off is None else [self._off]), *self._refused.values()]))
+            return list(dict.fromkeys([*self._off.values(), *self._refused.values()]))
 
 
 def _remember(kept: OrderedDict, place: Hashable, value: Any) -> None:
@@ -231,18 +243,17 @@ def _bury(captured: Sequence[Captured]) -> None:
 
 
 _lock = threading.Lock()
-_caches: "WeakKeyDictionary[nn.Module, dict[str, Cache]]" = WeakKeyDictionary()
+_caches: "WeakKeyDictionary[nn.Module, Cache]" = WeakKeyDictionary()
 _inherited: list[Any] = []
 _generation = 0
 
 
-def of(owner: nn.Module, kind: str) -> Cache:
-    """The captured calls of an owner and a kind of call, such as "inference"."""
-    kinds = _caches.get(owner)
-    cache = None if kinds is None else kinds.get(kind)
+def of(owner: nn.Module) -> Cache:
+    """The captured calls of an owner."""
+    cache = _caches.get(owner)
     if cache is None:
         with _lock:
-            cache = _caches.setdefault(owner, {}).setdefault(kind, Cache())
+            cache = _caches.setdefault(owner, Cache())
         # Holds what was captured and not the owner. Nothing is reset at exit: the driver goes first.
         weakref.finalize(owner, _end, cache.captured, _generation).atexit = False
     return cache
@@ -255,7 +266,7 @@ def _end(captured: OrderedDict[Hashable, Captured], generation: int) -> None:
 
 def _below(module: nn.Module) -> list[Cache]:
     with _lock:
-        return [cache for child in module.modules() for cache in _caches.get(child, {}).values()]
+        return [_caches[child] for child in module.modules() if child in _caches]
 
 
 def clear(module: nn.Module) -> None:

@@ -76,6 +76,11 @@ class _Static:
             place.view(memory).copy_(tensor)
 
 
+def _to_device(to: Tensor, source: Tensor) -> None:
+    """A copy that the present stream makes, from pinned memory or the device's own, for which the host does not wait."""
+    to.copy_(source, non_blocking=True)
+
+
 class Feed:
     """Static batches on one device, by signature, and how batches of the host get into them."""
 
@@ -132,10 +137,10 @@ class _Ring:
         with torch.cuda.stream(self._stream):
             if self._read[half] is not None:
                 self._stream.wait_event(self._read[half])
-            self._buffers[half][:size].copy_(self._hosts[slot][:size], non_blocking=True)
+            _to_device(self._buffers[half][:size], self._hosts[slot][:size])
             self._sent[slot] = self._recorded(self._stream)
         compute.wait_event(self._sent[slot])
-        static.memory.copy_(self._buffers[half][:size])
+        _to_device(static.memory, self._buffers[half][:size])
         self._read[half] = self._recorded(compute)
 
     def _recorded(self, stream: Any) -> Any:

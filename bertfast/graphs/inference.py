@@ -4,27 +4,24 @@ A call is rounded up to a bucket of sizes (`buckets`). The first call of a bucke
 come once; the second captures, and every later one copies its tokens into the buffers of the graph (`inputs`) and replays it.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from bertfast import _torch
 from bertfast.graphs import backend as backends
-from bertfast.graphs import buckets, cache
+from bertfast.graphs import buckets, cache, capturing
 from bertfast.graphs.backend import Backend, Graph
 from bertfast.graphs.cache import Cache, Captured, Due, Limits
+from bertfast.graphs.capturing import ANOTHER_CAPTURES, CAPTURED, LET_GO, NO_MEMORY, REPLAYED, Failure
 from bertfast.graphs.inputs import Inputs
 from bertfast.nn.tokens import Tokens
 
-REPLAYED, CAPTURED = "replayed", "captured"
 Function = Callable[[Tokens, Tensor | None], Tensor]
 Read = Tensor | Literal["first"] | None
 _DEFAULT = Limits()
-_NO_MEMORY = "there is no memory for its graph"
 
 
 class Outcome(NamedTuple):
@@ -47,7 +44,7 @@ class _Call(NamedTuple):
         return self.function(self.tokens, self.tokens.first if isinstance(self.read, str) else self.read)
 
     def eagerly(self, reason: str) -> Outcome:
-        with _plain():
+        with capturing.plain():
             rows = self.compute()
         return Outcome(self.finish(rows), f"eager: {reason}")
 
@@ -112,7 +109,7 @@ def run(
     with device.active():
         if tokens.input_ids.device != at:
             call = call._replace(tokens=_moved(tokens, device), read=_placed(read, device))
-        reason = _reason(device, limits)
+        reason = "gradients are enabled" if torch.is_grad_enabled() else capturing.reason(device, limits)
         if reason is not None:
             return call.eagerly(reason)
         bucket = buckets.bucket(
@@ -122,37 +119,20 @@ def run(
             call.read.shape[0] if isinstance(call.read, Tensor) else call.read,
             positions,
         )
-        autocast = _autocast(at.type)
+        autocast = capturing.autocast(at.type)
         place = (device, bucket, tokens.token_type_ids is not None, key, device.settings(), autocast)
-        owned = cache.of(owner, "inference")
-        found = owned.find(place, tensors, limits, autocast)
-        if isinstance(found, Captured):
+        owned = cache.of(owner)
+        state = owned.find(place, tensors, limits, autocast)
+        if isinstance(state, Captured):
             if owned.is_new(device.stream(), autocast):
                 device.keep(tensors)  # a replay tells the allocator nothing
-            return _replay(found, call)
-        if isinstance(found, Due):
-            return _capture(owned, place, bucket, found, call, device, limits)
-        outcome = call.eagerly(found)
-        if found is cache.FIRST:
+            return _replay(state, call)
+        if isinstance(state, Due):
+            return _capture(owned, place, bucket, state, call, device, limits)
+        outcome = call.eagerly(state)
+        if state is cache.FIRST:
             owned.came(place)
         return outcome
-
-
-def _reason(device: Backend, limits: Limits) -> str | None:
-    """Why no call is captured or replayed now."""
-    if limits.max_graphs < 1:
-        return "max_graphs is 0"
-    if torch.is_grad_enabled():
-        return "gradients are enabled"
-    if _torch.is_transformed() or _torch.is_watched():
-        return "a transform or a dispatch mode is active"
-    if device.in_turn():
-        return "it is called inside another captured call"
-    return "its stream is being captured by its caller" if device.is_capturing() else None
-
-
-def _autocast(kind: str) -> torch.dtype | None:
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
 def _placed(read: Read, device: Backend) -> Read:
@@ -177,32 +157,10 @@ def _moved(tokens: Tokens, device: Backend) -> Tokens:
     )
 
 
-@contextmanager
-def _plain() -> Iterator[None]:
-    """Outside inference mode, without gradients: what is made here, such as joined weights, later calls write to again."""
-    if not torch.is_inference_mode_enabled():
-        yield
-        return
-    with torch.inference_mode(False), torch.no_grad():
-        yield
-
-
-@contextmanager
-def _capturable() -> Iterator[None]:
-    """As `_plain`, and reading weights where they are: autocast's cached copies of them are gone after its context."""
-    cached = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
-    try:
-        with _plain():
-            yield
-    finally:
-        torch.set_autocast_cache_enabled(cached)
-
-
 def _replay(captured: Captured, call: _Call) -> Outcome:
     device = captured.backend
     if not device.begin():
-        return call.eagerly("another thread captures")
+        return call.eagerly(ANOTHER_CAPTURES)
     try:
         if captured.alive:
             device.check()
@@ -211,31 +169,31 @@ def _replay(captured: Captured, call: _Call) -> Outcome:
             return Outcome(call.finish(captured.graph.outputs[0][: call.own_rows()]), REPLAYED)
     finally:
         device.end()
-    return call.eagerly("its graph was let go meanwhile")
+    return call.eagerly(LET_GO)
 
 
 def _capture(
     owned: Cache, place: Hashable, bucket: buckets.Bucket, due: Due, call: _Call, device: Backend, limits: Limits
 ) -> Outcome:
     if not device.begin_capture():
-        return call.eagerly("another thread captures")
+        return call.eagerly(ANOTHER_CAPTURES)
     reason, failed = CAPTURED, False
     try:
         try:
-            with _capturable():
+            with capturing.capturable():
                 inputs = Inputs(bucket, device.device, call.tokens.token_type_ids is not None)
                 call.fill(inputs, device)
                 rows = device.warm_up(call.on(inputs))[0][: call.own_rows()]
         except torch.OutOfMemoryError:
             owned.evict_all()
-            owned.refuse(place, _NO_MEMORY)
-            reason = _NO_MEMORY
+            owned.refuse(place, NO_MEMORY)
+            reason = NO_MEMORY
         else:
             device.wait()
             device.check()  # an id outside its table is the caller's fault, not the capture's
             owned.make_room(limits)
             device.collect()
-            made = _graph(call, inputs, rows, device, owned)
+            made = capturing.attempt(lambda: _graph(call, inputs, rows, device), owned, device)
             if isinstance(made, Graph):
                 rows = made.outputs[0][: call.own_rows()]
                 captured = Captured(made, inputs, inputs.nbytes + made.nbytes, device)
@@ -247,57 +205,28 @@ def _capture(
         device.end()
     if not failed:  # there was no memory for rows rounded up
         return call.eagerly(reason)
-    if reason == _NO_MEMORY:
+    if reason == NO_MEMORY:
         owned.refuse(place, reason)
     else:
         owned.fail(place, reason)
     return outcome
 
 
-class _Failure(NamedTuple):
-    reason: str
-
-
-def _graph(call: _Call, inputs: Inputs, rows: Tensor, device: Backend, owned: Cache) -> Graph | _Failure:
-    """The call captured and replayed, its replay's bits compared with those of its `rows`; or why not."""
+def _graph(call: _Call, inputs: Inputs, rows: Tensor, device: Backend) -> Graph | Failure:
+    """The call captured and replayed, its replay's bits compared with those of its `rows`; or how they differ."""
     function = call.on(inputs)
-    for more_memory in (True, False):
-        try:
-            with _capturable():
-                graph = device.capture(function)
-                graph.replay(function)
-        except IndexError:  # of another thread's call: a launcher looks for what an earlier kernel reported
-            raise
-        except Exception as error:
-            if not _is_out_of_memory(error):
-                return _Failure(f"capturing it raised {type(error).__name__}: {error}")
-            if not more_memory:
-                return _Failure(_NO_MEMORY)
-        else:
-            difference = _difference(graph.outputs[0][: rows.shape[0]], rows)
-            if difference is None:
-                return graph
-            graph.reset()
-            return _Failure(difference)
-        owned.evict_all()
-        device.collect()
-    raise AssertionError("the second try returns")
-
-
-def _is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether the error, or one that it came after, is the device's: ending a capture that broke off may raise another."""
-    while error is not None:
-        if isinstance(error, torch.OutOfMemoryError):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    graph = device.capture(function)
+    graph.replay(function)
+    difference = _difference(graph.outputs[0][: rows.shape[0]], rows)
+    if difference is None:
+        return graph
+    graph.reset()
+    return Failure(difference)
 
 
 def _difference(replayed: Tensor, rows: Tensor) -> str | None:
     """How a replay's bits differ from the eager call's; None where they do not. Waits for the device."""
     if replayed.shape != rows.shape or replayed.dtype != rows.dtype:
         return f"its replay gives {replayed.dtype} {tuple(replayed.shape)}, eagerly {rows.dtype} {tuple(rows.shape)}"
-    integer = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[rows.element_size()]
-    other = (replayed.contiguous().view(integer) != rows.contiguous().view(integer)).any(-1)
-    count = int(other.sum())
+    count = int((capturing.as_integers(replayed) != capturing.as_integers(rows)).any(-1).sum())
     return f"its replay differs from the eager call in {count} of {rows.shape[0]} rows" if count else None

@@ -12,6 +12,32 @@ from bertfast.nn.tokens import Tokens
 _copy = _torch.foreach("copy_")
 
 
+class Bounds:
+    """Where the sequences of any call of a bucket begin, those of the rows past its own included.
+
+    Attributes:
+        tensor: [sequences + rest + 1] int32, from 0 to the bucket's rows.
+    """
+
+    def __init__(self, bucket: Bucket, device: torch.device):
+        size, longest = bucket.tokens, bucket.longest
+        self.tensor = torch.zeros(bucket.sequences + 1 + bucket.rest, dtype=torch.int32, device=device)
+        # Where sequences past a call's own end unless its rows do later: the absent ones at 0; those of the rest as late as they
+        # can, the last of them with the buffer.
+        ends = [0] * (bucket.sequences + 1) + [max(0, size - longest * later) for later in range(bucket.rest)[::-1]]
+        self._ends = torch.tensor(ends, dtype=torch.int32, device=device)
+        self.nbytes = self.tensor.nbytes + self._ends.nbytes
+
+    def target(self, bounds: Tensor) -> Tensor:
+        """Where a call's own bounds [B + 1] are to be copied to, before `close`."""
+        return self.tensor[: bounds.shape[0]]
+
+    def close(self, bounds: Tensor, rows: int) -> None:
+        """Put the rows past a call's own, which are so many, into sequences of their own."""
+        count = bounds.shape[0]
+        torch.clamp(self._ends[count:], min=rows, out=self.tensor[count:])
+
+
 class Inputs:
     """Buffers for any call of a bucket.
 
@@ -27,11 +53,8 @@ class Inputs:
         """segments: whether there are token_type_ids."""
         size, longest = bucket.tokens, bucket.longest
         self._ids = torch.zeros(3 if segments else 2, size, dtype=torch.int64, device=device)
-        bounds = torch.zeros(bucket.sequences + 1 + bucket.rest, dtype=torch.int32, device=device)
-        # Where sequences past a call's own end unless its tokens do later: the absent ones at 0; those of the rest as late as they
-        # can, the last of them with the buffer.
-        ends = [0] * (bucket.sequences + 1) + [max(0, size - longest * later) for later in range(bucket.rest)[::-1]]
-        self._ends = torch.tensor(ends, dtype=torch.int32, device=device)
+        self._bounds = Bounds(bucket, device)
+        bounds = self._bounds.tensor
         self._read = torch.zeros(bucket.read, dtype=torch.int64, device=device) if type(bucket.read) is int else None
         self._first = bucket.read == "first"
         self._used = 0  # rows that the calls before wrote
@@ -46,9 +69,7 @@ class Inputs:
             position_ids=self._ids[1],
             token_type_ids=self._ids[2] if segments else None,
         )
-        self.nbytes = sum(t.nbytes for t in (self._ids, bounds, self._ends)) + (
-            0 if self._read is None else self._read.nbytes
-        )
+        self.nbytes = self._ids.nbytes + self._bounds.nbytes + (0 if self._read is None else self._read.nbytes)
 
     def read(self) -> Tensor | None:
         """Rows that are read; those past a call's own are some rows or other."""
@@ -59,23 +80,23 @@ class Inputs:
 
         tokens: exact, N rows from bound 0 to bound N.
         """
-        count, bounds = tokens.rows, tokens.bounds.shape[0]
+        count = tokens.rows
         if self._used > count:
             self._ids[:, count : self._used].zero_()
         self._used = count
         sources = [tokens.input_ids, tokens.position_ids, tokens.bounds]
-        targets = [self._ids[0, :count], self._ids[1, :count], self.tokens.bounds[:bounds]]
+        targets = [self._ids[0, :count], self._ids[1, :count], self._bounds.target(tokens.bounds)]
         if tokens.token_type_ids is not None:
             sources.append(tokens.token_type_ids)
             targets.append(self._ids[2, :count])
         if read is not None and self._read is not None:
             sources.append(read)
             targets.append(self._read[: read.shape[0]])
-        _copy_all(targets, [staged(source) for source in sources])
-        torch.clamp(self._ends[bounds:], min=count, out=self.tokens.bounds[bounds:])
+        copy_all(targets, [staged(source) for source in sources])
+        self._bounds.close(tokens.bounds, count)
 
 
-def _copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
+def copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
     """A launch for each dtype of the sources: torch copies tensors together only where they are alike."""
     for dtype in dict.fromkeys(source.dtype for source in sources):
         of_dtype = [i for i, source in enumerate(sources) if source.dtype is dtype]

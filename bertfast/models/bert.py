@@ -13,12 +13,16 @@ from torch import Tensor, nn
 
 from bertfast.graphs import Limits
 from bertfast.graphs.encode import Encoder
+from bertfast.graphs.stack import run
 from bertfast.models import loading, saving
 from bertfast.models.config import BertConfig
 from bertfast.models.inference import encoder_of
 from bertfast.models.outputs import BertModelOutput
 from bertfast.nn import BertEmbeddings, BertEncoder, device
+from bertfast.nn.plain import untouched
+from bertfast.nn.through import Layers
 from bertfast.nn.tokens import Tokens, arrange
+from bertfast.nn.training import Trained
 
 
 @torch.no_grad()
@@ -173,7 +177,8 @@ class BertModel(BertPreTrainedModel):
     """BERT without a head (Devlin et al., 2018).
 
     On a GPU inference is captured: from ids to the last layer it is one replay of a CUDA graph, from the second call of a bucket of
-    sizes on. A packed call (`cu_seqlens`) waits for nothing, a padded one with a mask once.
+    sizes on. In training the layers are, forward and backward. A packed call (`cu_seqlens`) waits for nothing, a padded one with a
+    mask once.
 
     Args:
         add_pooling_layer: whether there is a pooler, as heads on whole sequences need.
@@ -245,7 +250,19 @@ class BertModel(BertPreTrainedModel):
             return encoder.encode(tokens, read, torch.clone).result, self.embeddings.word_embeddings.weight
         x = self.embeddings(tokens.input_ids, tokens.token_type_ids, tokens.position_ids, tied=tied)
         x, word = x if tied else (x, self.embeddings.word_embeddings.weight)
+        layers = self._trained(x)
+        if layers is not None:
+            return run(layers, x, tokens.layout(read), self.graph_limits).rows, word
         return self.encoder(x, cu_seqlens=tokens.bounds, max_seqlen=tokens.max_seqlen, read=read), word
+
+    def _trained(self, x: Tensor) -> Layers | None:
+        """The layers in training on a GPU; None where the encoder must be called."""
+        if not torch.is_grad_enabled() or x.device.type not in device.KINDS or torch.compiler.is_compiling():
+            return None
+        if type(self.encoder) is not BertEncoder or not untouched(self.encoder):
+            return None
+        layers = self.encoder.layers(x.shape[-1]).ready(x)
+        return layers if isinstance(layers.at_once, Trained) else None
 
     def _on_gpu(self, tokens: Tokens) -> Encoder | None:
         """What runs a call on a GPU without gradients; None where modules must be called."""

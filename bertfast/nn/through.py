@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from bertfast.nn import device, stack
+from bertfast.nn import device, stack, training
+from bertfast.nn import seeds as dropout_seeds
 from bertfast.nn.layout import Packed
 from bertfast.nn.parts import Kind
 
@@ -35,21 +36,33 @@ class Layers:
     kind: Kind | None
     prepack: bool = True
     int8: bool = False
-    at_once: stack.Native | device.Launched | None = None
+    at_once: stack.Native | device.Launched | training.Trained | None = None
+
+    @property
+    def seeds(self) -> int:
+        """How many a call needs now."""
+        if not isinstance(self.at_once, training.Trained):
+            return 0
+        return sum(rate > 0.0 for rates in self.at_once.rates for rate in rates)
 
     def ready(self, x: Tensor) -> "Layers":
         """The same with what runs all layers on such x at once, where there is something."""
         if self.kind is None:
             return self
         if x.device.type in device.KINDS:
-            return replace(self, at_once=device.find(self.owner, self.modules, x, self.kind))
+            found = device.find(self.owner, self.modules, x, self.kind)
+            return replace(self, at_once=found or training.find(self.modules, x, self.kind))
         if not self.prepack:
             return self
         return replace(self, at_once=stack.find(self.owner, self.modules, x, self.kind, int8=self.int8))
 
 
-def through(layers: Layers, x: Tensor, layout: Packed) -> Tensor:
+def through(layers: Layers, x: Tensor, layout: Packed, seeds: Tensor | None = None) -> Tensor:
     """x [T, E] of packed tokens through all layers, to [T, E]; to [R, E] where the layout names R rows to be read."""
+    if isinstance(layers.at_once, training.Trained):
+        if seeds is None and layers.seeds:
+            seeds = dropout_seeds.draw(layers.seeds, x.device)
+        return layers.at_once.forward(x, layout.cu_seqlens, layout.max_seqlen, layout.read, seeds)
     if layers.at_once is not None:
         return layers.at_once.forward(x, layout.cu_seqlens, layout.max_seqlen, layout.read)
     every = Packed(layout.cu_seqlens, layout.max_seqlen)

@@ -53,7 +53,7 @@ def judged(lines):
 
 def test_every_row_of_the_encoder_stage(monkeypatch):
     found = judged(list(encoder.run()))
-    assert len(found) == 22
+    assert len(found) == 30
     assert list(found)[:4] == [
         f"BERT-base inference {b} {p}" for b in ("4x128", "1x512") for p in ("full", "half padding")
     ]
@@ -66,6 +66,7 @@ def test_every_row_of_the_encoder_stage(monkeypatch):
         assert line["path"] == "eager"  # no graph was replayed here
         assert ("stock graph" in line["peers"]) is not train
         assert ("stock cudnn" in line["peers"]) is (line["dtype"] != "float32")
+        assert not name.endswith("autocast") or (train and line["dtype"] == "bfloat16")
         assert line["peers"]["stock"]["ratio"] == 1.0
         assert line["max_error"] < 0.1
     half = found["BERT-base inference 4x128 half padding"]
@@ -115,6 +116,24 @@ def test_a_captured_line_becomes_an_entry_of_the_table(monkeypatch):
     (row,) = rows
     assert (row["hidden"], row["layers"], row["tokens"], row["ratio"]) == (64, 2, 512, 1.0)
     assert "captured" in suite.summary(line)
+
+
+def test_a_training_step_counts_as_captured_with_both_its_graphs(monkeypatch):
+    """One whose forward alone is replayed, its backward computed again, does not; its line says so."""
+    counts, said = iter((1, 2)), []
+    monkeypatch.setattr(measure, "path_of", lambda thunk, batches: said.append((next(counts), batches)) or "captured")
+    list(encoder.run("BERT-base training step 4x128 full"))
+    assert said == [(1, 2), (2, 2)], "bfloat16 and autocast"
+    monkeypatch.undo()
+
+    class Graph:
+        def replay(self):
+            return None
+
+    graph = Graph()
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: None)
+    assert measure.path_of(lambda: torch.cuda.CUDAGraph.replay(graph), 2) == "eager"
+    assert measure.path_of(lambda: [torch.cuda.CUDAGraph.replay(graph) for _ in range(2)], 2) == "captured"
 
 
 def test_the_wall_clock_waits_for_the_device():

@@ -19,6 +19,7 @@ LINE = {
     "layers": 12,
     "tokens": 16384,
     "seqlen": 512,
+    "train": False,
     "ratio": 0.93,
 }
 

@@ -1,5 +1,6 @@
-"""What a model on a GPU does by default: whole inference calls are captured and fast, unless a committed line shows a size slower;
-everything else, and every model where an op is not verified, stays stock until gpu_kernels=True asks for it."""
+"""What a model on a GPU does by default: whole inference calls, and all layers in training, are captured and fast, unless a
+committed line shows a size slower; everything else, and every model where an op is not verified, stays stock until
+gpu_kernels=True asks for it."""
 
 import pytest
 import torch
@@ -21,13 +22,14 @@ def hopper():
         yield patch
 
 
-def gpu_reason(gpu_kernels, captured, dtype=torch.bfloat16):
-    return checks.gpu_reason(0, gpu_kernels, captured=captured, dtype=dtype)
+def gpu_reason(gpu_kernels, captured, dtype=torch.bfloat16, train=False):
+    return checks.gpu_reason(0, gpu_kernels, captured=captured, dtype=dtype, train=train)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_captured_calls_in_half_precision_are_on_by_default(hopper, dtype):
-    assert gpu_reason(None, True, dtype) is None
+@pytest.mark.parametrize("train", [True, False])
+def test_captured_calls_in_half_precision_are_on_by_default(hopper, dtype, train):
+    assert gpu_reason(None, True, dtype, train) is None
 
 
 def test_captured_calls_in_float32_wait_for_a_result(hopper):
@@ -37,12 +39,13 @@ def test_captured_calls_in_float32_wait_for_a_result(hopper):
     checks.gpu_reason.cache_clear()
     hopper.setattr(faster, "_table", lambda: {"90": [LINE | {"dtype": "float32"}]})
     assert gpu_reason(None, True, torch.float32) is None  # its size decides
+    assert "float32 training" in gpu_reason(None, True, torch.float32, train=True)  # which has no line
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_eager_calls_stay_stock(hopper, dtype):
     reason = gpu_reason(None, False, dtype)
-    assert "only whole inference calls are captured" in reason
+    assert "only whole inference calls, and all layers in training, are captured" in reason
     assert "gpu_kernels=True" in reason
 
 
@@ -92,8 +95,9 @@ def notes_of(model, **options):
 
 def test_report_says_what_is_captured_and_what_is_not(hopper):
     text = notes_of(pair()[0].bfloat16())
-    assert "whole inference calls run from CUDA graphs" in text
-    assert "calls with gradients or dropout and modules called one by one take stock" in text
+    assert "whole inference calls, and all layers in training, run from CUDA graphs" in text
+    assert "embeddings in training and modules called one by one take stock" in text
+    assert "captured training calls in bfloat16 were not yet timed beside stock on sm_90" in text
     assert "captured calls in bfloat16 were not yet timed beside stock on sm_90" in text
     assert "run our kernels eagerly" in notes_of(pair()[0].bfloat16(), gpu_kernels=True)
     assert "CUDA graphs" not in notes_of(pair()[0].bfloat16(), gpu_kernels=False)
@@ -110,7 +114,7 @@ def test_report_quotes_sizes_that_lose(hopper):
 def test_parts_of_a_whole_call_count_as_captured(hopper):
     """A layer inside a model is run by the whole call; an encoder on its own is called module by module."""
     asked = set()  # None: by modules themselves, which do not know
-    hopper.setattr(checks, "tensor_reason", lambda x, gpu_kernels, captured=None: asked.add(captured))
+    hopper.setattr(checks, "tensor_reason", lambda x, gpu_kernels, captured=None, train=False: asked.add(captured))
     model = pair()[1]
     bertfast.report(model)
     assert asked - {None} == {True}

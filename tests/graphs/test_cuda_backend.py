@@ -10,6 +10,7 @@ from bertfast import _torch, graphs
 from bertfast.graphs import backend as backends
 from bertfast.graphs import cache
 from bertfast.graphs.inputs import Inputs
+from bertfast.graphs.workspaces import Workspaces
 from bertfast.models import BertConfig, BertModel
 
 CPU = torch.device("cpu")
@@ -63,6 +64,35 @@ def test_workspaces_are_of_a_pool_that_stays(cuda, device):
         small, "capture 2 into pool 1 on side, thread_local", "end of small",
         small, "capture 3 into pool 3 on side, thread_local", "end of small",
     ]  # fmt: skip
+
+
+def test_workspaces_of_autograds_thread(cuda, device, monkeypatch):
+    """A captured backward runs there, where cuBLAS has a handle and workspaces of its own: each small capture multiplies here and
+    in a backward, on the stream of captures, and so does what loads the kernels beforehand."""
+    seen = []
+    monkeypatch.setattr(
+        Workspaces,
+        "_multiply",
+        lambda self: seen.append((_torch.in_backward(), cuda.current.name, torch.is_grad_enabled())),
+    )
+    with torch.no_grad():
+        device.capture(one)
+        device.capture(one)
+    grad = [where[2] for where in seen]
+    assert [where[:2] for where in seen] == [
+        (False, "main"), (True, "main"), (False, "side"), (True, "side"), (False, "side"), (True, "side"),
+    ]  # fmt: skip
+    assert not any(grad), "nothing of it is kept for another backward"
+
+
+def test_pools_of_inference_and_training(cuda, device):
+    first, second = device.capture(one), device.capture(one, backends.TRAINING)
+    third = device.capture(one, backends.TRAINING)
+    assert [line.split(" on ")[0] for line in cuda.captures()] == [
+        "capture 1 into pool 1", "capture 2 into pool 3", "capture 3 into pool 3",
+    ]  # fmt: skip
+    for graph in (first, second, third):
+        graph.reset()
 
 
 def test_after_a_capture_that_broke_off(cuda, device):

@@ -199,7 +199,7 @@ def test_a_child_process_begins_anew(device):
         run(toy, TOKENS)
     from bertfast.graphs import cache
 
-    for captured in cache.of(toy, "inference").captured.values():
+    for captured in cache.of(toy).captured.values():
         captured.graph.reset = lambda: released.append(1)
     assert device.begin()  # as if another thread were in its turn
     child = os.fork()
@@ -285,7 +285,7 @@ def test_two_threads_find_a_bucket_due(device, monkeypatch):
     def late(*given):
         monkeypatch.setattr(inference, "_capture", capture)
         assert run(toy, TOKENS).how == "captured"  # what another thread did between finding and capturing
-        (first,) = inference.cache.of(toy, "inference").captured.values()
+        (first,) = inference.cache.of(toy).captured.values()
         reset = first.graph.reset
         first.graph.reset = lambda: released.append(reset())
         return capture(*given)

@@ -13,7 +13,15 @@ BF16 = torch.bfloat16
 
 
 def line(
-    case: str, ratio: float, hidden=768, layers=12, tokens=16384, seqlen=128, dtype="bfloat16", device="NVIDIA H200"
+    case: str,
+    ratio: float,
+    hidden=768,
+    layers=12,
+    tokens=16384,
+    seqlen=128,
+    dtype="bfloat16",
+    device="NVIDIA H200",
+    train=False,
 ):
     return {
         "case": case,
@@ -25,6 +33,7 @@ def line(
         "layers": layers,
         "tokens": tokens,
         "seqlen": seqlen,
+        "train": train,
         "ratio": ratio,
     }
 
@@ -69,6 +78,18 @@ def test_other_dtypes_and_architectures_do_not_count(table):
     assert "float32" in faster.dtype_reason(80, torch.float32)
 
 
+def test_inference_and_training_do_not_count_for_each_other(table):
+    table(line("inference", 0.9), line("training", 1.2, train=True), line("training", 1.1, train=True, dtype="float32"))
+    assert "0.90" in faster.slower_reason(90, BF16, 768, 12, 16384)
+    assert faster.slower_reason(90, BF16, 768, 12, 16384, train=True) is None
+    assert "no committed result shows float32 faster" in faster.dtype_reason(90, torch.float32)
+    assert faster.dtype_reason(90, torch.float32, True) is None
+    assert "float32 training faster" in faster.dtype_reason(80, torch.float32, True)
+    assert "0.90 to 0.90" in faster.remark(90, BF16)
+    assert "captured training calls in bfloat16 ran at 1.20 to 1.20" in faster.remark(90, BF16, True)
+    assert [len(faster.slower(90, BF16, train)) for train in (False, True)] == [1, 0]
+
+
 def test_of_equally_near_lines_the_slowest_decides_and_length_tells_them_apart(table):
     table(line("short", 1.3), line("long", 0.8, seqlen=512), line("long, half", 2.3, seqlen=512))
     assert "long" in faster.slower_reason(90, BF16, 768, 12, 16384)
@@ -89,7 +110,7 @@ def test_numbers_of_tokens_share_look_ups(table):
 
 
 def _committed(case: str, **more):
-    shared = {"stage": "encoder", "ok": True, "arch": 90, "dirty": False, "path": "captured", "train": False}
+    shared = {"stage": "encoder", "ok": True, "arch": 90, "dirty": False, "path": "captured"}
     return shared | line(case, 0.0) | {"peers": {"stock": {"ratio": 1.5}, "stock cudnn": {"ratio": 0.5}}} | more
 
 
@@ -99,6 +120,7 @@ def test_only_captured_lines_that_went_well_are_written():
         _committed("a", date="2026-01-02T00:00:00+00:00", peers={"stock": {"ratio": 0.94321}}, dirty=True),
         _committed("eager", path="eager"),
         _committed("training", train=True),
+        _committed("eager training", train=True, path="eager"),
         _committed("failed", ok=False),
         _committed("no GPU", arch=0),
         _committed("stock failed", peers={"stock": {"error": "no memory"}}),
@@ -106,7 +128,10 @@ def test_only_captured_lines_that_went_well_are_written():
     ]
     ((arch, rows),) = writer.table(lines).items()
     assert arch == "90"
-    assert rows == [line("a", 0.9432) | {"date": "2026-01-02T00:00:00+00:00", "commit": "abc+dirty"}]
+    assert rows == [
+        line("a", 0.9432) | {"date": "2026-01-02T00:00:00+00:00", "commit": "abc+dirty"},
+        line("training", 1.5, train=True),
+    ]
 
 
 def test_shipped_table_is_what_the_command_writes(tmp_path):

@@ -7,7 +7,8 @@ hold it: a model that is moved or dropped takes its memory along, all but the co
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -62,20 +63,15 @@ class _Own(NamedTuple):
     down: Tensor | None
 
 
-class _Copies:
-    """The copies of a stack's weights. They outlive calls, and hold no parameter."""
+class _Pieces:
+    """Memory for the copies of a stack's weights, and which parameter goes where."""
 
     def __init__(self, parameters: Sequence[Any], dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self.stamp = stamp(parameters)
         self.targets: list[Tensor] = []  # pieces of the copies, each of which one parameter is written to
         self.sources: list[int] = []  # its number
-        self._streams: set[int] = set()
         with torch.inference_mode(False), torch.no_grad():  # the next call may write to them in another mode
             self.layers = [self._layer(parameters, first) for first in range(0, len(parameters), _PARAMETERS)]
-        self._made = _now(self.targets)
-        weights = self.weights(parameters)
-        self.alike = len({layer.traits() for layer in weights}) < 2
 
     def _layer(self, parameters: Sequence[Any], first: int) -> _Own:
         def join(*numbers: int) -> Tensor:
@@ -124,13 +120,30 @@ class _Copies:
             )
         return made
 
+    def write(self, parameters: Sequence[Any]) -> None:
+        """Copy every parameter: one launch, or one for each pair of dtypes. Waits for nothing."""
+        if self.targets:
+            _copy(self.targets, [parameters[number] for number in self.sources])
+
+
+class _Copies(_Pieces):
+    """The copies of a stack's weights. They outlive calls, and hold no parameter."""
+
+    def __init__(self, parameters: Sequence[Any], dtype: torch.dtype) -> None:
+        super().__init__(parameters, dtype)
+        self.stamp = stamp(parameters)
+        self._streams: set[int] = set()
+        self._made = _now(self.targets)
+        weights = self.weights(parameters)
+        self.alike = len({layer.traits() for layer in weights}) < 2
+
     def refresh(self, parameters: Sequence[Any]) -> None:
         if not self.targets:
             return
         device = self.targets[0].device
         if device.type == "cuda" and torch.cuda.is_initialized():
             self._keep_for_stream(device)
-        _copy(self.targets, [parameters[number] for number in self.sources])
+        self.write(parameters)
 
     def _keep_for_stream(self, device: torch.device) -> None:
         """On a stream that comes for the first time: what was done with the memory before it was theirs is over then, and it is not
@@ -188,7 +201,7 @@ class Joined:
         parameters = [parameter for part in parts for parameter in part.parameters()]
         copies = _cache.get(owner, {}).get(dtype)
         if copies is None or not copies.stamp.holds(parameters):
-            if not _takes(parts, parameters):
+            if not takes(parts, parameters):
                 return None
             copies = _made(owner, parameters, dtype)
         return cls(copies, parameters)
@@ -224,7 +237,8 @@ def _made(owner: nn.Module, parameters: list[Tensor | None], dtype: torch.dtype)
         return copies
 
 
-def _takes(parts: Sequence[LayerParts], parameters: Sequence[Tensor | None]) -> bool:
+def takes(parts: Sequence[LayerParts], parameters: Sequence[Tensor | None]) -> bool:
+    """Whether the parameters lie on one device, and no bias is missing that the kernels cannot do without."""
     if len({p.device for p in parameters if p is not None}) > 1:
         return False
     for part in parts:
@@ -234,6 +248,67 @@ def _takes(parts: Sequence[LayerParts], parameters: Sequence[Tensor | None]) -> 
         if any(norm._parameters[name] is None for norm in part.norms for name in ("weight", "bias")):
             return False
     return True
+
+
+def fresh(parameters: Sequence[Any], dtype: torch.dtype) -> list[Weights]:
+    """The weights of a stack in memory of this call's own, copied by one launch or a few; what needs no copy is the parameter.
+
+    parameters: of all layers, 16 each, as `LayerParts.parameters` orders them; see `takes`. Call it without gradients.
+    """
+    pieces = _Pieces(parameters, dtype)
+    pieces.write(parameters)
+    return pieces.weights(parameters)
+
+
+class Held:
+    """Copies of a model's weights that calls in training read as they are, until whoever holds them writes them anew."""
+
+    def __init__(self) -> None:
+        self._copies: dict[nn.Module, tuple[_Copies, list[Any]]] = {}
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Write every copy anew, by one launch or a few for each stack: after weights changed. Waits for nothing."""
+        for copies, parameters in self._copies.values():
+            copies.write(parameters)
+
+    def weights(self, owner: nn.Module, parameters: list[Any], dtype: torch.dtype) -> list[Weights]:
+        """Those of a stack, made and written at its first call, and again where a parameter was replaced or moved."""
+        entry = self._copies.get(owner)
+        if entry is None or entry[0].dtype is not dtype or not entry[0].stamp.holds(parameters):
+            copies = _Copies(parameters, dtype)
+            copies.write(parameters)
+            entry = self._copies[owner] = copies, list(parameters)
+        return entry[0].weights(parameters)
+
+    def nbytes(self) -> int:
+        """Bytes of all copies."""
+        return sum(copies.nbytes() for copies, _ in self._copies.values())
+
+
+_held: "WeakKeyDictionary[nn.Module, Held]" = WeakKeyDictionary()
+
+
+@contextmanager
+def held(model: nn.Module) -> Iterator[Held]:
+    """Calls in training of stacks inside `model` multiply by copies that nobody but `Held.refresh` writes anew.
+
+    For a loop that knows when weights change. Not for several threads, nor for a backward after the weights of its forward changed.
+    """
+    copies, owners = Held(), list(model.modules())
+    for owner in owners:
+        _held[owner] = copies
+    try:
+        yield copies
+    finally:
+        for owner in owners:
+            _held.pop(owner, None)
+
+
+def held_weights(owner: nn.Module, parameters: list[Any], dtype: torch.dtype) -> list[Weights] | None:
+    """The weights of a stack whose copies somebody holds; None where nobody does."""
+    copies = _held.get(owner)
+    return None if copies is None else copies.weights(owner, parameters, dtype)
 
 
 def clear(module: nn.Module) -> None:

@@ -25,7 +25,9 @@ from bertfast.train.loop import train
 def checkpoint(tmp_path_factory):
     pytest.importorskip("tokenizers")
     folder = save_model(tmp_path_factory.mktemp("model"), models.BertForPreTraining, len(ENGLISH), "en")
-    (folder / "config.json").write_text((folder / "config.json").read_text().replace('dropout_prob": 0.0', 'dropout_prob": 0.1'))
+    (folder / "config.json").write_text(
+        (folder / "config.json").read_text().replace('dropout_prob": 0.0', 'dropout_prob": 0.1')
+    )
     return folder
 
 
@@ -49,7 +51,13 @@ def config_of(kind, checkpoint, folder, **options):
     files = [write(folder / f"{name}.{ending}", n, n) for name, n in (("train", 90), ("dev", 12))]
     training = FinetuneTraining(epochs=4, device="cpu", learning_rate=1e-3, log_every=3, **options)
     return make(
-        model=str(checkpoint), train_file=str(files[0]), dev_file=str(files[1]), max_length=48, batch_size=16, train=training, **more
+        model=str(checkpoint),
+        train_file=str(files[0]),
+        dev_file=str(files[1]),
+        max_length=48,
+        batch_size=16,
+        train=training,
+        **more,
     )
 
 
@@ -125,7 +133,9 @@ def test_a_label_that_is_not_finite(tmp_path, checkpoint):
 
 
 def feature(length, label):
-    return Feature(torch.arange(5, 5 + length).numpy(), torch.zeros(length, dtype=torch.int64).numpy(), {"labels": label})
+    return Feature(
+        torch.arange(5, 5 + length).numpy(), torch.zeros(length, dtype=torch.int64).numpy(), {"labels": label}
+    )
 
 
 @pytest.mark.parametrize("label", [1, 0.5], ids=["class", "number"])
@@ -141,7 +151,8 @@ def test_a_filled_batch_has_the_numbers_of_its_own(label):
     assert (filled.real_tokens, filled.sequences) == (36, 5)
     torch.manual_seed(0)
     config = models.BertConfig(
-        vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, num_labels=2 if label == 1 else 1,
+        vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        num_labels=2 if label == 1 else 1,
         max_position_embeddings=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     model = models.BertForSequenceClassification(config)

@@ -28,9 +28,10 @@ from bertfast.train.loop import train
 from bertfast.train.pretrain import PretrainTask, batch_options, build_model
 from bertfast.train.pretrain_config import DataOptions, ModelOptions, PretrainConfig
 
-STAGE_SECONDS = 400
+STAGE_SECONDS = 480
 DOCUMENTS = 4000
-WARM_STEPS = 3
+WARM_STEPS = 4  # the first of them is eager, the second captures
+EAGER_TURNS = 5  # of the trainer without graphs
 WORKERS = 1  # processes that make batches, for each side; the trainer's default
 PRECISIONS = {measure.FLOAT32: "fp32", measure.BFLOAT16: "bf16"}
 ROWS = (
@@ -169,21 +170,34 @@ def speed(row: measure.Row, device: torch.device, turns: int) -> results.Line:
 
             with clocks.Replays() as replays:
                 found = task.alternate(steps, before, device)
+        notes = [line["text"] for line in journal.read(Path(folder) / "run" / "log.jsonl") if line["event"] == "note"]
+    del task, stock
     ours = [tokens / seconds for tokens, seconds in zip(found.tokens, found.seconds, strict=True)][WARM_STEPS:]
     rates = rates[WARM_STEPS:]
     positions, real = (sum(column) for column in zip(*sizes, strict=True))
+    spreads = {"stock": rates, "ours": ours, "ours, eagerly": eager_rates(row, device)}
     return {
         **dataclasses.asdict(row),
         "dtype": measure.BFLOAT16,
         "trainer": "bertfast.train",
         "path": "captured" if 2 * replays.count > steps else "eager",
+        "said": [note for note in notes if note.startswith("steps ")],
         "train": True,
         "turns": turns,
         "padding": 1 - real / positions,
-        "tokens_per_second": {name: Spread.of(rate).p50 for name, rate in (("stock", rates), ("ours", ours))},
+        "tokens_per_second": {name: Spread.of(rate).p50 for name, rate in spreads.items()},
         "ratio": dataclasses.asdict(Spread.of([a / b for a, b in zip(ours, rates, strict=True)])),
         "ok": True,
     }
+
+
+def eager_rates(row: measure.Row, device: torch.device) -> list[float]:
+    """Real tokens a second of the trainer that launches kernel by kernel, alone and in a few steps."""
+    steps = EAGER_TURNS + WARM_STEPS
+    with tempfile.TemporaryDirectory() as folder:
+        task = _task(row, measure.BFLOAT16, 0.1, device, folder, steps=10 * steps, cuda_graphs=False)
+        found = task.alternate(steps, lambda _: None, device)
+    return [tokens / seconds for tokens, seconds in zip(found.tokens, found.seconds, strict=True)][WARM_STEPS:]
 
 
 def cases(device: torch.device, steps: int = 100, turns: int = 15, size: str = "4x256") -> dict[str, Callable[[], Any]]:

@@ -28,12 +28,17 @@ def _form(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor
     return torch.empty((), dtype=dtype, device=device).expand(shape)
 
 
+def _form_of(result: Tensor) -> Tensor:
+    form = _form if type(result) is Tensor else _form.__wrapped__  # fake tensors belong to their mode
+    return form(result.shape, result.dtype, result.device)
+
+
 class _Again:
     """A launcher's launches, and the form of its results."""
 
     def __init__(self, repeat: repeats.Repeat, results: Sequence[Tensor]) -> None:
         self._repeat = repeat
-        self._forms = [_form(result.shape, result.dtype, result.device) for result in results]
+        self._forms = [_form_of(result) for result in results]
 
     def __call__(self, values: list[Any]) -> tuple[Tensor, ...]:
         results = tuple([torch.empty_like(form) for form in self._forms])

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from bertfast import _torch
 
-# Of captures: other threads may allocate and wait meanwhile. A backward runs on autograd's own thread for the device, not on the one
-# that captures. Its launches are captured all the same: a stream is captured whatever thread launches on it, and autograd makes
+# Of captures: other threads may allocate and wait meanwhile. A backward runs on autograd's own thread for the device, not on the
+# one that captures. Its launches are captured all the same: a stream is captured whatever thread launches on it, and autograd makes
 # the forward's stream current on its thread. Its allocations go to the capture's pool, since torch's allocator asks for the stream
 # and not for the thread; where they need memory of the driver, torch asks for it in the relaxed mode while the current stream is
 # captured. (CUDA: cudaStreamBeginCapture. torch: c10/cuda/CUDACachingAllocator.cpp, aten/src/ATen/cuda/CUDAGraph.cpp.)

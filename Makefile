@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 NATIVE := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h) setup.py
 RESULTS := benchmarks/results
 GPU_PYTHON = $(if $(filter command environment,$(origin PYTHON)),$(PYTHON),python3)
+GPU_NEEDS := torch triton transformers numpy pytest rich setuptools typer
+TRAINING_NEEDS := matplotlib psutil yaml
 STAGES ?=
 WORKERS ?= auto
 FLAGS ?=
@@ -43,8 +45,11 @@ kernels: $(VENV)/.built
 
 # On a machine with a GPU, with its own Python and torch: nothing is installed. STAGES="parity micro" runs some of it.
 gpu:
-	@$(GPU_PYTHON) -c 'import numpy, pytest, rich, torch, transformers, triton, typer' \
-		|| { echo "make gpu uses a Python that has CUDA PyTorch with its Triton, transformers, pytest, rich and typer, and installs nothing; $(GPU_PYTHON) lacks one. Call make gpu PYTHON=/path/to/python"; exit 1; }
+	@lacks() { $(GPU_PYTHON) -c 'import importlib.util, sys; print(*(name for name in sys.argv[1:] if not importlib.util.find_spec(name)))' "$$@"; }; \
+	missing=$$(lacks $(GPU_NEEDS)) && test -z "$$missing" \
+		|| { echo "make gpu installs nothing: it uses a Python that has CUDA PyTorch with its Triton, and $(filter-out torch triton,$(GPU_NEEDS)). $(GPU_PYTHON) lacks $${missing:-all of it, or does not run}. Install what is missing, or call make gpu PYTHON=/path/to/python"; exit 1; }; \
+	missing=$$(lacks $(TRAINING_NEEDS)); test -z "$$missing" || echo "$(GPU_PYTHON) lacks $$missing: the stage training will fail"; \
+	command -v $${CXX:-c++} >/dev/null || echo "No C++ compiler (looked for $${CXX:-c++}): the stage build will fail; Triton needs a C compiler"
 	env -u TRITON_INTERPRET $(GPU_PYTHON) -m benchmarks.gpu $(STAGES)
 
 # Fresh environments from the oldest versions to the newest: docs/versions.md. FLAGS="--cell newest" runs one cell of it.

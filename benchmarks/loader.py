@@ -5,7 +5,8 @@
     python -m benchmarks.loader --workers 2 --json out.json
 
 The need is twice what the fastest planned trainer eats, 1.1 M tokens/s, over the 16 cores beside it. Each case plans one block of
-documents and builds its batches, in C++ and in NumPy, which make the same ones; a last row hands batches out of worker processes.
+documents and builds its batches, in C++ and in NumPy, which make the same ones. A second table has what the trainer's own queue
+delivers out of worker processes (`benchmarks.delivery`).
 """
 
 import os
@@ -13,7 +14,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,10 +22,10 @@ import torch
 import typer
 from rich.table import Table
 
+from benchmarks import delivery
 from bertfast import _ext
 from bertfast.cli.common import check_target, console, fail, write_json
 from bertfast.data.corpus import Corpus, CorpusError
-from bertfast.data.loader import PretrainLoader
 from bertfast.data.masking import MaskOptions, Vocabulary
 from bertfast.data.packing import best_fit
 from bertfast.data.pairs import PairOptions, make_pairs, sample_lengths
@@ -142,18 +142,6 @@ def cases(corpus: Corpus, vocabulary: Vocabulary, block_tokens: int) -> Iterator
             yield measure(Planner(plain, vocabulary, smaller), "NumPy", _ROUNDS["NumPy"])
 
 
-def handed_out(corpus: Corpus, vocabulary: Vocabulary, workers: int, batches: int = 2000) -> float:
-    """Real tokens a second that arrive in this process, after the first batches."""
-    max_seq_length, budget, whole_word = _CASES[0]
-    options = PretrainDataOptions(0, budget, PairOptions(max_seq_length), MaskOptions(whole_word=whole_word))
-    iterator = iter(PretrainLoader(corpus, vocabulary, options, workers=workers))
-    for _ in islice(iterator, 4 * max(1, workers)):
-        pass
-    start = time.perf_counter()
-    tokens = sum(batch.real_tokens for batch in islice(iterator, batches))
-    return tokens / (time.perf_counter() - start)
-
-
 def table_of(results: list[Result], what: str) -> Table:
     table = Table(
         title=f"pre-training batches on one core, {what}",
@@ -186,10 +174,14 @@ def table_of(results: list[Result], what: str) -> Table:
 def main(
     corpus: Annotated[Path | None, typer.Option(help="a corpus's folder; synthetic text where not given")] = None,
     documents: Annotated[int, typer.Option(min=2, help="documents of synthetic text")] = 10_000,
-    workers: Annotated[int, typer.Option(min=0, help="processes of the last row; 0 leaves it out")] = 1,
+    workers: Annotated[
+        list[int],
+        typer.Option(min=0, help="worker processes of the queue's rows, given once for each; 0 leaves them out"),
+    ] = [1, 2, 4],  # noqa: B006
     json_path: Annotated[Path | None, typer.Option("--json", help="write the rows here")] = None,
 ) -> None:
-    """Measure the loader on one core and compare it with what a trainer needs. Exit status 1 where C++ is below the need."""
+    """Measure the loader on one core and compare it with what a trainer needs. Exit status 1 where C++ is below the need,
+    or where no number of workers delivers what is asked of the queue."""
     check_target("--json", json_path)
     torch.set_num_threads(1)
     try:
@@ -202,18 +194,21 @@ def main(
     )
     with console.status("measuring"):
         results = list(cases(opened, vocabulary, min(opened.tokens, PretrainDataOptions().block_tokens)))
-        out = handed_out(opened, vocabulary, workers) if workers else None
+        delivered = list(delivery.cases(opened, vocabulary, [count for count in workers if count]))
     console.print(table_of(results, what))
-    if out is not None:
-        line = f"{workers} worker(s) hand out {out:,.0f} real tokens/s, {out / workers / NEED:.1f}x the need each"
-        console.print(line, highlight=False)
+    if delivered:
+        console.print(delivery.table_of(delivered))
     if json_path:
         rows: list[dict[str, Any]] = [
             asdict(r) | {"tokens_per_second": r.tokens_per_second, "times_need": r.tokens_per_second / NEED}
             for r in results
         ]
-        write_json(json_path, {"need": NEED, "corpus": what, "results": rows, "workers": workers, "handed_out": out})
-    if any(r.implementation == "C++" and r.tokens_per_second < NEED for r in results):
+        write_json(
+            json_path, {"need": NEED, "corpus": what, "results": rows, "delivered": [each.row() for each in delivered]}
+        )
+    lengths = {each.max_seq_length for each in delivered}
+    enough = {each.max_seq_length for each in delivered if each.is_enough}
+    if lengths - enough or any(r.implementation == "C++" and r.tokens_per_second < NEED for r in results):
         raise typer.Exit(1)
 
 

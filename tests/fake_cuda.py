@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import fake_backward
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
@@ -49,6 +50,8 @@ _NO_KERNEL = (
     "set_",
     "is_pinned",
 )
+
+_NO_FAKE = ("_fused_adamw_",)  # in place, and torch has none that takes a rate on the device
 
 
 class Wait(AssertionError):
@@ -100,6 +103,9 @@ class FakeGpu(TorchDispatchMode):
         on_gpu = any(t.device.type == "cuda" for t in tensors)
         if on_gpu and name in _READS_NUMBERS:
             self.refuse(name)
+        if name in _NO_FAKE:
+            self.ops[name] += not self._preparing
+            return None
         if name == "_pin_memory":
             return self._pin(torch.empty_like(args[0]))
         if name in ("_to_copy", "copy_", "_foreach_copy_", "lift_fresh"):
@@ -147,7 +153,8 @@ class FakeGpu(TorchDispatchMode):
             if source is None:
                 self.refuse("a tensor made of the host's numbers")
             elif source.device.type == "cuda" and torch.device(device).type != "cuda":
-                self.refuse("a copy to the host")
+                if not (name == "copy_" and ahead and self._is_pinned(args[0])):
+                    self.refuse("a copy to the host")
             elif (
                 source.device.type == "cpu"
                 and torch.device(device).type == "cuda"
@@ -198,5 +205,8 @@ def fake_cuda(arch: int = 90) -> Iterator[FakeGpu]:
         patch.setattr(torch.cuda, "device_count", lambda: 1)
         patch.setattr(torch.cuda, "get_device_capability", lambda *_: divmod(arch, 10))
         patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+        patch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
+        patch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)  # or autocast does nothing
+        patch.setattr(torch.Tensor, "backward", fake_backward.backward)
         with FakeTensorMode(allow_non_fake_inputs=True), gpu:
             yield gpu

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from transformers import BertConfig, BertModel
 from typer.testing import CliRunner
 
@@ -33,6 +34,25 @@ def said(done):
 def test_python_m_runs_the_command_line():
     done = subprocess.run([sys.executable, "-m", "bertfast", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == bertfast.__version__
+
+
+def commands(group, words=()):
+    """The words of every command, and of every group of them."""
+    yield words
+    for name, command in getattr(group, "commands", {}).items():
+        yield from commands(command, (*words, name))
+
+
+@pytest.mark.parametrize("words", list(commands(typer.main.get_command(app))), ids=" ".join)
+def test_every_command_has_its_help(words):
+    """Texts of options are rich's markup there: a bracket may be lost, or raise."""
+    done = runner.invoke(app, [*words, "--help"], env={"COLUMNS": "200"})
+    assert done.exit_code == 0, done.output
+    assert "--help" in done.output
+    marked = {("data", "vocab"), ("data", "build"), *(("finetune", kind) for kind in ("pair", "qa", "token"))}
+    assert ("[E1],[/E1]" in done.output) == (words in marked)
+    training = words == ("pretrain",) or (len(words) == 2 and words[0] == "finetune")
+    assert ("--set train.cuda_graphs=false" in said(done)) == training
 
 
 def test_several_models_are_measured_in_one_run(checkpoint, tmp_path):

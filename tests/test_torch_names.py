@@ -29,7 +29,7 @@ SMALL = BertConfig(
     hidden_dropout_prob=0.0,
     attention_probs_dropout_prob=0.0,
 )
-FOREACH = ("add_", "addcmul_", "copy_", "div", "div_", "lerp_", "mul_", "norm", "sqrt")
+FOREACH = ("add_", "addcmul_", "copy_", "div", "mul_", "norm", "sqrt", "sub_")
 
 
 def _forget() -> None:
@@ -230,9 +230,11 @@ def test_one_by_one_is_foreach(without):
 
     def use():
         first, second = [t.clone() for t in a], [t.clone() for t in b]
-        _torch.foreach("lerp_")(first, second, 0.3)
+        _torch.foreach("sub_")(first, [0.3 * t for t in second])
         _torch.foreach("addcmul_")(first, second, second, value=0.5)
         _torch.foreach("mul_")(first, numbers)
+        _torch.foreach("mul_")(second, torch.tensor(0.5))
+        _torch.foreach("add_")(second, torch.tensor(2.0))
         _torch.foreach("add_")(first, second, alpha=0.25)
         _torch.foreach("add_")(second, 1e-3)
         return [*first, *second, *_torch.foreach("norm")(first), *_torch.foreach("div")(first, second)]

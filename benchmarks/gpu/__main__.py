@@ -17,12 +17,12 @@ from rich.console import Console
 
 from benchmarks.gpu import results
 
-STAGES = ("build", "parity", "verified", "encoder", "sentences", "training", "micro", "races", "compiled")
+STAGES = ("build", "parity", "verified", "encoder", "sentences", "training", "loader", "micro", "races", "compiled")
 OPTIONAL = ("tune",)  # changes launch tables, so only where it is named
 Stage = Callable[[str, frozenset[str]], Iterator[results.Line]]
 
 
-def _build(wanted: str, done: frozenset[str]) -> Iterator[results.Line]:
+def _build(only: str, done: frozenset[str]) -> Iterator[results.Line]:
     """The C++ extension in place: the tests compare with it, and modules on a CPU use it."""
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
     got = subprocess.run(
@@ -32,12 +32,13 @@ def _build(wanted: str, done: frozenset[str]) -> Iterator[results.Line]:
     yield results.line("build", "extension", ok=got.returncode == 0, error=text)
 
 
-def _verified(wanted: str, done: frozenset[str]) -> Iterator[results.Line]:
-    """What follows from all lines: which ops are verified, and which captured calls are slower than stock."""
-    from benchmarks.gpu import docs, faster, verified
+def _verified(only: str, done: frozenset[str]) -> Iterator[results.Line]:
+    """What follows from all lines: verified ops, captured calls that are slower than stock, matrix rates; and tables."""
+    from benchmarks.gpu import docs, faster, rates, verified
 
     yield results.line("verified", "verified.json", ok=True, ops=verified.write())
     yield results.line("verified", "faster.json", ok=True, lines=faster.write())
+    yield results.line("verified", "matrix_rates.json", ok=True, devices=rates.write())
     docs.write_gpu_page()
     yield results.line("verified", "docs/gpu.md", ok=True)
 
@@ -74,6 +75,10 @@ def summary(line: results.Line) -> str:
     if "ratio" in line:
         rates = ", ".join(f"{side} {rate:,.0f}" for side, rate in line["tokens_per_second"].items())
         parts.append(f"{line['ratio']['p50']:.2f}x stock ({rates} tokens/s)")
+    if "cores" in line:
+        parts.append(
+            f"{line['tokens_per_second']:,.0f} tokens/s into {line['memory']} memory, {line['cores']:.2f} cores"
+        )
     if "loss_of_band" in line:
         parts.append(f"{line['loss_of_band']:.2f} of the band")
     for name, peer in line.get("peers", {}).items():

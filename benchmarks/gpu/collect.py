@@ -11,11 +11,11 @@ from benchmarks.gpu.case import Case
 from bertfast import _library
 
 
-def all_cases(wanted: str = "") -> list[Case]:
-    """The cases of every module, in the order of their files, whose name contains `wanted`."""
+def all_cases(only: str = "") -> list[Case]:
+    """The cases of every module, in the order of their files, whose name contains `only`."""
     modules = sorted(module.name for module in pkgutil.iter_modules(cases.__path__))
-    found = [case for name in modules for case in importlib.import_module(f"{cases.__name__}.{name}").CASES]
-    return [case for case in found if wanted in case.name]
+    every = [case for name in modules for case in importlib.import_module(f"{cases.__name__}.{name}").CASES]
+    return [case for case in every if only in case.name]
 
 
 def function(case: Case) -> Callable[..., Any]:

@@ -37,11 +37,11 @@ def sides(stock: torch.nn.Module, mode: str) -> encoder.Sides:
     return made | {f"compiled {mode}": (torch.compile(stock, mode=mode), nullcontext)}
 
 
-def run(wanted: str = "", done: frozenset[str] = frozenset()) -> Iterator[results.Line]:
+def run(only: str = "", done: frozenset[str] = frozenset()) -> Iterator[results.Line]:
     clock, deadline = measure.WallClock(), measure.Deadline(STAGE_SECONDS)
     stock, built = None, ""
     for name, (setting, mode) in rows().items():
-        if wanted not in name or name in done:
+        if only not in name or name in done:
             continue
         if deadline.passed:
             yield results.line("compiled", name, ok=None, error=deadline.text)

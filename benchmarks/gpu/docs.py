@@ -113,11 +113,11 @@ def _span(values: list[int]) -> str:
 
 def compiled(rows: "list[Row]") -> str:
     """One row for each kernel and architecture, over its variants."""
-    found: dict[tuple[str, int], list[Row]] = {}
+    by_kernel: dict[tuple[str, int], list[Row]] = {}
     for row in rows:
-        found.setdefault((row.kernel, row.arch), []).append(row)
+        by_kernel.setdefault((row.kernel, row.arch), []).append(row)
     lines = []
-    for (kernel, arch), variants in sorted(found.items()):
+    for (kernel, arch), variants in sorted(by_kernel.items()):
         good = [row for row in variants if row.resources is not None]
         name = [f"`{kernel}`", ", ".join(sorted({op for row in variants for op in row.ops})), ARCH_NAMES[arch]]
         if not good:
@@ -147,8 +147,8 @@ def launch_tables() -> str:
     from bertfast.triton import tables
 
     rows = []
-    for name, found in sorted(tables.known().items()):
-        for entry in found.entries:
+    for name, table in sorted(tables.known().items()):
+        for entry in table.entries:
             key = " ".join(f"{field} {value}" for field, value in sorted(entry.key))
             tile = ", ".join(f"{field} {value}" for field, value in entry.tile.items())
             rows.append([name, entry.table, f"sm_{entry.arch}", key, tile, entry.reason])
@@ -201,17 +201,18 @@ def whole_models(lines: list[results.Line]) -> str:
     return _table(["", "dtype", "ours", "ms", "peers, ms (times our time)", "measured"], rows)
 
 
-def by_hand(found: dict[str, Any]) -> str:
+def by_hand(measured: dict[str, Any]) -> str:
     """What was measured of `bertfast.models` inside one CUDA graph, by a script of its own."""
     rows = []
-    for one in found["rows"]:
+    for one in measured["rows"]:
         count = f"{one['sequences']} sequences, " if "sequences" in one else ""
         case = f"{one['model']} {one['kind']}, {count}up to {one['seqlen']}, {one['tokens']:,} tokens, {one['weights']}"
         rate = one["tokens"] / one["graph_ms"] * 1e3
         rows.append([case, f"{one['eager_ms']:.2f}", f"{one['graph_ms']:.2f}", f"{rate:,.0f}"])
-    origin = f"{found['device']}, {found['date']}, {found['commit']}, torch {found['torch']}, Triton {found['triton']}"
+    origin = ", ".join(measured[name] for name in ("device", "date", "commit"))
+    origin += f", torch {measured['torch']}, Triton {measured['triton']}"
     table = _table(["bertfast.models", "eager, ms", "one graph, ms", "tokens a second"], rows)
-    return f"{found['what']} {found['how']} {origin}.\n\n{table}"
+    return f"{measured['what']} {measured['how']} {origin}.\n\n{table}"
 
 
 def gpu_tables(lines: list[results.Line]) -> str:

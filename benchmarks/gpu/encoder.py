@@ -136,11 +136,11 @@ def capture(function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
     workspaces = Workspaces(torch.device(DEVICE, torch.cuda.current_device()))
     try:
         with torch.cuda.stream(caller), torch.cuda.graph(graph, pool=pool, stream=stream):
-            found = function()
+            outputs = function()
     except BaseException:
         workspaces.mend(graph, pool, stream)
         raise
-    return graph.replay, found
+    return graph.replay, outputs
 
 
 class Graphed:
@@ -154,12 +154,12 @@ class Graphed:
         if not self.inputs:
             kept = {name: value for name, value in batch.items() if self.masked or name != "attention_mask"}
             inputs = {name: value.clone() for name, value in kept.items()}
-            self.replay, self.found = capture(lambda: self.model(**inputs))
+            self.replay, self.outputs = capture(lambda: self.model(**inputs))
             self.inputs = inputs
         for name, buffer in self.inputs.items():
             buffer.copy_(batch[name])
         self.replay()
-        return self.found
+        return self.outputs
 
 
 Sides = dict[str, tuple[Callable[..., Any], Callable[[], Any]]]
@@ -172,12 +172,12 @@ def sides(stock: torch.nn.Module, setting: Setting) -> Sides:
     import bertfast
 
     fast = bertfast.optimize(copy.deepcopy(stock), gpu_kernels=True)
-    found: Sides = {"bertfast": (fast, nullcontext), "stock": (stock, nullcontext)}
+    sides: Sides = {"bertfast": (fast, nullcontext), "stock": (stock, nullcontext)}
     if setting.dtype != "float32" or setting.autocast:  # cuDNN has no attention for it
-        found["stock cudnn"] = stock, lambda: sdpa_kernel([SDPBackend.CUDNN_ATTENTION])
+        sides["stock cudnn"] = stock, lambda: sdpa_kernel([SDPBackend.CUDNN_ATTENTION])
     if not setting.train:
-        found["stock graph"] = Graphed(stock, setting.half), nullcontext
-    return found
+        sides["stock graph"] = Graphed(stock, setting.half), nullcontext
+    return sides
 
 
 def errors(
@@ -187,15 +187,15 @@ def errors(
     oracle = copy.deepcopy(stock).float().eval()
     real = batch["attention_mask"].bool()
     with torch.inference_mode():
-        wanted = oracle(**batch).last_hidden_state[real]
-    found: dict[str, float | str] = {}
+        expected = oracle(**batch).last_hidden_state[real]
+    errors: dict[str, float | str] = {}
     for name, (model, context) in models.items():
         try:
             got = within([context, casting(setting)], step(model, batch, None))()[real].float()
-            found[name] = float((got - wanted).abs().max())
+            errors[name] = float((got - expected).abs().max())
         except Exception as problem:
-            found[name] = measure.explain(problem)
-    return found
+            errors[name] = measure.explain(problem)
+    return errors
 
 
 def timed(
@@ -212,8 +212,8 @@ def timed(
         except Exception:  # take_turns tells of it
             continue
     path = measure.path_of(thunks["bertfast"], replays)
-    found, rows = measure.take_turns(thunks, clock, budget=2.0, fewest=5, most=30), {}
-    for key, spread in found.items():
+    spreads, rows = measure.take_turns(thunks, clock, budget=2.0, fewest=5, most=30), {}
+    for key, spread in spreads.items():
         if isinstance(spread, str):
             rows[key] = {"error": spread}
             continue
@@ -270,12 +270,12 @@ def run_setting(
             torch.cuda.empty_cache()
 
 
-def run(wanted: str = "", done: frozenset[str] = frozenset()) -> Iterator[results.Line]:
+def run(only: str = "", done: frozenset[str] = frozenset()) -> Iterator[results.Line]:
     clock, deadline = measure.WallClock(), measure.Deadline(STAGE_SECONDS)
     stock, built = None, ("", "")
     for setting in (*settings(train=False), *settings(train=True)):
         name = setting.name
-        if wanted not in name or name in done:
+        if only not in name or name in done:
             continue
         if deadline.passed:
             yield results.line("encoder", name, ok=None, error=deadline.text)

@@ -29,7 +29,7 @@ def table(lines: list[results.Line]) -> dict[str, list[Line]]:
         row = {name: one[name] for name in ORIGIN + SHAPE}
         row |= {"commit": one["commit"] + "+dirty" * one["dirty"], "ratio": round(ratio, 4)}
         rows.setdefault(str(one["arch"]), []).append(row)
-    return {arch: sorted(found, key=lambda row: (row["case"], row["device"])) for arch, found in sorted(rows.items())}
+    return {arch: sorted(lines, key=lambda row: (row["case"], row["device"])) for arch, lines in sorted(rows.items())}
 
 
 def text(rows: dict[str, list[Line]]) -> str:

@@ -123,10 +123,10 @@ def record(
 
 def compile_rows(rows: list[Row], console: Console) -> None:
     """Fill in the resources of `rows`."""
-    for done, (row, found) in enumerate(
+    for done, (row, compiled) in enumerate(
         zip(rows, compile_all([(row.launch, row.arch) for row in rows]), strict=True), 1
     ):
-        row.resources, row.error = found
+        row.resources, row.error = compiled
         if done % 50 == 0:
             console.print(f"{done} of {len(rows)} compiled")
 
@@ -157,25 +157,25 @@ def judge(case: Case, arch: int, rows: list[Row]) -> list[str]:
     from bertfast.triton import private
 
     minor = private.minor()
-    mine = [row for row in rows if row.arch == arch and case.name in row.cases]
-    if not mine:
+    own = [row for row in rows if row.arch == arch and case.name in row.cases]
+    if not own:
         return ["launches nothing"] if case.kernels else []
-    wrong = [f"{row.kernel}: {row.error}" for row in mine if row.error]
-    mine = [row for row in mine if row.resources is not None]
-    for row in mine:
+    wrong = [f"{row.kernel}: {row.error}" for row in own if row.error]
+    own = [row for row in own if row.resources is not None]
+    for row in own:
         if row.spills and (row.kernel, arch) not in case.spills and not excused(row, arch, minor):
             wrong.append(f"{row.kernel} {row.constants}: spills (stack {row.resources['stack']} bytes)")
         if row.resources["shared"] > SHARED_BYTES[arch]:
             wrong.append(f"{row.kernel} {row.constants}: {row.resources['shared']} bytes of shared memory")
         if arch == 90 and 1 < row.count("HGMMA") <= row.resources.get("waits", 0):
             wrong.append(f"{row.kernel} {row.constants}: its wgmmas wait for one another")
-    wanted = TENSOR_CORE.values() if case.dot == "any" else (TENSOR_CORE[arch],)
-    if case.dot and not any(row.count(*wanted) for row in mine):
+    instructions = TENSOR_CORE.values() if case.dot == "any" else (TENSOR_CORE[arch],)
+    if case.dot and not any(row.count(*instructions) for row in own):
         wrong.append(f"no {TENSOR_CORE[arch]} in its kernels")
-    if case.tma and arch >= 90 and not any(row.count("UTMALDG", "UTMASTG") for row in mine):
+    if case.tma and arch >= 90 and not any(row.count("UTMALDG", "UTMASTG") for row in own):
         wrong.append("no bulk tensor copies in its kernels")
-    moved = sum(row.resources["moved"] for row in mine)
-    share = sum(row.resources["moved"] * row.resources["wide"] for row in mine) / moved if moved else 1.0
+    moved = sum(row.resources["moved"] for row in own)
+    share = sum(row.resources["moved"] * row.resources["wide"] for row in own) / moved if moved else 1.0
     if share < least_wide(case, minor) - 1e-9:
         wrong.append(f"{share:.2f} of its bytes are moved in accesses of 16, {least_wide(case, minor):.2f} wanted")
     return wrong
@@ -197,20 +197,20 @@ def stale(cases: list[Case], rows: list[Row]) -> list[str]:
 
 
 def table(rows: list[Row]) -> Table:
-    found = Table(title="Kernels compiled ahead of time; none of this says that they ran")
+    table = Table(title="Kernels compiled ahead of time; none of this says that they ran")
     for name in ("kernel", "sm", "constants", "warps", "registers", "stack", "shared", "wide", "tensor", "bulk"):
-        found.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold")
     for row in rows:
         constants = " ".join(f"{k}={v}" for k, v in row.constants.items())
         start = (row.kernel, str(row.arch), constants, str(row.warps))
         if row.resources is None:
-            found.add_row(*start, "failed")
+            table.add_row(*start, "failed")
             continue
         got = row.resources
         stack = f"{got['stack']}{' SPILLS' if row.spills else ''}"
         counts = (str(row.count(*TENSOR_CORE.values())), str(row.count("UTMALDG", "UTMASTG")))
-        found.add_row(*start, str(got["registers"]), stack, str(got["shared"]), f"{got['wide']:.2f}", *counts)
-    return found
+        table.add_row(*start, str(got["registers"]), stack, str(got["shared"]), f"{got['wide']:.2f}", *counts)
+    return table
 
 
 def main(

@@ -104,9 +104,9 @@ def path_of(thunk: Thunk, batches: int = 1) -> str:
     return "captured" if 2 * replays.count > batches else "eager"
 
 
-def tensors(found: Any) -> list[torch.Tensor]:
+def tensors(outputs: Any) -> list[torch.Tensor]:
     """The tensors that an op gave, be it one or several."""
-    return [t for t in (found if isinstance(found, (tuple, list)) else [found]) if isinstance(t, torch.Tensor)]
+    return [t for t in (outputs if isinstance(outputs, (tuple, list)) else [outputs]) if isinstance(t, torch.Tensor)]
 
 
 def explain(error: BaseException) -> str:
@@ -117,22 +117,22 @@ def take_turns(
     thunks: dict[str, Thunk], clock: Clock, budget: float = 0.5, fewest: int = 10, most: int = 100
 ) -> dict[str, Spread | str]:
     """Seconds of each thunk, or why it failed. They take turns for about `budget` seconds after two rounds of warm-up."""
-    found: dict[str, Spread | str] = {}
+    spreads: dict[str, Spread | str] = {}
     estimate = 0.0
     for name, thunk in thunks.items():
         try:
             clock.seconds(clock.start(thunk))  # compiles
             estimate += clock.seconds(clock.start(thunk))
         except Exception as error:
-            found[name] = explain(error)
+            spreads[name] = explain(error)
     rounds = int(min(max(budget / max(estimate, 1e-6), fewest), most))
-    tokens: dict[str, list[Any]] = {name: [] for name in thunks if name not in found}
+    tokens: dict[str, list[Any]] = {name: [] for name in thunks if name not in spreads}
     for _ in range(rounds):
-        for name, mine in tokens.items():
-            mine.append(clock.start(thunks[name]))
-    for name, mine in tokens.items():
-        found[name] = Spread.of([clock.seconds(token) for token in mine])
-    return found
+        for name, own in tokens.items():
+            own.append(clock.start(thunks[name]))
+    for name, own in tokens.items():
+        spreads[name] = Spread.of([clock.seconds(token) for token in own])
+    return spreads
 
 
 def host_seconds(
@@ -144,9 +144,9 @@ def host_seconds(
     begin = now()
     for _ in range(calls):
         thunk()
-    found = (now() - begin) / calls
+    seconds = (now() - begin) / calls
     synchronize()
-    return found
+    return seconds
 
 
 def ceilings(clock: Clock) -> Ceilings:
@@ -155,9 +155,9 @@ def ceilings(clock: Clock) -> Ceilings:
     y = torch.empty_like(x)
     c, d = (torch.randn(8192, 8192, device="cuda") for _ in range(2))
     a, b = c.bfloat16(), d.bfloat16()
-    found = take_turns({"copy": lambda: y.copy_(x), "matrix": lambda: a @ b, "float32": lambda: c @ d}, clock)
-    medians = [spread.p50 for spread in found.values() if not isinstance(spread, str)]
-    if len(medians) < len(found):
-        raise RuntimeError(f"the ceilings could not be measured: {found}")
+    spreads = take_turns({"copy": lambda: y.copy_(x), "matrix": lambda: a @ b, "float32": lambda: c @ d}, clock)
+    medians = [spread.p50 for spread in spreads.values() if not isinstance(spread, str)]
+    if len(medians) < len(spreads):
+        raise RuntimeError(f"the ceilings could not be measured: {spreads}")
     copy, matrix, float32 = medians
     return Ceilings(2 * x.numel() / copy, 2 * 8192**3 / matrix, 2 * 8192**3 / float32)

@@ -19,8 +19,8 @@ def error(case: Case, arguments: Arguments) -> float | None:
         return None
     wide = [a.double() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in arguments]
     got = measure.tensors(collect.function(case)(*arguments))
-    wanted = measure.tensors(getattr(torch.ops.bertfast_reference, case.op)(*wide))
-    both = [(a, b) for a, b in zip(got, wanted, strict=True) if a.is_floating_point()]
+    expected = measure.tensors(getattr(torch.ops.bertfast_reference, case.op)(*wide))
+    both = [(a, b) for a, b in zip(got, expected, strict=True) if a.is_floating_point()]
     return max((float((a.double() - b.double()).abs().max()) for a, b in both if a.numel()), default=0.0)
 
 
@@ -53,11 +53,11 @@ def run_case(
                 thunks[name] = build(arguments)
             except Exception as problem:  # a peer that this torch does not have
                 peers[name] = {"error": measure.explain(problem)}
-        found = measure.take_turns(thunks, clock)
-        own = found.pop("owner")
+        spreads = measure.take_turns(thunks, clock)
+        own = spreads.pop("owner")
         if isinstance(own, str):
             return results.line("micro", case.name, ok=False, error=own, **about)
-        for name, spread in found.items():
+        for name, spread in spreads.items():
             if isinstance(spread, str):
                 peers[name] = {"error": spread}
             else:
@@ -70,12 +70,12 @@ def run_case(
         return results.line("micro", case.name, ok=False, error=measure.explain(problem), **about)
 
 
-def run(wanted: str = "", done: frozenset[str] = frozenset()) -> Iterator[results.Line]:
+def run(only: str = "", done: frozenset[str] = frozenset()) -> Iterator[results.Line]:
     deadline, clock = measure.Deadline(STAGE_SECONDS), measure.CudaClock()
     ceilings = measure.ceilings(clock)
     shown = {"gbps": ceilings.copy / 1e9, "tflops": ceilings.matrix / 1e12, "tflops32": ceilings.matrix_float32 / 1e12}
     yield results.line("micro", "ceilings", ok=True, clocks=results.clocks(), **shown)
-    for case in collect.all_cases(wanted):
+    for case in collect.all_cases(only):
         if case.name in done:
             continue
         if deadline.passed:

@@ -155,10 +155,10 @@ def repeat(
     return outcomes
 
 
-def run(wanted: str = "", done: frozenset[str] = frozenset()) -> Iterator[results.Line]:
+def run(only: str = "", done: frozenset[str] = frozenset()) -> Iterator[results.Line]:
     seed = secrets.randbelow(2**31)
     print(f"parity: BERTFAST_SEED={seed}", flush=True)
-    tests = ["tests/ops", "tests/triton", "-k", f"({TESTS}) and {wanted}" if wanted else TESTS]
+    tests = ["tests/ops", "tests/triton", "-k", f"({TESTS}) and {only}" if only else TESTS]
     listing = subprocess.run(
         [sys.executable, "-c", INTERRUPTIBLE, *tests, *OPTIONS, "--collect-only"],
         cwd=results.ROOT,
@@ -173,4 +173,4 @@ def run(wanted: str = "", done: frozenset[str] = frozenset()) -> Iterator[result
             return
         failed = list(read_report(junit).messages)
         repeats = repeat(failed[:REPEATED], Path(folder))
-        yield from lines_of(junit, seed, expected(listing.stdout), wanted, repeats)
+        yield from lines_of(junit, seed, expected(listing.stdout), only, repeats)

@@ -26,11 +26,11 @@ def chosen(cases: list[Case]) -> list[Case]:
     groups: dict[tuple[str, bool], list[Case]] = {}
     for case in cases:
         groups.setdefault((case.op, collect.is_candidate(case)), []).append(case)
-    found = []
+    chosen_cases = []
     for group in groups.values():
-        mine = sorted(group, key=lambda case: case.bytes)
-        found += [mine[0], mine[len(mine) // 2]] if len(mine) > 1 else mine
-    return found
+        by_size = sorted(group, key=lambda case: case.bytes)
+        chosen_cases += [by_size[0], by_size[len(by_size) // 2]] if len(by_size) > 1 else by_size
+    return chosen_cases
 
 
 def _bits(outputs: Any) -> list[torch.Tensor]:
@@ -62,13 +62,13 @@ def repeat_case(case: Case, device: torch.device, repeats: int = REPEATS) -> res
     return results.line("races", case.name, ok=not count, error=text, **about)
 
 
-def sanitize(tool: str, wanted: str, seconds: float) -> results.Line:
+def sanitize(tool: str, only: str, seconds: float) -> results.Line:
     """compute-sanitizer over one call of each op's smallest case; not judged where the tool is missing or too slow."""
     program = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     name = f"compute-sanitizer {tool}"
     if not os.path.exists(program):
         return results.line("races", name, ok=None, error="compute-sanitizer is not here")
-    worker = [sys.executable, "-m", "benchmarks.gpu.races", wanted]
+    worker = [sys.executable, "-m", "benchmarks.gpu.races", only]
     command = [program, "--tool", tool, "--error-exitcode", "9", *worker]
     # Memory that torch keeps for later would hide what is out of bounds.
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
@@ -85,9 +85,9 @@ def sanitize(tool: str, wanted: str, seconds: float) -> results.Line:
     return results.line("races", name, ok=got.returncode == 0, error=text)
 
 
-def run(wanted: str = "", done: frozenset[str] = frozenset()) -> Iterator[results.Line]:
+def run(only: str = "", done: frozenset[str] = frozenset()) -> Iterator[results.Line]:
     stage, repeating = measure.Deadline(STAGE_SECONDS), measure.Deadline(REPEAT_SECONDS)
-    for case in chosen(collect.all_cases(wanted)):
+    for case in chosen(collect.all_cases(only)):
         if case.name in done:
             continue
         if repeating.passed:
@@ -95,12 +95,12 @@ def run(wanted: str = "", done: frozenset[str] = frozenset()) -> Iterator[result
         else:
             yield repeat_case(case, torch.device("cuda", 0))
     for number, tool in enumerate(TOOLS):
-        yield sanitize(tool, wanted, stage.left / (len(TOOLS) - number))
+        yield sanitize(tool, only, stage.left / (len(TOOLS) - number))
 
 
-def main(wanted: str = "") -> None:
+def main(only: str = "") -> None:
     """What runs under compute-sanitizer."""
-    for case in chosen(collect.all_cases(wanted))[::2]:
+    for case in chosen(collect.all_cases(only))[::2]:
         collect.function(case)(*case.make(torch.device("cuda", 0)))
     torch.cuda.synchronize()
 

@@ -18,7 +18,8 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "benchmarks" / "results"
 Line = dict[str, Any]
 # What the stage `verified` writes, which is no code.
-WRITTEN = [f":!bertfast/triton/{name}" for name in ("verified.json", "faster.json")]
+WRITTEN = ("bertfast/triton/verified.json", "bertfast/triton/faster.json", "bertfast/train/matrix_rates.json")
+_NO_CODE = frozenset({Path(name).name for name in WRITTEN} | {"_build_info.py"})
 
 
 def _output(*command: str) -> str:
@@ -36,7 +37,7 @@ def code(root: Path = ROOT) -> str:
     """Twelve digits that stand for the kernels' source, in a checkout with or without git. Written results change none of it."""
     digest = hashlib.sha256()
     for file in sorted([*root.glob("bertfast/**/*.py"), *root.glob("bertfast/**/*.json"), *root.glob("csrc/**/*.*")]):
-        if file.name not in ("verified.json", "faster.json", "_build_info.py"):
+        if file.name not in _NO_CODE:
             digest.update(str(file.relative_to(root)).encode() + file.read_bytes())
     return digest.hexdigest()[:12]
 
@@ -48,9 +49,10 @@ def environment() -> Line:
         from triton import __version__ as triton_version
     except ImportError:
         triton_version = ""
-    found = {
+    facts = {
         "commit": _output("git", "rev-parse", "--short", "HEAD") or "unknown",
-        "dirty": _output("git", "status", "--porcelain", "--", "bertfast", "csrc", *WRITTEN) != "",
+        "dirty": _output("git", "status", "--porcelain", "--", "bertfast", "csrc", *[f":!{name}" for name in WRITTEN])
+        != "",
         "code": code(),
         "torch": torch.__version__,
         "triton": triton_version,
@@ -60,8 +62,8 @@ def environment() -> Line:
     }
     if torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability()
-        found |= {"device": torch.cuda.get_device_name(), "arch": 10 * major + minor}
-    return found
+        facts |= {"device": torch.cuda.get_device_name(), "arch": 10 * major + minor}
+    return facts
 
 
 def clocks() -> str:
@@ -85,8 +87,8 @@ def append(new: Line, folder: Path = FOLDER) -> Line:
 
 def read(folder: Path = FOLDER) -> list[Line]:
     """Every line of every device, oldest first."""
-    found = [json.loads(text) for path in sorted(folder.glob("*.jsonl")) for text in path.read_text().splitlines()]
-    return sorted(found, key=lambda one: one["date"])
+    lines = [json.loads(text) for path in sorted(folder.glob("*.jsonl")) for text in path.read_text().splitlines()]
+    return sorted(lines, key=lambda one: one["date"])
 
 
 def latest(lines: list[Line]) -> list[Line]:

@@ -44,9 +44,9 @@ class ByHand:
             real = inputs["attention_mask"][..., None]
             hidden = self.model(**inputs).last_hidden_state
             vectors.append((hidden * real).sum(1) / real.sum(1))
-        found = np.empty((len(sentences), HIDDEN), np.float32)
-        found[order] = torch.cat(vectors).float().cpu().numpy()
-        return found
+        ordered = np.empty((len(sentences), HIDDEN), np.float32)
+        ordered[order] = torch.cat(vectors).float().cpu().numpy()
+        return ordered
 
 
 class ByLibrary:
@@ -117,8 +117,8 @@ def _sizes(sentences: list[str]) -> tuple[int, int, int]:
     return sum(lengths), sum(len(batch) * max(batch) for batch in batches), len(batches)
 
 
-def run(wanted: str = "", done: frozenset[str] = frozenset()) -> Iterator[results.Line]:
-    if wanted in NAME and NAME not in done:
+def run(only: str = "", done: frozenset[str] = frozenset()) -> Iterator[results.Line]:
+    if only in NAME and NAME not in done:
         yield line("sentences", measure.WallClock())
 
 

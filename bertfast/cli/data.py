@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from bertfast.cli.common import check_target, console, fail, note, notes
 
@@ -48,7 +49,9 @@ EncodingOption = Annotated[
     typer.Option(help="Of the text, as Python names it: utf-16, cp932, euc_jp, cp1252, ...; UTF-8 unless said."),
 ]
 SpecialTokensOption = Annotated[
-    str | None, typer.Option(help='Tokens of your own that are never cut, parted by commas: "[E1],[/E1]".')
+    str | None,
+    # Brackets are rich's markup, in which [/E1] ends what nothing began.
+    typer.Option(help=escape('Tokens of your own that are never cut, parted by commas: "[E1],[/E1]".')),
 ]
 Workers = Annotated[
     int | None, typer.Option(min=1, help="Processes, one for each core unless said. The result does not depend on it.")

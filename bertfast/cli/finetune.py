@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from bertfast.cli.common import console, note, tell_end, training
@@ -44,7 +45,7 @@ def _flags(cls: type, prefix: str = "") -> dict[str, tuple[str, Any]]:
         flag = "--" + field.name.replace("_", "-")
         plain = _plain(kind)
         names = [*_SHORTER.get(field.name, []), f"{flag}/--no-{flag[2:]}" if plain is bool else flag]
-        flag_type: Any = Annotated[plain | None, typer.Option(*names, help=_help(field), rich_help_panel=panel)]
+        flag_type: Any = Annotated[plain | None, typer.Option(*names, help=escape(_help(field)), rich_help_panel=panel)]
         found[field.name] = (f"{prefix}{field.name}", flag_type)
     return found
 

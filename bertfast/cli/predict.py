@@ -30,7 +30,7 @@ def _chosen(device: str) -> torch.device:
     try:
         return choose(device)
     except DeviceError as error:
-        raise fail(f"--device: {error}") from None
+        raise fail(f"--{error}") from None
 
 
 @contextmanager

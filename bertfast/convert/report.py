@@ -30,7 +30,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """What `report` returns: print it, or take `to_dict()`."""
+    """What `report` returns: print it, or take `to_dict()`.
+
+    Attributes:
+        model: the name of its class.
+        rows: a module each.
+        prepacked_bytes: copies of weights that are kept between calls: reordered ones on a CPU, joined ones on a GPU.
+        graphs: bytes and number of captured calls.
+        notes: what else there is to know, a sentence each.
+    """
 
     model: str
     rows: tuple[Row, ...]
@@ -59,7 +67,7 @@ class Report:
             if row.reason and outcomes:
                 lines.append(f"  {'':<{width}}  {'':<8}  {outcomes}")
         if self.prepacked_bytes:
-            lines.append(f"  prepacked copies of weights: {self.prepacked_bytes / 2**20:.1f} MiB")
+            lines.append(f"  copies of weights: {self.prepacked_bytes / 2**20:.1f} MiB")
         if self.graphs.graphs:
             lines.append(f"  captured graphs: {self.graphs.graphs}, {self.graphs.nbytes / 2**20:.1f} MiB")
         return "\n".join(lines + [f"  note: {note}" for note in self.notes])

@@ -124,12 +124,12 @@ def collate(
         pad_to: padded only: S; None for the longest sample.
 
     Returns:
-        A batch whose labels at padding and at missing sequences are -100. `counts` is {"loss": n}: the tokens whose `labels`
-        are not -100 where samples have such token labels, the sequences otherwise.
+        A batch whose labels at padding and at missing sequences are -100. Floats, which cannot mark a missing sequence, are 0.0
+        there: a loss must tell it by its having no tokens, as those of bertfast.models do. `counts` is {"loss": n}: the tokens
+        whose `labels` are not -100 where samples have such token labels, the sequences otherwise.
 
     Raises:
-        ValueError: without samples, for samples that do not fit, labels that differ in names or length, or float labels to be
-            filled up.
+        ValueError: without samples, for samples that do not fit, or labels that differ in names or length.
     """
     if not samples:
         raise ValueError("collate: a batch needs at least one sample")
@@ -209,6 +209,5 @@ def _sequence_labels(name: str, samples: Sequence[Sample], rows: int) -> Tensor:
     values = torch.tensor([sample.sequence_labels[name] for sample in samples])
     if rows == len(samples):
         return values
-    if values.is_floating_point():
-        raise ValueError(f"collate: {name} are floats, which cannot mark missing sequences; leave max_sequences out")
-    return torch.cat((values, values.new_full((rows - len(samples),), IGNORED)))
+    fill = 0.0 if values.is_floating_point() else IGNORED
+    return torch.cat((values, values.new_full((rows - len(samples),), fill)))

@@ -31,8 +31,9 @@ class Limits:
 
     Attributes:
         max_graphs: how many there may be; 0 for none.
-        max_bytes: their static buffers, and by how much capturing each made the device's reserved memory grow. Later graphs use
-            again what earlier ones reserved, so the sum is what an owner takes, not the parts what each would take alone.
+        max_bytes: `max_graph_bytes` of `optimize`: their static buffers, and by how much capturing each made the device's reserved
+            memory grow. Later graphs use again what earlier ones reserved, so the sum is what an owner takes, not the parts what
+            each would take alone.
         pause: how many calls after a graph had to go nothing new is captured. A capture costs several eager calls, and where more
             sizes are in use than there may be graphs, each call would be one.
     """
@@ -43,7 +44,12 @@ class Limits:
 
 
 class Memory(NamedTuple):
-    """What captured calls hold now."""
+    """What captured calls hold now.
+
+    Attributes:
+        nbytes: of their static buffers, and by how much capturing them made the device's reserved memory grow.
+        graphs: how many there are.
+    """
 
     nbytes: int
     graphs: int
@@ -124,15 +130,15 @@ class Cache:
                 if not now.holds(tensors):
                     self._off[kind] = "a weight is no plain tensor"
             self._calls += 1
-            found = self._off.get(kind) or self._find(place, now, limits)
+            state = self._off.get(kind) or self._find(place, now, limits)
         _bury(stale)
-        return found
+        return state
 
     def _find(self, place: Hashable, now: Stamp, limits: Limits) -> Captured | Due | str:
-        found = self.captured.get(place)
-        if found is not None:
+        captured = self.captured.get(place)
+        if captured is not None:
             self.captured.move_to_end(place)
-            return found
+            return captured
         if place in self._refused:
             return self._refused[place]
         if place not in self._came:
@@ -176,7 +182,7 @@ class Cache:
             if not any(now is due.stamp for now in self._stamps.values()):
                 reason = "a weight changed during the capture"
             elif captured.nbytes > limits.max_bytes:
-                reason = f"its graph needs more than max_bytes: {captured.nbytes} bytes"
+                reason = f"its graph needs {captured.nbytes} bytes, more than max_graph_bytes={limits.max_bytes}"
                 _remember(self._refused, place, reason)
             else:
                 replaced = self.captured.get(place)  # where another thread found it due as well, and was first

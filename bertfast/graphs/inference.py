@@ -122,15 +122,15 @@ def run(
         autocast = capturing.autocast(at.type)
         place = (device, bucket, tokens.token_type_ids is not None, key, device.settings(), autocast)
         owned = cache.of(owner)
-        found = owned.find(place, tensors, limits, autocast)
-        if isinstance(found, Captured):
+        state = owned.find(place, tensors, limits, autocast)
+        if isinstance(state, Captured):
             if owned.is_new(device.stream(), autocast):
                 device.keep(tensors)  # a replay tells the allocator nothing
-            return _replay(found, call)
-        if isinstance(found, Due):
-            return _capture(owned, place, bucket, found, call, device, limits)
-        outcome = call.eagerly(found)
-        if found is cache.FIRST:
+            return _replay(state, call)
+        if isinstance(state, Due):
+            return _capture(owned, place, bucket, state, call, device, limits)
+        outcome = call.eagerly(state)
+        if state is cache.FIRST:
             owned.came(place)
         return outcome
 

@@ -166,11 +166,11 @@ class _Step:
             self._repeat(*varying)
             return self._result
         if not self._again:
-            found = self._function(*args)
-            return found if isinstance(found, Tensor) else found[0]
+            outputs = self._function(*args)
+            return outputs if isinstance(outputs, Tensor) else outputs[0]
         with repeats.noting() as made:
-            found = self._function(*args)
-        results = (found,) if isinstance(found, Tensor) else found
+            outputs = self._function(*args)
+        results = (outputs,) if isinstance(outputs, Tensor) else outputs
         self._result = results[0]
         if made:
             box = _mailbox().box(self._result.device)

@@ -34,6 +34,8 @@ class MlpParts(NamedTuple):
 
 
 class LayerParts(NamedTuple):
+    """Both halves of one layer."""
+
     attention: AttentionParts
     mlp: MlpParts
 

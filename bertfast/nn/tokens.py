@@ -127,12 +127,12 @@ class Sequences:
         """Rows of int64 `places` among the flattened input: negative for none, N for those past the input."""
         total, rows = self.shape[0] * (self.shape[1] if len(self.shape) == 2 else 1), self.rows
         if self.packing is None:
-            found = torch.where(places < rows, places, -1)
+            row = torch.where(places < rows, places, -1)
         else:
             indices = self.packing.indices
-            found = torch.searchsorted(indices, places.clamp(0, total - 1)).clamp(max=rows - 1)
-            found = torch.where((places >= 0) & (indices[found] == places), found, -1)
-        return torch.where(places >= total, rows, found)
+            row = torch.searchsorted(indices, places.clamp(0, total - 1)).clamp(max=rows - 1)
+            row = torch.where((places >= 0) & (indices[row] == places), row, -1)
+        return torch.where(places >= total, rows, row)
 
     def reading(self, masked: Tensor | None = None, *, first: bool = True) -> Reading:
         """What is to be read where nobody reads other rows than each sequence's first and the `masked` ones.
@@ -143,24 +143,26 @@ class Sequences:
         parts = [self.first] if first else []
         if masked is not None:
             parts.append(masked.clamp(0, self.rows - 1))
-        wanted = torch.cat(parts)
-        if wanted.shape[0] == 0:  # a layer of no rows is of no use to anybody, but its parameters get their zeros
-            wanted = wanted.new_zeros(1)
-        if torch.compiler.is_compiling() or wanted.device.type != "cpu":
-            rows, places = wanted, torch.arange(wanted.shape[0], device=wanted.device)
+        read = torch.cat(parts)
+        if read.shape[0] == 0:  # a layer of no rows is of no use to anybody, but its parameters get their zeros
+            read = read.new_zeros(1)
+        if torch.compiler.is_compiling() or read.device.type != "cpu":
+            rows, places = read, torch.arange(read.shape[0], device=read.device)
         else:
-            rows, places = torch.unique(wanted, return_inverse=True)
+            rows, places = torch.unique(read, return_inverse=True)
         if masked is not None:
-            found = torch.where(masked < 0, -1, places[count : count + masked.shape[0]])
-            masked = torch.where(masked >= self.rows, rows.shape[0], found)
+            place = torch.where(masked < 0, -1, places[count : count + masked.shape[0]])
+            masked = torch.where(masked >= self.rows, rows.shape[0], place)
         return Reading(rows, places[:count] if first else None, masked)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens(Sequences):
-    """
+    """The input itself: ids of the rows, in sequences as `Sequences` has them.
+
     Attributes:
-        input_ids, position_ids: [N] int; token_type_ids: [N] or None for zeros.
+        input_ids, position_ids: [N], int64 or int32.
+        token_type_ids: [N] likewise; None for zeros.
     """
 
     input_ids: Tensor

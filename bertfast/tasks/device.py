@@ -6,7 +6,7 @@ DEVICES = ("auto", "cpu", "cuda")
 
 
 class DeviceError(ValueError):
-    """A device that is unknown or not there."""
+    """A device that is unknown or not there. The message begins with "device", so that a flag's two dashes fit before it."""
 
 
 def choose(device: str | torch.device = "auto") -> torch.device:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from bertfast.data.batches import Batch, Layout, Sample, collate
 from bertfast.data.random import Purpose, permutation
+from bertfast.graphs import buckets
 from bertfast.tasks.features import Feature
 from bertfast.tasks.lines import DataError
 
@@ -54,6 +55,17 @@ def make_batch(features: Sequence[Feature], layout: Layout, pad_id: int) -> Batc
     return collate([_sample(feature) for feature in features], layout, pad_id)
 
 
+def make_filled_batch(features: Sequence[Feature], pad_id: int, positions: int) -> Batch:
+    """One packed batch of features, filled up to sizes that come again: tokens in tail padding, sequences without tokens.
+
+    Its `max_seqlen` is a bound. positions: of the model, beyond which no such bound is rounded.
+    """
+    lengths = [len(feature) for feature in features]
+    tokens, sequences = buckets.rows(sum(lengths)), buckets.sequences(len(features))
+    batch = collate([_sample(feature) for feature in features], "packed", pad_id, tokens, sequences)
+    return replace(batch, max_seqlen=buckets.longest(max(lengths), positions))
+
+
 def _sample(feature: Feature) -> Sample:
     tokens = {name: label for name, label in feature.labels.items() if isinstance(label, np.ndarray)}
     numbers = {name: label for name, label in feature.labels.items() if not isinstance(label, np.ndarray)}
@@ -78,7 +90,8 @@ class FeatureLoader:
 
     Rank r of R takes the global batches r, r + R, ... from where the loader stands; ranks run in lockstep, and the state is the
     global batch after the last round. Batches have `counts["loss"]`, the number of targets: labelled sequences, or for labels
-    of tokens those that are not -100. With `pin_memory` they lie in pinned memory, for copies to a GPU beside other work.
+    of tokens those that are not -100. With `pin_memory` they lie in pinned memory, for copies to a GPU beside other work. Where the
+    model's `positions` are given, packed ones are filled up to sizes that come again (`make_filled_batch`), as captured steps need.
 
     Raises:
         DataError: there are no features, or one is longer than the token budget.
@@ -94,11 +107,13 @@ class FeatureLoader:
         rank: int = 0,
         ranks: int = 1,
         pin_memory: bool = False,
+        positions: int | None = None,
     ) -> None:
         if not features:
             raise DataError("there is nothing to train on: no example made a feature")
         self._features, self._batching, self._pad_id = features, batching, pad_id
         self._seed, self._rank, self._ranks, self._pin_memory = seed, rank, ranks, pin_memory
+        self._positions = positions if batching.layout == "packed" else None
         self._lengths = np.asarray([len(feature) for feature in features], dtype=np.int64)
         if batching.token_budget is not None and self._lengths.max() > batching.token_budget:
             raise DataError(
@@ -126,7 +141,11 @@ class FeatureLoader:
                 if index == len(self._plan(epoch)):
                     epoch, index = epoch + 1, 0
             assert mine is not None
-            batch = make_batch([self._features[i] for i in mine[0]], self._batching.layout, self._pad_id)
+            chosen = [self._features[i] for i in mine[0]]
+            if self._positions is None:
+                batch = make_batch(chosen, self._batching.layout, self._pad_id)
+            else:
+                batch = make_filled_batch(chosen, self._pad_id, self._positions)
             # Moved on before the batch is handed out: a state asked for while it is computed on counts it as consumed.
             self._epoch, self._index = epoch, index
             batch = replace(batch, position={**mine[1], "samples": mine[0]})

@@ -36,6 +36,11 @@ class TrainConfig:
         "on a GPU: our kernels where they are verified; the other ops, all where false, by torch's functions",
         free=True,
     )
+    cuda_graphs: bool = option(
+        True,
+        "on a GPU: steps as CUDA graphs, launched at once rather than kernel by kernel; the log says where not, and why",
+        free=True,
+    )
     parallel: str = option("ddp", "under torchrun", choices=("ddp", "fsdp"), free=True)
     threads: int | None = option(None, "torch's on a CPU; another number may change last bits", low=1, free=True)
 

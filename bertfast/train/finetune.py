@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from torch import nn
 from bertfast import models
 from bertfast.data.tokenizer import Tokenizer
 from bertfast.models.flops import training_flops
+from bertfast.nn import device
 from bertfast.tasks.labels import StoredHead, label_names_notes, stored_head
 from bertfast.tasks.loader import Batching, FeatureLoader
 from bertfast.tasks.pair_problem import PairOptions, PairProblem
@@ -120,6 +121,7 @@ class FinetuneTask(Task):
 
     def loader(self, rank: int, ranks: int) -> FeatureLoader:
         batching = Batching(self.config.batch_size, self.config.token_budget, self.config.layout)
+        at, config = next(self.model.parameters()).device, cast(models.BertConfig, self.model.config)
         return FeatureLoader(
             self.problem.features,
             batching,
@@ -127,7 +129,9 @@ class FinetuneTask(Task):
             seed=self.config.train.seed,
             rank=rank,
             ranks=ranks,
-            pin_memory=next(self.model.parameters()).is_cuda,
+            pin_memory=at.type == "cuda",
+            # On a GPU batches have sizes that come again, whether steps are captured or not, so that numbers are the same.
+            positions=config.max_position_embeddings if at.type in device.KINDS else None,
         )
 
     def terms(self, model: nn.Module, batch: Any) -> dict[str, Term]:

@@ -33,6 +33,7 @@ class RunLog:
         self.progress = Progress(step, total, visible=ranks.main)
         self._started = self._begun = time.perf_counter()
         self._pause = 0.0
+        self._named = False  # whether the log says what MFU is a share of
         self._counted = step  # the step of the last log line in this process
 
     def __enter__(self) -> "RunLog":
@@ -90,12 +91,21 @@ class RunLog:
         figures |= {"grad_norm": norm, "learning_rate": rate, "epoch": epoch}
         figures |= {"tokens_per_second": tokens / seconds, "memory_gib": peak}
         flops = self.task.train_flops(int(sums["tokens"]), int(sums["squares"]), sums["targets"])
-        best = rates.peak(self.ranks.device, self.config.precision)[0] if flops else None
+        best = self._peak() if flops else None
         if flops and best:
             figures["mfu"] = flops * share / seconds / (best * self.ranks.size)
         self._write({"event": "train", "step": step, **figures})
         self.progress.train(step, figures)
         self._scalars("train", step, figures)
+
+    def _peak(self) -> float | None:
+        """FLOP/s of one rank's device at its best; the log names what that is ahead of the first share of it."""
+        best = rates.peak(self.ranks.device, self.config.precision)
+        if not self._named:
+            self._named = True
+            ranks = f", for each of {self.ranks.size} ranks" if self.ranks.size > 1 else ""
+            self.note(f"no MFU: {best.words}" if best.flops is None else f"MFU: of {best.words}{ranks}")
+        return best.flops
 
     def evaluation(self, step: int, figures: dict[str, float]) -> None:
         """A line of figures on held-out data; the curves are drawn again."""

@@ -2,10 +2,13 @@
 
 draw this rank's micro-batches -> gradients (step.py) -> not finite? stop, nothing was updated -> clip, update
 -> log -> evaluate -> checkpoint -> a signal? stop
+
+On a GPU a step waits for nothing: whether steps were finite is read before a log line, an evaluation and a checkpoint, and every
+`READ_EVERY` steps. From the first one that was not, the device has withheld the updates (`Step`), and its batches are still here.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,17 +16,24 @@ from typing import Any
 
 import torch
 
-from bertfast.train import bad_batch, distributed, memory, optim, schedule, state
+from bertfast.graphs import backend as backends
+from bertfast.train import bad_batch, captured, distributed, memory, optim, schedule, state
 from bertfast.train.checkpoint import FORMAT, Checkpoint, Store, load
 from bertfast.train.config import TrainConfig
 from bertfast.train.errors import CheckpointError, StoppedError
 from bertfast.train.files import Files, write_folder
 from bertfast.train.log import RunLog
+from bertfast.train.reduce import Reducer
 from bertfast.train.run_folder import RunFolder
 from bertfast.train.signals import Stop
-from bertfast.train.step import Flags, Gradients, Window, gradients, totals
+from bertfast.train.step import Reading, Step
 from bertfast.train.task import Task
+from bertfast.train.window import Window, totals
 from bertfast.triton import verified
+
+# On a GPU: steps, and micro-batches of a rank, after which it is read whether all were finite. Until then their batches are kept.
+READ_EVERY, KEPT = 32, 128
+FLAGS_LAG = 2  # steps after which several ranks read each other's flags on a GPU
 
 
 @dataclass
@@ -37,12 +47,21 @@ class Outcome:
 
 
 def train(
-    task: Task, config: TrainConfig, run: Path, *, record: Any = None, resume: bool = False, files: Files | None = None
+    task: Task,
+    config: TrainConfig,
+    run: Path,
+    *,
+    record: Any = None,
+    resume: bool = False,
+    files: Files | None = None,
+    read_every: int | None = None,
 ) -> Outcome:
     """Train `task.model` in place, from the beginning or from the newest complete checkpoint in `run`.
 
     record: the dataclass that goes to RUN/config.yaml and is compared when resuming; `config` where there is none.
     files: the steps on the disk, for tests.
+    read_every: steps between readings of whether all were finite, at most; None for 1 on a CPU and `READ_EVERY` on a GPU. From 2
+        on updates are withheld on the device, and flags of several ranks are read `FLAGS_LAG` steps late.
 
     Under torchrun every rank calls this. The resumed run equals the one that was never stopped bit for bit (weights,
     optimizer, logged losses) on the same kind of machine with the same number of ranks and threads; with another
@@ -55,7 +74,7 @@ def train(
         # Before there is a folder, so that the corrected command finds none in its way.
         config.micro_batches(ranks.size)
         with RunFolder(run, record or config, resume, ranks) as folder, kernels(config.gpu_kernels):
-            trainer = Trainer(task, config, folder, resume, ranks, stop, files)
+            trainer = Trainer(task, config, folder, resume, ranks, stop, files, read_every)
             trainer.notes += kernel_notes(ranks.device)
             return trainer.fit()
 
@@ -87,6 +106,7 @@ class Trainer:
         ranks: distributed.Ranks,
         stop: Stop,
         files: Files | None,
+        read_every: int | None = None,
     ) -> None:
         self.task, self.config, self.ranks, self.stop = task, config, ranks, stop
         self.per_rank = config.micro_batches(ranks.size)
@@ -101,12 +121,24 @@ class Trainer:
         self.total = config.total_steps(self.loader.batches_per_epoch())
         self.step = 0
         self.saved: int | None = None  # step of the last checkpoint
+        self.rate = 0.0  # learning rate of the last update
+        self.read_every = read_every or (1 if ranks.device.type == "cpu" else READ_EVERY)
+        self._unread: dict[int, list[Any]] = {}  # batches of the steps since the last reading
+        self._on_device: Step | None = None  # made with the first batch, whose loss terms it needs
+        self._captured: captured.CapturedStep | None = None
+        self._path: str | None = None  # which steps take, as the log says it
         self.window: Window | None = None
         self.notes: list[str] = []
         resumed = self._find() if resume else None
         if resumed:
             state.restore_model(task.model, resumed.model)
-        self.wrapped = distributed.wrap(task.model, ranks, config.parallel)
+        self._device = backends.of(ranks.device)  # what captures on it
+        self._why_eager = captured.reason_against(task.model, config, ranks, self.read_every > 1)
+        self.reducer: Reducer | None = None
+        if ranks.size > 1 and self._device is not None and self._why_eager is None:
+            self.reducer, self.wrapped = Reducer(task.model, ranks), task.model
+        else:
+            self.wrapped = distributed.wrap(task.model, ranks, config.parallel)
         self.called: Any = torch.compile(self.wrapped) if config.compile else self.wrapped
         self.optimizer = optim.build_optimizer(config, task.model)
         if resumed:
@@ -152,14 +184,18 @@ class Trainer:
             due = self._clock()
             while self.step < end:
                 drawn = [next(batches) for _ in range(self.per_rank)]
-                found = self._one_step(drawn, lambda: [self.stop.received is not None, next(due)])
-                stopping, timely = found.flags
+                stopping, timely = self._one_step(drawn, lambda: [self.stop.received is not None, next(due)])
                 last = self.step == end
-                if self._every(self.config.log_every) or self.step == self.total:
-                    self._log(found)
-                if self._every(self.config.eval_every) or self.step == self.total:
+                logging = self._every(self.config.log_every) or self.step == self.total
+                evaluating = self._every(self.config.eval_every) or self.step == self.total
+                saving = self._every(self.config.save_every) or timely or stopping or last
+                if logging or evaluating or saving or self._is_full():
+                    reading = self._read()
+                if logging:
+                    self._log(reading.norm)
+                if evaluating:
                     evaluation = self._evaluate()
-                if self._every(self.config.save_every) or timely or stopping or last:
+                if saving:
                     self._save()
                 if stopping and not last:
                     number = self.stop.received or 15
@@ -184,36 +220,77 @@ class Trainer:
             last = time.monotonic() if due else last
             yield due
 
-    def _one_step(self, batches: list[Any], flags: Flags) -> Gradients:
-        """Gradients and the update. Raises before the update where something is not finite."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate()
+    def _one_step(self, batches: list[Any], flags: Callable[[], list[bool]]) -> list[bool]:
+        """Gradients and the update. Where every step is read, raises before the update if something is not finite."""
+        if self._on_device is None:
+            self._on_device = self._make_step(batches[0])
+        self.rate = self.learning_rate()
+        self._unread[self.step + 1] = batches
         with memory.guard(self.task.model, self.config, self.ranks, self.step + 1, batches):
-            found = gradients(self.task, self.called, batches, self.config, self.ranks, flags)
-            if not found.finite:
-                terms = totals(sorted(batches[0].counts), found.judged, found.sums.tolist())
-                bad_batch.stop(
-                    self.folder.path, self.step + 1, batches, terms, float(found.norm), self.saved, self.ranks
-                )
-            optim.clip(self.task.model, found.norm, self.config.max_grad_norm)
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.window is None:
-            self.window = Window(sorted(batches[0].counts), self.ranks.device)
-        self.window.add(found.sums, found.judged)
+            if self._captured is not None:
+                known = self._captured.run(batches, self.rate, flags)
+            else:
+                known = self._on_device.run(batches, self.rate, flags, self._read if self.read_every == 1 else None)
+        assert self.window is not None
+        self.window.steps += 1
         self.step += 1
         self.log.advance(self.step)
-        return found
+        if self._captured is not None and self._captured.path() != self._path:
+            self._path = self._captured.path()
+            if self._path is not None:
+                self.log.note(self._path)
+        return known
+
+    def _make_step(self, batch: Any) -> Step:
+        """What steps compute with, for the loss terms of this batch."""
+        if self.window is None:
+            self.window = Window(sorted(batch.counts), self.ranks.device)
+        late = self.read_every > 1
+        step = Step(
+            self.task,
+            self.called,
+            self.optimizer,
+            self.config,
+            self.ranks,
+            self.window,
+            self.per_rank,
+            number=self.step,
+            withholds=late,
+            lag=FLAGS_LAG if late else 0,
+            reducer=self.reducer,
+        )
+        if self._device is not None:  # where nothing could be captured, nothing is said of it
+            if self._why_eager is None:
+                self._captured = captured.CapturedStep(step, self._device)
+            else:
+                self.log.note(f"steps run eagerly: {self._why_eager}")
+        return step
+
+    def _is_full(self) -> bool:
+        """Whether as many steps or batches are unread as may be."""
+        return len(self._unread) >= self.read_every or len(self._unread) * self.per_rank >= KEPT
+
+    def _read(self) -> Reading:
+        """Wait for the device. NotFiniteError where a step's loss or gradient norm was not finite; its batches are saved."""
+        assert self._on_device is not None
+        assert self.window is not None
+        reading = self._on_device.read()
+        if reading.bad:
+            figures = totals(self.window.terms, self.window.judged, reading.sums)
+            batches = self._unread[reading.bad]
+            bad_batch.stop(self.folder.path, reading.bad, batches, figures, reading.norm, self.saved, self.ranks)
+        self._unread.clear()
+        return reading
 
     def learning_rate(self) -> float:
         """Of the next update."""
         warmup = self.config.warmup(self.total)
         return self.config.learning_rate * schedule.factor(self.config.schedule, self.step, self.total, warmup)
 
-    def _log(self, found: Gradients) -> None:
+    def _log(self, norm: float) -> None:
         assert self.window is not None
-        rate, peak = self.optimizer.param_groups[0]["lr"], memory.peak_gib(self.ranks.device)
-        self.log.train(self.step, self.window.totals(), float(found.norm), rate, self.loader.epoch, peak)
+        peak = memory.peak_gib(self.ranks.device)
+        self.log.train(self.step, self.window.totals(), norm, self.rate, self.loader.epoch, peak)
         self.window.clear()
 
     def _evaluate(self) -> dict[str, float]:

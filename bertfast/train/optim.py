@@ -27,17 +27,37 @@ def _norms(tensors: list[Tensor], shards: list[Tensor]) -> Tensor:
     return squares.sqrt_()
 
 
+def _erase(tensors: list[Tensor], where: Tensor) -> None:
+    """Set all to zero, in place, where the scalar `where` is not 0."""
+    # As integers: NaN times zero is NaN, its bits times zero are 0.0.
+    for size, kind in ((2, torch.int16), (4, torch.int32), (8, torch.int64)):
+        words = [t.view(kind) for t in tensors if t.element_size() == size]
+        if words:
+            _torch.foreach("mul_")(words, (where == 0).to(kind))
+
+
+def _unless(withheld: Tensor, value: float | Tensor, otherwise: float) -> Tensor:
+    """`value` where the scalar `withheld` is 0; a scalar on its device, float64 unless `value` is a tensor."""
+    if not isinstance(value, Tensor):
+        value = torch.full((), value, dtype=torch.float64, device=withheld.device)
+    return torch.where(withheld == 0, value, otherwise)
+
+
 class Lamb(torch.optim.Optimizer):
     """LAMB (You et al. 2019, arXiv:1904.00962, algorithm 2).
 
     Adam's bias-corrected direction plus weight decay, scaled for each parameter by ||weight|| / ||direction||; 1 where either
     is zero, and in groups without weight decay (biases and layer norms), as in the authors' code.
+
+    Steps are counted on the parameters' device and nothing is read from there, so that `step` may be captured. As with torch's
+    fused optimizers, `lr` may be a scalar tensor, and where an attribute `found_inf` is set, a float32 scalar on the device that is
+    0 or 1, a step changes neither weights nor state while it is 1; the gradients are then zeroed.
     """
 
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float = 1e-3,
+        lr: float | Tensor = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-6,
         weight_decay: float = 0.01,
@@ -55,38 +75,51 @@ class Lamb(torch.optim.Optimizer):
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             if parameters:
-                self._update(group, parameters)
+                self._update(group, parameters, getattr(self, "found_inf", None))
         return loss
 
-    def _update(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+    def _update(self, group: dict[str, Any], parameters: list[Tensor], withheld: Tensor | None) -> None:
         for p in parameters:
             if not self.state[p]:
                 self.state[p] = {
-                    "step": torch.zeros((), dtype=torch.float32),
+                    "step": torch.zeros((), dtype=torch.float32, device=p.device),
                     "exp_avg": torch.zeros_like(p),
                     "exp_avg_sq": torch.zeros_like(p),
                 }
-            self.state[p]["step"] += 1
-        beta1, beta2 = group["betas"]
-        done = float(self.state[parameters[0]]["step"])
+        steps = [self.state[p]["step"] for p in parameters]
         weights = [_local(p) for p in parameters]
         grads = [_local(p.grad) for p in parameters if p.grad is not None]
         first = [_local(self.state[p]["exp_avg"]) for p in parameters]
         second = [_local(self.state[p]["exp_avg_sq"]) for p in parameters]
-        _torch.foreach("lerp_")(first, grads, 1 - beta1)
-        _torch.foreach("mul_")(second, beta2)
+        beta1, beta2 = group["betas"]
+        done = steps[0].double() + 1
+        # Bias corrections: of the mean's, and of both together.
+        mean = 1 - beta1**done
+        ratio = mean / (1 - beta2**done).sqrt()
+        keep1, keep2, rate = beta1, beta2, group["lr"]
+        if withheld is None:
+            _torch.foreach("add_")(steps, 1)
+        else:
+            _erase(grads, withheld)
+            _torch.foreach("add_")(steps, 1 - withheld, alpha=1.0)  # without alpha torch reads the number
+            keep1, keep2 = (_unless(withheld, beta, 1.0).to(grads[0].dtype) for beta in (beta1, beta2))
+            rate = _unless(withheld, rate, 0.0)
+        _torch.foreach("mul_")(first, keep1)
+        _torch.foreach("add_")(first, grads, alpha=1 - beta1)
+        _torch.foreach("mul_")(second, keep2)
         _torch.foreach("addcmul_")(second, grads, grads, value=1 - beta2)
         below = _torch.foreach("sqrt")(second)
-        _torch.foreach("div_")(below, (1 - beta2**done) ** 0.5)
-        _torch.foreach("add_")(below, group["eps"])
+        _torch.foreach("mul_")(below, ratio.to(below[0].dtype))
+        _torch.foreach("add_")(below, (mean * group["eps"]).to(below[0].dtype), alpha=1.0)
         direction = _torch.foreach("div")(first, below)
-        _torch.foreach("div_")(direction, 1 - beta1**done)
         if group["weight_decay"]:
             _torch.foreach("add_")(direction, weights, alpha=group["weight_decay"])
             size, length = _norms(weights, parameters), _norms(list(direction), parameters)
             trust = torch.where((size > 0) & (length > 0), size / length, 1.0)
-            _torch.foreach("mul_")(direction, list(trust.unbind()))
-        _torch.foreach("add_")(weights, direction, alpha=-group["lr"])
+            _torch.foreach("mul_")(direction, list((trust * rate).unbind()))
+        else:
+            _torch.foreach("mul_")(direction, rate)
+        _torch.foreach("sub_")(weights, direction)
 
 
 def groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -116,6 +149,15 @@ _OPTIMIZERS = {"adamw": _adamw, "lamb": _lamb}
 def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
     """The configured optimizer over `model`'s trained parameters. Build it after the model was moved and sharded."""
     return _OPTIMIZERS[config.optimizer](config, groups(model, config.weight_decay))
+
+
+def allow_capture(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Tell torch's own optimizers whether their step is being captured: they refuse a capture that they were not told of, and
+    warn of one that they were told of and does not happen. What the fused ones compute is the same."""
+    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    for group in optimizer.param_groups:
+        if "capturable" in group:
+            group["capturable"] = capturing
 
 
 def gradient_norm(model: nn.Module) -> Tensor:

@@ -50,17 +50,14 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """Put saved state back, sharded as the parameters are now. CheckpointError: state of a parameter that is not here."""
     parameters = dict(model.named_parameters())
-    fused = bool(optimizer.defaults.get("fused"))
     for key, value in tensors.items():
         kind, _, name = key.partition("/")
         if name not in parameters:
             raise CheckpointError(f"the checkpoint has optimizer state of {name!r}, which this model does not have")
         parameter = parameters[name]
-        if value.ndim:
-            value = like(value, parameter)
-        elif fused:  # torch's fused optimizers keep their step count on the device, others on the CPU
-            value = value.to(parameter.device)
-        optimizer.state[parameter][kind] = value.clone()
+        # The count of steps, a scalar, is on the device as well.
+        placed = like(value, parameter) if value.ndim else value.to(parameter.device)
+        optimizer.state[parameter][kind] = placed.clone()
 
 
 def seed_all(seed: int, rank: int) -> None:

@@ -1,10 +1,13 @@
-"""One optimizer step: gradients of several micro-batches on several ranks, as if they were one batch.
+"""One optimizer step: gradients of several micro-batches on several ranks, as if they were one batch, and the update.
 
     loss = sum over terms of  sum over micro-batches and ranks of (mean of the term x its targets) / (targets of the whole step)
 
 so every target weighs the same, wherever it came from. transformers' Trainer adds the means of BERT's heads over
 micro-batches instead, so that gradients grow with their number and targets of thin batches weigh more. Counts are
 summed over ranks before the first backward.
+
+Nothing in a step waits for a GPU: numbers of the host go there through pinned memory, what is computed stays there until
+`Step.read`, and an update is withheld there from the first step on whose loss or gradient norm is not finite.
 """
 
 from collections.abc import Callable
@@ -17,71 +20,25 @@ from torch import Tensor, nn
 from bertfast.train import optim
 from bertfast.train.config import TrainConfig
 from bertfast.train.distributed import Ranks, accumulating
+from bertfast.train.flags import Flags
+from bertfast.train.reduce import Reducer
 from bertfast.train.task import Task
-
-Flags = Callable[[], list[bool]]
-_EXTRA = ("tokens", "sequences", "squares")
-
-
-class Window:
-    """Sums of what was computed since the last log line, float64 on the device, read only when they are shown.
-
-    For each term: loss times targets, right answers, targets; then real tokens, sequences, and the sum of squared lengths.
-    """
-
-    def __init__(self, terms: list[str], device: torch.device) -> None:
-        self.terms = terms
-        self.judged: set[str] = set()  # terms that count right answers
-        self.steps = 0
-        self.sums = torch.zeros(3 * len(terms) + len(_EXTRA), dtype=torch.float64, device=device)
-
-    def add(self, sums: Tensor, judged: set[str]) -> None:
-        self.sums += sums
-        self.judged |= judged
-        self.steps += 1
-
-    def clear(self) -> None:
-        self.sums.zero_()
-        self.steps = 0
-
-    def totals(self) -> dict[str, Any]:
-        """Plain numbers: "loss" and the means of each term, accuracies, and counts of tokens, sequences and targets."""
-        return totals(self.terms, self.judged, self.sums.tolist()) | {"steps": self.steps}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"sums": self.sums.tolist(), "steps": self.steps, "judged": sorted(self.judged)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.sums.copy_(torch.tensor(state["sums"], dtype=torch.float64))
-        self.steps, self.judged = state["steps"], set(state["judged"])
-
-
-def totals(terms: list[str], judged: set[str], sums: list[float]) -> dict[str, Any]:
-    """Means and counts from the sums that `Window` keeps."""
-    n = len(terms)
-    found: dict[str, Any] = {"loss": 0.0}
-    for i, term in enumerate(terms):
-        loss, right, targets = sums[i], sums[n + i], sums[2 * n + i]
-        mean = loss / max(1.0, targets)
-        found["loss"] += mean
-        prefix = "" if term == "loss" else f"{term}_"
-        if prefix:
-            found[f"{prefix}loss"] = mean
-        if term in judged:
-            found[f"{prefix}accuracy"] = right / max(1.0, targets)
-    found["targets"] = {term: sums[2 * n + i] for i, term in enumerate(terms)}
-    return found | dict(zip(_EXTRA, sums[3 * n :], strict=True))
+from bertfast.train.window import EXTRA, Window
 
 
 @dataclass
-class Gradients:
-    """What the backward passes of a step left: gradients in the parameters, and these figures."""
+class Reading:
+    """What `Step.read` found on the device.
 
-    sums: Tensor  # as in Window, of this step and all ranks
-    judged: set[str]
-    norm: Tensor
-    finite: bool  # the loss on every rank, and the gradient norm
-    flags: list[bool]  # each true where it was on any rank
+    Attributes:
+        bad: the first step whose loss or gradient norm was not finite, 0 for none.
+        sums: as in `Window`, of that step, else of the last one.
+        norm: the gradient norm of the same step, before clipping.
+    """
+
+    bad: int
+    sums: list[float]
+    norm: float
 
 
 def squared_lengths(batch: Any) -> float:
@@ -92,47 +49,183 @@ def squared_lengths(batch: Any) -> float:
     return 0.0 if mask is None else float(mask.sum(-1).double().square().sum())
 
 
-def gradients(
-    task: Task, wrapped: nn.Module, batches: list[Any], config: TrainConfig, ranks: Ranks, flags: Flags
-) -> Gradients:
-    """Forward and backward of this rank's micro-batches of one step. No update is made.
+class Step:
+    """What one step after another computes with, in tensors that stay where they are; m micro-batches of n loss terms.
 
-    flags: asked after the last backward for what all ranks are to know (a signal came, a checkpoint is due).
-    The one wait for the device is the reading of `finite` and `flags`.
+    `prepare`, then `first` and `further` of the batches on the device, `exchange`, `judge` and `apply`: `run` does all of it.
+    `first`, `further`, `judge` and `apply` call torch alone, always the same functions on the same memory, so that each may be
+    captured: what changes from step to step is on the device.
+
+    Attributes:
+        rate: [] learning rate of the update; float32 on a GPU, float64 on a CPU.
+        number: [] int64, steps that were judged.
+        bad: [] int64, the first of them that was not finite; 0 for none.
+        withheld: [] float32, 1 where `bad` is set, else 0. The optimizer then changes nothing.
+        shared: [3 n + 3] float64, sums of this step as in `Window`; of all ranks from `exchange` on.
+        record: [3 n + 4] float64, `shared` and the gradient norm of step `bad`, else of the last one.
+        norm: [] the gradient norm before clipping, set by `judge`.
+        window: sums since the last log line, without those from step `bad` on.
     """
-    terms = sorted(batches[0].counts)
-    device = ranks.device
-    own = torch.tensor([[batch.counts[term] for term in terms] for batch in batches], dtype=torch.float64)  # [m, n]
-    targets = ranks.sum(own.sum(0).to(device))
-    # DDP and FSDP average gradients over ranks, so the sum needs a factor.
-    weights = (own.to(device) / targets.clamp(min=1) * ranks.size).float()  # [m, n]
-    extra = [
-        sum(b.real_tokens for b in batches),
-        sum(b.sequences for b in batches),
-        sum(squared_lengths(b) for b in batches),
-    ]
-    sums = torch.zeros(2, len(terms), dtype=torch.float64, device=device)  # loss times targets, right answers
-    counts = own.to(device)
-    judged: set[str] = set()
-    for i, batch in enumerate(batches):
-        with accumulating(wrapped, last=i == len(batches) - 1):
-            batch = batch.to(device, non_blocking=True)
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-                found = task.terms(wrapped, batch)
-            loss = torch.stack([found[term].mean.float() for term in terms]) @ weights[i]
-            loss.backward()
+
+    def __init__(
+        self,
+        task: Task,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        config: TrainConfig,
+        ranks: Ranks,
+        window: Window,
+        micro_batches: int,
+        *,
+        number: int = 0,
+        withholds: bool = True,
+        lag: int = 0,
+        reducer: Reducer | None = None,
+    ) -> None:
+        """
+        Args:
+            model: what is called, which is `task.model` or wraps it.
+            optimizer: gets `rate` as its learning rate.
+            micro_batches: of a step on this rank.
+            number: steps before the first one.
+            withholds: keep updates back on the device; where it is false, read between `judge` and `apply`.
+            lag: steps until flags of several ranks are read.
+            reducer: adds up gradients of several ranks in `exchange`, where `model` does not average them in its backward.
+        """
+        self.task, self.model, self.optimizer, self.config, self.ranks = task, model, optimizer, config, ranks
+        self.window, self.terms = window, window.terms
+        device, n = ranks.device, len(window.terms)
+        self._flags, self._reducer = Flags(ranks, lag), reducer
+        # DDP and FSDP average gradients over ranks, so the sum needs a factor.
+        self._factor = ranks.size if reducer is None else 1
+
+        def zeros(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        # What the host tells of a step: targets of each micro-batch, of all, tokens and so on, the learning rate.
+        self._given = zeros(micro_batches * n + n + len(EXTRA) + 1)
+        counts, self._told, self._rate = self._given.split([micro_batches * n, n + len(EXTRA), 1])
+        self._counts = counts.view(micro_batches, n)
+        self._targets = self._told[:n] if ranks.size == 1 else zeros(n)  # of all ranks
+        self._weights = zeros(micro_batches, n, dtype=torch.float32)
+        self._row = zeros(1, dtype=torch.int64)  # of the present micro-batch
+        self.shared, self.record = zeros(3 * n + len(EXTRA)), zeros(3 * n + len(EXTRA) + 1)
+        self._sums, self._rest = self.shared.split([2 * n, n + len(EXTRA)])
+        self.rate = zeros(dtype=torch.float64 if device.type == "cpu" else torch.float32)
+        self.number = torch.full((), number, dtype=torch.int64, device=device)
+        self.bad, self.withheld = zeros(dtype=torch.int64), zeros(dtype=torch.float32)
+        self.norm: Tensor = zeros(dtype=torch.float32)
+        for group in optimizer.param_groups:
+            group["lr"] = self.rate
+        if withholds:
+            optimizer.found_inf = self.withheld  # type: ignore[attr-defined]  # torch's fused optimizers look there
+
+    def run(
+        self,
+        batches: list[Any],
+        rate: float,
+        flags: Callable[[], list[bool]],
+        check: Callable[[], object] | None = None,
+    ) -> list[bool]:
+        """A whole step, launched op by op.
+
+        batches: this rank's micro-batches, on the CPU.
+        rate: the learning rate of the update.
+        flags: asked after the last backward for what all ranks are to know (a signal came, a checkpoint is due).
+        check: called between `judge` and `apply`; what it raises keeps the update back.
+
+        Returns each flag: this rank's own where it is alone, else whether it was up on any rank `lag` steps ago.
+        """
+        device = self.ranks.device
+        self.prepare(batches, rate)
+        for i, batch in enumerate(batches):
+            with accumulating(self.model, last=i == len(batches) - 1):
+                procedure = self.further if i else self.first
+                procedure(batch.to(device, non_blocking=True))
+        known = self.exchange(flags())
+        self.judge()
+        if check is not None:
+            check()
+        self.apply()
+        self.optimizer.zero_grad(set_to_none=True)
+        return known
+
+    def prepare(self, batches: list[Any], rate: float) -> None:
+        """Tell the device what the host knows of a step; several ranks add up their targets."""
+        counts = [[float(batch.counts[term]) for term in self.terms] for batch in batches]
+        numbers = [count for row in counts for count in row]
+        numbers += [sum(column) for column in zip(*counts, strict=True)]
+        numbers += [
+            sum(batch.real_tokens for batch in batches),
+            sum(batch.sequences for batch in batches),
+            sum(squared_lengths(batch) for batch in batches),
+            rate,
+        ]
+        told = torch.tensor(numbers, dtype=torch.float64)
+        if self.ranks.device.type == "cuda":
+            told = told.pin_memory()
+        self._given.copy_(told, non_blocking=True)
+        if self.ranks.size > 1:
+            self._targets.copy_(self._told[: len(self.terms)])
+            self.ranks.sum(self._targets)
+
+    def first(self, batch: Any) -> None:
+        """Forward and backward of the first micro-batch, which is on the device."""
+        self._weights.copy_(self._counts / self._targets.clamp(min=1) * self._factor)
+        self._sums.zero_()
+        self._rest.copy_(self._told)
+        self._row.zero_()
+        self.further(batch)
+
+    def further(self, batch: Any) -> None:
+        """Forward and backward of another micro-batch, which is on the device."""
+        terms = self.terms
+        with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            found = self.task.terms(self.model, batch)
+        weights = self._weights.index_select(0, self._row)[0]
+        loss = torch.stack([found[term].mean.float() for term in terms]) @ weights
+        loss.backward()
+        counts = self._counts.index_select(0, self._row)[0]
         means = torch.stack([found[term].mean.detach() for term in terms]).double()
         # A term without targets is zero by contract; 0 x NaN must not hide that it is not.
-        sums[0] += torch.where(counts[i] > 0, means * counts[i], means)
-        for j, term in enumerate(terms):
+        self._sums[: len(terms)] += torch.where(counts > 0, means * counts, means)
+        for place, term in enumerate(terms, len(terms)):
             right = found[term].correct
             if right is not None:
-                judged.add(term)
-                sums[1, j] += right.detach()
-    told = torch.tensor([*extra, *flags()], dtype=torch.float64).to(device)
-    shared = ranks.sum(torch.cat((sums.flatten(), counts.sum(0), told)))
-    step, raised = shared.split([3 * len(terms) + len(_EXTRA), len(told) - len(_EXTRA)])
-    norm = optim.gradient_norm(task.model)
-    finite = torch.isfinite(step).all() & torch.isfinite(norm)
-    read = torch.cat((finite.double()[None], raised)).tolist()
-    return Gradients(step, judged, norm, bool(read[0]), [value > 0 for value in read[1:]])
+                self.window.judged.add(term)
+                self._sums[place] += right.detach()
+        self._row.add_(1)
+
+    def exchange(self, own: list[bool]) -> list[bool]:
+        """Add up the sums of all ranks, and their gradients if no backward did; the flags that are known now, as `run` has them."""
+        if self._reducer is not None:
+            self._reducer.sum()
+        return self._flags.exchange(self.shared, own)
+
+    def update(self) -> None:
+        """`judge` and `apply`."""
+        self.judge()
+        self.apply()
+
+    def judge(self) -> None:
+        """The gradient norm, and whether it and the losses are finite; the step's sums go to the window."""
+        self.norm = optim.gradient_norm(self.task.model)
+        finite = torch.isfinite(self.shared).all() & torch.isfinite(self.norm)
+        self.number.add_(1)
+        was_bad = self.bad != 0
+        self.record.copy_(torch.where(was_bad, self.record, torch.cat((self.shared, self.norm.double()[None]))))
+        self.bad.copy_(torch.where(was_bad | finite, self.bad, self.number))
+        self.withheld.copy_(self.bad != 0)
+        self.window.sums.add_(torch.where(self.bad == 0, self.shared, 0.0))
+
+    def apply(self) -> None:
+        """Clip the gradients and update the weights."""
+        optim.clip(self.task.model, self.norm, self.config.max_grad_norm)
+        self.rate.copy_(self._rate[0])
+        optim.allow_capture(self.optimizer, self.ranks.device)
+        self.optimizer.step()
+
+    def read(self) -> Reading:
+        """Wait for the device, and say what it found."""
+        bad, *sums, norm = torch.cat((self.bad.double()[None], self.record)).tolist()
+        return Reading(int(bad), sums, norm)

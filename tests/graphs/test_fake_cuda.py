@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from fake_backward import backward
 from fake_cuda import Wait, fake_cuda
 from graph_cases import packed
 
 from bertfast import _torch
-from bertfast.models import BertConfig, BertModel
+from bertfast.models import BertConfig, BertForPreTraining, BertModel
 
 pytest.importorskip("triton", reason="Triton is not installed")
 SMALL = BertConfig(
@@ -41,6 +42,8 @@ WAITS = {
     "to the host": lambda x: x.to("cpu"),
     "to the host ahead": lambda x: x.to("cpu", non_blocking=True),
     "copy to the host": lambda x: torch.zeros(x.shape, dtype=x.dtype).copy_(x),
+    "into pinned memory": lambda x: torch.zeros(4, dtype=x.dtype).pin_memory().copy_(x),
+    "ahead to the host, not pinned": lambda x: torch.zeros(4, dtype=x.dtype).copy_(x, non_blocking=True),
     "to the device": lambda x: torch.zeros(4).to("cuda"),
     "to the device ahead, not pinned": lambda x: torch.zeros(4).to("cuda", non_blocking=True),
     "cuda": lambda x: torch.zeros(4).cuda(),
@@ -66,6 +69,10 @@ GOES_ON = {
     "pinned ahead": (
         lambda x: torch.zeros(4, dtype=torch.int64).pin_memory().to("cuda", non_blocking=True),
         {"_to_copy": 1},
+    ),
+    "into pinned memory ahead": (
+        lambda x: torch.zeros(4, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True),
+        {"copy_": 1},
     ),
     "made pinned": (
         lambda x: x.copy_(torch.zeros(4, dtype=torch.int64, pin_memory=True)[:], non_blocking=True),
@@ -138,3 +145,22 @@ def test_a_model_encodes_without_a_wait(read):
         assert rows.dtype == torch.bfloat16
     assert gpu.ops["attention_fwd"] == 2 or gpu.ops["attention_varlen_fwd"] == 2, gpu.ops
     assert gpu.kernels() > 12
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_backward_without_the_engine_is_the_engines(dtype):
+    config = SMALL.replace(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    model = BertForPreTraining(config).to(dtype).train()
+    ids, bounds = torch.randint(0, 70, (12,)), torch.tensor([0, 5, 12], dtype=torch.int32)
+    places = torch.tensor([1, 6, 9])
+    labels = torch.full((12,), -100).index_copy(0, places, ids[places])
+    inputs = {"cu_seqlens": bounds, "max_seqlen": 7, "labels": labels, "next_sentence_label": torch.tensor([0, 1])}
+    gradients = []
+    for run in (torch.Tensor.backward, backward):
+        model.zero_grad()
+        for weight in (1.0, 0.5):
+            run(model(ids, **inputs, masked_positions=places).loss * weight)
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        assert torch.equal(gradients[1][name], gradient), name

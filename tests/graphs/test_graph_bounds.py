@@ -76,11 +76,11 @@ def test_too_large_for_the_bound_alone(device):
     hows = calls(toy, [60, 60, 60], limits=limits)
     assert hows[0] == FIRST
     assert hows[1] == hows[2]
-    assert "max_bytes" in hows[1]
+    assert "more than max_graph_bytes" in hows[1]
     assert device.captures == 2
     assert graphs.memory(toy).graphs == 1, "the small one stays"
     assert calls(toy, [10], limits=limits) == ["replayed"]
-    assert any("max_bytes" in reason for reason in graphs.reasons(toy))
+    assert any("more than max_graph_bytes" in reason for reason in graphs.reasons(toy))
 
 
 def test_no_graphs_at_all(device):

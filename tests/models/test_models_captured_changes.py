@@ -45,7 +45,7 @@ def test_limits(backend):
     bert.graph_limits = Limits(max_bytes=1, pause=0)
     assert call(40, 40, 40) == 2  # what there is stays until something new is kept
     assert (backend.captures, backend.replays) == (4, 3)
-    assert "more than max_bytes" in graphs.reasons(model)[0]
+    assert "more than max_graph_bytes" in graphs.reasons(model)[0]
     graphs.clear(model)
     assert graphs.memory(model) == (0, 0)
     assert backend.resets == 4

@@ -46,8 +46,8 @@ def test_training_says_the_same(monkeypatch):
 @pytest.mark.parametrize(
     ("device", "message"),
     [
-        ("cuda", "--device: device is cuda, and torch sees no GPU; choose cpu, or install torch with CUDA"),
-        ("gpu", "--device: device must be one of auto, cpu, cuda, got 'gpu'"),
+        ("cuda", "--device is cuda, and torch sees no GPU; choose cpu, or install torch with CUDA"),
+        ("gpu", "--device must be one of auto, cpu, cuda, got 'gpu'"),
     ],
 )
 def test_a_device_that_is_not_there(monkeypatch, tmp_path, command, device, message):

@@ -82,17 +82,32 @@ def test_a_bar_on_a_terminal_and_silence_on_other_ranks():
 def test_rates():
     one, words = rates.peak(torch.device("cpu"), "fp32")
     assert 1e8 < one < 1e14
-    assert "measured" in words
-    assert rates.peak(torch.device("cpu"), "bf16")[0] >= one
+    assert words == f"{one / 1e12:.3g} TFLOP/s, measured matrix rate of {torch.get_num_threads()} threads"
+    assert rates.peak(torch.device("cpu"), "bf16").flops >= one
 
 
-@pytest.mark.parametrize(("name", "precision", "wanted"), [
+@pytest.mark.parametrize(("name", "precision", "flops"), [
     ("NVIDIA H100 80GB HBM3", "bf16", 989e12), ("NVIDIA H100 PCIe", "bf16", 756e12), ("NVIDIA A100-SXM4", "fp32", 19.5e12),
     ("NVIDIA L40S", "bf16", 362e12), ("NVIDIA L4", "bf16", 121e12), ("Some other GPU", "bf16", None),
 ])  # fmt: skip
-def test_peaks_of_gpus(monkeypatch, name, precision, wanted):
+def test_peaks_of_gpus_that_were_not_measured(monkeypatch, name, precision, flops):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
-    assert rates.peak(torch.device("cuda", 0), precision)[0] == wanted
+    peak = rates.peak(torch.device("cuda", 0), precision)
+    assert peak.flops == flops
+    assert ("data sheet of" if flops else f"no matrix rate known for {name}") in peak.words
+
+
+@pytest.mark.parametrize(("precision", "flops", "sheet"), [("bf16", 790e12, "989"), ("fp32", 50e12, "67")])
+def test_a_measured_rate_comes_before_the_data_sheet(monkeypatch, precision, flops, sheet):
+    line = {"bf16": 790e12, "fp32": 50e12, "date": "2026-01-02", "commit": "abc"}
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    monkeypatch.setattr(rates, "_measured_gpus", lambda: {"NVIDIA H200": line})
+    peak = rates.peak(torch.device("cuda", 0), precision)
+    assert peak.flops == flops
+    assert peak.words == (
+        f"{flops / 1e12:.3g} TFLOP/s, {precision} products measured on NVIDIA H200 (2026-01-02, abc); "
+        f"its data sheet says {sheet} TFLOP/s"
+    )
 
 
 def test_curves(tmp_path):
@@ -150,7 +165,11 @@ def test_a_run_writes_all_of_it(tmp_path):
     options = {"steps": 4, "log_every": 2, "eval_every": 2, "tensorboard": True, "device": "cpu"}
     train(Counted(), TrainConfig(**options), tmp_path / "run")
     kept = journal.read(tmp_path / "run/log.jsonl")
-    assert [(line["event"], line["step"]) for line in kept] == [("train", 2), ("eval", 2), ("train", 4), ("eval", 4)]
+    assert [(line["event"], line["step"]) for line in kept] == [
+        ("note", 2), ("train", 2), ("eval", 2), ("train", 4), ("eval", 4)
+    ]  # fmt: skip
+    denominator, *kept = kept
+    assert denominator["text"] == f"MFU: of {rates.peak(torch.device('cpu'), 'fp32').words}"
     assert {"mfu", "tokens_per_second", "memory_gib", "grad_norm", "learning_rate", "epoch"} <= kept[0].keys()
     assert kept[0]["epoch"] == 0.2
     times = [line["seconds"] for line in kept]
@@ -159,3 +178,15 @@ def test_a_run_writes_all_of_it(tmp_path):
     assert kept[0]["mfu"] > 0
     assert (tmp_path / "run/curves.png").exists()
     assert list((tmp_path / "run/tensorboard").iterdir())
+
+
+def test_a_run_says_once_that_it_knows_no_matrix_rate(tmp_path, monkeypatch):
+    class Counted(ToyTask):
+        def train_flops(self, tokens, squared_lengths, targets):
+            return 1e6
+
+    monkeypatch.setattr(rates, "peak", lambda device, precision: rates.Peak(None, "no matrix rate known for X"))
+    train(Counted(), TrainConfig(steps=2, log_every=1, device="cpu"), tmp_path)
+    kept = journal.read(tmp_path / "log.jsonl")
+    assert [line["text"] for line in kept if line["event"] == "note"] == ["no MFU: no matrix rate known for X"]
+    assert not any("mfu" in line for line in kept)

@@ -2,8 +2,8 @@
 
 Times are wall clock around a call and the wait for its result, sides in turn, after warm calls that let sizes be captured.
 Weights are random; tokens per second count real tokens. Inference, and all layers in training, are captured by the drop-in; `path`
-says what a call did. Under autocast weights are float32. `gpu_kernels=True` throughout:
-what is measured must not depend on what earlier lines let the default be.
+says what a call did. Under autocast weights are float32. `gpu_kernels=True` throughout: what is measured must not depend on what
+earlier lines let the default be.
 """
 
 import copy

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from bertfast.graphs import backend as backends
+from bertfast.graphs import suspended
 from bertfast.train import bad_batch, captured, distributed, memory, optim, schedule, state
 from bertfast.train.checkpoint import FORMAT, Checkpoint, Store, load
 from bertfast.train.config import TrainConfig
@@ -226,7 +227,8 @@ class Trainer:
             self._on_device = self._make_step(batches[0])
         self.rate = self.learning_rate()
         self._unread[self.step + 1] = batches
-        with memory.guard(self.task.model, self.config, self.ranks, self.step + 1, batches):
+        guard = memory.guard(self.task.model, self.config, self.ranks, self.step + 1, batches)
+        with suspended(), guard:  # whole steps are captured here, or none of a step
             if self._captured is not None:
                 known = self._captured.run(batches, self.rate, flags)
             else:

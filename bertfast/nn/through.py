@@ -1,7 +1,8 @@
-"""The one way of packed tokens through all layers: at once in inference, or layer by layer.
+"""The one way of packed tokens through all layers: at once, or layer by layer.
 
-At once is by one C++ call on a CPU (`stack`) or by launchers alone on a GPU (`device`), wherever nothing is attached to a layer
-that would miss its call; on a GPU a graph can hold it. Layer by layer is the rest: training, gradient checkpointing, tracing.
+In inference at once is by one C++ call on a CPU (`stack`) or by launchers alone on a GPU (`device`), wherever nothing is attached
+to a layer that would miss its call; on a GPU a graph can hold it. In training it is by `training` on a GPU, which a graph can hold
+too. Layer by layer is the rest: training on a CPU, gradient checkpointing, tracing.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,10 +41,8 @@ class Layers:
 
     @property
     def seeds(self) -> int:
-        """How many a call needs now."""
-        if not isinstance(self.at_once, training.Trained):
-            return 0
-        return sum(rate > 0.0 for rates in self.at_once.rates for rate in rates)
+        """How many seeds a call needs now, where something runs all layers at once in training."""
+        return self.at_once.seeds if isinstance(self.at_once, training.Trained) else 0
 
     def ready(self, x: Tensor) -> "Layers":
         """The same with what runs all layers on such x at once, where there is something."""
@@ -58,7 +57,10 @@ class Layers:
 
 
 def through(layers: Layers, x: Tensor, layout: Packed, seeds: Tensor | None = None) -> Tensor:
-    """x [T, E] of packed tokens through all layers, to [T, E]; to [R, E] where the layout names R rows to be read."""
+    """x [T, E] of packed tokens through all layers, to [T, E]; to [R, E] where the layout names R rows to be read.
+
+    seeds: int64 [layers.seeds, 2], of the dropouts; drawn here where they are not given.
+    """
     if isinstance(layers.at_once, training.Trained):
         if seeds is None and layers.seeds:
             seeds = dropout_seeds.draw(layers.seeds, x.device)

@@ -7,7 +7,7 @@ from pretend_streams import Cuda
 from stack_cases import CAPTURED, FIRST, REPLAYED, WIDTH, encoder
 
 from bertfast import _torch
-from bertfast.graphs import cache, stack
+from bertfast.graphs import cache, stack, training_call
 from bertfast.graphs.inputs import Bounds
 from bertfast.nn import training
 from bertfast.nn.layout import Packed
@@ -25,9 +25,10 @@ def test_a_training_call_waits_for_nothing(monkeypatch, read, autocast):
         for name in ("is_watched", "is_transformed"):  # by the modes that fake tensors need
             monkeypatch.setattr(_torch, name, lambda: False)
         monkeypatch.setattr(stack, "_difference", lambda replayed, eager: None)
-        monkeypatch.setattr(stack, "_OPS", ())
+        for module in (stack, training_call):
+            monkeypatch.setattr(module, "OPS", ())
         monkeypatch.setattr(torch.autograd, "grad", _grad)
-        for kind in (Bounds, stack._Inputs):
+        for kind in (Bounds, training_call.Rows):
             monkeypatch.setattr(kind, "__init__", _prepared(gpu, kind.__init__))
         with gpu.preparing():
             layers.cuda()

@@ -26,6 +26,7 @@ from bertfast.graphs.cache import Cache, Captured, Due, Limits
 from bertfast.graphs.capturing import ANOTHER_CAPTURES, CAPTURED, LET_GO, NO_MEMORY, REPLAYED, Failure
 from bertfast.graphs.inputs import copy_all
 from bertfast.graphs.training_call import OPS, Call, Pair, Pass, Rows
+from bertfast.nn import joined
 from bertfast.nn.device import Launched
 from bertfast.nn.layout import Packed
 from bertfast.nn.plain import is_unwatched
@@ -95,6 +96,8 @@ def _reason(layers: Layers, x: Tensor, device: Backend, limits: Limits) -> str |
         return "its caller captures whole steps"
     if not isinstance(layers.at_once, Trained) or type(x) is not Tensor:
         return "its layers do not run at once"
+    if joined.is_held(layers.owner):
+        return "its caller says when copies of the weights are written"
     if not is_unwatched():
         return "a trace, a transform or a dispatch mode is active"
     if _torch.saves_elsewhere():

@@ -23,6 +23,7 @@ OPS = (
     "dropout_add_norm_bwd",
     "bias_gelu_fwd",
     "bias_gelu_bwd",
+    "linear_bwd",
 )
 
 
@@ -95,6 +96,7 @@ class Call:
             self.slots,
             eps,
             running,
+            trained.checkpointing,
         )
 
 

@@ -1,49 +1,59 @@
-"""All layers of a stack in training as one function of their rows, parameters and seeds: what a captured graph holds.
+"""All layers of a stack in training on a GPU, from their parameters: two autograd nodes a layer (`halves`), and what a call shares.
 
-The numbers are those of `core.attention_block` and `core.mlp_block`, by the same ops in the same order. Unlike them it takes
-parameters as tensors and seeds as given, so that the same call can be computed again, with other tensors in the parameters' places.
+Drawn once a call are the seeds of all dropouts, and written once the copies that products read (`joined`): query, key and value as
+one matrix, and everything in 16 bits under autocast. The copies are a call's own, so that a second forward before the first one's
+backward changes nothing; a trainer that knows when weights change holds them instead (`joined.held`). Nothing here waits for the
+device or depends on what tensors hold, gradient checkpointing included, so that a CUDA graph can hold it all.
+
+Under autocast the residual stream between layers is of the products' dtype. Its errors stay within twice those of eager autocast,
+whose stream is float32 (`python -m benchmarks.gpu.stream`); it spares a cast before each product and each addition of gradients.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from bertfast import ops
-from bertfast.nn.core import dropout_rate, product_dtype
-from bertfast.nn.feed_forward import feed_forward
-from bertfast.nn.linear import joined_linear
-from bertfast.nn.parts import Kind, parts_of
-from bertfast.nn.plain import is_unwatched, needs_gradients
+from bertfast.nn import halves, joined
+from bertfast.nn.joined import Copies
+from bertfast.nn.launches import Launches
+from bertfast.nn.layout import Packed
+from bertfast.nn.parts import Kind, LayerParts, parts_of
+from bertfast.nn.plain import dropout_rate, is_unwatched, needs_gradients, product_dtype
 
-_TYPES = (nn.Parameter, Tensor)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _PARAMETERS = 16  # of a layer, as `LayerParts.parameters` orders them
-
-
-class _Linear(NamedTuple):
-    weight: Any
-    bias: Any
+_OF_ATTENTION = 10  # of these
+_BIASES_AND_NORMS = (7, 8, 9, 11, 13, 14, 15)
 
 
 @dataclass(frozen=True)
 class Trained:
     """
     Attributes:
-        parameters: of all layers, as `LayerParts.parameters` orders those of each; None for an absent one.
+        owner: the module whose copies a trainer may hold.
+        parts: of each layer.
+        parameters: of all layers, 16 each, as `LayerParts.parameters` orders them.
         kind: of every layer.
-        rates: of each layer's dropouts as they are to be applied: of the probabilities, behind the attention, behind the
-            feed-forward half.
-        eps: of each layer's norms.
+        rates: of each layer's dropouts, as they are now.
         dtype: of the products.
+        checkpointing: keep only each layer's input for backward and compute the layer again there.
     """
 
+    owner: nn.Module
+    parts: tuple[LayerParts, ...]
     parameters: list[Tensor | None]
     kind: Kind
     rates: tuple[tuple[float, float, float], ...]
-    eps: tuple[tuple[float, float], ...]
     dtype: torch.dtype
+    checkpointing: bool = False
+
+    def is_ready(self) -> bool:
+        """Whether nothing watches a call now."""
+        return is_unwatched()
 
     @property
     def seeds(self) -> int:
@@ -53,57 +63,116 @@ class Trained:
     def forward(
         self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int, read: Tensor | None, seeds: Tensor | None
     ) -> Tensor:
-        """x [N, E] with cu_seqlens [B + 1] int32 to [N, E], or to [R, E] of the rows `read`, [R] int64.
+        """Packed tokens through all layers.
 
-        seeds: int64 [`seeds`, 2] in the order of the dropouts; None where there are none.
+        Args:
+            x: [N, E].
+            cu_seqlens: [B + 1] int32, from 0 to N; max_seqlen: a bound on the longest sequence.
+            read: [R] int64, the rows that the last layer makes, in any order; None for all.
+            seeds: int64 [`self.seeds`, 2]; None where there are none.
+
+        Returns:
+            [N, E] or [R, E] in x's dtype, as stock's layers give it.
+
+        Raises:
+            ValueError: on bounds that do not rise from 0 to N by at most max_seqlen; on a GPU at a later call.
         """
+        given = x.dtype
+        every, last = Packed(cu_seqlens.contiguous(), max_seqlen), Packed(cu_seqlens.contiguous(), max_seqlen, read)
         rest = iter(() if seeds is None else seeds.unbind())
-        last = len(self.rates) - 1
-        for number, (rates, eps) in enumerate(zip(self.rates, self.eps, strict=True)):
-            given = self.parameters[number * _PARAMETERS : (number + 1) * _PARAMETERS]
-            query, key, value, dense, first, up, down, norm = (_Linear(*given[i : i + 2]) for i in range(0, 16, 2))
-            drawn = [next(rest) if rate > 0.0 else None for rate in rates]
-            qkv = joined_linear(x.to(self.dtype), (query, key, value), bias=True)
-            context = ops.attention(
-                qkv.view(x.shape[0], 3, self.kind.heads, -1),
-                cu_seqlens,
-                max_seqlen,
-                scale=self.kind.scale,
-                dropout_p=rates[0],
-                rng=drawn[0],
-            ).flatten(1)
-            if number == last and read is not None:
-                context, x = context[read], x[read]
-            out = joined_linear(context, (dense,), bias=False)
-            x = ops.dropout_add_norm(out, x, *first, bias=dense.bias, eps=eps[0], dropout_p=rates[1], rng=drawn[1])
-            out = feed_forward(x.to(self.dtype), up.weight, up.bias, down.weight, self.kind.approximate)
-            x = ops.dropout_add_norm(out, x, *norm, bias=down.bias, eps=eps[1], dropout_p=rates[2], rng=drawn[2])
-        return x
+        copies = self._copies()
+        launches = Launches() if len(self.rates) > 1 and self._alike() else None
+        x = x.to(self.dtype).contiguous()
+        for number, rates in enumerate(self.rates):
+            layer = _Layer(
+                last if number == len(self.rates) - 1 else every,
+                self.kind,
+                self.dtype,
+                tuple(float(norm.eps) for norm in self.parts[number].norms),
+                rates,
+                tuple(next(rest) if rate > 0.0 else None for rate in rates),
+                copies[number],
+                launches,
+            )
+            parameters = self.parameters[number * _PARAMETERS : (number + 1) * _PARAMETERS]
+            if self.checkpointing:
+                # Seeds are arguments: a state of the generator could be neither saved nor put back inside a CUDA graph.
+                x = checkpoint(layer, x, *parameters, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = layer(x, *parameters)
+        return x.to(given)
+
+    def _copies(self) -> Sequence[Copies]:
+        with torch.no_grad():
+            held = joined.held_copies(self.owner, self.parameters, self.dtype)
+            return joined.fresh(self.parameters, self.dtype) if held is None else held
+
+    def _alike(self) -> bool:
+        """Whether launchers would do the same in every layer: products apart, they see biases and norms."""
+        if len(set(self.rates)) > 1:
+            return False
+        seen = _BIASES_AND_NORMS
+        layers = range(0, len(self.parameters), _PARAMETERS)
+        return len({tuple(_traits(self.parameters[first + number]) for number in seen) for first in layers}) == 1
 
 
-def find(modules: Iterable[nn.Module], x: Tensor, kind: Kind) -> Trained | None:
-    """The layers as they are now, for a call on x [N, E] with a backward; None where there is none, or they must be called.
+def _traits(parameter: Tensor | None) -> Any:
+    return parameter if parameter is None else (parameter.dtype, parameter.shape, joined.is_aligned(parameter))
 
-    modules: layers with BERT's names inside, all of this kind.
+
+@dataclass(frozen=True)
+class _Layer:
+    layout: Packed
+    kind: Kind
+    dtype: torch.dtype
+    eps: tuple[float, ...]
+    rates: tuple[float, float, float]
+    seeds: tuple[Tensor | None, ...]
+    copies: Copies
+    launches: Launches | None
+
+    def __call__(self, x: Tensor, *parameters: Tensor | None) -> Tensor:
+        mixing = halves.Mixing(
+            self.layout,
+            (x.shape[0],),
+            self.kind.heads,
+            self.kind.scale,
+            self.dtype,
+            self.eps[0],
+            self.rates[:2],
+            self.seeds[:2],
+            self.copies,
+            self.launches,
+        )
+        x = halves.attention(mixing, x, *parameters[:_OF_ATTENTION])
+        tanh = self.kind.approximate == "tanh"
+        feeding = halves.Feeding(
+            tanh, self.dtype, self.eps[1], self.rates[2], self.seeds[2], self.copies, self.launches
+        )
+        return halves.feed_forward(feeding, x, *parameters[_OF_ATTENTION:])
+
+
+def find(
+    owner: nn.Module, modules: Sequence[nn.Module], x: Tensor, kind: Kind, checkpointing: bool = False
+) -> Trained | None:
+    """What runs the layers on such x [N, E] in training on a GPU; None where each must be called, or no gradient is wanted.
+
+    Args:
+        owner: the module that the copies of weights belong to.
+        modules: layers with BERT's names inside, all of this kind.
+        checkpointing: as in `Trained`.
     """
-    if type(x) is not Tensor or not x.numel() or not torch.is_grad_enabled() or not is_unwatched():
+    if not is_unwatched():
         return None
-    parts = [parts_of(module) for module in modules]
-    if not parts or any(type(linear) is not nn.Linear for part in parts for linear in part.linears):
+    parts = tuple(parts_of(module) for module in modules)
+    if any(type(linear) is not nn.Linear for part in parts for linear in part.linears):
         return None
     parameters = [parameter for part in parts for parameter in part.parameters()]
-    if not needs_gradients(x, parameters):
+    if not needs_gradients(x, parameters) or not halves.takes(x, parameters) or not joined.takes(parts, parameters):
         return None
-    if any(type(p) not in _TYPES or p.dtype != x.dtype or p.device != x.device for p in parameters if p is not None):
+    dtype = product_dtype(x)
+    dtypes: set[Any] = {x.dtype, dtype, *(p.dtype for p in parameters if p is not None)}
+    if not dtypes <= set(_DTYPES) or any(p.device != x.device for p in parameters if p is not None):
         return None
-    for part in parts:
-        biases = [linear._parameters["bias"] is None for linear in part.attention[:3]]
-        if any(biases) != all(biases) or part.mlp.up._parameters["bias"] is None:
-            return None
-        if any(norm._parameters[name] is None for norm in part.norms for name in ("weight", "bias")):
-            return None
     rates: Any = tuple(tuple(dropout_rate(dropout) for dropout in part.dropouts) for part in parts)
-    if any(rate >= 1.0 for each in rates for rate in each):
-        return None
-    eps = tuple((float(part.attention.norm.eps), float(part.mlp.norm.eps)) for part in parts)
-    return Trained(parameters, kind, rates, eps, product_dtype(x))
+    return Trained(owner, parts, parameters, kind, rates, dtype, checkpointing)

@@ -6,10 +6,10 @@ from fake_cuda import fake_cuda
 from pretend_streams import Cuda
 from stack_cases import CAPTURED, FIRST, REPLAYED, WIDTH, encoder
 
-from bertfast import _torch
+from bertfast import _torch, graphs
 from bertfast.graphs import cache, stack, training_call
 from bertfast.graphs.inputs import Bounds
-from bertfast.nn import training
+from bertfast.nn import halves
 from bertfast.nn.layout import Packed
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -36,9 +36,8 @@ def test_a_training_call_waits_for_nothing(monkeypatch, read, autocast):
             bounds = torch.zeros(3, dtype=torch.int32, device="cuda")
             rows = torch.zeros(7, dtype=torch.int64, device="cuda") if read else None
             dy = torch.zeros(7 if read else 48, WIDTH, device="cuda", dtype=x.dtype)
-        for module in (stack, training):  # fake tensors count as plain ones
-            monkeypatch.setattr(module, "Tensor", type(x))
-        monkeypatch.setattr(training, "_TYPES", {type(x), *map(type, layers.parameters())})
+        monkeypatch.setattr(stack, "Tensor", type(x))  # fake tensors count as plain ones
+        monkeypatch.setattr(halves, "_PLAIN", {type(x), *map(type, layers.parameters())})
         for how in (FIRST, CAPTURED, REPLAYED):
             gpu.ops.clear()
             with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
@@ -48,6 +47,8 @@ def test_a_training_call_waits_for_nothing(monkeypatch, read, autocast):
             before = gpu.ops.copy()
             outcome.rows.backward(dy)
             assert all(p.grad is not None for p in layers.parameters())
+        del outcome
+        graphs.clear(layers)
     assert cuda.log.count("replay 1") == 3, "to be compared, of the captured call, and of the replayed one"
     assert cuda.log.count("replay 2") == 3
     assert before == {"randint": 1, "_foreach_copy_": 3, "clamp": 1, "clone": 1}

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -153,9 +153,18 @@ def curve(dtype: str, device: torch.device, steps: int, size: str, tokens: int =
     return {"size": size, "dtype": dtype, "steps": steps, **found, "ok": found["passed"]}
 
 
-def speed(row: measure.Row, device: torch.device, turns: int) -> results.Line:
-    """Whole updates, batches made by as many processes for each side, a step of each in turn; tokens/s are of real tokens."""
-    steps, rates, sizes = turns + WARM_STEPS, [], []
+class _Speeds(NamedTuple):
+    """Real tokens a second of each step, padding of stock's batches, how many graphs were replayed, and what the trainer said."""
+
+    stock: list[float]
+    ours: list[float]
+    padding: float
+    replays: int
+    notes: list[str]
+
+
+def _alternated(row: measure.Row, device: torch.device, steps: int) -> _Speeds:
+    rates, sizes = [], []
     with tempfile.TemporaryDirectory() as folder:
         task = _task(row, measure.BFLOAT16, 0.1, device, folder, steps=10 * steps)
         stock = task.stock(device)
@@ -169,24 +178,29 @@ def speed(row: measure.Row, device: torch.device, turns: int) -> results.Line:
                 sizes.append((batch.input_ids.numel(), batch.real_tokens))
 
             with clocks.Replays() as replays:
-                found = task.alternate(steps, before, device)
+                timed = task.alternate(steps, before, device)
         notes = [line["text"] for line in journal.read(Path(folder) / "run" / "log.jsonl") if line["event"] == "note"]
-    del task, stock
-    ours = [tokens / seconds for tokens, seconds in zip(found.tokens, found.seconds, strict=True)][WARM_STEPS:]
-    rates = rates[WARM_STEPS:]
+    ours = [tokens / seconds for tokens, seconds in zip(timed.tokens, timed.seconds, strict=True)]
     positions, real = (sum(column) for column in zip(*sizes, strict=True))
-    spreads = {"stock": rates, "ours": ours, "ours, eagerly": eager_rates(row, device)}
+    return _Speeds(rates[WARM_STEPS:], ours[WARM_STEPS:], 1 - real / positions, replays.count, notes)
+
+
+def speed(row: measure.Row, device: torch.device, turns: int) -> results.Line:
+    """Whole updates, batches made by as many processes for each side, a step of each in turn; tokens/s are of real tokens."""
+    steps = turns + WARM_STEPS
+    found = _alternated(row, device, steps)
+    spreads = {"stock": found.stock, "ours": found.ours, "ours, eagerly": eager_rates(row, device)}
     return {
         **dataclasses.asdict(row),
         "dtype": measure.BFLOAT16,
         "trainer": "bertfast.train",
-        "path": "captured" if 2 * replays.count > steps else "eager",
-        "said": [note for note in notes if note.startswith("steps ")],
+        "path": "captured" if 2 * found.replays > steps else "eager",
+        "said": [note for note in found.notes if note.startswith("steps ")],
         "train": True,
         "turns": turns,
-        "padding": 1 - real / positions,
+        "padding": found.padding,
         "tokens_per_second": {name: Spread.of(rate).p50 for name, rate in spreads.items()},
-        "ratio": dataclasses.asdict(Spread.of([a / b for a, b in zip(ours, rates, strict=True)])),
+        "ratio": dataclasses.asdict(Spread.of([a / b for a, b in zip(found.ours, found.stock, strict=True)])),
         "ok": True,
     }
 

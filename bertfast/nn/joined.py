@@ -305,6 +305,11 @@ def held(model: nn.Module) -> Iterator[Held]:
             _held.pop(owner, None)
 
 
+def is_held(owner: nn.Module) -> bool:
+    """Whether somebody holds the copies of a stack's weights."""
+    return owner in _held
+
+
 def held_copies(owner: nn.Module, parameters: list[Any], dtype: torch.dtype) -> list[Copies] | None:
     """The copies of a stack's weights that somebody holds; None where nobody does."""
     holder = _held.get(owner)

@@ -56,7 +56,7 @@ class _Recorded(backends.Graph):
         self.nbytes = sum(output.nbytes for output in outputs)
 
     def replay(self, function: backends.Function) -> None:
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):  # below which it ran
             for step, args, kwargs, result in self._steps:
                 again = tree_leaves(step(*args, **kwargs))
                 for target, source in zip(tree_leaves(result), again, strict=True):
@@ -92,7 +92,8 @@ def _launchers() -> Callable[[str, str], Callable[..., Any]]:
 
         def launch(*args: Any) -> Any:
             tape = getattr(_now, "tape", None)
-            return reference(*args) if tape is None else tape.op(reference, args)
+            with torch.autocast("cpu", enabled=False):  # of which a kernel knows nothing
+                return reference(*args) if tape is None else tape.op(reference, args)
 
         return made.setdefault(name, launch)
 

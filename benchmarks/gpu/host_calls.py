@@ -24,11 +24,14 @@ from bertfast.nn import core, device, feed_forward, linear
 from bertfast.nn.layout import Packed
 from bertfast.nn.modules import BertLayer, embed
 from bertfast.nn.parts import Kind, LayerParts, parts_of
+from bertfast.nn.through import through
 from bertfast.triton import launch
 
 LAYERS, TOKENS = 12, 8  # of BERT-base; of one sequence, where the 128 of a real one would only make CPU kernels slower
 H, E, F, V = 2, 32, 64, 64
 CALL = f"a call of {LAYERS} layers, inference"
+LAYER_TRAINING = "a layer, forward and backward"
+STACK_TRAINING = f"{LAYERS} layers, forward and backward"
 DROP_IN = "optimize(model), a whole call, inference"
 ROUNDS = 15
 
@@ -121,6 +124,9 @@ class Ours:
         assert joined is not None
         return device.layers(x, parts, self.kind, self.layout, joined)
 
+    def layers_trained(self, x: Tensor) -> Tensor:
+        return through(self.model.encoder.layers(x.shape[-1]).ready(x), x, self.layout)
+
     def call_by_ops(self) -> Tensor:
         return self.layers_by_ops(embed(self.model.embeddings, self.ids, None, self.ids))
 
@@ -142,8 +148,17 @@ class Stock:
         self.x = torch.randn(1, TOKENS, E)
 
     def layer(self) -> Tensor:
-        found = self.model.encoder.layer[0](self.x)
-        return found if isinstance(found, Tensor) else found[0]
+        return self._through(self.model.encoder.layer[0], self.x)
+
+    def layers(self) -> Tensor:
+        x = self.x
+        for layer in self.model.encoder.layer:
+            x = self._through(layer, x)
+        return x
+
+    def _through(self, layer: Any, x: Tensor) -> Tensor:
+        result = layer(x)
+        return result if isinstance(result, Tensor) else result[0]
 
     def call(self) -> Tensor:
         return self.model(self.ids, attention_mask=self.mask).last_hidden_state
@@ -238,7 +253,6 @@ def drop_in_case(drop_in: DropIn) -> dict[str, Callable[[], Any]]:
 def cases() -> dict[str, dict[str, Callable[[], Any]]]:
     """By what is measured: stock, ours through the ops, and ours without them where there is that way."""
     one, ours, stock_one, stock = Ours(depth=1), Ours(), Stock(depth=1), Stock()
-    training, stock_training = Ours(depth=1), Stock(depth=1)
     return {
         "a layer, inference": {
             "stock": torch.no_grad()(stock_one.layer),
@@ -250,11 +264,20 @@ def cases() -> dict[str, dict[str, Callable[[], Any]]]:
             "ops": torch.no_grad()(ours.call_by_ops),
             "direct": torch.no_grad()(ours.call_directly),
         },
-        "a layer, forward and backward": {
-            "stock": trained(stock_training.model.encoder.layer[0], stock_training.layer),
-            "ops": trained(training.stack[0], lambda: training.layers_by_ops(training.x)),
-        },
     }
+
+
+def training_cases() -> dict[str, dict[str, Callable[[], Any]]]:
+    """Forward and backward with dropout: stock, our layers called one by one, and all at once (`nn.training`); in `captured`."""
+    rows: dict[str, dict[str, Callable[[], Any]]] = {}
+    for name, depth in ((LAYER_TRAINING, 1), (STACK_TRAINING, LAYERS)):
+        ours, stock = Ours(depth=depth), Stock(depth=depth)
+        rows[name] = {
+            "stock": trained(stock.model.encoder.layer, stock.layers),
+            "modules": trained(ours.model.encoder, lambda ours=ours: ours.layers_by_ops(ours.x)),  # type: ignore[misc]
+            "at once": trained(ours.model.encoder, lambda ours=ours: ours.layers_trained(ours.x)),  # type: ignore[misc]
+        }
+    return rows
 
 
 def measure(calls: int) -> list[tuple[str, dict[str, float], dict[str, Counted]]]:
@@ -263,6 +286,7 @@ def measure(calls: int) -> list[tuple[str, dict[str, float], dict[str, Counted]]
     with owned_by_launchers():
         rows = [_measured(name, sides, calls) for name, sides in cases().items()]
         with captured():
+            rows += [_measured(name, sides, calls) for name, sides in training_cases().items()]
             rows.append(_measured(DROP_IN, drop_in_case(drop_in), calls))
     return rows
 

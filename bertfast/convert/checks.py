@@ -12,8 +12,8 @@ from transformers.models.bert import modeling_bert as hf
 
 from bertfast import _torch
 from bertfast.convert import installed
-from bertfast.nn.core import dropout_rate
 from bertfast.nn.parts import HOLDERS, NAMES, Kind, below, parts_of
+from bertfast.nn.plain import dropout_rate
 from bertfast.triton import faster, verified
 
 # Activation classes of transformers to the `approximate` argument of GELU; not every 5.x release has all of them.

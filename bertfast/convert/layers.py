@@ -18,10 +18,11 @@ from bertfast.convert.counts import FAST, SPLIT, UNPADDED, count
 from bertfast.convert.options import limits_of, option
 from bertfast.graphs import stack
 from bertfast.nn import device
-from bertfast.nn.core import attention_block, dropout_rate, mlp_block, product_dtype
+from bertfast.nn.core import attention_block, mlp_block
 from bertfast.nn.layout import Layout, Packed, Padded
 from bertfast.nn.modules import embed
 from bertfast.nn.parts import Kind, parts_of
+from bertfast.nn.plain import dropout_rate, product_dtype
 from bertfast.nn.through import Layers
 from bertfast.nn.tokens import Sequences, sequences_of
 from bertfast.triton import faster

@@ -17,7 +17,7 @@ from bertfast.convert.counts import count
 from bertfast.convert.layers import FastBertEmbeddings, FastBertEncoder
 from bertfast.convert.options import limits_of, option
 from bertfast.graphs.inference import Read
-from bertfast.nn.core import dropout_rate, product_dtype
+from bertfast.nn.plain import dropout_rate, product_dtype
 from bertfast.nn.through import through
 from bertfast.nn.tokens import Tokens, of_batch
 from bertfast.triton import faster

@@ -7,8 +7,7 @@ from torch import nn
 
 from bertfast.graphs.encode import Encoder
 from bertfast.nn import BertEmbeddings, BertEncoder, snapshots
-from bertfast.nn.core import dropout_rate
-from bertfast.nn.plain import untouched
+from bertfast.nn.plain import dropout_rate, untouched
 
 _kept: "WeakKeyDictionary[nn.Module, tuple[snapshots.Snapshot, Encoder]]" = WeakKeyDictionary()
 

@@ -1,34 +1,24 @@
 """The one post-LN transformer layer: used by bertfast.nn and by the Hugging Face drop-in, on padded and on packed tokens.
 
 A layer is qkv product, attention, output product, dropout_add_norm, two feed-forward products around GELU, dropout_add_norm.
-Without gradients on a CPU the products run from prepacked weights with bias and GELU fused; otherwise they are
-differentiable ops, and the bias of each second product goes to dropout_add_norm, which returns its gradient for nothing.
+Without gradients on a CPU the products run from prepacked weights with bias and GELU fused; on a GPU each half is one step by
+launchers (`halves`); otherwise they are differentiable ops, and the bias of each second product goes to dropout_add_norm, which
+returns its gradient for nothing.
 """
 
 import torch
 from torch import Tensor, nn
 
 from bertfast import ops
-from bertfast.nn import prepack
+from bertfast.nn import device, halves, prepack
 from bertfast.nn.feed_forward import feed_forward
 from bertfast.nn.layout import Layout, Packed
 from bertfast.nn.linear import joined_linear
 from bertfast.nn.parts import AttentionParts, MlpParts
+from bertfast.nn.plain import is_unwatched, product_dtype
 from bertfast.ops.rng import new_rng
 
 _PREPACKED_DTYPES = (torch.float32, torch.bfloat16)
-
-
-def product_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of matrix products on x: autocast's where it is on, else x's own."""
-    if torch.is_autocast_enabled(x.device.type):
-        return torch.get_autocast_dtype(x.device.type)
-    return x.dtype
-
-
-def dropout_rate(module: nn.Dropout) -> float:
-    """What this Dropout drops now. Its own mode counts, so that dropout switched on alone (Monte Carlo) works as in torch."""
-    return module.p if module.training else 0.0
 
 
 def _prepacked(x: Tensor, linears: tuple[nn.Linear, ...], dtype: torch.dtype, wanted: bool) -> bool:
@@ -64,6 +54,18 @@ def _project_add_norm(
     return _add_norm(joined_linear(x.to(dtype), (dense,), bias=False), residual, dense.bias, norm, p)
 
 
+def _for_halves(x: Tensor, parts: AttentionParts | MlpParts) -> list[Tensor | None] | None:
+    """The parameters of a half that is one step by launchers: on a GPU, wherever nothing looks at what happens inside."""
+    if x.device.type not in device.KINDS:
+        return None
+    parameters = parts.parameters()
+    return parameters if halves.takes(x, parameters) and is_unwatched() else None
+
+
+def _seed(x: Tensor, p: float) -> Tensor | None:
+    return new_rng(x.device) if p > 0.0 else None
+
+
 def attention_block(
     x: Tensor,
     layout: Layout,
@@ -91,11 +93,18 @@ def attention_block(
     dtype = product_dtype(x)
     flat = x.reshape(-1, x.shape[-1])
     projections = parts[:3]
+    size = parts.query.weight.shape[0] // heads
+    parameters = _for_halves(x, parts)
+    if parameters is not None:
+        scale = size**-0.5 if scale is None else scale
+        seeds, rates = (_seed(x, attention_p), _seed(x, hidden_p)), (attention_p, hidden_p)
+        mixing = halves.Mixing(layout, x.shape[:-1], heads, scale, dtype, parts.norm.eps, rates, seeds)
+        rows = halves.attention(mixing, flat.contiguous(), *parameters)
+        return rows if isinstance(layout, Packed) and layout.read is not None else _shaped(rows, x)
     if _prepacked(x, projections, dtype, use_prepack):
         qkv = prepack.fused_linear(flat.to(dtype), projections, int8=int8)
     else:
         qkv = joined_linear(flat.to(dtype), projections, bias=True)
-    size = parts.query.weight.shape[0] // heads
     rng = new_rng(x.device) if attention_p > 0.0 else None
     if isinstance(layout, Packed):
         context = ops.attention(
@@ -131,6 +140,10 @@ def mlp_block(
     up, down, norm = parts[:3]
     dtype = product_dtype(x)
     flat = x.reshape(-1, x.shape[-1])
+    parameters = _for_halves(x, parts)
+    if parameters is not None and up.bias is not None:
+        feeding = halves.Feeding(approximate == "tanh", dtype, norm.eps, hidden_p, _seed(x, hidden_p))
+        return _shaped(halves.feed_forward(feeding, flat.contiguous(), *parameters), x)
     if _prepacked(x, (up, down), dtype, use_prepack):
         activation = "gelu" if approximate == "none" else "gelu_tanh"
         hidden = prepack.fused_linear(flat.to(dtype), (up,), activation, int8=int8)

@@ -20,11 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from bertfast import _library
-from bertfast.nn.core import product_dtype
 from bertfast.nn.joined import Joined, Weights, is_aligned
 from bertfast.nn.layout import Packed
 from bertfast.nn.parts import Kind, LayerParts
-from bertfast.nn.plain import inference_parts, is_unwatched, needs_gradients
+from bertfast.nn.plain import inference_parts, is_unwatched, needs_gradients, product_dtype
 from bertfast.triton import repeats
 
 _TYPES = (nn.Parameter, Tensor)

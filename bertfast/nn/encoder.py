@@ -75,10 +75,10 @@ class BertEncoder(nn.Module):
             return ops.repad(packed, packing)
         if attention_mask is None and x.dim() == 3:
             flat, longest = x.reshape(-1, x.shape[-1]), x.shape[1]
-            at_once = self.layers(x.shape[-1]).ready(flat).at_once
-            if at_once is not None:
+            layers = self.layers(x.shape[-1]).ready(flat)
+            if layers.at_once is not None:
                 bounds = torch.arange(0, flat.shape[0] + 1, longest, dtype=torch.int32, device=x.device)
-                return at_once.forward(flat, bounds, longest, None).view(x.shape)
+                return through(layers, flat, Packed(bounds, longest)).view(x.shape)
         for layer in self.layer:
             x = self._call(layer, x, attention_mask)
         if attention_mask is not None:
@@ -87,7 +87,8 @@ class BertEncoder(nn.Module):
 
     def layers(self, width: int) -> Layers:
         """The layers for `through`, as they are now, for rows of so many columns."""
-        return Layers(self, self.layer, self._call_packed, self._kind(width))
+        checkpointing = self.gradient_checkpointing and self.training
+        return Layers(self, self.layer, self._call_packed, self._kind(width), checkpointing=checkpointing)
 
     def _call(self, layer: nn.Module, x: Tensor, attention_mask: Tensor | None = None, **layout: Any) -> Tensor:
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():

@@ -7,7 +7,8 @@ hold it: a model that is moved or dropped takes its memory along, all but the co
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -19,7 +20,7 @@ from bertfast.nn.parts import LayerParts
 from bertfast.nn.stamps import stamp
 
 _copy = _torch.foreach("copy_")
-_cache: "WeakKeyDictionary[nn.Module, dict[torch.dtype, _Copies]]" = WeakKeyDictionary()
+_cache: "WeakKeyDictionary[nn.Module, dict[torch.dtype, _Kept]]" = WeakKeyDictionary()
 _lock = threading.Lock()
 _PARAMETERS = 16  # of a layer, as `LayerParts.parameters` orders them
 
@@ -51,10 +52,11 @@ def is_aligned(tensor: Tensor) -> bool:
     return type(tensor) not in (Tensor, nn.Parameter) or tensor.data_ptr() & 15 == 0
 
 
-class _Own(NamedTuple):
-    """Of one layer's weights those that are copies; None for a parameter that is multiplied by as it is, or is absent."""
+class Copies(NamedTuple):
+    """Of one layer's weights those that are copies, in the products' dtype, each as a Linear has it. None for a parameter that is
+    multiplied by as it is, or is absent."""
 
-    qkv: Tensor
+    qkv: Tensor  # [3 H D, E]
     qkv_bias: Tensor | None
     dense: Tensor | None
     up: Tensor | None
@@ -62,22 +64,17 @@ class _Own(NamedTuple):
     down: Tensor | None
 
 
-class _Copies:
-    """The copies of a stack's weights. They outlive calls, and hold no parameter."""
+class _Pieces:
+    """Memory for the copies of a stack's weights, and which parameter goes where."""
 
     def __init__(self, parameters: Sequence[Any], dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self.stamp = stamp(parameters)
         self.targets: list[Tensor] = []  # pieces of the copies, each of which one parameter is written to
         self.sources: list[int] = []  # its number
-        self._streams: set[int] = set()
         with torch.inference_mode(False), torch.no_grad():  # the next call may write to them in another mode
             self.layers = [self._layer(parameters, first) for first in range(0, len(parameters), _PARAMETERS)]
-        self._made = _now(self.targets)
-        weights = self.weights(parameters)
-        self.alike = len({layer.traits() for layer in weights}) < 2
 
-    def _layer(self, parameters: Sequence[Any], first: int) -> _Own:
+    def _layer(self, parameters: Sequence[Any], first: int) -> Copies:
         def join(*numbers: int) -> Tensor:
             """One copy of these parameters below each other."""
             sources = [parameters[first + number] for number in numbers]
@@ -90,15 +87,31 @@ class _Copies:
         def cast(number: int) -> Tensor | None:
             return None if parameters[first + number].dtype == self.dtype else join(number)
 
-        dense, up, down = cast(6), cast(10), cast(12)
-        return _Own(
-            join(0, 2, 4).t(),
+        return Copies(
+            join(0, 2, 4),
             None if parameters[first + 1] is None else join(1, 3, 5),
-            None if dense is None else dense.t(),
-            None if up is None else up.t(),
+            cast(6),
+            cast(10),
             cast(11),
-            None if down is None else down.t(),
+            cast(12),
         )
+
+    def write(self, parameters: Sequence[Any]) -> None:
+        """Copy every parameter: one launch, or one for each pair of dtypes. Waits for nothing."""
+        if self.targets:
+            _copy(self.targets, [parameters[number] for number in self.sources])
+
+
+class _Kept(_Pieces):
+    """The copies of a stack's weights. They outlive calls, and hold no parameter."""
+
+    def __init__(self, parameters: Sequence[Any], dtype: torch.dtype) -> None:
+        super().__init__(parameters, dtype)
+        self.stamp = stamp(parameters)
+        self._streams: set[int] = set()
+        self._made = _now(self.targets)
+        weights = self.weights(parameters)
+        self.alike = len({layer.traits() for layer in weights}) < 2
 
     def weights(self, parameters: Sequence[Any]) -> list[Weights]:
         """Those of each layer, of parameters for which the stamp holds."""
@@ -108,15 +121,15 @@ class _Copies:
             dense_bias, first, first_bias, up, up_bias, down, down_bias, norm, norm_bias = others
             made.append(
                 Weights(
-                    own.qkv,
+                    own.qkv.t(),
                     own.qkv_bias,
-                    dense.t() if own.dense is None else own.dense,
+                    (dense if own.dense is None else own.dense).t(),
                     dense_bias,
                     first,
                     first_bias,
-                    up.t() if own.up is None else own.up,
+                    (up if own.up is None else own.up).t(),
                     up_bias if own.up_bias is None else own.up_bias,
-                    down.t() if own.down is None else own.down,
+                    (down if own.down is None else own.down).t(),
                     down_bias,
                     norm,
                     norm_bias,
@@ -130,7 +143,7 @@ class _Copies:
         device = self.targets[0].device
         if device.type == "cuda" and torch.cuda.is_initialized():
             self._keep_for_stream(device)
-        _copy(self.targets, [parameters[number] for number in self.sources])
+        self.write(parameters)
 
     def _keep_for_stream(self, device: torch.device) -> None:
         """On a stream that comes for the first time: what was done with the memory before it was theirs is over then, and it is not
@@ -168,7 +181,7 @@ class Joined:
         alike: whether all layers are launched the same way (`Weights.traits`).
     """
 
-    def __init__(self, copies: _Copies, parameters: list[Tensor | None]) -> None:
+    def __init__(self, copies: _Kept, parameters: list[Tensor | None]) -> None:
         self._copies, self._parameters = copies, parameters
         self.dtype, self.alike = copies.dtype, copies.alike
         self.layers = copies.weights(parameters)
@@ -188,7 +201,7 @@ class Joined:
         parameters = [parameter for part in parts for parameter in part.parameters()]
         copies = _cache.get(owner, {}).get(dtype)
         if copies is None or not copies.stamp.holds(parameters):
-            if not _takes(parts, parameters):
+            if not takes(parts, parameters):
                 return None
             copies = _made(owner, parameters, dtype)
         return cls(copies, parameters)
@@ -212,7 +225,7 @@ class Joined:
         self._copies.refresh(self._parameters)
 
 
-def _made(owner: nn.Module, parameters: list[Tensor | None], dtype: torch.dtype) -> _Copies:
+def _made(owner: nn.Module, parameters: list[Tensor | None], dtype: torch.dtype) -> _Kept:
     with _lock:
         entries = _cache.setdefault(owner, {})
         copies = entries.get(dtype)
@@ -220,11 +233,12 @@ def _made(owner: nn.Module, parameters: list[Tensor | None], dtype: torch.dtype)
             # Those of other dtypes are as stale.
             for other in [key for key, old in entries.items() if not old.stamp.holds(parameters)]:
                 del entries[other]
-            copies = entries[dtype] = _Copies(parameters, dtype)
+            copies = entries[dtype] = _Kept(parameters, dtype)
         return copies
 
 
-def _takes(parts: Sequence[LayerParts], parameters: Sequence[Tensor | None]) -> bool:
+def takes(parts: Sequence[LayerParts], parameters: Sequence[Tensor | None]) -> bool:
+    """Whether the parameters lie on one device, and no bias is missing that the kernels cannot do without."""
     if len({p.device for p in parameters if p is not None}) > 1:
         return False
     for part in parts:
@@ -234,6 +248,67 @@ def _takes(parts: Sequence[LayerParts], parameters: Sequence[Tensor | None]) -> 
         if any(norm._parameters[name] is None for norm in part.norms for name in ("weight", "bias")):
             return False
     return True
+
+
+def fresh(parameters: Sequence[Any], dtype: torch.dtype) -> list[Copies]:
+    """The copies that a stack's products need in memory of this call's own, written by one launch or a few.
+
+    parameters: of all layers, 16 each, as `LayerParts.parameters` orders them; see `takes`. Call it without gradients.
+    """
+    pieces = _Pieces(parameters, dtype)
+    pieces.write(parameters)
+    return pieces.layers
+
+
+class Held:
+    """Copies of a model's weights that calls in training read as they are, until whoever holds them writes them anew."""
+
+    def __init__(self) -> None:
+        self._copies: dict[nn.Module, tuple[_Kept, list[Any]]] = {}
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Write every copy anew, by one launch or a few for each stack: after weights changed. Waits for nothing."""
+        for copies, parameters in self._copies.values():
+            copies.write(parameters)
+
+    def copies(self, owner: nn.Module, parameters: list[Any], dtype: torch.dtype) -> list[Copies]:
+        """Those of a stack, made and written at its first call, and again where a parameter was replaced or moved."""
+        entry = self._copies.get(owner)
+        if entry is None or entry[0].dtype is not dtype or not entry[0].stamp.holds(parameters):
+            copies = _Kept(parameters, dtype)
+            copies.write(parameters)
+            entry = self._copies[owner] = copies, list(parameters)
+        return entry[0].layers
+
+    def nbytes(self) -> int:
+        """Bytes of all copies."""
+        return sum(copies.nbytes() for copies, _ in self._copies.values())
+
+
+_held: "WeakKeyDictionary[nn.Module, Held]" = WeakKeyDictionary()
+
+
+@contextmanager
+def held(model: nn.Module) -> Iterator[Held]:
+    """Calls in training of stacks inside `model` multiply by copies that nobody but `Held.refresh` writes anew.
+
+    For a loop that knows when weights change. Not for several threads, nor for a backward after the weights of its forward changed.
+    """
+    copies, owners = Held(), list(model.modules())
+    for owner in owners:
+        _held[owner] = copies
+    try:
+        yield copies
+    finally:
+        for owner in owners:
+            _held.pop(owner, None)
+
+
+def held_copies(owner: nn.Module, parameters: list[Any], dtype: torch.dtype) -> list[Copies] | None:
+    """The copies of a stack's weights that somebody holds; None where nobody does."""
+    holder = _held.get(owner)
+    return None if holder is None else holder.copies(owner, parameters, dtype)
 
 
 def clear(module: nn.Module) -> None:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from bertfast import ops
-from bertfast.nn.core import attention_block, dropout_rate, mlp_block
+from bertfast.nn.core import attention_block, mlp_block
 from bertfast.nn.layout import Layout, Packed, Padded
 from bertfast.nn.parts import attention_parts, mlp_parts
+from bertfast.nn.plain import dropout_rate
 from bertfast.ops.rng import new_rng
 
 ACTIVATIONS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}

@@ -4,12 +4,17 @@ No other file knows where they stand. They are read through `_modules`: nn.Modul
 tokens takes a few milliseconds.
 """
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 # What holds the parts, each below a layer.
 HOLDERS = ("attention", "attention.self", "attention.output", "intermediate", "output")
+
+
+def _parameters(modules: Iterable[Any]) -> list[Tensor | None]:
+    return [tensor for module in modules for tensor in (module.weight, module.bias)]
 
 
 class AttentionParts(NamedTuple):
@@ -23,6 +28,10 @@ class AttentionParts(NamedTuple):
     dropout: Any
     hidden_dropout: Any
 
+    def parameters(self) -> list[Tensor | None]:
+        """Weight and bias of query, key, value, the output product and the norm in turn; None for a bias that is not there."""
+        return _parameters(self[:5])
+
 
 class MlpParts(NamedTuple):
     """The second half: norm(x + dropout(down(gelu(up(x)))))."""
@@ -31,6 +40,10 @@ class MlpParts(NamedTuple):
     down: Any
     norm: Any
     dropout: Any
+
+    def parameters(self) -> list[Tensor | None]:
+        """Weight and bias of both products and the norm in turn; None for a bias that is not there."""
+        return _parameters(self[:3])
 
 
 class LayerParts(NamedTuple):

@@ -44,3 +44,15 @@ def is_unwatched() -> bool:
 def needs_gradients(x: Tensor, parameters: Sequence[Tensor | None]) -> bool:
     """Whether autograd would record a function of these."""
     return torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in parameters if p is not None))
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of matrix products on x: autocast's where it is on, else x's own."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
+
+
+def dropout_rate(module: nn.Dropout) -> float:
+    """What this Dropout drops now. Its own mode counts, so that dropout switched on alone (Monte Carlo) works as in torch."""
+    return module.p if module.training else 0.0

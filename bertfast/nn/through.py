@@ -1,7 +1,8 @@
-"""The one way of packed tokens through all layers: at once in inference, or layer by layer.
+"""The one way of packed tokens through all layers: at once, or layer by layer.
 
-At once is by one C++ call on a CPU (`stack`) or by launchers alone on a GPU (`device`), wherever nothing is attached to a layer
-that would miss its call; on a GPU a graph can hold it. Layer by layer is the rest: training, gradient checkpointing, tracing.
+At once is by one C++ call on a CPU (`stack`), by launchers alone on a GPU (`device`), or in training there by two autograd nodes a
+layer (`training`), wherever nothing is attached to a layer that would miss its call; on a GPU a graph can hold it. Layer by layer
+is the rest: training on a CPU, hooks, sharded parameters, tracing.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ class Layers:
         kind: of every layer; None where they differ, or where each must be called as a module.
         prepack: whether inference on a CPU may keep reordered copies of the weights.
         int8: whether products from these copies are of 8-bit integers.
+        checkpointing: whether training keeps only each layer's input, and computes the layer again in backward.
         at_once: what runs all of them without their calls, its parameters current; see `ready`.
     """
 
@@ -36,29 +38,33 @@ class Layers:
     kind: Kind | None
     prepack: bool = True
     int8: bool = False
+    checkpointing: bool = False
     at_once: stack.Native | device.Launched | training.Trained | None = None
 
     @property
     def seeds(self) -> int:
-        """How many a call needs now."""
-        if not isinstance(self.at_once, training.Trained):
-            return 0
-        return sum(rate > 0.0 for rates in self.at_once.rates for rate in rates)
+        """How many seeds of dropout a call needs that `seeds` may be given to."""
+        return self.at_once.seeds if isinstance(self.at_once, training.Trained) else 0
 
     def ready(self, x: Tensor) -> "Layers":
         """The same with what runs all layers on such x at once, where there is something."""
         if self.kind is None:
             return self
         if x.device.type in device.KINDS:
-            found = device.find(self.owner, self.modules, x, self.kind)
-            return replace(self, at_once=found or training.find(self.modules, x, self.kind))
+            at_once: device.Launched | training.Trained | None = device.find(self.owner, self.modules, x, self.kind)
+            if at_once is None:
+                at_once = training.find(self.owner, self.modules, x, self.kind, self.checkpointing)
+            return replace(self, at_once=at_once)
         if not self.prepack:
             return self
         return replace(self, at_once=stack.find(self.owner, self.modules, x, self.kind, int8=self.int8))
 
 
 def through(layers: Layers, x: Tensor, layout: Packed, seeds: Tensor | None = None) -> Tensor:
-    """x [T, E] of packed tokens through all layers, to [T, E]; to [R, E] where the layout names R rows to be read."""
+    """x [T, E] of packed tokens through all layers, to [T, E]; to [R, E] where the layout names R rows to be read.
+
+    seeds: int64 [layers.seeds, 2] of `nn.seeds.draw`; drawn here where it is None.
+    """
     if isinstance(layers.at_once, training.Trained):
         if seeds is None and layers.seeds:
             seeds = dropout_seeds.draw(layers.seeds, x.device)

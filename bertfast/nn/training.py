@@ -1,82 +1,178 @@
-"""All layers of a stack in training, from their parameters."""
+"""All layers of a stack in training on a GPU, from their parameters: two autograd nodes a layer (`halves`), and what a call shares.
+
+Drawn once a call are the seeds of all dropouts, and written once the copies that products read (`joined`): query, key and value as
+one matrix, and everything in 16 bits under autocast. The copies are a call's own, so that a second forward before the first one's
+backward changes nothing; a trainer that knows when weights change holds them instead (`joined.held`). Nothing here waits for the
+device or depends on what tensors hold, gradient checkpointing included, so that a CUDA graph can hold it all.
+
+Under autocast the residual stream between layers is of the products' dtype. Its errors stay within twice those of eager autocast,
+whose stream is float32 (`python -m benchmarks.gpu.stream`); it spares a cast before each product and each addition of gradients.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from bertfast import ops
-from bertfast.nn.core import dropout_rate, product_dtype
+from bertfast.nn import halves, joined
+from bertfast.nn.joined import Copies
+from bertfast.nn.launches import Launches
+from bertfast.nn.layout import Packed
 from bertfast.nn.parts import Kind, LayerParts, parts_of
-from bertfast.nn.plain import is_unwatched, needs_gradients
+from bertfast.nn.plain import dropout_rate, is_unwatched, needs_gradients, product_dtype
 
-_TYPES = (nn.Parameter, Tensor)
-_PARAMETERS = 16
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_PARAMETERS = 16  # of a layer, as `LayerParts.parameters` orders them
+_OF_ATTENTION = 10  # of these
+_BIASES_AND_NORMS = (7, 8, 9, 11, 13, 14, 15)
 
 
 @dataclass(frozen=True)
 class Trained:
     """
     Attributes:
+        owner: the module whose copies a trainer may hold.
         parts: of each layer.
         parameters: of all layers, 16 each, as `LayerParts.parameters` orders them.
         kind: of every layer.
         rates: of each layer's dropouts, as they are now.
         dtype: of the products.
+        checkpointing: keep only each layer's input for backward and compute the layer again there.
     """
 
+    owner: nn.Module
     parts: tuple[LayerParts, ...]
     parameters: list[Tensor | None]
     kind: Kind
-    rates: tuple[tuple[float, ...], ...]
+    rates: tuple[tuple[float, float, float], ...]
     dtype: torch.dtype
+    checkpointing: bool = False
 
     def is_ready(self) -> bool:
+        """Whether nothing watches a call now."""
         return is_unwatched()
+
+    @property
+    def seeds(self) -> int:
+        """How many a call needs: one for each dropout that is on."""
+        return sum(rate > 0.0 for rates in self.rates for rate in rates)
 
     def forward(
         self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int, read: Tensor | None, seeds: Tensor | None
     ) -> Tensor:
+        """Packed tokens through all layers.
+
+        Args:
+            x: [N, E].
+            cu_seqlens: [B + 1] int32, from 0 to N; max_seqlen: a bound on the longest sequence.
+            read: [R] int64, the rows that the last layer makes, in any order; None for all.
+            seeds: int64 [`self.seeds`, 2]; None where there are none.
+
+        Returns:
+            [N, E] or [R, E] in x's dtype, as stock's layers give it.
+
+        Raises:
+            ValueError: on bounds that do not rise from 0 to N by at most max_seqlen; on a GPU at a later call.
+        """
+        given = x.dtype
+        every, last = Packed(cu_seqlens.contiguous(), max_seqlen), Packed(cu_seqlens.contiguous(), max_seqlen, read)
         rest = iter(() if seeds is None else seeds.unbind())
-
-        def rng(p: float) -> Tensor | None:
-            return next(rest) if p > 0.0 else None
-
-        for number, (part, rates) in enumerate(zip(self.parts, self.rates, strict=True)):
-            given = self.parameters[number * _PARAMETERS : (number + 1) * _PARAMETERS]
-            q, qb, k, kb, v, vb, o, ob, first, first_b, up, upb, down, downb, norm, norm_b = given
-            heads, dtype = self.kind.heads, self.dtype
-            qkv = F.linear(x.to(dtype), torch.cat([q, k, v]).to(dtype), torch.cat([qb, kb, vb]).to(dtype))
-            context = ops.attention(
-                qkv.view(x.shape[0], 3, heads, -1),
-                cu_seqlens,
-                max_seqlen,
-                scale=self.kind.scale,
-                dropout_p=rates[0],
-                rng=rng(rates[0]),
-            ).flatten(1)
-            if read is not None and number == len(self.parts) - 1:
-                context, x = context[read], x[read]
-            out = F.linear(context, o.to(dtype))
-            x = ops.dropout_add_norm(
-                out, x, first, first_b, bias=ob, eps=part.attention.norm.eps, dropout_p=rates[1], rng=rng(rates[1])
+        copies = self._copies()
+        launches = Launches() if len(self.rates) > 1 and self._alike() else None
+        x = x.to(self.dtype).contiguous()
+        for number, rates in enumerate(self.rates):
+            layer = _Layer(
+                last if number == len(self.rates) - 1 else every,
+                self.kind,
+                self.dtype,
+                tuple(float(norm.eps) for norm in self.parts[number].norms),
+                rates,
+                tuple(next(rest) if rate > 0.0 else None for rate in rates),
+                copies[number],
+                launches,
             )
-            hidden = F.gelu(F.linear(x.to(dtype), up.to(dtype), upb.to(dtype)), approximate=self.kind.approximate)
-            out = F.linear(hidden, down.to(dtype))
-            x = ops.dropout_add_norm(
-                out, x, norm, norm_b, bias=downb, eps=part.mlp.norm.eps, dropout_p=rates[2], rng=rng(rates[2])
-            )
-        return x
+            parameters = self.parameters[number * _PARAMETERS : (number + 1) * _PARAMETERS]
+            if self.checkpointing:
+                # Seeds are arguments: a state of the generator could be neither saved nor put back inside a CUDA graph.
+                x = checkpoint(layer, x, *parameters, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = layer(x, *parameters)
+        return x.to(given)
+
+    def _copies(self) -> Sequence[Copies]:
+        with torch.no_grad():
+            held = joined.held_copies(self.owner, self.parameters, self.dtype)
+            return joined.fresh(self.parameters, self.dtype) if held is None else held
+
+    def _alike(self) -> bool:
+        """Whether launchers would do the same in every layer: products apart, they see biases and norms."""
+        if len(set(self.rates)) > 1:
+            return False
+        seen = _BIASES_AND_NORMS
+        layers = range(0, len(self.parameters), _PARAMETERS)
+        return len({tuple(_traits(self.parameters[first + number]) for number in seen) for first in layers}) == 1
 
 
-def find(modules: Sequence[nn.Module], x: Tensor, kind: Kind) -> Trained | None:
-    parts = tuple(parts_of(module) for module in modules)
-    parameters = [p for part in parts for p in part.parameters()]
-    if not is_unwatched() or not needs_gradients(x, parameters):
+def _traits(parameter: Tensor | None) -> Any:
+    return parameter if parameter is None else (parameter.dtype, parameter.shape, joined.is_aligned(parameter))
+
+
+@dataclass(frozen=True)
+class _Layer:
+    layout: Packed
+    kind: Kind
+    dtype: torch.dtype
+    eps: tuple[float, ...]
+    rates: tuple[float, float, float]
+    seeds: tuple[Tensor | None, ...]
+    copies: Copies
+    launches: Launches | None
+
+    def __call__(self, x: Tensor, *parameters: Tensor | None) -> Tensor:
+        mixing = halves.Mixing(
+            self.layout,
+            (x.shape[0],),
+            self.kind.heads,
+            self.kind.scale,
+            self.dtype,
+            self.eps[0],
+            self.rates[:2],
+            self.seeds[:2],
+            self.copies,
+            self.launches,
+        )
+        x = halves.attention(mixing, x, *parameters[:_OF_ATTENTION])
+        tanh = self.kind.approximate == "tanh"
+        feeding = halves.Feeding(
+            tanh, self.dtype, self.eps[1], self.rates[2], self.seeds[2], self.copies, self.launches
+        )
+        return halves.feed_forward(feeding, x, *parameters[_OF_ATTENTION:])
+
+
+def find(
+    owner: nn.Module, modules: Sequence[nn.Module], x: Tensor, kind: Kind, checkpointing: bool = False
+) -> Trained | None:
+    """What runs the layers on such x [N, E] in training on a GPU; None where each must be called, or no gradient is wanted.
+
+    Args:
+        owner: the module that the copies of weights belong to.
+        modules: layers with BERT's names inside, all of this kind.
+        checkpointing: as in `Trained`.
+    """
+    if not is_unwatched():
         return None
+    parts = tuple(parts_of(module) for module in modules)
     if any(type(linear) is not nn.Linear for part in parts for linear in part.linears):
         return None
-    rates = tuple(tuple(dropout_rate(d) for d in part.dropouts) for part in parts)
-    return Trained(parts, parameters, kind, rates, product_dtype(x))
+    parameters = [parameter for part in parts for parameter in part.parameters()]
+    if not needs_gradients(x, parameters) or not halves.takes(x, parameters) or not joined.takes(parts, parameters):
+        return None
+    dtype = product_dtype(x)
+    dtypes: set[Any] = {x.dtype, dtype, *(p.dtype for p in parameters if p is not None)}
+    if not dtypes <= set(_DTYPES) or any(p.device != x.device for p in parameters if p is not None):
+        return None
+    rates: Any = tuple(tuple(dropout_rate(dropout) for dropout in part.dropouts) for part in parts)
+    return Trained(owner, parts, parameters, kind, rates, dtype, checkpointing)

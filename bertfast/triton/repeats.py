@@ -5,7 +5,7 @@ layer's. `launch` tells the thread that asked (`noting`) what it launched; `repe
 places. Nothing here loads Triton.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from threading import get_ident
 from typing import Any, NamedTuple
@@ -45,43 +45,59 @@ def note(args: tuple[Any, ...], call: Callable[[Sequence[Any]], None]) -> None:
 
 
 class Repeat:
-    """A launch to be made again: `repeat(*values)` takes the values of the places that vary, None where there was None."""
+    """Launches to be made again: `repeat(*values)` takes the values of the places that vary, None where there was None."""
 
-    def __init__(self, call: Callable[[Sequence[Any]], None], args: list[Any], places: list[int | None]) -> None:
-        self._call, self._args = call, args
-        self._moves = [(number, place) for number, place in enumerate(places) if place is not None]
+    def __init__(
+        self, launches: list[tuple[Callable[[Sequence[Any]], None], list[Any], list[tuple[int, int]]]]
+    ) -> None:
+        self._launches = launches  # call, arguments, and (number of a value, its place among them)
 
     def __call__(self, *values: Any) -> None:
-        args = self._args
-        for number, place in self._moves:
-            args[place] = values[number]
-        self._call(args)
+        for call, args, moves in self._launches:
+            for number, place in moves:
+                args[place] = values[number]
+            call(args)
 
 
-def repeat(made: list[Made], varying: Sequence[Any], fixed: Sequence[Any]) -> Repeat | None:
-    """What makes the one launch of `made` again.
+def repeat(
+    made: list[Made],
+    varying: Sequence[Any],
+    fixed: Sequence[Any],
+    *,
+    scratch: int = 0,
+    optional: Collection[int] = (),
+) -> Repeat | None:
+    """What makes the launches of `made` again.
 
     Args:
-        varying: tensors, floats and Nones that the next launch has others in place of, found among the arguments by identity.
-        fixed: tensors that the next launch has too; so it has every number.
+        varying: tensors, floats and Nones that the next launches have others in place of, found among the arguments by identity.
+        fixed: tensors that the next launches have too; so they have every number.
+        scratch: how many tensors a launcher may make for itself, each written by one of its launches and read by a later one. The
+            next launches use their memory again, in the order of a stream.
 
     Returns:
-        None where that is not all that a launcher did: no launch or several, something copied on its way to the kernel, or
-        one object in two places.
+        None where that is not all that a launcher did: no launch, something copied on its way to a kernel, one object in two
+        places of a launch, or one that none of them takes.
     """
-    if len(made) != 1:
-        return None
-    args, call = made[0]
-    identities = [id(arg) for arg in args]
-    places: list[int | None] = []
-    for value in varying:
-        if value is None:
-            places.append(None)
-        elif identities.count(id(value)) == 1:
-            places.append(identities.index(id(value)))
-        else:
-            return None
     known = {*map(id, varying), *map(id, fixed)}
-    if any(identity not in known and type(arg) not in _NUMBERS for identity, arg in zip(identities, args, strict=True)):
+    unknown: dict[int, int] = {}  # how many launches take a tensor of the launcher's own
+    taken: set[int] = set()
+    launches = []
+    for args, call in made:
+        identities = [id(arg) for arg in args]
+        moves = []
+        for number, value in enumerate(varying):
+            count = 0 if value is None else identities.count(id(value))
+            if count > 1:
+                return None
+            if count:
+                taken.add(number)
+                moves.append((number, identities.index(id(value))))
+        for identity, arg in zip(identities, args, strict=True):
+            if identity not in known and type(arg) not in _NUMBERS:
+                unknown[identity] = unknown.get(identity, 0) + 1
+        launches.append((call, list(args), moves))
+    needed = {number for number, value in enumerate(varying) if value is not None} - set(optional)
+    if not launches or not needed <= taken or len(unknown) > scratch or any(count < 2 for count in unknown.values()):
         return None
-    return Repeat(call, list(args), places)
+    return Repeat(launches)

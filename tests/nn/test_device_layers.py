@@ -19,9 +19,9 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 class Checked(repeats.Repeat):
     """A repeat whose launches are such as the compiled kernel is for. The interpreter would take any."""
 
-    def __init__(self, call, args, places):
-        self.traits = self.of(args)
-        super().__init__(call, args, places)
+    def __init__(self, launches):
+        self.traits = [self.of(args) for _, args, _ in launches]
+        super().__init__(launches)
 
     def of(self, args):
         from bertfast.triton import launch
@@ -31,7 +31,7 @@ class Checked(repeats.Repeat):
 
     def __call__(self, *values):
         super().__call__(*values)
-        assert self.of(self._args) == self.traits
+        assert [self.of(args) for _, args, _ in self._launches] == self.traits
 
 
 @pytest.fixture

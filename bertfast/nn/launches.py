@@ -1,0 +1,88 @@
+"""The ops of a call's layers: each by its launcher at first, then by the launches that it made, on other tensors.
+
+All layers launch the same kernels on the same sizes, so what a launcher finds out (tile, grid, compiled kernel) is found once a
+call. Results are in memory of their own each time: they are kept for backward, or are gradients.
+"""
+
+import importlib
+from collections.abc import Hashable, Sequence
+from functools import cache
+from typing import Any
+
+from torch import Tensor
+
+from bertfast import _library
+from bertfast.triton import repeats
+
+
+@cache
+def _mailbox() -> Any:
+    """The module, which loads Triton: for where a launcher has loaded it."""
+    return importlib.import_module("bertfast.triton.mailbox")
+
+
+class _Again:
+    """A launcher's launches, and the form of its results."""
+
+    def __init__(self, repeat: repeats.Repeat, results: Sequence[Tensor]) -> None:
+        self._repeat = repeat
+        self._forms = [(result.shape, result.dtype) for result in results]
+
+    def __call__(self, values: list[Any], like: Tensor) -> tuple[Tensor, ...]:
+        results = tuple([like.new_empty(shape, dtype=dtype) for shape, dtype in self._forms])
+        self._repeat(*values, *results)
+        return results
+
+
+class Launches:
+    """Of one call, forward and backward, whose layers are alike in all that launchers look at but sizes."""
+
+    def __init__(self) -> None:
+        self._again: dict[Hashable, _Again | None] = {}
+
+    def run(
+        self,
+        name: str,
+        args: tuple[Any, ...],
+        varying: Sequence[int],
+        *,
+        slot: int = 0,
+        scratch: int = 0,
+        optional: Sequence[int] = (),
+    ) -> tuple[Tensor, ...]:
+        """The results of an op.
+
+        Args:
+            name: of the op.
+            args: its arguments, the first one a tensor.
+            varying: numbers of the arguments that are others in other layers: contiguous tensors, floats, or None in every layer.
+            slot: tells calls of one op within a layer apart.
+            scratch: how many tensors its launcher may make for itself.
+            optional: which of `varying`, counted there, it may have no use for.
+        """
+        place = name, slot, args[0].shape
+        again = self._again.get(place)
+        if again is not None:
+            return again([args[number] for number in varying], args[0])
+        function = _library.resolved(name, "CUDA")
+        if place in self._again:
+            return _results(function(*args))
+        with repeats.noting() as made:
+            results = _results(function(*args))
+        repeat = None
+        if made:
+            values = [*(args[number] for number in varying), *results]
+            fixed = (*args, _mailbox().box(args[0].device))
+            empty = [len(varying) + number for number, result in enumerate(results) if result.numel() == 0]
+            repeat = repeats.repeat(made, values, fixed, scratch=scratch, optional=[*optional, *empty])
+        self._again[place] = None if repeat is None else _Again(repeat, results)
+        return results
+
+
+def run(name: str, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    """The results of an op by its launcher."""
+    return _results(_library.resolved(name, "CUDA")(*args))
+
+
+def _results(results: Any) -> tuple[Tensor, ...]:
+    return (results,) if isinstance(results, Tensor) else results

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bertfast import _torch
 from bertfast.graphs.workspaces import MODE, Workspaces
+from bertfast.triton import counters
 
 Function = Callable[[], tuple[Tensor, ...]]
 INFERENCE, TRAINING = "inference", "training"  # pools
@@ -278,6 +279,7 @@ class CudaBackend(Backend):
         if self._workspaces is None:
             self._workspaces = Workspaces(self.device)
         graph, side = torch.cuda.CUDAGraph(), self._stream()
+        counters.prepare(self.device, side.cuda_stream)  # graphs of a device take turns
         options: Any = {"pool": memory.handle, "stream": side, "capture_error_mode": MODE}
         held = self._workspaces.hold(side)
         try:

@@ -323,12 +323,17 @@ def test_a_candidate_has_a_line_of_its_own():
     assert parity.expected(listing) == {"linear_gelu": 1, "linear_gelu.cheap_erf": 1}
     line = _line("parity", "linear_gelu.cheap_erf", True, op="linear_gelu.cheap_erf", sources="123")
     assert verified.table([line], ["linear_gelu.cheap_erf"])["90"]["linear_gelu.cheap_erf"]["3.6"]["sources"] == "123"
-    cases = collect.all_cases("bias_gelu") + collect.all_cases("linear_gelu")
+    cases = collect.all_cases()
     by_candidate = {case.op for case in cases if collect.is_candidate(case)}
-    assert by_candidate == set(shipped.candidates()["linear_gelu.cheap_erf"])
+    assert by_candidate == {op for ops in shipped.candidates().values() for op in ops}
     assert {case.op for case in races.chosen(cases) if collect.is_candidate(case)} == by_candidate
     assert docs.candidates([line]).splitlines()[-1].endswith("| NVIDIA H200 | passed (2026-01-01, abc) |")
     assert docs.candidates([]).splitlines()[-1].endswith("|  | never run |")
+
+
+def test_no_peer_takes_the_place_of_what_a_case_times():
+    # The suite keeps what a case runs beside its peers, as "owner".
+    assert [case.name for case in collect.all_cases() if "owner" in case.peers] == []
 
 
 def test_a_review_answers_for_one_line_and_leaves_a_note():

@@ -13,7 +13,7 @@ from bertfast.testing import assert_within_budget
 
 pytest.importorskip("triton")
 from bertfast.ops.linear_gelu import cheap_erf
-from bertfast.triton import launch
+from bertfast.triton import counters, launch, tables
 
 HALVES = [torch.bfloat16, torch.float16]
 
@@ -91,12 +91,32 @@ def test_chunks_and_what_lies_beside_the_last_row(implementation, dtype):
         assert_within_budget(mine, eager, exact, name)
 
 
+def test_sums_have_the_same_bits_without_counters(implementation, monkeypatch):
+    pre, dy, bias = torch.randn(300, 40).bfloat16(), torch.randn(300, 40).bfloat16(), torch.randn(40).bfloat16()
+    *_, found = implementation.bias_gelu_bwd(dy, pre, bias, False)
+    monkeypatch.setattr(counters, "of", lambda x, count: None)
+    assert torch.equal(implementation.bias_gelu_bwd(dy, pre, bias, False)[1], found)
+
+
+@pytest.mark.parametrize("ends", [0, 1])
+def test_the_table_says_whether_sums_end_in_the_kernel(implementation, ends):
+    pre, dy, bias = torch.randn(300, 40).bfloat16(), torch.randn(300, 40).bfloat16(), torch.randn(40).bfloat16()
+    entries = [entry for entry in cheap_erf.TABLES.entries if entry.table == "backward"]
+    with tables.override({entry: {**entry.tile, "ends": ends} for entry in entries}):
+        *_, found = implementation.bias_gelu_bwd(dy, pre, bias, False)
+        with launch.recording(90) as launches:
+            cheap_erf.bias_gelu_bwd(*(t.to("meta") for t in (dy, pre, bias)), False)
+    assert len(launches) == 2 - ends
+    *_, usual = implementation.bias_gelu_bwd(dy, pre, bias, False)
+    torch.testing.assert_close(found, usual, rtol=2**-7, atol=2**-7)
+
+
 @pytest.mark.parametrize(("rows", "chunk"), [(128, 16), (16384, 64), (65536, 128)])
 def test_how_rows_are_split(triton_ops, rows, chunk):
     pre, bias = (torch.empty(*shape, dtype=torch.bfloat16, device="meta") for shape in ((rows, 3072), (3072,)))
     with launch.recording(90) as launches:
         cheap_erf.bias_gelu_bwd(pre, pre, bias, False)
-    first, _ = launches
+    (first,) = launches  # the last sums end in it
     assert dict(first.constants)["CHUNK"] == chunk
     assert first.grid == (12, rows // chunk)
 

@@ -1,12 +1,15 @@
 """linear at BERT-base's and -large's sizes: the products are cuBLAS's either way; the bias gradient's column sum is ours."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from benchmarks.gpu.case import Arguments, Case, randn
+from bertfast import _library
+from bertfast.ops.linear.triton import linear_bwd
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 # Tokens, K, N: the attention's output, QKV in one, and the feed-forward's second half.
@@ -46,4 +49,40 @@ def both(t: int, k: int, n: int, dtype: torch.dtype) -> list[Case]:
     ]
 
 
-CASES: list[Case] = [case for shape in SHAPES for case in both(*shape)]
+def column_sum(t: int, n: int, dtype: torch.dtype, weight: torch.dtype | None = None) -> list[Case]:
+    """The bias gradient alone, as a layer's joined query, key and value ask for it: by the candidate and by the owner.
+
+    weight: the dtype of the parameters, where it is not that of the rows, as under autocast.
+    """
+    shape = f"{t}x{n} column sum" + " of float32 weights" * (weight is not None)
+
+    def make(device: torch.device) -> Arguments:
+        dy, x = randn(device, dtype, t, n), randn(device, dtype, t, 8)
+        return dy, x, randn(device, weight or dtype, n, 8), True, False, False
+
+    def owner(args: Arguments) -> Callable[[], Any]:
+        return lambda: linear_bwd(*args)[2].to(args[2].dtype)
+
+    def eager(args: Arguments) -> Callable[[], Any]:
+        return lambda: args[0].sum(0, dtype=args[2].dtype)
+
+    run = _library.candidate_function("linear_bwd")
+    peers = {"op's owner": owner, "eager": eager}
+    return [Case("linear_bwd", shape, dtype, make, t * n * dtype.itemsize, peers=peers, run=run)]
+
+
+def by_candidate(case: Case) -> Case:
+    """The same work by the op's candidate, its owner among the peers."""
+    peers = {"op's owner": lambda args: lambda: linear_bwd(*args), **case.peers}
+    return replace(case, shape=f"{case.shape} ending sums", run=_library.candidate_function(case.op), peers=peers)
+
+
+CASES: list[Case] = [
+    *[case for shape in SHAPES for case in both(*shape)],
+    *column_sum(128, 2304, BF16),
+    *column_sum(16384, 2304, BF16),
+    *column_sum(16384, 3072, BF16),
+    *column_sum(16384, 2304, BF16, weight=FP32),
+    *column_sum(8192, 768, FP32),
+    by_candidate(both(8192, 768, 2304, BF16)[1]),
+]

@@ -7,7 +7,8 @@ That is Hastings' form (Abramowitz and Stegun, 7.1.25 to 7.1.28) with other numb
 these the relative error of erfc, which the negative tail of gelu is proportional to. They are the weighted Chebyshev fit on
 |x| <= 6 that is exact at 0 (a linear program over 4,001 points) for each p, and the p whose error is least: 7.3e-5, a fiftieth
 of bfloat16's step and a thirteenth of float16's. Below -6 gelu is under 6e-9; float32's own formula, v (1 + erf) / 2, has lost
-all its digits there. With erf both passes are bound by instructions (38 an element), with this by memory.
+all its digits there. With erf both passes are bound by instructions (38 an element), with this by memory. The bias gradient's last
+sums end in the backward kernel (`triton.ending`).
 
 float32, float64 and the tanh form are the owner's. Infinities and NaN give what its formula gives.
 """
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from bertfast.ops.linear.triton import weight_gradients
 from bertfast.ops.linear_gelu import triton as owner
-from bertfast.triton import launch, sums, tables
+from bertfast.triton import ending, launch, sums, tables
 
 TABLES = tables.load("linear_gelu.cheap_erf", Path(__file__).with_suffix(".json"))
 DTYPES = (torch.float16, torch.bfloat16)
@@ -94,8 +95,8 @@ def cheap_gelu_fwd_kernel(
 
 @triton.jit(do_not_specialize=["rows"])
 def cheap_gelu_bwd_kernel(
-    dy_ptr, pre_ptr, bias_ptr, dpre_ptr, partial_ptr, rows,
-    F: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, STAGES: tl.constexpr,
+    dy_ptr, pre_ptr, bias_ptr, dpre_ptr, partial_ptr, counter_ptr, dbias_ptr, rows,
+    F: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, STAGES: tl.constexpr, DEEP: tl.constexpr,
 ):  # fmt: skip
     """dpre of a chunk of rows and some columns, and the sums of these columns. Programs beside one another share rows."""
     chunk = tl.program_id(1)
@@ -115,6 +116,8 @@ def cheap_gelu_bwd_kernel(
         tl.store(dpre_ptr + place, dpre.to(dpre_ptr.dtype.element_ty), mask=mask)
     out = tl.program_id(0) * COLS + tl.arange(0, COLS)
     tl.store(partial_ptr + chunk.to(tl.int64) * F + out, tl.sum(total, 0), mask=out < F)
+    if counter_ptr is not None:
+        ending.end(partial_ptr, counter_ptr, dbias_ptr, tl.program_id(0), chunk, tl.num_programs(1), F, COLS, DEEP)
 
 
 def bias_gelu_fwd(pre: Tensor, bias: Tensor, tanh: bool) -> Tensor:
@@ -137,13 +140,21 @@ def bias_gelu_bwd(dy: Tensor, pre: Tensor, bias: Tensor, tanh: bool) -> tuple[Te
     rows, cols = pre.shape
     tile = TABLES.find("backward", launch.architecture(pre.device))
     chunk = min(sums.chunk_rows(rows), tile["chunk"])
-    dpre = torch.empty_like(pre)
-    partial = torch.empty(launch.cdiv(rows, chunk), cols, dtype=torch.float32, device=pre.device)
-    constants = {"F": cols, "CHUNK": chunk, "ROWS": tile["rows"], "COLS": tile["cols"], "STAGES": tile["stages"]}
-    grid = launch.cdiv(cols, tile["cols"]), partial.shape[0]
-    args = (dy, pre, bias, dpre, partial, rows)
+    dpre, dbias = torch.empty_like(pre), torch.empty_like(bias)
+    if not rows:
+        return dpre, dbias.zero_()
+    grid = launch.cdiv(cols, tile["cols"]), launch.cdiv(rows, chunk)
+    partial = ending.partials(grid[1], cols, pre.device)
+    counter = ending.counter_of(pre, *grid) if tile["ends"] else None
+    sizes = {"ROWS": tile["rows"], "COLS": tile["cols"], "STAGES": tile["stages"]}
+    constants = {"F": cols, "CHUNK": chunk, **sizes, "DEEP": counter is not None and ending.is_deep(grid[1])}
+    args = (dy, pre, bias, dpre, partial, counter, None if counter is None else dbias, rows)
     launch.launch(cheap_gelu_bwd_kernel, grid, args, constants, warps=tile["warps"])
-    return dpre, sums.sum_partials(partial, bias.dtype)
+    if not tile["ends"]:
+        sums.add_up(partial[: grid[1]], dbias)
+    elif counter is None:
+        ending.add_up(partial, grid[1], dbias, tile["cols"], tile["warps"])
+    return dpre, dbias
 
 
 def linear_gelu_fwd(x: Tensor, weight: Tensor, bias: Tensor, tanh: bool) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -28,9 +28,10 @@ from bertfast.train.loop import train
 from bertfast.train.pretrain import PretrainTask, batch_options, build_model
 from bertfast.train.pretrain_config import DataOptions, ModelOptions, PretrainConfig
 
-STAGE_SECONDS = 400
+STAGE_SECONDS = 480
 DOCUMENTS = 4000
-WARM_STEPS = 3
+WARM_STEPS = 4  # the first of them is eager, the second captures
+EAGER_TURNS = 5  # of the trainer without graphs
 WORKERS = 1  # processes that make batches, for each side; the trainer's default
 PRECISIONS = {measure.FLOAT32: "fp32", measure.BFLOAT16: "bf16"}
 ROWS = (
@@ -152,9 +153,18 @@ def curve(dtype: str, device: torch.device, steps: int, size: str, tokens: int =
     return {"size": size, "dtype": dtype, "steps": steps, **found, "ok": found["passed"]}
 
 
-def speed(row: measure.Row, device: torch.device, turns: int) -> results.Line:
-    """Whole updates, batches made by as many processes for each side, a step of each in turn; tokens/s are of real tokens."""
-    steps, rates, sizes = turns + WARM_STEPS, [], []
+class _Speeds(NamedTuple):
+    """Real tokens a second of each step, padding of stock's batches, how many graphs were replayed, and what the trainer said."""
+
+    stock: list[float]
+    ours: list[float]
+    padding: float
+    replays: int
+    notes: list[str]
+
+
+def _alternated(row: measure.Row, device: torch.device, steps: int) -> _Speeds:
+    rates, sizes = [], []
     with tempfile.TemporaryDirectory() as folder:
         task = _task(row, measure.BFLOAT16, 0.1, device, folder, steps=10 * steps)
         stock = task.stock(device)
@@ -168,22 +178,40 @@ def speed(row: measure.Row, device: torch.device, turns: int) -> results.Line:
                 sizes.append((batch.input_ids.numel(), batch.real_tokens))
 
             with clocks.Replays() as replays:
-                found = task.alternate(steps, before, device)
-    ours = [tokens / seconds for tokens, seconds in zip(found.tokens, found.seconds, strict=True)][WARM_STEPS:]
-    rates = rates[WARM_STEPS:]
+                timed = task.alternate(steps, before, device)
+        notes = [line["text"] for line in journal.read(Path(folder) / "run" / "log.jsonl") if line["event"] == "note"]
+    ours = [tokens / seconds for tokens, seconds in zip(timed.tokens, timed.seconds, strict=True)]
     positions, real = (sum(column) for column in zip(*sizes, strict=True))
+    return _Speeds(rates[WARM_STEPS:], ours[WARM_STEPS:], 1 - real / positions, replays.count, notes)
+
+
+def speed(row: measure.Row, device: torch.device, turns: int) -> results.Line:
+    """Whole updates, batches made by as many processes for each side, a step of each in turn; tokens/s are of real tokens."""
+    steps = turns + WARM_STEPS
+    found = _alternated(row, device, steps)
+    spreads = {"stock": found.stock, "ours": found.ours, "ours, eagerly": eager_rates(row, device)}
     return {
         **dataclasses.asdict(row),
         "dtype": measure.BFLOAT16,
         "trainer": "bertfast.train",
-        "path": "captured" if 2 * replays.count > steps else "eager",
+        "path": "captured" if 2 * found.replays > steps else "eager",
+        "said": [note for note in found.notes if note.startswith("steps ")],
         "train": True,
         "turns": turns,
-        "padding": 1 - real / positions,
-        "tokens_per_second": {name: Spread.of(rate).p50 for name, rate in (("stock", rates), ("ours", ours))},
-        "ratio": dataclasses.asdict(Spread.of([a / b for a, b in zip(ours, rates, strict=True)])),
+        "padding": found.padding,
+        "tokens_per_second": {name: Spread.of(rate).p50 for name, rate in spreads.items()},
+        "ratio": dataclasses.asdict(Spread.of([a / b for a, b in zip(found.ours, found.stock, strict=True)])),
         "ok": True,
     }
+
+
+def eager_rates(row: measure.Row, device: torch.device) -> list[float]:
+    """Real tokens a second of the trainer that launches kernel by kernel, alone and in a few steps."""
+    steps = EAGER_TURNS + WARM_STEPS
+    with tempfile.TemporaryDirectory() as folder:
+        task = _task(row, measure.BFLOAT16, 0.1, device, folder, steps=10 * steps, cuda_graphs=False)
+        found = task.alternate(steps, lambda _: None, device)
+    return [tokens / seconds for tokens, seconds in zip(found.tokens, found.seconds, strict=True)][WARM_STEPS:]
 
 
 def cases(device: torch.device, steps: int = 100, turns: int = 15, size: str = "4x256") -> dict[str, Callable[[], Any]]:

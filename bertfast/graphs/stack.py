@@ -10,9 +10,9 @@ finds the activations gone, as the second through one forward does, computes the
 """
 
 import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -21,14 +21,14 @@ from torch import Tensor
 from bertfast import _library, _torch
 from bertfast.graphs import backend as backends
 from bertfast.graphs import buckets, cache, capturing
-from bertfast.graphs.backend import TRAINING, Backend, Graph, Pending
+from bertfast.graphs.backend import TRAINING, Backend, Pending
 from bertfast.graphs.cache import Cache, Captured, Due, Limits
 from bertfast.graphs.capturing import ANOTHER_CAPTURES, CAPTURED, LET_GO, NO_MEMORY, REPLAYED, Failure
-from bertfast.graphs.inputs import Bounds, copy_all
-from bertfast.nn import seeds as dropout_seeds
+from bertfast.graphs.inputs import copy_all
+from bertfast.graphs.training_call import OPS, Call, Pair, Pass, Rows
+from bertfast.nn import joined
 from bertfast.nn.device import Launched
 from bertfast.nn.layout import Packed
-from bertfast.nn.parts import parts_of
 from bertfast.nn.plain import is_unwatched
 from bertfast.nn.stack import Native
 from bertfast.nn.through import Layers, through
@@ -37,14 +37,6 @@ from bertfast.nn.training import Trained
 PENDING = "another call is between its forward and its backward"
 _DEFAULT = Limits()
 _ALIGNMENT = 64  # elements between the beginnings of gradients that share memory: 128 bytes and more
-_OPS = (
-    "attention_fwd",
-    "attention_bwd",
-    "dropout_add_norm_fwd",
-    "dropout_add_norm_bwd",
-    "bias_gelu_fwd",
-    "bias_gelu_bwd",
-)
 _here = threading.local()
 
 
@@ -88,7 +80,7 @@ def run(layers: Layers, x: Tensor, layout: Packed, limits: Limits = _DEFAULT) ->
         reason = _reason(layers, x, device, limits)
         if reason is not None or not isinstance(layers.at_once, Trained):
             return Outcome(through(layers, x, layout), f"eager: {reason}")
-        return _captured(_Call.of(layers, layers.at_once, x, layout), x, device, limits)
+        return _captured(Call.of(layers, layers.at_once, x, layout), x, device, limits)
 
 
 def _trains(layers: Layers, x: Tensor) -> bool:
@@ -104,6 +96,8 @@ def _reason(layers: Layers, x: Tensor, device: Backend, limits: Limits) -> str |
         return "its caller captures whole steps"
     if not isinstance(layers.at_once, Trained) or type(x) is not Tensor:
         return "its layers do not run at once"
+    if joined.is_held(layers.owner):
+        return "its caller says when copies of the weights are written"
     if not is_unwatched():
         return "a trace, a transform or a dispatch mode is active"
     if _torch.saves_elsewhere():
@@ -112,87 +106,16 @@ def _reason(layers: Layers, x: Tensor, device: Backend, limits: Limits) -> str |
         return "it is called in a backward, as checkpointing does"
     if torch.is_anomaly_enabled():
         return "anomaly detection looks at every number"
-    if any(_library.resolved(name, "CUDA") is _library.meaning(name) for name in _OPS):
+    if any(_library.resolved(name, "CUDA") is _library.meaning(name) for name in OPS):
         return "torch's own functions run for some ops"
     return capturing.reason(device, limits)
 
 
-@dataclass(frozen=True)
-class _Call:
-    """One training call: what it computes, and its own tensors but for x and the parameters.
-
-    Attributes:
-        parameters: of all layers, each once.
-        slots: which of `parameters` stands at each place of `trained.parameters`; None for an absent one.
-        grads: whether x and each parameter need a gradient.
-        kept: cu_seqlens, and the rows that are read and the seeds of dropout where there are any.
-        sizes: N and E, x's shape.
-    """
-
-    layers: Layers
-    trained: Trained
-    parameters: tuple[Tensor, ...]
-    slots: tuple[int | None, ...]
-    grads: tuple[bool, ...]
-    layout: Packed
-    seeds: Tensor | None
-    autocast: torch.dtype | None
-    dtype: torch.dtype
-    sizes: tuple[int, ...]
-
-    @classmethod
-    def of(cls, layers: Layers, trained: Trained, x: Tensor, layout: Packed) -> "_Call":
-        places: dict[int, int] = {}
-        parameters: list[Tensor] = []
-        slots: list[int | None] = []
-        for parameter in trained.parameters:
-            if parameter is None:
-                slots.append(None)
-                continue
-            if id(parameter) not in places:
-                places[id(parameter)] = len(parameters)
-                parameters.append(parameter)
-            slots.append(places[id(parameter)])
-        grads = (x.requires_grad, *(parameter.requires_grad for parameter in parameters))
-        seeds = dropout_seeds.draw(layers.seeds, x.device) if layers.seeds else None
-        autocast = capturing.autocast(x.device.type)
-        return cls(
-            layers, trained, tuple(parameters), tuple(slots), grads, layout, seeds, autocast, x.dtype, tuple(x.shape)
-        )
-
-    @property
-    def own_rows(self) -> int:
-        """How many rows of the result are this call's."""
-        return self.sizes[0] if self.layout.read is None else self.layout.read.shape[0]
-
-    def bucket(self) -> buckets.Bucket:
-        read = self.layout.read
-        count = self.layout.cu_seqlens.shape[0] - 1
-        return buckets.bucket(self.sizes[0], count, self.layout.max_seqlen, None if read is None else read.shape[0])
-
-    def key(self) -> Hashable:
-        """What the captured code depends on besides sizes, and what parameters and torch's settings tell."""
-        parts = [parts_of(layer) for layer in self.layers.modules]
-        eps = tuple(float(norm.eps) for part in parts for norm in part.norms)
-        running = tuple(_library.resolved(name, "CUDA") for name in _OPS)
-        trained = self.trained
-        return (
-            trained.kind,
-            trained.rates,
-            trained.dtype,
-            self.dtype,
-            self.sizes[1],
-            self.grads,
-            self.slots,
-            eps,
-            running,
-        )
-
-    def eagerly(self, x: Tensor, reason: str) -> Outcome:
-        return Outcome(through(self.layers, x, self.layout, self.seeds), f"eager: {reason}")
+def _eagerly(call: Call, x: Tensor, reason: str) -> Outcome:
+    return Outcome(through(call.layers, x, call.layout, call.seeds), f"eager: {reason}")
 
 
-def _captured(call: _Call, x: Tensor, device: Backend, limits: Limits) -> Outcome:
+def _captured(call: Call, x: Tensor, device: Backend, limits: Limits) -> Outcome:
     group = TRAINING, call.autocast
     bucket = call.bucket()
     place = (TRAINING, device, bucket, call.key(), device.settings(), call.autocast)
@@ -204,129 +127,11 @@ def _captured(call: _Call, x: Tensor, device: Backend, limits: Limits) -> Outcom
     elif isinstance(found, Captured) and owned.is_new(device.stream(), group):
         device.keep(call.parameters)  # a replay tells the allocator nothing
     if isinstance(found, str):
-        outcome = call.eagerly(x, found)
+        outcome = _eagerly(call, x, found)
         if found is cache.FIRST:
             owned.came(place)
         return outcome
     return _replay(found, call, x, how)
-
-
-class _Inputs:
-    """Buffers for any call of a bucket. Rows past a call's own are zeros, as are their gradients, so that they add nothing to those
-    of the parameters.
-
-    Attributes:
-        x: [N, E]; cu_seqlens: [B + 1] int32; read: [R] int64 or None; seeds: int64 [n, 2] or None; dy: [R or N, E].
-    """
-
-    def __init__(self, bucket: buckets.Bucket, call: _Call, x: Tensor):
-        self.x = x.detach().new_zeros(bucket.tokens, x.shape[1])
-        self._bounds = Bounds(bucket, x.device)
-        self.longest = bucket.longest
-        self.read = None
-        if type(bucket.read) is int:
-            self.read = torch.zeros(bucket.read, dtype=torch.int64, device=x.device)
-        self.seeds = None if call.seeds is None else torch.zeros_like(call.seeds)
-        self.dy: Tensor | None = None
-        self._rows = self._gradients = 0  # that the calls before wrote
-
-    @property
-    def layout(self) -> Packed:
-        return Packed(self._bounds.tensor, self.longest, self.read)
-
-    @property
-    def nbytes(self) -> int:
-        tensors = (self.x, self.read, self.seeds, self.dy)
-        return self._bounds.nbytes + sum(tensor.nbytes for tensor in tensors if tensor is not None)
-
-    def fill(self, call: _Call, x: Tensor) -> None:
-        """Put a call's own tensors into the buffers, without a wait."""
-        count, bounds, read = x.shape[0], call.layout.cu_seqlens, call.layout.read
-        if self._rows > count:
-            self.x[count : self._rows].zero_()
-        self._rows = count
-        targets, sources = [self.x[:count], self._bounds.target(bounds)], [x.detach(), bounds]
-        if self.read is not None and read is not None:
-            targets.append(self.read[: read.shape[0]])
-            sources.append(read)
-        if self.seeds is not None and call.seeds is not None:
-            targets.append(self.seeds)
-            sources.append(call.seeds)
-        copy_all(targets, sources)
-        self._bounds.close(bounds, count)
-
-    def fill_gradient(self, dy: Tensor) -> None:
-        """Put the gradient of a call's own rows into its buffer."""
-        assert self.dy is not None, "made when the graphs were"
-        count = dy.shape[0]
-        if self._gradients > count:
-            self.dy[count : self._gradients].zero_()
-        self._gradients = count
-        self.dy[:count].copy_(dy)
-
-    def pretend_gradient(self, rows: Tensor, own: int) -> None:
-        """Make dy for such rows, and let it hold numbers none of which are alike."""
-        self.dy = torch.zeros_like(rows)
-        numbers = torch.arange(rows[:own].numel(), dtype=torch.float32, device=rows.device)
-        self.fill_gradient(numbers.view(rows[:own].shape).cos_().to(rows.dtype))
-
-
-class _Pass:
-    """A forward and its backward: on the buffers of a bucket, or once more on a call's own tensors.
-
-    Parameters take part as leaves of their own, which share their memory: autograd's node of a user's parameter remembers a stream
-    and may have hooks, and neither is the graph's business.
-    """
-
-    def __init__(self, call: _Call, x: Tensor, layout: Packed, seeds: Tensor | None, dy: Callable[[], Tensor]):
-        self._call, self._x, self._layout, self._seeds, self._dy = call, x, layout, seeds, dy
-        self._rows: Tensor | None = None
-        self._leaves: list[Tensor] = []
-
-    @classmethod
-    def on(cls, inputs: _Inputs, call: _Call) -> "_Pass":
-        return cls(call, inputs.x, inputs.layout, inputs.seeds, lambda: inputs.dy)  # type: ignore[arg-type, return-value]
-
-    @property
-    def x_needs_gradient(self) -> bool:
-        return self._call.grads[0]
-
-    def forward(self) -> tuple[Tensor]:
-        call = self._call
-        with torch.enable_grad():
-            leaves = [tensor.detach() for tensor in (self._x, *call.parameters)]
-            for leaf, grad in zip(leaves, call.grads, strict=True):
-                leaf.requires_grad_(grad)
-            own = [None if slot is None else leaves[1 + slot] for slot in call.slots]
-            trained = replace(call.trained, parameters=own)
-            layout = self._layout
-            rows = trained.forward(leaves[0], layout.cu_seqlens, layout.max_seqlen, layout.read, self._seeds)
-        self._leaves = [leaf for leaf, grad in zip(leaves, call.grads, strict=True) if grad]
-        self._rows = rows
-        return (rows.detach(),)
-
-    def backward(self) -> tuple[Tensor, ...]:
-        """The gradients of x and of the parameters that need one, in their order."""
-        assert self._rows is not None, "forward comes first"
-        rows, leaves = self._rows, self._leaves
-        self._rows, self._leaves = None, []
-        with torch.autocast(rows.device.type, enabled=False):  # as where a loop calls backward
-            return torch.autograd.grad(rows, leaves, self._dy())
-
-    def both(self) -> tuple[Tensor, ...]:
-        return (*self.forward(), *self.backward())
-
-
-class _Pair(Graph):
-    """The graphs of a forward and of its backward, which are captured one after the other into one pool."""
-
-    def __init__(self, forward: Graph, backward: Graph):
-        self.forward, self.backward = forward, backward
-        self.nbytes = forward.nbytes + backward.nbytes
-
-    def reset(self) -> None:
-        self.backward.reset()
-        self.forward.reset()
 
 
 def _capture(
@@ -334,7 +139,7 @@ def _capture(
     place: Hashable,
     bucket: buckets.Bucket,
     due: Due,
-    call: _Call,
+    call: Call,
     x: Tensor,
     device: Backend,
     limits: Limits,
@@ -347,7 +152,7 @@ def _capture(
             return PENDING
         try:
             with capturing.capturable():
-                inputs = _Inputs(bucket, call, x)
+                inputs = Rows(bucket, call, x)
                 inputs.fill(call, x)
                 eager = device.warm_up(lambda: _warm_up(inputs, call))
         except torch.OutOfMemoryError:
@@ -371,24 +176,24 @@ def _capture(
         device.end()
 
 
-def _warm_up(inputs: _Inputs, call: _Call) -> tuple[Tensor, ...]:
+def _warm_up(inputs: Rows, call: Call) -> tuple[Tensor, ...]:
     """Rows and gradients on the buffers of a bucket, eagerly; the buffer for dy is made here, since rows tell of its form."""
-    work = _Pass.on(inputs, call)
+    work = Pass.on(inputs, call)
     (rows,) = work.forward()
     inputs.pretend_gradient(rows, call.own_rows)
     return rows, *work.backward()
 
 
-def _graphs(inputs: _Inputs, call: _Call, eager: Sequence[Tensor], device: Backend) -> _Pair | Failure:
+def _graphs(inputs: Rows, call: Call, eager: Sequence[Tensor], device: Backend) -> Pair | Failure:
     """Both graphs, replayed, their bits compared with those of the eager call; or how they differ."""
-    work = _Pass.on(inputs, call)
+    work = Pass.on(inputs, call)
     forward = device.capture(work.forward, TRAINING)
     try:
         backward = device.capture(work.backward, TRAINING)
     except BaseException:
         forward.reset()
         raise
-    pair = _Pair(forward, backward)
+    pair = Pair(forward, backward)
     forward.replay(work.forward)
     backward.replay(work.backward)
     difference = _difference((*forward.outputs, *backward.outputs), eager)
@@ -412,10 +217,10 @@ def _difference(replayed: Sequence[Tensor], eager: Sequence[Tensor]) -> str | No
     return f"its replay differs from the eager call in {len(places)} of {len(unequal)} tensors, the first one {what}"
 
 
-def _replay(captured: Captured, call: _Call, x: Tensor, how: str) -> Outcome:
+def _replay(captured: Captured, call: Call, x: Tensor, how: str) -> Outcome:
     device = captured.backend
     if not device.begin():
-        return call.eagerly(x, ANOTHER_CAPTURES)
+        return _eagerly(call, x, ANOTHER_CAPTURES)
     reason = LET_GO
     try:
         if captured.alive and not device.is_pending():
@@ -426,16 +231,16 @@ def _replay(captured: Captured, call: _Call, x: Tensor, how: str) -> Outcome:
             reason = PENDING
     finally:
         device.end()
-    return call.eagerly(x, reason)
+    return _eagerly(call, x, reason)
 
 
 class _Stack(torch.autograd.Function):
     """The whole stack as one node."""
 
     @staticmethod
-    def forward(ctx: Any, call: _Call, captured: Captured, x: Tensor, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, call: Call, captured: Captured, x: Tensor, *parameters: Tensor) -> Tensor:
         """In a turn, x in its buffer."""
-        work = _Pass.on(captured.inputs, call)
+        work = Pass.on(captured.inputs, call)
         captured.graph.forward.replay(work.forward)  # type: ignore[attr-defined]
         layout = call.layout
         optional = [layout.read, call.seeds]
@@ -448,27 +253,27 @@ class _Stack(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         # An error where one of them was written to since, or where they were let go after the first backward.
         x, cu_seqlens, read, seeds, *_ = ctx.saved_tensors
-        call: _Call = ctx.call
+        call: Call = ctx.call
         captured: Captured = ctx.captured
         with captured.backend.active():
             found = _replayed_gradients(captured, ctx.work, ctx.pending, dy, x.shape[0])
             if found is None:
                 layout = replace(call.layout, cu_seqlens=cu_seqlens, read=read)
                 with _autocast_as(call, x.device.type):
-                    found = _Pass(call, x, layout, seeds, lambda: dy).both()[1:]
+                    found = Pass(call, x, layout, seeds, lambda: dy).both()[1:]
         rest = iter(found)
         return None, None, *(next(rest) if grad else None for grad in call.grads)
 
 
 @contextmanager
-def _autocast_as(call: _Call, kind: str) -> Iterator[None]:
+def _autocast_as(call: Call, kind: str) -> Iterator[None]:
     """Autocast as it was when the call was made."""
     with torch.autocast(kind, dtype=call.autocast, enabled=call.autocast is not None):
         yield
 
 
 def _replayed_gradients(
-    captured: Captured, work: _Pass, pending: Pending, dy: Tensor, own: int
+    captured: Captured, work: Pass, pending: Pending, dy: Tensor, own: int
 ) -> tuple[Tensor, ...] | None:
     """Gradients of x and of the parameters, in memory of their own, from the call's activations; None where these are gone."""
     device = captured.backend

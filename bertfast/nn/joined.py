@@ -80,7 +80,7 @@ class _Pieces:
             sources = [parameters[first + number] for number in numbers]
             rows = [source.shape[0] for source in sources]
             whole = sources[0].new_empty((sum(rows), *sources[0].shape[1:]), dtype=self.dtype)
-            self.targets += whole.split(rows)
+            self.targets += torch.split_with_sizes(whole, rows)
             self.sources += [first + number for number in numbers]
             return whole
 
@@ -303,6 +303,11 @@ def held(model: nn.Module) -> Iterator[Held]:
     finally:
         for owner in owners:
             _held.pop(owner, None)
+
+
+def is_held(owner: nn.Module) -> bool:
+    """Whether somebody holds the copies of a stack's weights."""
+    return owner in _held
 
 
 def held_copies(owner: nn.Module, parameters: list[Any], dtype: torch.dtype) -> list[Copies] | None:

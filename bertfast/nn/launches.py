@@ -6,9 +6,10 @@ call. Results are in memory of their own each time: they are kept for backward, 
 
 import importlib
 from collections.abc import Hashable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from bertfast import _library
@@ -21,15 +22,26 @@ def _mailbox() -> Any:
     return importlib.import_module("bertfast.triton.mailbox")
 
 
+@lru_cache(maxsize=1024)
+def _form(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor of this form on one element of memory: the quickest that torch makes others from."""
+    return torch.empty((), dtype=dtype, device=device).expand(shape)
+
+
+def _form_of(result: Tensor) -> Tensor:
+    form = _form if type(result) is Tensor else _form.__wrapped__  # fake tensors belong to their mode
+    return form(result.shape, result.dtype, result.device)
+
+
 class _Again:
     """A launcher's launches, and the form of its results."""
 
     def __init__(self, repeat: repeats.Repeat, results: Sequence[Tensor]) -> None:
         self._repeat = repeat
-        self._forms = [(result.shape, result.dtype) for result in results]
+        self._forms = [_form_of(result) for result in results]
 
-    def __call__(self, values: list[Any], like: Tensor) -> tuple[Tensor, ...]:
-        results = tuple([like.new_empty(shape, dtype=dtype) for shape, dtype in self._forms])
+    def __call__(self, values: list[Any]) -> tuple[Tensor, ...]:
+        results = tuple([torch.empty_like(form) for form in self._forms])
         self._repeat(*values, *results)
         return results
 
@@ -63,7 +75,7 @@ class Launches:
         place = name, slot, args[0].shape
         again = self._again.get(place)
         if again is not None:
-            return again([args[number] for number in varying], args[0])
+            return again([args[number] for number in varying])
         function = _library.resolved(name, "CUDA")
         if place in self._again:
             return _results(function(*args))

@@ -24,7 +24,7 @@ from bertfast.nn.layout import Packed
 from bertfast.nn.parts import Kind, LayerParts, parts_of
 from bertfast.nn.plain import dropout_rate, is_unwatched, needs_gradients, product_dtype
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
 _PARAMETERS = 16  # of a layer, as `LayerParts.parameters` orders them
 _OF_ATTENTION = 10  # of these
 _BIASES_AND_NORMS = (7, 8, 9, 11, 13, 14, 15)
@@ -168,11 +168,12 @@ def find(
     if any(type(linear) is not nn.Linear for part in parts for linear in part.linears):
         return None
     parameters = [parameter for part in parts for parameter in part.parameters()]
-    if not needs_gradients(x, parameters) or not halves.takes(x, parameters) or not joined.takes(parts, parameters):
+    if not needs_gradients(x, parameters) or not joined.takes(parts, parameters):
         return None
-    dtype = product_dtype(x)
-    dtypes: set[Any] = {x.dtype, dtype, *(p.dtype for p in parameters if p is not None)}
-    if not dtypes <= set(_DTYPES) or any(p.device != x.device for p in parameters if p is not None):
+    dtype, at = product_dtype(x), x.device
+    if x.dtype not in _DTYPES or dtype not in _DTYPES or not halves.takes(x, parameters):
+        return None
+    if any(p is not None and (p.dtype not in _DTYPES or p.device != at) for p in parameters):
         return None
     rates: Any = tuple(tuple(dropout_rate(dropout) for dropout in part.dropouts) for part in parts)
     return Trained(owner, parts, parameters, kind, rates, dtype, checkpointing)

@@ -122,12 +122,14 @@ class CapturedStep:
         if all(key in self._procedures for key in needed):
             if self.device.begin():
                 try:
-                    return self._replay(batches, flags)
+                    if not self.device.is_pending():
+                        return self._replay(batches, flags)
                 finally:
                     self.device.end()
         elif self._procedures.are_due(needed) and self.device.begin_capture():
             try:
-                return self._capture(batches, flags)
+                if not self.device.is_pending():
+                    return self._capture(batches, flags)
             finally:
                 self.device.end()
         with self._own_gradients():

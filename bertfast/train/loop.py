@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from bertfast import graphs
 from bertfast.graphs import backend as backends
 from bertfast.train import bad_batch, captured, distributed, memory, optim, schedule, state
 from bertfast.train.checkpoint import FORMAT, Checkpoint, Store, load
@@ -226,7 +227,8 @@ class Trainer:
             self._on_device = self._make_step(batches[0])
         self.rate = self.learning_rate()
         self._unread[self.step + 1] = batches
-        with memory.guard(self.task.model, self.config, self.ranks, self.step + 1, batches):
+        # Layers are not captured by themselves: either the whole step is, or the log says why it is not.
+        with graphs.suspended(), memory.guard(self.task.model, self.config, self.ranks, self.step + 1, batches):
             if self._captured is not None:
                 known = self._captured.run(batches, self.rate, flags)
             else:

@@ -51,12 +51,21 @@ class Repeat:
         self, launches: list[tuple[Callable[[Sequence[Any]], None], list[Any], list[tuple[int, int]]]]
     ) -> None:
         self._launches = launches  # call, arguments, and (number of a value, its place among them)
+        for _, args, moves in launches:
+            _let_go(args, moves)
 
     def __call__(self, *values: Any) -> None:
         for call, args, moves in self._launches:
             for number, place in moves:
                 args[place] = values[number]
             call(args)
+            _let_go(args, moves)
+
+
+def _let_go(args: list[Any], moves: list[tuple[int, int]]) -> None:
+    """Hold no value of the last launches: autograd copies a gradient that anybody else holds."""
+    for _, place in moves:
+        args[place] = None
 
 
 def repeat(
@@ -84,17 +93,19 @@ def repeat(
     taken: set[int] = set()
     launches = []
     for args, call in made:
-        identities = [id(arg) for arg in args]
+        places = {id(arg): place for place, arg in enumerate(args)}  # of one that is there twice, the last
+        several = len(places) < len(args)
         moves = []
         for number, value in enumerate(varying):
-            count = 0 if value is None else identities.count(id(value))
-            if count > 1:
+            place = None if value is None else places.get(id(value))
+            if place is None:
+                continue
+            if several and sum(arg is value for arg in args) > 1:
                 return None
-            if count:
-                taken.add(number)
-                moves.append((number, identities.index(id(value))))
-        for identity, arg in zip(identities, args, strict=True):
-            if identity not in known and type(arg) not in _NUMBERS:
+            taken.add(number)
+            moves.append((number, place))
+        for identity in places.keys() - known:
+            if type(args[places[identity]]) not in _NUMBERS:
                 unknown[identity] = unknown.get(identity, 0) + 1
         launches.append((call, list(args), moves))
     needed = {number for number, value in enumerate(varying) if value is not None} - set(optional)

@@ -8,6 +8,7 @@ pytest.importorskip("transformers")
 from benchmarks.gpu import __main__ as suite
 from benchmarks.gpu import results, training
 from benchmarks.pretraining import measure
+from bertfast.train.loop import train
 
 
 @pytest.fixture(autouse=True)
@@ -16,6 +17,8 @@ def small(monkeypatch):
     monkeypatch.setattr(training, "ROWS", (measure.Row("1x32", 128, 512),))
     monkeypatch.setattr(training, "DOCUMENTS", 20)
     monkeypatch.setattr(training, "WORKERS", 0)
+    monkeypatch.setattr(training, "WARM_STEPS", 2)
+    monkeypatch.setattr(training, "EAGER_TURNS", 1)
 
 
 def test_lines(monkeypatch):
@@ -28,6 +31,8 @@ def test_lines(monkeypatch):
     assert "x stock (stock" in suite.summary(lines[2])
     assert (lines[2]["path"], lines[2]["trainer"], lines[2]["train"]) == ("eager", "bertfast.train", True)
     assert lines[2]["ratio"]["p50"] > 0
+    assert lines[2]["said"] == []
+    assert set(lines[2]["tokens_per_second"]) == {"stock", "ours", "ours, eagerly"}
     assert 0 < lines[2]["padding"] < 1
     again = training.run(done=frozenset(line["case"] for line in lines))
     assert list(again) == []
@@ -103,3 +108,31 @@ def test_no_checkpoint_is_written(monkeypatch):
     monkeypatch.setattr(Trainer, "_save", lambda self: pytest.fail("a checkpoint was written"))
     row = training.speed(training.ROWS[0], CPU, 2)
     assert row["ok"] is True
+
+
+def test_the_path_of_captured_steps(monkeypatch):
+    """On a tape: what counts replays of CUDA graphs counts those of the tape."""
+    from stepping import stepping
+
+    with stepping() as tape:
+        replays = training.clocks.Replays
+        monkeypatch.setattr(training.clocks, "Replays", lambda: replays(type(tape)))
+        monkeypatch.setattr(type(tape), "replay", lambda self: None, raising=False)
+        monkeypatch.setattr(training, "train", lambda *args, **options: train(*args, **options, read_every=4))
+        counted = tape.capture
+
+        def capture(function, pool=None):
+            graph = counted(function, pool)
+            replay = graph.replay
+
+            def counting(function):
+                tape.replay()
+                replay(function)
+
+            graph.replay = counting
+            return graph
+
+        monkeypatch.setattr(tape, "capture", capture)
+        line = training.speed(training.ROWS[0], CPU, 2)
+    assert line["path"] == "captured"
+    assert line["said"] == ["steps are captured in CUDA graphs: 2 graphs, 0.0 GiB"]

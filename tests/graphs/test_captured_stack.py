@@ -33,6 +33,7 @@ from bertfast import _library, _torch, graphs
 from bertfast.graphs import backend as backends
 from bertfast.graphs import cache, stack
 from bertfast.graphs.cache import Limits
+from bertfast.nn import joined
 
 HOWS = (FIRST, CAPTURED, REPLAYED, REPLAYED)
 
@@ -484,6 +485,25 @@ def test_checkpointing_around_it(device, reentrant):
     # The second forward of the other kind ends where all that was saved is there again.
     assert hows == ([None, "eager: it is called in a backward, as checkpointing does"] if reentrant else [elsewhere])
     assert run(layers, x, layout).how == REPLAYED
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_checkpointing_inside_it(device, dropout):
+    """Each layer is computed again in the captured backward."""
+    layers = encoder(dropout)
+    layers.gradient_checkpointing = True
+    for number, how in enumerate(HOWS):
+        x, layout = rows_of(seed=number)
+        assert_equal(step(layers, x, layout, captured=True, how=how), step(layers, x, layout, captured=False))
+    layers.gradient_checkpointing = False
+    assert run(layers, *rows_of()).how == FIRST
+
+
+def test_copies_that_somebody_holds(device):
+    layers = captured_encoder()
+    with joined.held(layers):
+        assert reason_of(layers) == "its caller says when copies of the weights are written"
+    assert run(layers, *rows_of()).how == REPLAYED
 
 
 def test_offloading(device):

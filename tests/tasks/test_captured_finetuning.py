@@ -152,7 +152,8 @@ def test_a_filled_batch_has_the_numbers_of_its_own(label):
     torch.manual_seed(0)
     config = models.BertConfig(
         vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-        num_labels=2 if label == 1 else 1, max_position_embeddings=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        num_labels=2 if label == 1 else 1,
+        max_position_embeddings=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     model = models.BertForSequenceClassification(config)
     gradients = []

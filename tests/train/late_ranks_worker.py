@@ -21,7 +21,7 @@ from bertfast.train.state import model_tensors
 
 FSDP = {"parallel": "fsdp"}
 LAMB = {"optimizer": "lamb"}
-RUNS = {"ddp": {}, "lamb": LAMB, "fsdp": FSDP, "fsdp_lamb": FSDP | LAMB}
+RUNS = {"ddp": {}, "fsdp": FSDP, "fsdp_lamb": FSDP | LAMB}
 BAD, SIGNALLED = 5, 6  # steps
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections import deque
@@ -25,10 +24,7 @@ WORKER = Path(late_ranks_worker.__file__)
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
     folder = tmp_path_factory.mktemp("late_ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     roots = [str(WORKER.parents[2]), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
         [*launch, str(WORKER), str(folder)],

@@ -1,7 +1,6 @@
 """Two gloo ranks whose steps are captured, gradients added up between the graphs: the bits of DDP's; and three ranks' gradients."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,10 +18,7 @@ WORKER = Path(reduce_worker.__file__)
 
 
 def launched(folder, ranks):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", f"--master_port={port}"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
     roots = [str(WORKER.parents[2]), str(WORKER.parents[1]), os.environ.get("PYTHONPATH", "")]
     out = folder / "out"
     out.mkdir()

@@ -284,4 +284,4 @@ class BertModel(BertPreTrainedModel):
             return self.pooled(encoder.encode(tokens, "first", torch.clone).result, tokens)
         reading = tokens.reading()
         rows, _ = self.encode(tokens, reading.rows)
-        return self.pooled(rows[reading.first], tokens)
+        return self.pooled(rows.index_select(0, reading.first), tokens)

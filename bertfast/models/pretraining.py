@@ -162,7 +162,7 @@ class BertForPreTraining(BertPreTrainedModel):
         row_labels, masked = _masked(tokens, labels, masked_positions)
         reading = Reading(None, tokens.first, masked) if all_logits else tokens.reading(masked)
         rows, word = self.bert.encode(tokens, reading.rows, tied=True)
-        scores = relationship(self.bert.pooled(rows[reading.first], tokens))
+        scores = relationship(self.bert.pooled(rows.index_select(0, reading.first), tokens))
         sentence_labels = _sentence_labels(next_sentence_label, tokens)
         mlm_loss, mlm_correct, mlm_count = head.loss(rows, reading.of(row_labels), reading.masked, word)
         nsp_loss = cross_entropy(scores, sentence_labels)

@@ -86,7 +86,7 @@ class Sequences:
         """[B, E], each sequence's first of rows [N, E]; some row or other for a sequence without any."""
         if self.packing is None and len(self.shape) == 2:
             return rows.view(*self.shape, -1)[:, 0].contiguous()
-        return rows[self.first]
+        return rows.index_select(0, self.first)  # whose gradient sorts nothing on a GPU
 
     def take(self, values: Tensor) -> Tensor:
         """[N, ...], the rows of values [B, S, ...] of a padded batch."""

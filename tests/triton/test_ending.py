@@ -1,6 +1,10 @@
 """bertfast.triton.ending: the protocol under any interleaving of programs, and the kernels' bits whoever is the last."""
 
+import os
 import random
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -168,3 +172,27 @@ def test_order_is_shuffled(any_order):
             builder.set_grid_idx(x, y, 0)
             seen.append(tuple(builder.grid_idx))
     assert sorted(seen) == [(x, y, 0) for x in range(2) for y in range(3)] != seen
+
+
+CODE = """
+import torch
+from bertfast.ops.linear import ending_sums
+from bertfast.triton import aot, launch
+with launch.recording({arch}) as launches:
+    ending_sums.column_sum(torch.empty(16384, 2304, dtype=torch.bfloat16, device="meta"))
+print(aot.compile_launch(launches[0], {arch}).asm["ptx"])
+"""
+
+
+@pytest.mark.parametrize("arch", [80, 90, 100])
+def test_code_stores_then_counts_then_reads(arch):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", CODE.format(arch=arch)]
+    got = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert got.returncode == 0, got.stderr[-4000:]
+    kinds = {"st.global": "s", "bar.sync": "b", "atom.global.gpu.acq_rel.add": "A", "ld.global.cg": "r", "atom.": "?"}
+    words = [line.strip().removeprefix("@").partition(" ") for line in got.stdout.splitlines()]
+    names = [rest if head.startswith(("%", "!")) else head + rest for head, _, rest in words]
+    order = "".join(next((kind for begin, kind in kinds.items() if name.startswith(begin)), "") for name in names)
+    # What a program stores, a barrier, the count, a barrier, the rows of its set, its sum and zero; then the same of the sets.
+    assert re.fullmatch(r"b*sb+Ab+r{8}b+s+b+Ab+r{8}b+s+", order), order

@@ -6,7 +6,6 @@ as few as keep the device busy, and the last of them add the partial sums (`trit
 so that a float32 bias of a model under autocast needs no cast and loses no digits.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -41,7 +40,7 @@ def ending_column_sum_kernel(
         ending.end(partial_ptr, counter_ptr, out_ptr, tl.program_id(0), chunk, tl.num_programs(1), F, COLS, DEEP)
 
 
-def chunk_rows(rows: int, blocks: int, tile: Mapping[str, int], processors: int) -> int:
+def chunk_rows(rows: int, blocks: int, tile: tables.Tile, processors: int) -> int:
     """Rows that a program adds: the tile's, halved until PROGRAMS of them are there for each multiprocessor."""
     chunk = tile["chunk"]
     while chunk > tile["rows"] and blocks * launch.cdiv(rows, chunk) < PROGRAMS * processors:

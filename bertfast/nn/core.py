@@ -56,7 +56,7 @@ def _project_add_norm(
 
 def _for_halves(x: Tensor, parts: AttentionParts | MlpParts) -> list[Tensor | None] | None:
     """The parameters of a half that is one step by launchers: on a GPU, wherever nothing looks at what happens inside."""
-    if x.device.type not in device.KINDS:
+    if x.device.type not in device.KINDS or x.dtype is torch.float64:  # of which no kernel knows
         return None
     parameters = parts.parameters()
     return parameters if halves.takes(x, parameters) and is_unwatched() else None

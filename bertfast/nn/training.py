@@ -30,6 +30,11 @@ _OF_ATTENTION = 10  # of these
 _BIASES_AND_NORMS = (7, 8, 9, 11, 13, 14, 15)
 
 
+def stream_dtype(x: Tensor, products: torch.dtype) -> torch.dtype:
+    """Of the residual stream between layers whose rows come as x, with products of this dtype."""
+    return products
+
+
 @dataclass(frozen=True)
 class Trained:
     """
@@ -82,7 +87,7 @@ class Trained:
         rest = iter(() if seeds is None else seeds.unbind())
         copies = self._copies()
         launches = Launches() if len(self.rates) > 1 and self._alike() else None
-        x = x.to(self.dtype).contiguous()
+        x = x.to(stream_dtype(x, self.dtype)).contiguous()
         for number, rates in enumerate(self.rates):
             layer = _Layer(
                 last if number == len(self.rates) - 1 else every,

@@ -18,6 +18,7 @@ import torch
 
 from bertfast import graphs
 from bertfast.graphs import backend as backends
+from bertfast.nn import joined
 from bertfast.train import bad_batch, captured, distributed, memory, optim, schedule, state
 from bertfast.train.checkpoint import FORMAT, Checkpoint, Store, load
 from bertfast.train.config import TrainConfig
@@ -127,6 +128,7 @@ class Trainer:
         self._unread: dict[int, list[Any]] = {}  # batches of the steps since the last reading
         self._on_device: Step | None = None  # made with the first batch, whose loss terms it needs
         self._captured: captured.CapturedStep | None = None
+        self._copies: joined.Held | None = None  # of the weights, while `fit` holds them
         self._path: str | None = None  # which steps take, as the log says it
         self.window: Window | None = None
         self.notes: list[str] = []
@@ -179,7 +181,7 @@ class Trainer:
         evaluation: dict[str, float] = {}
         self.task.model.train()
         # An error keeps its traceback alive, and with it this iterator: its workers end now, not when the process wants to.
-        with self.log, closing(iter(self.loader)) as batches:
+        with self.log, joined.held(self.task.model) as self._copies, closing(iter(self.loader)) as batches:
             for note in self.notes:
                 self.log.note(note)
             due = self._clock()
@@ -260,6 +262,7 @@ class Trainer:
             withholds=late,
             lag=FLAGS_LAG if late else 0,
             reducer=self.reducer,
+            copies=self._copies,
         )
         if self._device is not None:  # where nothing could be captured, nothing is said of it
             if self._why_eager is None:

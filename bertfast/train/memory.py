@@ -1,6 +1,6 @@
 """What a training step takes of memory, and which token budget would fit where it ran out.
 
-    fixed      weights, gradients and two moments, 4 bytes each, over the ranks that shard them
+    fixed      weights, gradients and two moments, 4 bytes each, over the ranks that shard them; on a GPU the copies in bf16
     per token  what each layer keeps for backward: two states of the residual stream in 4 bytes; QKV, context, two products
                before a norm, and the feed-forward layer before GELU in the precision's bytes, bf16 also its copies of the
                two states; with gradient checkpointing one state, and one layer whole. And what backward holds for a moment: three
@@ -43,8 +43,12 @@ class Estimate:
         return max(0, int(fits) // _STEP * _STEP)
 
 
-def estimate(model: nn.Module, config: TrainConfig, ranks: int = 1) -> Estimate | None:
-    """What training `model` takes; None for a model whose config does not say BERT's sizes."""
+def estimate(model: nn.Module, config: TrainConfig, ranks: int = 1, *, gpu: bool = False) -> Estimate | None:
+    """What training `model` takes; None for a model whose config does not say BERT's sizes.
+
+    gpu: whether on a GPU, where GELU's output is kept too, copies of the weights are held in bf16, and steps of several ranks that
+        are captured add up gradients in memory of their own.
+    """
     sizes: Any = getattr(model, "config", None)
     if not hasattr(sizes, "num_hidden_layers"):
         return None
@@ -52,9 +56,10 @@ def estimate(model: nn.Module, config: TrainConfig, ranks: int = 1) -> Estimate 
     parameters = sum(p.numel() for p in model.parameters())
     e, f, layers = sizes.hidden_size, sizes.intermediate_size, sizes.num_hidden_layers
     width = 2 if config.precision == "bf16" else 4
-    layer = 2 * 4 * e + width * ((6 if width == 4 else 8) * e + f)
+    layer = width * (8 * e + 2 * f) if gpu else 2 * 4 * e + width * ((6 if width == 4 else 8) * e + f)
     kept = layers * 4 * e + layer if config.gradient_checkpointing else layers * layer
-    return Estimate(16 * parameters // shards, kept + 4 * (3 * f + 8 * e))
+    each = 16 + (2 if gpu and width == 2 else 0) + (4 if gpu and ranks > 1 and shards == 1 else 0)
+    return Estimate(each * parameters // shards, kept + 4 * (3 * f + 8 * e))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -83,7 +88,8 @@ def peak_gib(device: torch.device) -> float:
 
 def advice(model: nn.Module, config: TrainConfig, ranks: Ranks, tokens: int) -> str:
     """What to do after a micro-batch of `tokens` tokens did not fit."""
-    found, room = estimate(model, config, ranks.size), available(ranks.device)
+    found = estimate(model, config, ranks.size, gpu=ranks.device.type == "cuda")
+    room = available(ranks.device)
     less = "Also helpful: gradient_checkpointing, precision bf16" + (", parallel fsdp" if ranks.size > 1 else "")
     if found is None:
         return f"A token budget of about {tokens // 2} may fit. {less}"

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bertfast.nn.joined import Held
 from bertfast.train import optim
 from bertfast.train.config import TrainConfig
 from bertfast.train.distributed import Ranks, accumulating
@@ -81,6 +82,7 @@ class Step:
         withholds: bool = True,
         lag: int = 0,
         reducer: Reducer | None = None,
+        copies: Held | None = None,
     ) -> None:
         """
         Args:
@@ -91,11 +93,12 @@ class Step:
             withholds: keep updates back on the device; where it is false, read between `judge` and `apply`.
             lag: steps until flags of several ranks are read.
             reducer: adds up gradients of several ranks in `exchange`, where `model` does not average them in its backward.
+            copies: of the weights, which the model's products read.
         """
         self.task, self.model, self.optimizer, self.config, self.ranks = task, model, optimizer, config, ranks
         self.window, self.terms = window, window.terms
         device, n = ranks.device, len(window.terms)
-        self._flags, self._reducer = Flags(ranks, lag), reducer
+        self._flags, self._reducer, self._copies = Flags(ranks, lag), reducer, copies
         # DDP and FSDP average gradients over ranks, so the sum needs a factor.
         self._factor = ranks.size if reducer is None else 1
 
@@ -219,11 +222,13 @@ class Step:
         self.window.sums.add_(torch.where(self.bad == 0, self.shared, 0.0))
 
     def apply(self) -> None:
-        """Clip the gradients and update the weights."""
+        """Clip the gradients and update the weights, and what products read in their place."""
         optim.clip(self.task.model, self.norm, self.config.max_grad_norm)
         self.rate.copy_(self._rate[0])
         optim.allow_capture(self.optimizer, self.ranks.device)
         self.optimizer.step()
+        if self._copies is not None:
+            self._copies.refresh()
 
     def read(self) -> Reading:
         """Wait for the device, and say what it found."""

@@ -16,6 +16,7 @@ from stepping import SteppingTape, stepping
 
 from bertfast.graphs import backend as backends
 from bertfast.models import BertConfig, BertForPreTraining
+from bertfast.nn import joined
 from bertfast.train import captured, journal
 from bertfast.train.config import TrainConfig
 from bertfast.train.distributed import Ranks
@@ -323,3 +324,20 @@ def test_why_not():
     assert reason() == "bert.pooler.dense.bias has a hook"
     hook.remove()
     assert reason() is None
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_products_read_copies_that_follow_the_weights(corpora, tmp_path, monkeypatch, precision):
+    """Held copies are written after each update: a run with them has the bits of one that copies weights for every call."""
+    config = config_of(corpora, precision=precision, batches_per_step=2, eval_every=2)
+    written = []
+    refresh = joined.Held.refresh
+    monkeypatch.setattr(joined.Held, "refresh", lambda self: written.append(self.nbytes()) or refresh(self))
+    with stepping():
+        run(tmp_path / "held", config)
+    assert len(written) >= 2  # of the eager step and of the capture; replays run no Python
+    assert min(written) > 0
+    monkeypatch.setattr(joined, "held_copies", lambda *_: None)
+    with stepping():
+        run(tmp_path / "fresh", config)
+    assert_same(tmp_path / "held", tmp_path / "fresh")

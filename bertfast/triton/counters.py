@@ -29,7 +29,9 @@ def prepare(device: torch.device, stream: int) -> None:
     The counters are zeroed on the current stream, which what is captured has to follow.
     """
     if (device, stream) not in _captures:
-        _captures.setdefault((device, stream), _zeros(device))
+        made = _zeros(device)
+        if type(made) in _PLAIN:  # not a pretended tensor, as under torch's fake mode
+            _captures.setdefault((device, stream), made)
 
 
 def of(x: Tensor, count: int) -> Tensor | None:

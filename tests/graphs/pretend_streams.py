@@ -5,6 +5,7 @@ from contextlib import contextmanager
 import torch
 
 from bertfast.graphs import workspaces
+from bertfast.triton import counters
 
 
 class Stream:
@@ -76,6 +77,8 @@ class Cuda:
         patch.setattr(torch._C, "_cuda_endAllocateToPool", self.end_allocating, raising=False)
         patch.setattr(torch._C, "_cuda_releasePool", self.release_pool, raising=False)
         patch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: self.current.cuda_stream, raising=False)
+        patch.setattr(counters, "_captures", {})
+        patch.setattr(counters, "_zeros", lambda device: torch.zeros(counters.COUNT, dtype=torch.int32))
         patch.setattr(workspaces, "_operands", lambda device: (torch.zeros(4, 4), torch.zeros(4)))
         patch.setattr(torch.cuda, "Stream", lambda device: Stream(self.log, "side"))
         patch.setattr(torch.cuda, "Event", lambda: Event(self.log))

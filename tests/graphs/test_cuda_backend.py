@@ -1,5 +1,7 @@
 """What CudaBackend asks of torch.cuda, in which order: on streams that are pretended, since there may be no GPU."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from fake_cuda import DEVICE, fake_cuda
@@ -12,6 +14,7 @@ from bertfast.graphs import cache
 from bertfast.graphs.inputs import Inputs
 from bertfast.graphs.workspaces import Workspaces
 from bertfast.models import BertConfig, BertModel
+from bertfast.triton import counters
 
 CPU = torch.device("cpu")
 
@@ -49,6 +52,26 @@ def test_captures_share_a_pool_while_one_of_them_lives(cuda, device):
     assert cuda.captures() == [
         f"capture {number} into pool {pool} on side, thread_local" for number, pool in ((1, 1), (2, 1), (3, 1), (4, 3))
     ]
+
+
+def test_captures_have_counters_that_were_zeroed_before(cuda, device, monkeypatch):
+    """Zeroed on the caller's stream, once: a memset that was captured would run with every replay."""
+    seen, x = [], SimpleNamespace(device=DEVICE)
+    monkeypatch.setattr(counters, "_PLAIN", frozenset((torch.Tensor, SimpleNamespace)))
+    zeros = counters._zeros
+    monkeypatch.setattr(counters, "_zeros", lambda device: seen.append(cuda.current.name) or zeros(device))
+    found = []
+
+    def capturing():
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        found.append(counters.of(x, 4))
+        return one()
+
+    device.capture(capturing, backends.INFERENCE)
+    device.capture(capturing, backends.TRAINING)
+    assert seen == ["main"]
+    assert found[0] is found[1] is not None
+    assert not found[0].any()
 
 
 def test_workspaces_are_of_a_pool_that_stays(cuda, device):

@@ -23,7 +23,7 @@ def gpu(monkeypatch):
         return torch.zeros(counters.COUNT, dtype=torch.int32)
 
     monkeypatch.setattr(counters, "_zeros", zeros)
-    monkeypatch.setattr(counters, "_PLAIN", frozenset((SimpleNamespace,)))
+    monkeypatch.setattr(counters, "_PLAIN", frozenset((torch.Tensor, SimpleNamespace)))
     state.x = SimpleNamespace(device=state.device)
     return state
 
@@ -68,3 +68,12 @@ def test_what_is_recorded_leaves_nothing_behind():
     assert found.device.type == "meta"
     assert found.dtype == torch.int32
     assert counters._streams == before
+
+
+def test_pretended_counters_are_not_kept(monkeypatch):
+    from torch._subclasses import FakeTensorMode
+
+    monkeypatch.setattr(counters, "_captures", {})
+    with FakeTensorMode():
+        counters.prepare(torch.device("cpu"), 3)
+    assert counters._captures == {}

@@ -5,8 +5,8 @@ one matrix, and everything in 16 bits under autocast. The copies are a call's ow
 backward changes nothing; a trainer that knows when weights change holds them instead (`joined.held`). Nothing here waits for the
 device or depends on what tensors hold, gradient checkpointing included, so that a CUDA graph can hold it all.
 
-Under autocast the residual stream between wide layers is of the products' dtype: a cast before each product and float32 additions
-of gradients are spared, and errors stay within twice those of eager autocast, whose stream is float32. In narrower layers they would
+Under autocast the residual stream between wide layers is of the products' dtype. That spares a cast before each product and float32
+additions of gradients, and errors stay within twice those of eager autocast, whose stream is float32. In narrower layers they would
 not, as their products' own errors are smaller (`python -m benchmarks.gpu.stream`).
 """
 

@@ -102,6 +102,7 @@ class Trained:
                 tuple(next(rest) if rate > 0.0 else None for rate in rates),
                 copies[number],
                 launches,
+                given if number == len(self.rates) - 1 else None,
             )
             parameters = self.parameters[number * _PARAMETERS : (number + 1) * _PARAMETERS]
             if self.checkpointing:
@@ -109,7 +110,7 @@ class Trained:
                 x = checkpoint(layer, x, *parameters, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = layer(x, *parameters)
-        return x.to(given)
+        return x
 
     def _copies(self) -> Sequence[Copies]:
         with torch.no_grad():
@@ -139,6 +140,7 @@ class _Layer:
     seeds: tuple[Tensor | None, ...]
     copies: Copies
     launches: Launches | None
+    output: torch.dtype | None  # of the last layer; its norm's gradients come from those of the output as they are
 
     def __call__(self, x: Tensor, *parameters: Tensor | None) -> Tensor:
         mixing = halves.Mixing(
@@ -154,6 +156,8 @@ class _Layer:
             self.launches,
         )
         x = halves.attention(mixing, x, *parameters[:_OF_ATTENTION])
+        if self.output is not None:
+            x = x.to(self.output)
         tanh = self.kind.approximate == "tanh"
         feeding = halves.Feeding(
             tanh, self.dtype, self.eps[1], self.rates[2], self.seeds[2], self.copies, self.launches

@@ -31,7 +31,9 @@ def test_every_op_is_there(printed):
         ("a layer, inference", "direct", 4, 5),  # one brings all joined weights up to date
         ("a call of 12 layers, inference", "ops", 49, 73),
         ("a call of 12 layers, inference", "direct", 49, 50),  # 4 products a layer, the copy, zeros for token types
-        ("a layer, forward and backward", "ops", 13, 20),
+        ("a layer, forward and backward", "modules", 13, 19),  # weights and biases joined twice, seeds drawn one by one
+        ("a layer, forward and backward", "at once", 13, 16),
+        ("12 layers, forward and backward", "at once", 156, 148),
         (r"optimize\(model\), a whole call, inference", "eager", 49, 54),
         (r"optimize\(model\), a whole call, inference", "replayed", 0, 8),  # and the graph
     ],

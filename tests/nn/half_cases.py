@@ -15,7 +15,7 @@ from bertfast.nn.through import through
 
 E, FEED, HEADS = 48, 96, 3
 LENGTHS = (5, 0, 11, 1, 6)
-READ = (0, 5, 16, 17, 5, 9)  # in any order, one of them twice
+READ = (0, 5, 15, 17, 5, 9, 1, 3, 8, 11, 13, 20, 22, 2)  # in any order, one of them twice
 
 
 def encoder(p: float = 0.0, *, act: str = "gelu", bias: bool = True, depth: int = 2) -> BertEncoder:

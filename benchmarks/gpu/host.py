@@ -161,7 +161,7 @@ def main(calls: Annotated[int, typer.Option(min=1, help="calls in a run")] = 200
     Console().print(table, _calls_table(whole))
     missed = [name for name, _, dispatched in rows if dispatched > TARGET_SECONDS]
     times = {name: seconds for name, seconds, _ in whole}
-    for name, side in ((host_calls.CALL, "direct"), (host_calls.LAYER_TRAINING, "at once")):
+    for name, side in ((host_calls.CALL, "direct"), (host_calls.STACK_TRAINING, "at once")):
         if times[name]["stock"] < TARGET_RATIO * times[name][side]:
             missed.append(name)
     print(f"over their target: {', '.join(missed)}" if missed else "all targets are met")

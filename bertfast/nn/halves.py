@@ -56,8 +56,8 @@ class Mixing(NamedTuple):
     def read(self) -> Tensor | None:
         return self.layout.read if isinstance(self.layout, Packed) else None
 
-    def attend(self, qkv: Tensor) -> tuple[Tensor, Tensor]:
-        """[N, 3 H D] to the context [N, H D] and the log-sum-exp."""
+    def attend(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[N, 3 H D] as attention has it, the context [N, H, D] or [B, S, H, D], and the log-sum-exp."""
         options = self.scale, self.rates[0], self.seeds[0]
         split = qkv.view(*self.shape, 3, self.heads, -1)
         if isinstance(self.layout, Packed):
@@ -65,21 +65,19 @@ class Mixing(NamedTuple):
             context, lse = _run(self.launches, "attention_fwd", args, (0, 5))
         else:
             context, lse = run("attention_padded_fwd", (split, self.layout.mask, *options))
-        return context.view(qkv.shape[0], -1), lse
+        return split, context, lse
 
-    def attend_backward(self, dcontext: Tensor, qkv: Tensor, context: Tensor, lse: Tensor) -> Tensor:
-        """The gradient of qkv, [N, 3 H D]."""
+    def attend_backward(self, dcontext: Tensor, split: Tensor, context: Tensor, lse: Tensor) -> Tensor:
+        """The gradient [N, 3 H D] of what attention read, from that of the context [N, H D] and what `attend` gave."""
         options = self.scale, self.rates[0], self.seeds[0]
-        split = qkv.view(*self.shape, 3, self.heads, -1)
-        form = (*self.shape, self.heads, -1)
-        given = dcontext.view(form), split, context.view(form), lse
+        given = dcontext.view(context.shape), split, context, lse
         if isinstance(self.layout, Packed):
             args = *given, self.layout.cu_seqlens, self.layout.max_seqlen, *options
             # One kernel makes all gradients of short sequences, without the context; of two the second reads a sum of the first.
             (dqkv,) = _run(self.launches, "attention_bwd", args, (0, 1, 2, 3, 8), scratch=1, optional=(2,))
         else:
             (dqkv,) = run("attention_padded_bwd", (*given, self.layout.mask, *options))
-        return dqkv.view(qkv.shape)
+        return dqkv.view(dcontext.shape[0], -1)
 
 
 class Feeding(NamedTuple):
@@ -132,12 +130,12 @@ class _Attention(torch.autograd.Function):
         with _no_autocast(x):
             *projections, dense, dense_bias, norm, norm_bias = parameters
             qkv = F.linear(_cast(x, call.dtype), *_joined(call, projections))
-            context, lse = call.attend(qkv)
-            kept, residual = _rows(context, call.read), _rows(x, call.read)
+            split, context, lse = call.attend(qkv)
+            kept, residual = _rows(context.view(x.shape[0], -1), call.read), _rows(x, call.read)
             out = F.linear(kept, _weight(call.copies and call.copies.dense, dense, call.dtype))
             args = out, dense_bias, residual, norm, norm_bias, call.eps, call.rates[1], call.seeds[1]
             y, mean, rstd = _run(call.launches, "dropout_add_norm_fwd", args, _NORM_VARYING)
-        ctx.save_for_backward(x, qkv, context, lse, out, mean, rstd, *parameters)
+        ctx.save_for_backward(x, split, context, lse, out, mean, rstd, *parameters)
         ctx.call = call
         return y
 
@@ -145,7 +143,7 @@ class _Attention(torch.autograd.Function):
     @_library.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> Any:
         call: Mixing = ctx.call
-        x, qkv, context, lse, out, mean, rstd, *parameters = ctx.saved_tensors
+        x, split, context, lse, out, mean, rstd, *parameters = ctx.saved_tensors
         *projections, dense, dense_bias, norm, _ = parameters
         needs = ctx.needs_input_grad[1:]
         gradients: list[Tensor | None] = [None] * len(parameters)
@@ -157,16 +155,16 @@ class _Attention(torch.autograd.Function):
             )
             gradients[7] = None if dense_bias is None else dbias
             if needs[7]:
-                gradients[6] = _weight_gradient(dout, _rows(context, call.read), dense.dtype)
+                gradients[6] = _weight_gradient(dout, _rows(context.view(x.shape[0], -1), call.read), dense.dtype)
             dx = _spread(dresidual, call.read, x.shape[0]) if needs[0] else None
             if any(needs[:7]):
                 dcontext = torch.mm(dout, _weight(call.copies and call.copies.dense, dense, call.dtype))
-                dqkv = call.attend_backward(_spread(dcontext, call.read, x.shape[0]), qkv, context, lse)
+                dqkv = call.attend_backward(_spread(dcontext, call.read, x.shape[0]), split, context, lse)
                 if any(needs[1:7]):
                     _projection_gradients(gradients, call, dqkv, _cast(x, call.dtype), projections, needs[1:7])
                 if dx is not None:
                     dx = _add_product(dx, dqkv, _joined(call, projections, with_bias=False)[0])
-        return None, dx, *(gradient if need else None for gradient, need in zip(gradients, needs[1:], strict=True))
+        return None, dx, *[gradient if need else None for gradient, need in zip(gradients, needs[1:], strict=True)]
 
 
 class _FeedForward(torch.autograd.Function):

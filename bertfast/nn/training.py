@@ -12,7 +12,7 @@ not, as their products' own errors are smaller (`python -m benchmarks.gpu.stream
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -121,17 +121,16 @@ class Trained:
         """Whether launchers would do the same in every layer: products apart, they see biases and norms."""
         if len(set(self.rates)) > 1:
             return False
-        seen = _BIASES_AND_NORMS
         layers = range(0, len(self.parameters), _PARAMETERS)
-        return len({tuple(_traits(self.parameters[first + number]) for number in seen) for first in layers}) == 1
+        traits = [[_traits(self.parameters[first + number]) for number in _BIASES_AND_NORMS] for first in layers]
+        return all(other == traits[0] for other in traits)
 
 
 def _traits(parameter: Tensor | None) -> Any:
     return parameter if parameter is None else (parameter.dtype, parameter.shape, joined.is_aligned(parameter))
 
 
-@dataclass(frozen=True)
-class _Layer:
+class _Layer(NamedTuple):
     layout: Packed
     kind: Kind
     dtype: torch.dtype
@@ -183,10 +182,9 @@ def find(
     parameters = [parameter for part in parts for parameter in part.parameters()]
     if not needs_gradients(x, parameters) or not joined.takes(parts, parameters):
         return None
-    dtype, at = product_dtype(x), x.device
-    if x.dtype not in _DTYPES or dtype not in _DTYPES or not halves.takes(x, parameters):
-        return None
-    if any(p is not None and (p.dtype not in _DTYPES or p.device != at) for p in parameters):
+    dtype = product_dtype(x)
+    dtypes = {x.dtype, dtype, *[p.dtype for p in parameters if p is not None]}
+    if not dtypes <= _DTYPES or parameters[0].device != x.device or not halves.takes(x, parameters):
         return None
     rates: Any = tuple(tuple(dropout_rate(dropout) for dropout in part.dropouts) for part in parts)
     return Trained(owner, parts, parameters, kind, rates, dtype, checkpointing)

@@ -167,7 +167,11 @@ class _Layer(NamedTuple):
 def find(
     owner: nn.Module, modules: Sequence[nn.Module], x: Tensor, kind: Kind, checkpointing: bool = False
 ) -> Trained | None:
-    """What runs the layers on such x [N, E] in training on a GPU; None where each must be called, or no gradient is wanted.
+    """What runs the layers on such x [N, E] in training on a GPU; None where each must be called, or there are neither gradients
+    nor dropout.
+
+    Under dropout grad mode decides nothing. A GPU's generator gives other seeds in one draw than in several, and a reentrant
+    checkpoint around a model goes through it without gradients first, and with them in backward.
 
     Args:
         owner: the module that the copies of weights belong to.
@@ -180,11 +184,12 @@ def find(
     if any(type(linear) is not nn.Linear for part in parts for linear in part.linears):
         return None
     parameters = [parameter for part in parts for parameter in part.parameters()]
-    if not needs_gradients(x, parameters) or not joined.takes(parts, parameters):
+    rates: Any = tuple(tuple(dropout_rate(dropout) for dropout in part.dropouts) for part in parts)
+    drops = any(rate > 0.0 for layer in rates for rate in layer)
+    if not (drops or needs_gradients(x, parameters)) or not joined.takes(parts, parameters):
         return None
     dtype = product_dtype(x)
     dtypes = {x.dtype, dtype, *[p.dtype for p in parameters if p is not None]}
     if not dtypes <= _DTYPES or parameters[0].device != x.device or not halves.takes(x, parameters):
         return None
-    rates: Any = tuple(tuple(dropout_rate(dropout) for dropout in part.dropouts) for part in parts)
     return Trained(owner, parts, parameters, kind, rates, dtype, checkpointing)

@@ -29,6 +29,7 @@ class Layers:
         prepack: whether inference on a CPU may keep reordered copies of the weights.
         int8: whether products from these copies are of 8-bit integers.
         checkpointing: whether training keeps only each layer's input, and computes the layer again in backward.
+        narrow_stream: whether training under autocast keeps the residual stream in 16 bits whatever its width.
         at_once: what runs all of them without their calls, its parameters current; see `ready`.
     """
 
@@ -39,6 +40,7 @@ class Layers:
     prepack: bool = True
     int8: bool = False
     checkpointing: bool = False
+    narrow_stream: bool = False
     at_once: stack.Native | device.Launched | training.Trained | None = None
 
     @property
@@ -53,7 +55,7 @@ class Layers:
         if x.device.type in device.KINDS:
             at_once: device.Launched | training.Trained | None = device.find(self.owner, self.modules, x, self.kind)
             if at_once is None:
-                at_once = training.find(self.owner, self.modules, x, self.kind, self.checkpointing)
+                at_once = training.find(self.owner, self.modules, x, self.kind, self.checkpointing, self.narrow_stream)
             return replace(self, at_once=at_once)
         if not self.prepack:
             return self

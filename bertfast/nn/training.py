@@ -5,9 +5,9 @@ one matrix, and everything in 16 bits under autocast. The copies are a call's ow
 backward changes nothing; a trainer that knows when weights change holds them instead (`joined.held`). Nothing here waits for the
 device or depends on what tensors hold, gradient checkpointing included, so that a CUDA graph can hold it all.
 
-Under autocast the residual stream between wide layers is of the products' dtype. That spares a cast before each product and float32
+Under bfloat16 autocast the residual stream between wide layers is bfloat16 too. That spares a cast before each product and float32
 additions of gradients, and errors stay within twice those of eager autocast, whose stream is float32. In narrower layers they would
-not, as their products' own errors are smaller (`python -m benchmarks.gpu.stream`).
+not, as their products' own errors are smaller (`python -m benchmarks.gpu.stream`); who wants the speed asks for it.
 """
 
 from collections.abc import Sequence
@@ -28,15 +28,17 @@ from bertfast.nn.plain import dropout_rate, is_unwatched, needs_gradients, produ
 _DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
 _PARAMETERS = 16  # of a layer, as `LayerParts.parameters` orders them
 _OF_ATTENTION = 10  # of these
-WIDE = (
-    768  # columns, BERT-base's: the least at which a 16-bit stream was measured to be exact enough with initial weights
-)
+# Columns, BERT-large's: the least at which every gradient was measured to be exact enough with initial weights.
+WIDE = 1024
 _BIASES_AND_NORMS = (7, 8, 9, 11, 13, 14, 15)
 
 
-def stream_dtype(x: Tensor, products: torch.dtype) -> torch.dtype:
-    """Of the residual stream between layers, where its rows come as x [N, E] and products are of this dtype."""
-    return products if x.shape[1] >= WIDE else x.dtype
+def stream_dtype(x: Tensor, products: torch.dtype, narrow: bool = False) -> torch.dtype:
+    """Of the residual stream between layers, where its rows come as x [N, E] and products are of this dtype.
+
+    narrow: in 16 bits whatever the width. Of bfloat16 alone: scaled gradients of a float16 stream may overflow where stock's do not.
+    """
+    return products if products is torch.bfloat16 and (narrow or x.shape[1] >= WIDE) else x.dtype
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Trained:
         rates: of each layer's dropouts, as they are now.
         dtype: of the products.
         checkpointing: keep only each layer's input for backward and compute the layer again there.
+        narrow_stream: whether the residual stream is of the products' dtype whatever its width.
     """
 
     owner: nn.Module
@@ -59,6 +62,7 @@ class Trained:
     rates: tuple[tuple[float, float, float], ...]
     dtype: torch.dtype
     checkpointing: bool = False
+    narrow_stream: bool = False
 
     def is_ready(self) -> bool:
         """Whether nothing watches a call now."""
@@ -91,7 +95,7 @@ class Trained:
         rest = iter(() if seeds is None else seeds.unbind())
         copies = self._copies()
         launches = Launches() if len(self.rates) > 1 and self._alike() else None
-        x = x.to(stream_dtype(x, self.dtype)).contiguous()
+        x = x.to(stream_dtype(x, self.dtype, self.narrow_stream)).contiguous()
         for number, rates in enumerate(self.rates):
             layer = _Layer(
                 last if number == len(self.rates) - 1 else every,
@@ -165,7 +169,12 @@ class _Layer(NamedTuple):
 
 
 def find(
-    owner: nn.Module, modules: Sequence[nn.Module], x: Tensor, kind: Kind, checkpointing: bool = False
+    owner: nn.Module,
+    modules: Sequence[nn.Module],
+    x: Tensor,
+    kind: Kind,
+    checkpointing: bool = False,
+    narrow_stream: bool = False,
 ) -> Trained | None:
     """What runs the layers on such x [N, E] in training on a GPU; None where each must be called, or there are neither gradients
     nor dropout.
@@ -176,7 +185,7 @@ def find(
     Args:
         owner: the module that the copies of weights belong to.
         modules: layers with BERT's names inside, all of this kind.
-        checkpointing: as in `Trained`.
+        checkpointing, narrow_stream: as in `Trained`.
     """
     if not is_unwatched():
         return None
@@ -192,4 +201,4 @@ def find(
     dtypes = {x.dtype, dtype, *[p.dtype for p in parameters if p is not None]}
     if not dtypes <= _DTYPES or parameters[0].device != x.device or not halves.takes(x, parameters):
         return None
-    return Trained(owner, parts, parameters, kind, rates, dtype, checkpointing)
+    return Trained(owner, parts, parameters, kind, rates, dtype, checkpointing, narrow_stream)

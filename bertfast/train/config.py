@@ -28,6 +28,10 @@ class TrainConfig:
     max_grad_norm: float = option(1.0, "global gradient norm above which gradients are scaled down; 0: never", low=0)
 
     precision: str = option("fp32", "bf16: autocast with float32 weights", choices=("fp32", "bf16"))
+    narrow_stream: bool = option(
+        False,
+        "bf16 on a GPU: the residual stream in bf16 below 1024 columns too; faster, norms' gradients less exact",
+    )
     gradient_checkpointing: bool = option(False, "keep less for backward, compute layers twice")
     compile: bool = option(False, "torch.compile the model")
     device: str = option("auto", "auto: a GPU where there is one", choices=("auto", "cpu", "cuda"))

@@ -18,7 +18,7 @@ import torch
 
 from bertfast import graphs
 from bertfast.graphs import backend as backends
-from bertfast.nn import joined
+from bertfast.nn import BertEncoder, joined
 from bertfast.train import bad_batch, captured, distributed, memory, optim, schedule, state
 from bertfast.train.checkpoint import FORMAT, Checkpoint, Store, load
 from bertfast.train.config import TrainConfig
@@ -116,6 +116,10 @@ class Trainer:
         self.files = files or Files()
         self.store = Store(self.folder.checkpoints, config.keep, self.files)
         state.seed_all(config.seed, ranks.rank)
+        if config.narrow_stream:
+            for module in task.model.modules():
+                if isinstance(module, BertEncoder):
+                    module.narrow_stream = True
         if config.gradient_checkpointing:
             task.model.gradient_checkpointing_enable()  # type: ignore[operator]
         task.model.to(ranks.device)

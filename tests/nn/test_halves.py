@@ -64,22 +64,34 @@ def test_parity(name, read, act, bias):
         assert_right(found, eager, oracle)
 
 
-def test_a_narrow_stream_keeps_its_dtype_under_autocast_and_a_wide_one_does_not():
+def test_rows_of_few_columns_keep_their_dtype_under_autocast_and_wide_ones_do_not():
     narrow, wide = torch.zeros(1, training.WIDE - 1), torch.zeros(1, training.WIDE)
     assert training.stream_dtype(narrow, torch.bfloat16) == torch.float32
-    assert training.stream_dtype(wide, torch.bfloat16) == torch.bfloat16
+    assert (
+        training.stream_dtype(wide, torch.bfloat16)
+        == training.stream_dtype(narrow, torch.bfloat16, True)
+        == torch.bfloat16
+    )
+    assert (
+        training.stream_dtype(wide, torch.float16)
+        == training.stream_dtype(narrow, torch.float16, True)
+        == torch.float32
+    )
 
 
 @pytest.mark.parametrize("name", ["float32", "autocast"])
-def test_a_wide_stream_is_within_the_budget(monkeypatch, name):
-    monkeypatch.setattr(training, "stream_dtype", lambda x, products: products)
+def test_a_narrow_stream_of_16_bits(name):
+    """Asked for; within the budget with weights as large as these."""
     stack = encoder()
+    stack.narrow_stream = True
     x, layout = rows()
     double = copy.deepcopy(stack).double()
     oracle = result(lambda x: plainly(double, x, layout), double, x.detach().double().requires_grad_())
     with casting(name):
         eager = result(lambda x: plainly(stack, x, layout), stack, x)
         found = result(lambda x: at_once(stack, x, layout), stack, x)
+        stack.narrow_stream = False
+        assert torch.equal(at_once(stack, x, layout), found.output) == (name == "float32")
     assert found.output.dtype == torch.float32
     assert_right(found, eager, oracle)
 

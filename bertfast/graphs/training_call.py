@@ -97,6 +97,7 @@ class Call:
             eps,
             running,
             trained.checkpointing,
+            trained.narrow_stream,
         )
 
 

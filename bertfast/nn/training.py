@@ -36,7 +36,7 @@ _BIASES_AND_NORMS = (7, 8, 9, 11, 13, 14, 15)
 def stream_dtype(x: Tensor, products: torch.dtype, narrow: bool = False) -> torch.dtype:
     """Of the residual stream between layers, where its rows come as x [N, E] and products are of this dtype.
 
-    narrow: in 16 bits whatever the width. Of bfloat16 alone: scaled gradients of a float16 stream may overflow where stock's do not.
+    narrow: in 16 bits whatever the width. bfloat16 alone: scaled gradients of a float16 stream may overflow where stock's do not.
     """
     return products if products is torch.bfloat16 and (narrow or x.shape[1] >= WIDE) else x.dtype
 

@@ -161,6 +161,14 @@ def test_collate_packed_and_padded():
     assert collate([Sample([2, 3], sequence_labels={"labels": 0.5})]).labels["labels"].dtype == torch.float32
 
 
+def test_labels_of_missing_sequences():
+    """Integers that count for no loss; zeros among floats, whose sequences without tokens count for none."""
+    for label, fill in ((1, -100), (1.5, 0.0)):
+        batch = collate([Sample([2, 8, 3], sequence_labels={"labels": label})], "packed", 0, None, 2)
+        assert batch.labels["labels"].tolist() == [label, fill]
+        assert batch.counts == {"loss": 1}
+
+
 def test_collate_refuses_what_does_not_fit():
     sample = Sample([2, 8, 3], sequence_labels={"labels": 1.5})
     for arguments, words in (
@@ -168,7 +176,6 @@ def test_collate_refuses_what_does_not_fit():
         (([sample], "ragged"), "neither"),
         (([sample], "packed", 0, 2), "do not fit"),
         (([sample, sample], "packed", 0, None, 1), "do not fit"),
-        (([sample], "packed", 0, None, 2), "cannot mark missing"),
         (([sample], "padded", 0, None, None, 2), "more than pad_to=2"),
         (([sample, Sample([2])],), "other labels"),
         (([Sample([2, 3], [0])],), "token_type_ids of sample 0"),

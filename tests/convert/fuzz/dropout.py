@@ -48,12 +48,19 @@ def laws(
             module.training = training
         return observe(subject, case, replace(call, **other), inputs, seed)
 
+    def same(one: Tensor, other: Tensor | None) -> bool:
+        if _equal(one, other):
+            return True
+        # A captured call runs on sizes that are rounded up, and products of more rows may round otherwise.
+        near = case.captured and other is not None and one.shape == other.shape
+        return near and _distance(one, other) <= rounding_of(case, dtype)  # type: ignore[arg-type]
+
     second = again()
     for name, value in first.tensors.items():
-        if not _equal(value, second.tensors.get(name)):
+        if not same(value, second.tensors.get(name)):
             problems.append(f"{name} is another when dropout is drawn again from the same state")
     for name, grad in first.gradients.items():
-        if grad is not None and not _equal(grad, second.gradients.get(name)):
+        if grad is not None and not same(grad, second.gradients.get(name)):
             problems.append(f"the gradient of {name} is another when dropout is drawn again from the same state")
     if problems:
         return problems

@@ -60,6 +60,8 @@ def laws(
         if not same(value, second.tensors.get(name)):
             problems.append(f"{name} is another when dropout is drawn again from the same state")
     for name, grad in first.gradients.items():
+        if case.captured and name.endswith("key.bias"):  # zero but for rounding
+            continue
         if grad is not None and not same(grad, second.gradients.get(name)):
             problems.append(f"the gradient of {name} is another when dropout is drawn again from the same state")
     if problems:

@@ -51,7 +51,7 @@ _PLACES = {
     "tensorboard": "train.tensorboard",
 }
 EPILOG = (
-    "On one GPU, steps are captured in CUDA graphs and replayed; --set train.cuda_graphs=false runs them eagerly. "
+    "On GPUs, without fsdp or compile, steps are captured in CUDA graphs; --set train.cuda_graphs=false runs them eagerly. "
     "The log says which of the two a run does, and why.\n\n"
     "Exit status: "
     + "; ".join(f"{status} {meaning}" for status, meaning in EXIT_STATUSES.items())

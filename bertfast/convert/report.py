@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from bertfast import _ext, graphs
@@ -111,6 +112,17 @@ def _gpu_notes(model: nn.Module) -> list[str]:
         if parameter is None or parameter.device.type != "cuda" or option(module, "gpu_kernels") is False:
             continue
         index, asked = parameter.device.index, option(module, "gpu_kernels")
+        if option(module, "max_graphs") == 0:
+            notes["nothing is captured in CUDA graphs: max_graphs is 0"] = None
+            continue
+        if (
+            parameter.dtype is torch.float32
+            and checks.gpu_reason(index, asked, captured=True, dtype=torch.bfloat16) is None
+        ):
+            notes[
+                "float32 weights: under bfloat16 or float16 autocast all layers in training run from CUDA graphs, whatever the "
+                "rows above say of float32 itself"
+            ] = None
         if checks.gpu_reason(index, asked, captured=True, dtype=parameter.dtype) is not None:
             continue
         eager = checks.gpu_reason(index, asked, captured=False, dtype=parameter.dtype)

@@ -64,10 +64,6 @@ class Trained:
     checkpointing: bool = False
     narrow_stream: bool = False
 
-    def is_ready(self) -> bool:
-        """Whether nothing watches a call now."""
-        return is_unwatched()
-
     @property
     def seeds(self) -> int:
         """How many a call needs: one for each dropout that is on."""

@@ -66,7 +66,7 @@ def peak(device: torch.device, precision: str) -> Peak:
         # bfloat16 is only storage on many processors, whose float32 is then the faster way.
         dtypes = (torch.float32,) if precision == "fp32" else (torch.float32, torch.bfloat16)
         rate = max(_measured(dtype) for dtype in dtypes)
-        return Peak(rate, f"{_rate(rate)}, measured matrix rate of {torch.get_num_threads()} threads")
+        return Peak(rate, f"{_rate(rate)}, the matrix rate measured here on {torch.get_num_threads()} thread(s)")
     name = torch.cuda.get_device_name(device)
     part, half, single = next((row for row in _GPUS if row[0] in name), ("", None, None))
     sheet = half if precision == "bf16" else single

@@ -82,7 +82,7 @@ def test_a_bar_on_a_terminal_and_silence_on_other_ranks():
 def test_rates():
     one, words = rates.peak(torch.device("cpu"), "fp32")
     assert 1e8 < one < 1e14
-    assert words == f"{one / 1e12:.3g} TFLOP/s, measured matrix rate of {torch.get_num_threads()} threads"
+    assert words == f"{one / 1e12:.3g} TFLOP/s, the matrix rate measured here on {torch.get_num_threads()} thread(s)"
     assert rates.peak(torch.device("cpu"), "bf16").flops >= one
 
 

@@ -2,9 +2,9 @@
 
 The query, key and value weights of a layer become one matrix, and weights of another dtype than the products' (autocast) are cast.
 These copies are kept for inference (`Joined`), made for each call in training (`fresh`), or held by a trainer (`held`). But for the
-last they are written anew at the beginning of every call, by one launch or a few for all layers, because no look at a weight on a GPU
-could say without waiting whether it was edited in place. What needs no copy is the parameter itself, and only calls hold it: a model
-that is moved or dropped takes its memory along, all but the copies.
+last they are written anew at the beginning of every call, by one launch or a few for all layers, because no look at a weight on a
+GPU could say without waiting whether it was edited in place. What needs no copy is the parameter itself, and only calls hold it: a
+model that is moved or dropped takes its memory along, all but the copies.
 """
 
 import threading

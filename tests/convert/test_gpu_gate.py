@@ -102,6 +102,10 @@ def test_report_says_what_is_captured_and_what_is_not(hopper):
     assert "run our kernels eagerly" in notes_of(pair()[0].bfloat16(), gpu_kernels=True)
     assert "CUDA graphs" not in notes_of(pair()[0].bfloat16(), gpu_kernels=False)
     assert "CUDA graphs" not in "\n".join(bertfast.report(pair()[1]).notes)  # on a CPU
+    assert "float32 weights: under bfloat16 or float16 autocast all layers in training run" in notes_of(pair()[0])
+    text = notes_of(pair()[0].bfloat16(), max_graphs=0)
+    assert "nothing is captured in CUDA graphs: max_graphs is 0" in text
+    assert "run from CUDA graphs" not in text
 
 
 def test_report_quotes_sizes_that_lose(hopper):

@@ -235,15 +235,17 @@ class _Mixing:
     def __init__(self, kind: Kind, bounds: tuple[Tensor, int], dtype: torch.dtype, again: bool) -> None:
         self._kind, self._bounds = kind, bounds
         self._product, self._attention = _Product(dtype, again), _Step("attention_fwd", again)
+        self._qkv: Tensor | None = None
         self._args: tuple[Any, ...] = ()
 
     def __call__(self, x: Tensor, weights: Weights) -> Tensor:
         qkv = self._product(x, weights.qkv, weights.qkv_bias)  # [N, 3 H D]
-        if not self._args:
+        if qkv is not self._qkv:  # of every layer in one buffer, unless a launcher makes memory of its own each time
+            self._qkv = qkv
             heads = self._kind.heads
             split = qkv.view(qkv.shape[0], 3, heads, qkv.shape[1] // (3 * heads))
             self._args = (split, *self._bounds, self._kind.scale, 0.0, None)
-        return self._attention(self._args).flatten(1)
+        return self._attention(self._args, self._args[0]).flatten(1)
 
 
 class _Rows:

@@ -83,14 +83,12 @@ def unspecialised(kernel: Any) -> set[str]:
 
 def source(kernel: Any, signature: dict[str, str], constants: dict[str, Any], attributes: dict) -> Any:
     """What `triton.compile` takes for a kernel with these argument types."""
-    kind = "GluonASTSource" if is_gluon(kernel) else "ASTSource"
+    name = "triton.experimental.gluon._runtime.GluonASTSource" if is_gluon(kernel) else "triton.compiler.ASTSource"
+    module, _, kind = name.rpartition(".")
     try:
-        module = importlib.import_module(
-            "triton.experimental.gluon._runtime" if is_gluon(kernel) else "triton.compiler"
-        )
-        make = getattr(module, kind)
+        make = getattr(importlib.import_module(module), kind)
     except (ImportError, AttributeError) as problem:
-        raise _unknown(kind) from problem
+        raise _unknown(name) from problem
     return make(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
 
 

@@ -3,7 +3,7 @@
 - `compiled.run`, `compiled.metadata`, for launching a compiled kernel without Triton's binding of arguments. Where the release is
   not one of DIRECT_MINORS, `runs_directly` is false and `kernel[grid](...)` launches.
 - `kernel.arg_names`, `kernel.params`, for recording launches without a GPU; `ASTSource`, `GPUTarget` and the bundled cuobjdump and
-  nvdisasm, for compiling ahead of time; `InterpreterBuilder.create_dot`, `.create_atomic_rmw`, for tests in the interpreter. Where
+  nvdisasm, for compiling ahead of time; `InterpreterBuilder.create_dot`, `.create_atomic_rmw`, `.create_fp_to_fp`, for tests in the interpreter. Where
   one is gone: an error that names it and the releases that have it. Running on a GPU needs none of them.
 """
 
@@ -106,7 +106,7 @@ def interpreter_builder() -> Any:
     from triton.runtime import interpreter
 
     builder = getattr(interpreter, "InterpreterBuilder", None)
-    for name in ("create_dot", "create_atomic_rmw"):
+    for name in ("create_dot", "create_atomic_rmw", "create_fp_to_fp"):
         if not hasattr(builder, name):
             raise _unknown(f"InterpreterBuilder.{name}")
     return builder

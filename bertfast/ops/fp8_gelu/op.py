@@ -1,4 +1,4 @@
-"""fp8_gelu: bias_gelu with its result in FP8, cast by the pass that makes it, and with the transposed copy that a weight gradient reads.
+"""fp8_gelu: bias_gelu with its result in FP8, cast by the pass that makes it, and the transposed copy for a weight's gradient.
 
 A number is its stored value times a scale. In training there is one scale for a tensor, which earlier steps decided, and `amax` is
 raised to the largest magnitude of this one; in inference each row has a scale of its own.
@@ -37,3 +37,7 @@ def _(pre, bias, tanh, dtype):
 def _(dy, pre, bias, tanh, scale, amax, dtype, transposed):
     dpret = pre.new_empty(pre.shape[::-1] if transposed else (0,), dtype=dtype)
     return pre.new_empty(pre.shape, dtype=dtype), dpret, bias.new_empty(bias.shape)
+
+
+for _name in ("fp8_gelu_fwd", "fp8_gelu_rows", "fp8_gelu_bwd"):
+    _library.implement(_name, "CUDA", f"bertfast.ops.fp8_gelu.triton:{_name}")

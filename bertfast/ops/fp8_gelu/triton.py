@@ -196,5 +196,7 @@ def fp8_gelu_rows(pre: Tensor, bias: Tensor, tanh: bool, dtype: torch.dtype) -> 
     y = torch.empty_like(pre, dtype=dtype)
     scale = torch.empty((rows, 1), dtype=torch.float32, device=pre.device)
     constants = {"F": cols, "LARGEST": LARGEST[dtype], **_form(pre, tanh), "ROWS": tile["rows"], "BLOCK": block}
-    launch(fp8_gelu_rows_kernel, (cdiv(rows, tile["rows"]),), (pre, bias, y, scale, rows), constants, warps=tile["warps"])
+    launch(
+        fp8_gelu_rows_kernel, (cdiv(rows, tile["rows"]),), (pre, bias, y, scale, rows), constants, warps=tile["warps"]
+    )
     return y, scale

@@ -1,9 +1,9 @@
-"""What passes that write FP8 share inside a kernel: the cast, the largest magnitude, and the transposed copy by words of four rows.
+"""What passes that write FP8 share inside a kernel: the cast, the largest magnitude, and the transposed copy by words of several rows.
 
 A transposed copy through bytes is dear: Triton computes a tile once in the layout of each of its stores, or moves bytes
-one by one through shared memory. So a program takes rows 4 q to 4 q + 3 of a *quad* q one after another, in one layout, and shifts
-each result's byte into a word. A word is four neighbouring places of the transposed copy, and [QUADS, COLS] words cross
-shared memory once, four bytes at a time. Where the number of rows is no multiple of 16, words would not be aligned:
+one by one through shared memory. So a program takes the rows of a *group* (4 or 8 neighbours) one after another, in one layout, and
+shifts each result's byte into a word. A word is as many neighbouring places of the transposed copy, and [GROUPS, COLS] words
+cross shared memory once, 4 or 8 bytes at a time. Where the number of rows is no multiple of 16, words would not be aligned:
 bytes are stored then (WHOLE is false). FP8 products ask for that multiple as well.
 
 Casts on a GPU round to nearest even and saturate (cvt.rn.satfinite), infinities too; NaN stays NaN.
@@ -20,25 +20,19 @@ def inverse_of(scale_ptr):
 
 
 @triton.jit
-def inside(quad, step: tl.constexpr, col, rows, C: tl.constexpr, WHOLE: tl.constexpr):
-    """Which elements of row `step` of each quad are there. quad: [QUADS, 1]; col: [1, COLS]."""
+def inside(group, step, rows, STEPS: tl.constexpr, WHOLE: tl.constexpr):
+    """Which groups have a row `step`. group: [GROUPS, 1], of STEPS rows each."""
     if WHOLE:
-        mask = (quad < rows // 16 * 4) & (col < C)  # a multiple, said so, for wide accesses
+        there = group < rows // 16 * (16 // STEPS)  # a multiple, said so, for wide accesses
     else:
-        mask = (quad * 4 + step < rows) & (col < C)
-    return mask
+        there = group * STEPS + step < rows
+    return there
 
 
 @triton.jit
-def places(quad, step: tl.constexpr, col, C: tl.constexpr):
-    """Where row `step` of each quad lies in a contiguous [T, C]."""
-    return (quad.to(tl.int64) * 4 + step) * C + col
-
-
-@triton.jit
-def larger(largest, v, mask):
+def larger(largest, v):
     """The larger magnitude of two, NaN where one is."""
-    return tl.maximum(largest, tl.where(mask, tl.abs(v), 0.0), propagate_nan=tl.PropagateNan.ALL)
+    return tl.maximum(largest, tl.abs(v), propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -56,23 +50,23 @@ def raise_amax(amax_ptr, magnitude):
 
 @triton.jit
 def push(word, stored):
-    """word with its lowest byte gone and the FP8 number `stored` above the others: after four, the first lies lowest."""
-    return (word >> 8) | (stored.to(tl.uint8, bitcast=True).to(tl.uint32) << 24)
+    """word with its lowest byte gone and the FP8 number `stored` above the others: when it is full, the first lies lowest."""
+    return (word >> 8) | (stored.to(tl.uint8, bitcast=True).to(word.dtype) << (word.dtype.primitive_bitwidth - 8))
 
 
 @triton.jit
-def store_words(transposed_ptr, word, quad, col, rows, C: tl.constexpr):
-    """Four rows of each quad into the transposed copy [C, rows]; rows is a multiple of 16. word: [QUADS, COLS]."""
-    quads = rows // 16 * 4
-    place = tl.trans(col).to(tl.int64) * quads + tl.trans(quad)  # [COLS, QUADS]
-    mask = tl.trans((quad < quads) & (col < C))
-    tl.store(transposed_ptr.to(tl.pointer_type(tl.uint32), bitcast=True) + place, tl.trans(word), mask=mask)
+def store_words(transposed_ptr, word, group, col, rows, C: tl.constexpr):
+    """All rows of each group into the transposed copy [C, rows]; rows is a multiple of 16. word: [GROUPS, COLS]."""
+    groups = rows // 16 * (128 // word.dtype.primitive_bitwidth)
+    place = tl.trans(col).to(tl.int64) * groups + tl.trans(group)  # [COLS, GROUPS]
+    mask = tl.trans((group < groups) & (col < C))
+    tl.store(transposed_ptr.to(tl.pointer_type(word.dtype), bitcast=True) + place, tl.trans(word), mask=mask)
 
 
 @triton.jit
-def store_bytes(transposed_ptr, stored, quad, step: tl.constexpr, col, rows, mask):
-    """Row `step` of each quad into the transposed copy [C, rows] of any rows."""
-    place = tl.trans(col).to(tl.int64) * rows + tl.trans(quad * 4 + step)  # [COLS, QUADS]
+def store_bytes(transposed_ptr, stored, row, col, rows, mask):
+    """Some rows into the transposed copy [C, rows] of any number of rows. row: [ROWS, 1]."""
+    place = tl.trans(col).to(tl.int64) * rows + tl.trans(row)  # [COLS, ROWS]
     tl.store(transposed_ptr + place, tl.trans(stored), mask=tl.trans(mask))
 
 

@@ -1,7 +1,7 @@
 """fp8_gelu on GPUs: bias_gelu's passes, whose results leave them in FP8, row by row and transposed.
 
 Forward: a program a tile. Backward: a program walks down a chunk of rows and keeps the sums of its columns, as bias_gelu does.
-Rows: a program a row, which must be whole before its scale is known. The transposed copy: bertfast.triton.fp8_words.
+Rows: a program a row, kept in registers until its scale is known. The transposed copy: bertfast.triton.fp8_words.
 GELU's erf form in 16-bit types is that of `linear_gelu.cheap_erf`: its relative error of 7e-5 is nothing beside FP8's 2^-4.
 """
 
@@ -18,7 +18,7 @@ from bertfast.ops.linear_gelu import cheap_erf
 from bertfast.triton import fp8_words as words
 from bertfast.triton import gelu as exact
 from bertfast.triton import sums, tables
-from bertfast.triton.launch import architecture, cdiv, launch, next_power_of_2
+from bertfast.triton.launch import architecture, cdiv, launch
 
 TABLES = tables.load("fp8_gelu", Path(__file__).with_name("launch.json"))
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -44,6 +44,12 @@ def gelu_gradient(v, TANH: tl.constexpr, CHEAP: tl.constexpr):
     return slope
 
 
+@triton.jit
+def _place(quad, step: tl.constexpr, col, F: tl.constexpr):
+    """Where row `step` of each quad, a group of four rows, lies in [T, F]."""
+    return (quad.to(tl.int64) * 4 + step) * F + col
+
+
 @triton.jit(do_not_specialize=["rows"])
 def fp8_gelu_fwd_kernel(
     pre_ptr, bias_ptr, scale_ptr, amax_ptr, y_ptr, yt_ptr, rows,
@@ -53,26 +59,30 @@ def fp8_gelu_fwd_kernel(
     col = tl.program_id(1) * COLS + tl.arange(0, COLS)[None, :]  # [1, COLS]
     loaded = ()  # all four rows are asked for before the first is worked on
     for step in tl.static_range(4):
-        mask = words.inside(quad, step, col, rows, F, WHOLE)
-        loaded = loaded + (tl.load(pre_ptr + words.places(quad, step, col, F), mask=mask, other=0.0),)  # [QUADS, COLS]
+        mask = words.inside(quad, step, rows, 4, WHOLE) & (col < F)
+        loaded = loaded + (tl.load(pre_ptr + _place(quad, step, col, F), mask=mask, other=0.0),)  # [QUADS, COLS]
     bias = tl.load(bias_ptr + col, mask=col < F, other=0.0).to(tl.float32)  # [1, COLS]
     inverse = words.inverse_of(scale_ptr)
     word = tl.zeros((QUADS, COLS), tl.uint32)
     largest = tl.zeros((QUADS, COLS), tl.float32)
     for step in tl.static_range(4):
-        mask = words.inside(quad, step, col, rows, F, WHOLE)
+        mask = words.inside(quad, step, rows, 4, WHOLE) & (col < F)
         y = gelu(loaded[step].to(tl.float32) + bias, TANH, CHEAP)
-        largest = words.larger(largest, y, mask)
+        if not WHOLE:
+            y = tl.where(mask, y, 0.0)
+        largest = words.larger(largest, y)
         stored = (y * inverse).to(y_ptr.dtype.element_ty)
-        tl.store(y_ptr + words.places(quad, step, col, F), stored, mask=mask)
+        tl.store(y_ptr + _place(quad, step, col, F), stored, mask=mask)
         if yt_ptr is not None:
             if WHOLE:
                 word = words.push(word, stored)
             else:
-                words.store_bytes(yt_ptr, stored, quad, step, col, rows, mask)
+                words.store_bytes(yt_ptr, stored, quad * 4 + step, col, rows, mask)
     if yt_ptr is not None:
         if WHOLE:
             words.store_words(yt_ptr, word, quad, col, rows, F)
+    if WHOLE:  # all rows of a quad are there or none: one selection for the four of them
+        largest = tl.where(words.inside(quad, 0, rows, 4, WHOLE) & (col < F), largest, 0.0)
     words.raise_amax(amax_ptr, largest)
 
 
@@ -94,21 +104,21 @@ def fp8_gelu_bwd_kernel(
         quad = first + tl.arange(0, QUADS)[:, None]  # [QUADS, 1]
         word = tl.zeros((QUADS, COLS), tl.uint32)
         for step in tl.static_range(4):
-            mask = words.inside(quad, step, col, rows, F, WHOLE)
-            place = words.places(quad, step, col, F)
+            mask = words.inside(quad, step, rows, 4, WHOLE) & (col < F)
+            place = _place(quad, step, col, F)
             dy = tl.load(dy_ptr + place, mask=mask, other=0.0).to(tl.float32)  # [QUADS, COLS]
             pre = tl.load(pre_ptr + place, mask=mask, other=0.0).to(tl.float32)  # [QUADS, COLS]
             # Past the last row dy is 0, but an infinite bias would make NaN of it.
             dpre = tl.where(mask, dy * gelu_gradient(pre + bias, TANH, CHEAP), 0.0)
             total += dpre
-            largest = tl.maximum(largest, tl.abs(dpre), propagate_nan=tl.PropagateNan.ALL)
+            largest = words.larger(largest, dpre)
             stored = (dpre * inverse).to(dpre_ptr.dtype.element_ty)
             tl.store(dpre_ptr + place, stored, mask=mask)
             if dpret_ptr is not None:
                 if WHOLE:
                     word = words.push(word, stored)
                 else:
-                    words.store_bytes(dpret_ptr, stored, quad, step, col, rows, mask)
+                    words.store_bytes(dpret_ptr, stored, quad * 4 + step, col, rows, mask)
         if dpret_ptr is not None:
             if WHOLE:
                 words.store_words(dpret_ptr, word, quad, col, rows, F)
@@ -117,21 +127,27 @@ def fp8_gelu_bwd_kernel(
     words.raise_amax(amax_ptr, largest)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit
 def fp8_gelu_rows_kernel(
-    pre_ptr, bias_ptr, y_ptr, scale_ptr, rows,
-    F: tl.constexpr, LARGEST: tl.constexpr, TANH: tl.constexpr, CHEAP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    pre_ptr, bias_ptr, y_ptr, scale_ptr,
+    F: tl.constexpr, LARGEST: tl.constexpr, TANH: tl.constexpr, CHEAP: tl.constexpr, PIECE: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]  # [ROWS, 1]
-    col = tl.arange(0, BLOCK)[None, :]  # [1, BLOCK]
-    mask = (row < rows) & (col < F)
-    place = row.to(tl.int64) * F + col
-    pre = tl.load(pre_ptr + place, mask=mask, other=0.0).to(tl.float32)  # [ROWS, BLOCK]
-    bias = tl.load(bias_ptr + col, mask=col < F, other=0.0).to(tl.float32)  # [1, BLOCK]
-    y = tl.where(mask, gelu(pre + bias, TANH, CHEAP), 0.0)
-    scale = words.row_scale(words.bits_of_largest(tl.abs(y), 1), LARGEST)[:, None]  # [ROWS, 1]
-    tl.store(y_ptr + place, (y * tl.div_rn(1.0, scale)).to(y_ptr.dtype.element_ty), mask=mask)
-    tl.store(scale_ptr + row, scale, mask=row < rows)
+    row = tl.program_id(0).to(tl.int64)
+    results = ()  # the row stays in registers until its scale is known
+    largest = tl.zeros((PIECE,), tl.float32)
+    for piece in tl.static_range(PIECES):
+        col = piece * PIECE + tl.arange(0, PIECE)  # [PIECE]
+        pre = tl.load(pre_ptr + row * F + col, mask=col < F, other=0.0).to(tl.float32)  # [PIECE]
+        bias = tl.load(bias_ptr + col, mask=col < F, other=0.0).to(tl.float32)  # [PIECE]
+        y = gelu(pre + bias, TANH, CHEAP)  # 0 past the last column
+        largest = words.larger(largest, y)
+        results = results + (y,)
+    scale = words.row_scale(words.bits_of_largest(largest, 0), LARGEST)
+    inverse = tl.div_rn(1.0, scale)
+    for piece in tl.static_range(PIECES):
+        col = piece * PIECE + tl.arange(0, PIECE)  # [PIECE]
+        tl.store(y_ptr + row * F + col, (results[piece] * inverse).to(y_ptr.dtype.element_ty), mask=col < F)
+    tl.store(scale_ptr + row, scale)
 
 
 def taken(pre: Tensor) -> bool:
@@ -140,6 +156,11 @@ def taken(pre: Tensor) -> bool:
 
 def _form(pre: Tensor, tanh: bool) -> dict[str, bool]:
     return {"TANH": tanh, "CHEAP": not tanh and pre.dtype != torch.float32}
+
+
+def _piece(cols: int) -> int:
+    """Columns of a piece of a row, 8 a thread: as many as divide it, so that no lane is idle, up to four warps' worth."""
+    return next((piece for piece in (1024, 512) if cols % piece == 0), 256 if cols <= 1024 else 1024)
 
 
 def fp8_gelu_fwd(
@@ -191,12 +212,10 @@ def fp8_gelu_rows(pre: Tensor, bias: Tensor, tanh: bool, dtype: torch.dtype) -> 
         return reference.rows(pre, bias, tanh, dtype)
     pre, bias = pre.contiguous(), bias.contiguous()
     rows, cols = pre.shape
-    block = max(256, next_power_of_2(cols))
-    tile = TABLES.find("rows", architecture(pre.device), block=block)
+    piece = _piece(cols)
     y = torch.empty_like(pre, dtype=dtype)
     scale = torch.empty((rows, 1), dtype=torch.float32, device=pre.device)
-    constants = {"F": cols, "LARGEST": LARGEST[dtype], **_form(pre, tanh), "ROWS": tile["rows"], "BLOCK": block}
-    launch(
-        fp8_gelu_rows_kernel, (cdiv(rows, tile["rows"]),), (pre, bias, y, scale, rows), constants, warps=tile["warps"]
-    )
+    sizes = {"PIECE": piece, "PIECES": cdiv(cols, piece)}
+    constants = {"F": cols, "LARGEST": LARGEST[dtype], **_form(pre, tanh), **sizes}
+    launch(fp8_gelu_rows_kernel, (rows,), (pre, bias, y, scale), constants, warps=piece // 256)
     return y, scale

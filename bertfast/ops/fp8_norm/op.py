@@ -57,3 +57,7 @@ def _(dy, x, bias, residual, weight, mean, rstd, dropout_p, rng, scale, amax, dt
     dbias = x.new_empty(0) if bias is None else bias.new_empty(bias.shape)
     dx8, dx8t = x.new_empty(x.shape, dtype=dtype), _transposed(x, dtype, transposed)
     return dx8, dx8t, dresidual, dbias, weight.new_empty(weight.shape), weight.new_empty(weight.shape)
+
+
+for _name in ("fp8_norm_fwd", "fp8_norm_rows", "fp8_norm_bwd"):
+    _library.implement(_name, "CUDA", f"bertfast.ops.fp8_norm.triton:{_name}")

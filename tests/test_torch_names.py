@@ -52,7 +52,7 @@ def without():
                 # Looked up anew whenever it is missing, or a built-in type's: hidden rather than deleted.
                 patch.setattr(_torch._find(path), last, None)
             else:
-                patch.delattr(_torch._find(path), last, raising=False)
+                patch.delattr(_torch._find(path) if path else torch, last, raising=False)
             _forget()
 
         yield take

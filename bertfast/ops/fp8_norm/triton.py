@@ -101,9 +101,7 @@ def fp8_norm_fwd_kernel(
         row = quad.to(tl.int64) * 4 + step  # [QUADS, 1]
         there = words.inside(quad, step, rows, 4, WHOLE)
         inputs = (x_ptr, bias_ptr, residual_ptr, weight_ptr, norm_bias_ptr, rng_ptr)
-        results, mean, rstd = _normalised(
-            inputs, row, there, eps, threshold, scale, E, DROPOUT, QUADS, PIECE, PIECES
-        )
+        results, mean, rstd = _normalised(inputs, row, there, eps, threshold, scale, E, DROPOUT, QUADS, PIECE, PIECES)
         tl.store(mean_ptr + row, mean, mask=there)
         tl.store(rstd_ptr + row, rstd, mask=there)
         shifted = ()

@@ -47,6 +47,7 @@ class Case:
         wide: the least share of the bytes of global accesses that moves in accesses of 16.
         spills: (kernel, architecture) to the reason why it may spill there.
         run: what to time in place of the owner, for alternatives that own nothing yet.
+        predicted_us: microseconds that were expected on an H200 before it was ever timed there, and `reason`, what they are made of.
     """
 
     op: str
@@ -62,6 +63,8 @@ class Case:
     wide: float = 0.5
     spills: dict[tuple[str, int], str] = field(default_factory=dict)
     run: Callable[..., Any] | None = None
+    predicted_us: float | None = None
+    reason: str = ""
 
     @property
     def name(self) -> str:

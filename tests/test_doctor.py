@@ -104,9 +104,7 @@ def test_a_candidate_says_why_the_owner_runs_and_when_it_runs_itself(hopper, mon
     assert "for bias_gelu_fwd, " in row["why"]
     assert "have not passed their parity tests on sm_90" in row["why"]
     with verified.prefer(candidates=True):
-        assert doctor.gpu_candidate(name, 90)["why"] == (
-            "not verified and faster, but asked for in this process"
-        )
+        assert doctor.gpu_candidate(name, 90)["why"] == ("not verified and faster, but asked for in this process")
     entry = {"date": "2026-02-01", "device": "NVIDIA H200", "commit": "abc", "sources": verified.sources.here(name, 90)}
     monkeypatch.setitem(verified._table()["90"], name, {verified.triton_minor(): entry})
     assert doctor.gpu_candidate(name, 90)["runs"] == "owner"  # right, and nobody knows whether it is faster

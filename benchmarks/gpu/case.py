@@ -47,7 +47,7 @@ class Case:
         wide: the least share of the bytes of global accesses that moves in accesses of 16.
         spills: (kernel, architecture) to the reason why it may spill there.
         run: what to time in place of the owner, for alternatives that own nothing yet.
-        predicted_us: microseconds that were expected on an H200 before it was ever timed there, and `reason`, what they are made of.
+        predicted_us: microseconds that were expected on an H200 before it was ever timed there; `reason`: what they are made of.
     """
 
     op: str

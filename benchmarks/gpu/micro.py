@@ -70,8 +70,9 @@ def run_case(
     ceilings: Ceilings,
     synchronize: measure.Thunk,
     stage: str = "micro",
+    budget: float = 0.5,
 ) -> results.Line:
-    """One line of a stage; a case that fails is a line with ok=False."""
+    """One line of a stage; a case that fails is a line with ok=False. budget: seconds for all sides together, see `take_turns`."""
     what = about(case, results.environment()["arch"])
     try:
         arguments = case.make(device)
@@ -83,7 +84,7 @@ def run_case(
                 thunks[name] = build(arguments)
             except Exception as problem:  # a peer that this torch does not have
                 peers[name] = {"error": measure.explain(problem)}
-        spreads = measure.take_turns(thunks, clock)
+        spreads = measure.take_turns(thunks, clock, budget)
         own = spreads.pop("owner")
         if isinstance(own, str):
             return results.line(stage, case.name, ok=False, error=own, **what)

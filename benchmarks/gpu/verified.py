@@ -6,13 +6,13 @@ one op: why its failed tests are no fault of the kernels, or why sources that ha
 names all it excuses, and what it says goes along as a note to whoever asks.
 
 A candidate's entry holds its gains as well: for each of its ops the median over the op's cases of the owner's time over the
-candidate's, by the last line of each case on the same device with the same sources and the same Triton. Owner and candidate took turns in the run of each
-line. Cases that lost are named; they count in the median, and no more than that.
+candidate's, by the last line of each case on the same device with the same sources and the same Triton. Owner and candidate
+took turns in the run of each line. Cases that lost are named; they count in the median, and no more than that.
 """
 
 import json
-from statistics import median
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmarks.gpu import results
@@ -130,11 +130,16 @@ def reviews() -> list[dict[str, Any]]:
     return _json(REVIEWED, [])
 
 
+def recorded_digests() -> Recorded:
+    """The committed digests of lines that do not hold them themselves."""
+    return _json(SOURCES, {})
+
+
 def committed() -> Table:
     """The table of the committed files."""
     import bertfast.ops  # noqa: F401  defines the ops
 
-    return table(results.read(), [*folders(), *candidates()], _json(SOURCES, {}), reviews())
+    return table(results.read(), [*folders(), *candidates()], recorded_digests(), reviews())
 
 
 def text(rows: Table) -> str:

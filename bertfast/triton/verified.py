@@ -2,9 +2,9 @@
 
 An op's kernels count as verified where all its parity tests passed on that architecture, with that minor release of Triton and
 with these sources (`bertfast.triton.sources`). `python -m benchmarks.gpu verified` writes the file from the lines of `make gpu`.
-A candidate (`_library.candidate`), such as "linear_gelu.cheap_erf" for that module, is an entry of its own. It runs in place of the
-owner of an op where it is verified and where committed lines show it faster at that op: by the median over the op's cases of the owner's
-time over its own, measured in turn (`gain`). Of several candidates the one with the largest gain runs.
+A candidate (`_library.candidate`), such as "linear_gelu.cheap_erf" for that module, is an entry of its own. It runs in place of
+the owner of an op where it is verified and where committed lines show it faster at that op: by the median over the op's cases of
+the owner's time over its own, measured in turn (`gain`). Of several candidates the one with the largest gain runs.
 This module imports no Triton. It is asked once for each op, at the first call with a tensor on a GPU (`resolve`).
 """
 
@@ -28,12 +28,13 @@ FILE = Path(__file__).with_name("verified.json")
 # 1: run the kernels of every op, verified or not. What `allow_unverified` does for a whole process and those it starts.
 ENVIRONMENT = "BERTFAST_UNVERIFIED_KERNELS"
 
-# date, device, commit, sources; note, where something is to be known; of a candidate that was timed, gains: {op: {gain, cases, losing,
-# owner}}, which are the median, the number of cases, {case that lost: its ratio}, and the digest of the owner that it was timed against.
+# date, device, commit, sources; note, where something is to be known; of a candidate that was timed, gains: {op: {gain, cases,
+# losing, owner}}: the median, the number of cases, {case that lost: its ratio}, and the digest of the owner beside it.
 Entry = dict[str, Any]
 _allowed = 0
 _torch_only = 0
-_preferred: bool | str | None = None  # every candidate (True), one by name, or owners (False), whatever is verified
+# Every candidate (True), those that are named, of several for an op the first, or owners (False), whatever is verified.
+_preferred: bool | tuple[str, ...] | None = None
 _noticed: set[int] = set()
 
 
@@ -135,8 +136,8 @@ def why_not_candidate(name: str, arch: int, op: str | None = None) -> str | None
     """
     if _torch_only:
         return "its kernels were switched off"
-    if isinstance(_preferred, str):
-        return None if _preferred == name else f"this process asked for {_preferred}"
+    if isinstance(_preferred, tuple):
+        return None if name in _preferred else f"this process asked for {', '.join(_preferred)}"
     if _preferred is not None:
         return None if _preferred else "this process asked for the owners"
     if (reason := why_not(name, arch)) is not None:
@@ -149,6 +150,8 @@ def running_candidate(op: str, arch: int) -> str | None:
     """The candidate that runs on `arch` in place of the owner of `op`: of several the fastest, or the first of equal ones."""
     names = map(_library.candidate_of, _library.candidates().get(op, ()))
     ready = [name for name in names if why_not_candidate(name, arch, op) is None]
+    if isinstance(_preferred, tuple):
+        ready.sort(key=_preferred.index)
     if not ready or _preferred is not None:
         return ready[0] if ready else None
     return max(ready, key=lambda name: gain(name, op, arch) or 0.0)
@@ -198,13 +201,14 @@ def allow_unverified() -> Iterator[None]:
 
 
 @contextmanager
-def prefer(candidates: bool | str) -> Iterator[None]:
+def prefer(candidates: bool | str | tuple[str, ...]) -> Iterator[None]:
     """Run candidates in place of owners, verified or not: for those who test and measure both.
 
-    candidates: True for every one (of several for an op the first), False for none, or the name of one.
+    candidates: True for every one (of several for an op the first), False for none, or the name of one or of several (of
+        several for an op the one that is named first).
     """
     global _preferred
-    before, _preferred = _preferred, candidates
+    before, _preferred = _preferred, (candidates,) if isinstance(candidates, str) else candidates
     _library.forget("CUDA")
     try:
         yield

@@ -46,13 +46,15 @@ def _build(only: str, done: frozenset[str]) -> Iterator[results.Line]:
 
 def _verified(only: str, done: frozenset[str]) -> Iterator[results.Line]:
     """What follows from all lines: verified ops, captured calls that are slower than stock, matrix rates; and tables."""
-    from benchmarks.gpu import docs, faster, rates, verified
+    from benchmarks.gpu import docs, faster, rates, verified, waterfall_page
 
     yield results.line("verified", "verified.json", ok=True, ops=verified.write())
     yield results.line("verified", "faster.json", ok=True, lines=faster.write())
     yield results.line("verified", "matrix_rates.json", ok=True, devices=rates.write())
     docs.write_gpu_page()
     yield results.line("verified", "docs/gpu.md", ok=True)
+    waterfall_page.write()
+    yield results.line("verified", "docs/waterfall.md", ok=True)
 
 
 def stage(name: str) -> Stage:

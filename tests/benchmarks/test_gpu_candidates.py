@@ -166,6 +166,7 @@ def test_what_fails_its_tests_is_not_timed(fake, capsys):
 def test_what_did_not_get_its_turn_is_left_for_the_next_run(fake, monkeypatch, capsys):
     monkeypatch.setattr(candidates, "PARITY_SECONDS", -1)
     monkeypatch.setattr(candidates, "STAGE_SECONDS", -1)
+    monkeypatch.setattr(candidates, "CASES_SECONDS", 0)
     lines = list(candidates.run("", everything_but(CHEAP)))
     assert (fake.tested, fake.timed, fake.stepped) == ([], [], [])
     assert {one["ok"] for one in lines} == {None}

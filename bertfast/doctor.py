@@ -139,7 +139,8 @@ def _stock_advice(arch: int) -> list[dict[str, str]]:
         for train, kind in ((False, "inference"), (True, "training")):
             name = f"{_name(dtype)} {kind}"
             if (reason := faster.dtype_reason(arch, dtype, train)) is not None:
-                advice.append({"what": f"{name} stays stock on the GPU", "why": reason, "mend": mend})
+                what = f"{name} without autocast to 16 bits stays stock on the GPU"
+                advice.append({"what": what, "why": reason, "mend": mend})
             advice += [
                 {"what": f"{name} near some sizes stays stock on the GPU", "why": faster.told(line), "mend": mend}
                 for line in faster.slower(arch, dtype, train)
@@ -199,12 +200,12 @@ def _gpu_model(arch: int, dtype: torch.dtype) -> str:
         return f"stays stock: not every op is verified on sm_{arch}"
     reasons = [faster.dtype_reason(arch, dtype, train) for train in (False, True)]
     if all(reasons):
-        return f"stays stock: {'; '.join(filter(None, reasons))}"
+        # Autocast decides by the dtype that it casts to.
+        return f"stays stock without autocast to 16 bits: {'; '.join(filter(None, reasons))}"
     kinds = ("whole inference calls", "all layers in training")
     captured = [train for train in (False, True) if reasons[train] is None]
     text = " and ".join(kinds[train] for train in captured)
-    remarks = "; ".join(faster.remark(arch, dtype, train) for train in captured)
-    return f"{text} run from CUDA graphs, everything else is stock; {remarks}"
+    return f"{text} run from CUDA graphs, everything else is stock; {faster.remarks(arch, dtype, captured)}"
 
 
 def examine() -> dict[str, Any]:

@@ -20,32 +20,30 @@ TABLES = tables.load("linear.gluon", Path(__file__).with_suffix(".json"))
 LEAST_TOKENS = 1024
 
 
+def _tile(table: str, a: Tensor, b: Tensor, columns: int, **key: int) -> tables.Tile | None:
+    """The tile of a times b to [T, columns], None where the kernel does not take them."""
+    if not gluon_launch.takes(a, b) or columns * a.element_size() % gluon_launch.ALIGNMENT:
+        return None
+    return gluon_launch.tile_of(TABLES, table, a.shape[0], columns, a.device, **key)
+
+
 def linear_fwd(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    tile = TABLES.find("plain", gluon_launch.ARCH)
-    columns = weight.shape[0]
-    if (
-        not gluon_launch.takes(x, weight)
-        or columns * x.element_size() % gluon_launch.ALIGNMENT
-        or not gluon_launch.fills(x.shape[0], columns, x.device, tile)
-    ):
+    tile = _tile("plain", x, weight, weight.shape[0])
+    if tile is None:
         return owner.linear_fwd(x, weight, bias)
-    y = torch.empty(x.shape[0], columns, dtype=x.dtype, device=x.device)
+    y = torch.empty(x.shape[0], weight.shape[0], dtype=x.dtype, device=x.device)
     gluon_launch.product(PLAIN, tile, x, weight, y, bias=bias)
     return y
 
 
 def linear_add_dx(dy: Tensor, weight: Tensor, total: Tensor) -> None:
-    tile = TABLES.find("add", gluon_launch.ARCH, bits=8 * total.element_size())
-    if (
-        total.dtype in (dy.dtype, torch.float32)
-        and gluon_launch.takes(dy, weight)
-        and gluon_launch.is_aligned(total)
-        and total.is_contiguous()
-        and gluon_launch.fills(*total.shape, total.device, tile)
-    ):
-        gluon_launch.product(ADD, tile, dy, weight, total, b_first=False)
-    else:
+    tile = None
+    if total.dtype in (dy.dtype, torch.float32) and total.is_contiguous() and gluon_launch.is_aligned(total):
+        tile = _tile("add", dy, weight, total.shape[1], bits=8 * total.element_size())
+    if tile is None:
         torch_products.linear_add_dx(dy, weight, total)
+    else:
+        gluon_launch.product(ADD, tile, dy, weight, total, b_first=False)
 
 
 def linear_dweight(dy: Tensor, x: Tensor, dtype: torch.dtype, sums: bool) -> tuple[Tensor, Tensor]:
@@ -57,8 +55,8 @@ def linear_dweight(dy: Tensor, x: Tensor, dtype: torch.dtype, sums: bool) -> tup
         and dy.shape[0] >= LEAST_TOKENS
     ):
         return torch_products.linear_dweight(dy, x, dtype, sums)
+    tile = TABLES.find("weight", gluon_launch.ARCH)
     dweight = torch.empty(dy.shape[1], x.shape[1], dtype=dtype, device=dy.device)
     dbias = torch.empty(dy.shape[1] if sums else 0, dtype=dtype, device=dy.device)
-    tile = TABLES.find("weight", gluon_launch.ARCH)
     gluon_launch.weight_product(tile, dy, x, dweight, dbias if sums else None)
     return dweight, dbias

@@ -10,10 +10,10 @@ from bertfast.triton import launch, tables
 ARCH = 90  # wgmma is of this architecture alone
 DTYPES = (torch.float16, torch.bfloat16)
 ALIGNMENT = 16  # bytes, of memory and of rows, that TMA asks for
+WIDEST = 256  # columns of a tile
 # Registers of a thread of the warpgroups: four of them share 512, and the one that loads needs 32.
 REGISTERS, EPILOGUE_REGISTERS = 168, 144
-# Fewer tiles than half of the multiprocessors: torch's library splits K there. Predicted, never measured.
-LEAST_FILLED = 0.5
+LEAST_FILLED = 0.5  # with fewer tiles than this share of the multiprocessors torch's library splits K. Predicted, never measured.
 # Tiles in whole rounds that leave fewer multiprocessors idle than this are not cut in parts: adding parts up costs as much. Predicted.
 MOST_IDLE = 0.07
 
@@ -40,10 +40,14 @@ def takes(*operands: Tensor) -> bool:
     )
 
 
-def fills(rows: int, columns: int, device: torch.device, tile: tables.Tile) -> bool:
-    """Whether a result [rows, columns] has tiles for enough of the multiprocessors."""
-    tiles = launch.cdiv(rows, kernels.BLOCK_M) * launch.cdiv(columns, tile["n"])
-    return tiles >= LEAST_FILLED * launch.multiprocessors(device)
+def tile_of(
+    found: tables.Tables, table: str, rows: int, columns: int, device: torch.device, **key: int | str
+) -> tables.Tile | None:
+    """The tile for a result [rows, columns]; None where it has tiles for too few of the multiprocessors."""
+    processors, tiles_m = launch.multiprocessors(device), launch.cdiv(rows, kernels.BLOCK_M)
+    size = "few" if tiles_m * launch.cdiv(columns, WIDEST) < processors else "many"
+    tile = found.find(table, ARCH, size=size, **key)
+    return tile if tiles_m * launch.cdiv(columns, tile["n"]) >= LEAST_FILLED * processors else None
 
 
 def _operand(x: Tensor, rows_first: bool, rows: int, depth: int) -> tuple[tuple[int, int], bool]:

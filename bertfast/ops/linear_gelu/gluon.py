@@ -18,12 +18,11 @@ from bertfast.triton import launch, sums, tables
 TABLES = tables.load("linear_gelu.gluon", Path(__file__).with_suffix(".json"))
 
 
-def _tile(table: str, x: Tensor, weight: Tensor, columns: int) -> tables.Tile | None:
-    """The tile of x times weight to [T, columns], None where the kernel does not take them."""
-    tile = TABLES.find(table, gluon_launch.ARCH)
-    pitch = columns * x.element_size()
-    fits = gluon_launch.takes(x, weight) and pitch % gluon_launch.ALIGNMENT == 0
-    return tile if fits and gluon_launch.fills(x.shape[0], columns, x.device, tile) else None
+def _tile(table: str, a: Tensor, b: Tensor, columns: int) -> tables.Tile | None:
+    """The tile of a times b to [T, columns], None where the kernel does not take them."""
+    if not gluon_launch.takes(a, b) or columns * a.element_size() % gluon_launch.ALIGNMENT:
+        return None
+    return gluon_launch.tile_of(TABLES, table, a.shape[0], columns, a.device)
 
 
 def linear_gelu_fwd(x: Tensor, weight: Tensor, bias: Tensor, tanh: bool) -> tuple[Tensor, Tensor]:

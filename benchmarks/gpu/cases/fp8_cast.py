@@ -10,6 +10,7 @@ from benchmarks.gpu.case import Arguments, Case, randn
 BF16, FP32 = torch.bfloat16, torch.float32
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 # What is cast at 16,384 tokens: context and joined gradients of base and large.
+ARCHITECTURES = (90, 100)  # sm_80 has no FP8
 SHAPES = ((16384, 768), (16384, 2304), (16384, 1024), (16384, 3072), (8192, 4096))
 LAYER = {"base": (768, 3072), "large": (1024, 4096)}
 LAYERS = {"base": 12, "large": 24}
@@ -36,7 +37,7 @@ def casts(t: int, c: int, dtype: torch.dtype) -> list[Case]:
         Case(
             "fp8_cast", f"{name} transposed", BF16, with_transposed, moved + 2 * t * c, peers={"eager": eager}, wide=0.3
         ),
-        Case("fp8_cast_rows", name, BF16, rows, moved + t * c + 4 * t),
+        Case("fp8_cast_rows", name, BF16, rows, moved + t * c + 4 * t, architectures=ARCHITECTURES),
     ]
 
 
@@ -53,7 +54,8 @@ def weights(size: str, dtype: torch.dtype) -> Case:
 
     numbers = sum(n * k for n, k in shapes)
     # Read twice, for the largest magnitude and for the cast.
-    return Case("fp8_cast_weights", size, dtype, make, numbers * (2 * dtype.itemsize + 2), wide=0.3)
+    moved = numbers * (2 * dtype.itemsize + 2)
+    return Case("fp8_cast_weights", size, dtype, make, moved, wide=0.3, architectures=ARCHITECTURES)
 
 
 def update(layers: int) -> Case:

@@ -248,8 +248,9 @@ def measured_here() -> frozenset[str]:
     """Entries that were measured on this device before. Not by the code of the results: every winner written changes that."""
     for op in _library.owners("CUDA"):
         _library.owner(op, "CUDA")  # reads its tables
-    for op in _library.candidates():
-        _library.candidate_function(op)
+    for op, paths in _library.candidates().items():
+        for path in paths:
+            _library.candidate_function(op, _library.candidate_of(path))
     device = results.environment()["device"]
     entries = (
         (f"{name} {entry.name}", entry.measured) for name, one in tables.known().items() for entry in one.entries

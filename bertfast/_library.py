@@ -8,6 +8,7 @@ tests compare against; it is no switch that user code turns.
 
 import importlib
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -19,7 +20,8 @@ _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 _REFERENCE_LIBRARY = torch.library.Library(REFERENCE_NAMESPACE, "FRAGMENT")
 _OVERLOADS: dict[str, Callable[..., Any]] = {}
 _OWNERS: dict[tuple[str, str], str] = {}
-_CANDIDATES: dict[str, str] = {}
+_CANDIDATES: dict[str, tuple[str, ...]] = {}
+_FUSED: set[str] = set()  # paths of candidates that multiply by themselves
 _REFERENCES: dict[str, Callable[..., Any]] = {}
 _RESOLVED: dict[tuple[str, str], Callable[..., Any]] = {}  # what runs now, by op and dispatch key
 
@@ -80,13 +82,28 @@ def resolved(name: str, key: str) -> Callable[..., Any]:
     return function
 
 
-def candidate(name: str, path: str) -> None:
-    """Name the function at `path`, "module:function", as what may take the place of CUDA's owner of `bertfast::name`.
+def candidate(name: str, path: str, *, fused: bool = False) -> None:
+    """Name the function at `path`, "module:function", as one that may take the place of CUDA's owner of `bertfast::name`.
 
-    It does by itself on every architecture where its module passed the parity tests (`triton.verified`); elsewhere the owner
-    stays, and the candidate runs where a test or a measurement asks for it.
+    An op may have several. Which of them runs, if any, is decided by committed results (`triton.verified`); elsewhere the owner
+    stays, and a candidate runs where a test or a measurement asks for it.
+
+    fused: whether it does all of an op with a product in kernels of its own, where the owner is torch's product and a pass.
     """
-    _CANDIDATES[name] = path
+    _CANDIDATES[name] = (*_CANDIDATES.get(name, ()), path)
+    if fused:
+        _FUSED.add(path)
+
+
+def fused(name: str) -> Callable[..., Any] | None:
+    """What runs `bertfast::name` on a GPU now, where that is a candidate with a product of its own; None elsewhere."""
+    function = resolved(name, "CUDA")
+    return function if _is_fused(function) else None
+
+
+@cache
+def _is_fused(function: Callable[..., Any]) -> bool:
+    return f"{function.__module__}:{function.__qualname__}" in _FUSED
 
 
 def _resolve(name: str, key: str) -> Callable[..., Any]:
@@ -108,9 +125,21 @@ def owner(name: str, key: str) -> Callable[..., Any]:
     return _imported(_OWNERS[name, key])
 
 
-def candidate_function(name: str) -> Callable[..., Any]:
-    """The function that `candidate` named for `name`, imported."""
-    return _imported(_CANDIDATES[name])
+def candidate_of(path: str) -> str:
+    """The name of the candidate with a function at `path`: its module below bertfast/ops, such as "linear_gelu.cheap_erf"."""
+    return ".".join(path.split(":")[0].split(".")[2:])
+
+
+def candidate_function(name: str, candidate: str) -> Callable[..., Any]:
+    """The function that `candidate`, such as "linear_gelu.cheap_erf", has for `bertfast::name`, imported.
+
+    Raises:
+        KeyError: where it has none.
+    """
+    for path in _CANDIDATES.get(name, ()):
+        if candidate_of(path) == candidate:
+            return _imported(path)
+    raise KeyError(f"{candidate} is no candidate for {name}")
 
 
 def _imported(path: str) -> Callable[..., Any]:
@@ -123,8 +152,8 @@ def owners(key: str) -> dict[str, str]:
     return {name: path for (name, owner_key), path in _OWNERS.items() if owner_key == key}
 
 
-def candidates() -> dict[str, str]:
-    """Op to "module:function" of its candidate on CUDA, where it has one."""
+def candidates() -> dict[str, tuple[str, ...]]:
+    """Op to "module:function" of each of its candidates on CUDA, where it has any."""
     return dict(_CANDIDATES)
 
 

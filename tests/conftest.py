@@ -55,7 +55,7 @@ class TritonOps:
     arguments travel there and results back, through the dispatcher.
     """
 
-    candidates = False  # in place of the owners, where an op has one
+    candidates: bool | str = False  # what runs in place of the owners, as `verified.prefer` takes it
 
     @property
     def interpreted(self) -> bool:
@@ -71,44 +71,67 @@ class TritonOps:
         def call(*args):
             if not gpu:
                 return function(*args)
-            moved = [a.cuda() if isinstance(a, torch.Tensor) else a for a in args]
+            moved = [_moved(a, "cuda") for a in args]
             with verified.prefer(candidates=self.candidates):
                 found = function(*moved)
             torch.cuda.synchronize()
             mailbox.check(torch.device("cuda", 0))
-            return found.cpu() if isinstance(found, torch.Tensor) else tuple(t.cpu() for t in found)
+            for argument, here, there in zip(function.default._schema.arguments, args, moved, strict=True):
+                if argument.alias_info is not None and argument.alias_info.is_write:
+                    _copy_back(here, there)
+            return _moved(found, "cpu")
 
         from bertfast.triton import mailbox
 
         return call
 
 
-class CandidateOps(TritonOps):
-    """Launchers that are candidates for their ops."""
+def _moved(argument, device: str):
+    if isinstance(argument, list | tuple):
+        return type(argument)(_moved(each, device) for each in argument)
+    return argument.to(device) if isinstance(argument, torch.Tensor) else argument
 
-    candidates = True
+
+def _copy_back(here, there) -> None:
+    """What an op wrote to its argument's copy on the GPU."""
+    if isinstance(here, list | tuple):
+        for one, other in zip(here, there, strict=True):
+            _copy_back(one, other)
+    elif here is not None:
+        here.copy_(there)
+
+
+class CandidateOps(TritonOps):
+    """The launchers of one candidate."""
+
+    def __init__(self, candidate: str) -> None:
+        self.candidates = candidate
 
     def launcher(self, name: str):
-        return _library.candidate_function(name)
+        return _library.candidate_function(name, self.candidates)
 
 
 @pytest.fixture(scope="session")
 def triton_ops() -> Iterator[TritonOps]:
     pytest.importorskip("triton", reason="Triton is not installed")
     if not torch.cuda.is_available():
+        import gluon_interpreter
         from quick_interpreter import quicken
 
-        from bertfast.triton import interpreter
+        from bertfast.triton import interpreter, launch
 
         interpreter.mend()
         quicken()
+        launch.gluon_interpreter = gluon_interpreter.interpret
     with verified.allow_unverified():  # kernels are what is tested here, on whatever GPU
         yield TritonOps()
 
 
 @pytest.fixture
-def candidate_ops(triton_ops: TritonOps, poisoned: None) -> CandidateOps:
-    return CandidateOps()
+def candidate_ops(request: pytest.FixtureRequest, triton_ops: TritonOps, poisoned: None) -> CandidateOps:
+    """The candidate that the test file is named after, such as linear_gelu.cheap_erf of test_linear_gelu_cheap_erf.py."""
+    by_file = {f"test_{name.replace('.', '_')}": name for name in verified.candidates()}
+    return CandidateOps(by_file[request.path.stem])
 
 
 @pytest.fixture

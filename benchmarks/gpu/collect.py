@@ -23,6 +23,7 @@ def function(case: Case) -> Callable[..., Any]:
     return case.run or _library.owner(case.op, "CUDA")
 
 
-def is_candidate(case: Case) -> bool:
-    """Whether a case runs its op's candidate."""
-    return case.op in _library.candidates() and case.run is _library.candidate_function(case.op)
+def candidate(case: Case) -> str | None:
+    """The candidate that a case runs, such as "linear_gelu.cheap_erf"; None where it runs none."""
+    names = map(_library.candidate_of, _library.candidates().get(case.op, ()))
+    return next((name for name in names if case.run is _library.candidate_function(case.op, name)), None)

@@ -15,7 +15,7 @@ ORACLE_BYTES = 64 << 20  # cases up to this size are compared with the reference
 
 def error(case: Case, arguments: Arguments) -> float | None:
     """The largest difference of any floating-point output from the reference in float64; None for a large case."""
-    if case.bytes > ORACLE_BYTES or (case.run is not None and not collect.is_candidate(case)):
+    if case.bytes > ORACLE_BYTES or (case.run is not None and collect.candidate(case) is None):
         return None
     wide = [a.double() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in arguments]
     got = measure.tensors(collect.function(case)(*arguments))

@@ -23,9 +23,9 @@ REPEAT_SECONDS = 250  # of these for repeating; the rest is for the tools, half 
 
 def chosen(cases: list[Case]) -> list[Case]:
     """The smallest and the median case of each op and of each candidate, by bytes."""
-    groups: dict[tuple[str, bool], list[Case]] = {}
+    groups: dict[tuple[str, str | None], list[Case]] = {}
     for case in cases:
-        groups.setdefault((case.op, collect.is_candidate(case)), []).append(case)
+        groups.setdefault((case.op, collect.candidate(case)), []).append(case)
     chosen_cases = []
     for group in groups.values():
         by_size = sorted(group, key=lambda case: case.bytes)

@@ -96,13 +96,14 @@ def layers(x: Tensor, parts: Sequence[LayerParts], kind: Kind, layout: Packed, j
 
 
 _OPS = ("embedding_sum_norm_fwd", "attention_fwd", "dropout_add_norm_fwd", "bias_gelu_fwd")
+_PRODUCTS = ("linear_fwd", "linear_gelu_infer")
 KINDS = frozenset({"cuda"})  # of devices whose layers run this way; tests add the CPU
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def running() -> tuple[Any, ...]:
     """What computes each op of a call now: what was captured is good while these are the same."""
-    return tuple(_library.resolved(name, "CUDA") for name in _OPS)
+    return tuple(_library.resolved(name, "CUDA") for name in (*_OPS, *_PRODUCTS))
 
 
 def runs_kernels() -> bool:
@@ -184,22 +185,48 @@ def _mailbox() -> Any:
 
 
 class _Product:
-    """x W^T + b of every layer into one buffer, from x of any dtype."""
+    """x W^T + b of every layer into one buffer, from x of any dtype: by torch's library, or by our kernel where one was chosen."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, again: bool) -> None:
         self._dtype = dtype
         self._cast: Tensor | None = None
         self._out: Tensor | None = None
+        self._step = None if _library.fused("linear_fwd") is None else _Step("linear_fwd", again)
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """x [N, K] and weight [K, M], transposed, to [N, M]."""
-        if x.dtype != self._dtype:
-            self._cast = x = x.to(self._dtype) if self._cast is None else self._cast.copy_(x)
+        x = self.cast(x)
+        if self._step is not None:
+            args = x, weight.t(), bias
+            return self._step(args, *args)
         if bias is None:
             self._out = torch.mm(x, weight, out=self._out)
         else:
             self._out = torch.addmm(bias, x, weight, out=self._out)
         return self._out
+
+    def cast(self, x: Tensor) -> Tensor:
+        """x in the products' dtype."""
+        if x.dtype != self._dtype:
+            self._cast = x = x.to(self._dtype) if self._cast is None else self._cast.copy_(x)
+        return x
+
+
+class _LinearGelu:
+    """gelu(x W^T + b) of every layer: one kernel where one was chosen, else the product and GELU apart."""
+
+    def __init__(self, tanh: bool, dtype: torch.dtype, again: bool) -> None:
+        self._tanh = tanh
+        self._product = _Product(dtype, again)
+        self._is_fused = _library.fused("linear_gelu_infer") is not None
+        self._step = _Step("linear_gelu_infer" if self._is_fused else "bias_gelu_fwd", again)
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """x [N, E], weight [E, F], transposed, and bias [F] to [N, F]."""
+        if self._is_fused:
+            args = self._product.cast(x), weight.t(), bias
+            return self._step((*args, self._tanh), *args)
+        return self._step((self._product(x, weight), bias, self._tanh), bias)
 
 
 class _Mixing:
@@ -207,34 +234,33 @@ class _Mixing:
 
     def __init__(self, kind: Kind, bounds: tuple[Tensor, int], dtype: torch.dtype, again: bool) -> None:
         self._kind, self._bounds = kind, bounds
-        self._product, self._attention = _Product(dtype), _Step("attention_fwd", again)
+        self._product, self._attention = _Product(dtype, again), _Step("attention_fwd", again)
+        self._qkv: Tensor | None = None
         self._args: tuple[Any, ...] = ()
 
     def __call__(self, x: Tensor, weights: Weights) -> Tensor:
         qkv = self._product(x, weights.qkv, weights.qkv_bias)  # [N, 3 H D]
-        if not self._args:
+        if qkv is not self._qkv:  # of every layer in one buffer, unless a launcher makes memory of its own each time
+            self._qkv = qkv
             heads = self._kind.heads
             split = qkv.view(qkv.shape[0], 3, heads, qkv.shape[1] // (3 * heads))
             self._args = (split, *self._bounds, self._kind.scale, 0.0, None)
-        return self._attention(self._args).flatten(1)
+        return self._attention(self._args, self._args[0]).flatten(1)
 
 
 class _Rows:
     """The rest of a layer, in which each row is by itself: context [R, H D] and the residual [R, E] to [R, E]."""
 
     def __init__(self, kind: Kind, dtype: torch.dtype, again: bool) -> None:
-        self._tanh = kind.approximate == "tanh"
-        self._dense, self._up, self._down = _Product(dtype), _Product(dtype), _Product(dtype)
+        self._dense, self._down = _Product(dtype, again), _Product(dtype, again)
+        self._linear_gelu = _LinearGelu(kind.approximate == "tanh", dtype, again)
         self._attention_norm, self._norm = (_Step("dropout_add_norm_fwd", again) for _ in range(2))
-        # The product and GELU apart, as linear_gelu does it at every size.
-        self._gelu = _Step("bias_gelu_fwd", again)
 
     def __call__(self, context: Tensor, x: Tensor, w: Weights, attention_eps: float, eps: float) -> Tensor:
         projected = self._dense(context, w.dense)
         varying = w.dense_bias, x, w.attention_norm, w.attention_norm_bias, attention_eps
         x = self._attention_norm((projected, *varying, 0.0, None), *varying)
-        pre = self._up(x, w.up)  # [R, F]
-        hidden = self._gelu((pre, w.up_bias, self._tanh), w.up_bias)
+        hidden = self._linear_gelu(x, w.up, w.up_bias)  # [R, F]
         out = self._down(hidden, w.down)
         varying = w.down_bias, x, w.norm, w.norm_bias, eps
         return self._norm((out, *varying, 0.0, None), *varying)

@@ -12,18 +12,21 @@ need, and x; weights are read from copies that a whole call shares (`joined`), o
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bertfast import _library
+from bertfast.nn import products
 from bertfast.nn.joined import Copies
 from bertfast.nn.launches import Launches, run
 from bertfast.nn.layout import Layout, Packed
+from bertfast.nn.products import launched
 
 _PLAIN = frozenset({Tensor, nn.Parameter})
 # Arguments of the norm's ops that differ from layer to layer.
 _NORM_VARYING = (0, 1, 2, 3, 4, 5, 7)
 _NORM_BACKWARD_VARYING = (0, 1, 2, 3, 4, 5, 6, 8)
+# Names of a layer's products where several are the same op; a product and its gradients share one.
+_QKV, _DENSE, _DENSE_BACK, _UP, _DOWN = range(5)
 
 
 class Mixing(NamedTuple):
@@ -62,7 +65,7 @@ class Mixing(NamedTuple):
         split = qkv.view(*self.shape, 3, self.heads, -1)
         if isinstance(self.layout, Packed):
             args = split, self.layout.cu_seqlens, self.layout.max_seqlen, *options
-            context, lse = _run(self.launches, "attention_fwd", args, (0, 5))
+            context, lse = launched(self.launches, "attention_fwd", args, (0, 5))
         else:
             context, lse = run("attention_padded_fwd", (split, self.layout.mask, *options))
         return split, context, lse
@@ -74,7 +77,7 @@ class Mixing(NamedTuple):
         if isinstance(self.layout, Packed):
             args = *given, self.layout.cu_seqlens, self.layout.max_seqlen, *options
             # One kernel makes all gradients of short sequences, without the context; of two the second reads a sum of the first.
-            (dqkv,) = _run(self.launches, "attention_bwd", args, (0, 1, 2, 3, 8), scratch=1, optional=(2,))
+            (dqkv,) = launched(self.launches, "attention_bwd", args, (0, 1, 2, 3, 8), scratch=1, optional=(2,))
         else:
             (dqkv,) = run("attention_padded_bwd", (*given, self.layout.mask, *options))
         return dqkv.view(dcontext.shape[0], -1)
@@ -94,13 +97,6 @@ class Feeding(NamedTuple):
     seed: Tensor | None
     copies: Copies | None = None
     launches: Launches | None = None
-
-
-def _run(
-    launches: Launches | None, name: str, args: tuple[Any, ...], varying: tuple[int, ...], **options: Any
-) -> tuple[Tensor, ...]:
-    """An op's results; see `Launches.run`."""
-    return run(name, args) if launches is None else launches.run(name, args, varying, **options)
 
 
 def takes(x: Tensor, parameters: list[Tensor | None]) -> bool:
@@ -129,12 +125,13 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, call: Mixing, x: Tensor, *parameters: Tensor | None) -> Tensor:
         with _no_autocast(x):
             *projections, dense, dense_bias, norm, norm_bias = parameters
-            qkv = F.linear(_cast(x, call.dtype), *_joined(call, projections))
+            qkv = products.linear(call.launches, _cast(x, call.dtype), *_joined(call, projections), slot=_QKV)
             split, context, lse = call.attend(qkv)
             kept, residual = _rows(context.view(x.shape[0], -1), call.read), _rows(x, call.read)
-            out = F.linear(kept, _weight(call.copies and call.copies.dense, dense, call.dtype))
+            weight = _weight(call.copies and call.copies.dense, dense, call.dtype)
+            out = products.linear(call.launches, kept, weight, slot=_DENSE)
             args = out, dense_bias, residual, norm, norm_bias, call.eps, call.rates[1], call.seeds[1]
-            y, mean, rstd = _run(call.launches, "dropout_add_norm_fwd", args, _NORM_VARYING)
+            y, mean, rstd = launched(call.launches, "dropout_add_norm_fwd", args, _NORM_VARYING)
         ctx.save_for_backward(x, split, context, lse, out, mean, rstd, *parameters)
         ctx.call = call
         return y
@@ -150,20 +147,23 @@ class _Attention(torch.autograd.Function):
         with _no_autocast(x):
             residual = _rows(x, call.read)
             args = dy.contiguous(), out, dense_bias, residual, norm, mean, rstd, call.rates[1], call.seeds[1]
-            dout, dresidual, dbias, gradients[8], gradients[9] = _run(
+            dout, dresidual, dbias, gradients[8], gradients[9] = launched(
                 call.launches, "dropout_add_norm_bwd", args, _NORM_BACKWARD_VARYING, scratch=1
             )
             gradients[7] = None if dense_bias is None else dbias
             if needs[7]:
-                gradients[6] = _weight_gradient(dout, _rows(context.view(x.shape[0], -1), call.read), dense.dtype)
+                kept = _rows(context.view(x.shape[0], -1), call.read)
+                gradients[6] = products.weight_gradient(call.launches, dout, kept, dense.dtype, slot=_DENSE)
             dx = _spread(dresidual, call.read, x.shape[0]) if needs[0] else None
             if any(needs[:7]):
-                dcontext = torch.mm(dout, _weight(call.copies and call.copies.dense, dense, call.dtype))
+                weight = _weight(call.copies and call.copies.dense, dense, call.dtype)
+                dcontext = products.linear(call.launches, dout, weight.t(), slot=_DENSE_BACK)
                 dqkv = call.attend_backward(_spread(dcontext, call.read, x.shape[0]), split, context, lse)
                 if any(needs[1:7]):
                     _projection_gradients(gradients, call, dqkv, _cast(x, call.dtype), projections, needs[1:7])
                 if dx is not None:
-                    dx = _add_product(dx, dqkv, _joined(call, projections, with_bias=False)[0])
+                    joined = _joined(call, projections, with_bias=False)[0]
+                    dx = products.add_product(call.launches, dx, dqkv, joined, slot=_QKV)
         return None, dx, *[gradient if need else None for gradient, need in zip(gradients, needs[1:], strict=True)]
 
 
@@ -172,11 +172,12 @@ class _FeedForward(torch.autograd.Function):
     def forward(ctx: Any, call: Feeding, x: Tensor, *parameters: Tensor | None) -> Tensor:
         with _no_autocast(x):
             up, up_bias, down, down_bias, norm, norm_bias = parameters
-            pre = F.linear(_cast(x, call.dtype), _weight(call.copies and call.copies.up, up, call.dtype))
-            (hidden,) = _run(call.launches, "bias_gelu_fwd", (pre, up_bias, call.tanh), (0, 1))
-            out = F.linear(hidden, _weight(call.copies and call.copies.down, down, call.dtype))
+            weight = _weight(call.copies and call.copies.up, up, call.dtype)
+            hidden, pre = products.linear_gelu(call.launches, _cast(x, call.dtype), weight, up_bias, call.tanh)
+            weight = _weight(call.copies and call.copies.down, down, call.dtype)
+            out = products.linear(call.launches, hidden, weight, slot=_DOWN)
             args = out, down_bias, x, norm, norm_bias, call.eps, call.rate, call.seed
-            y, mean, rstd = _run(call.launches, "dropout_add_norm_fwd", args, _NORM_VARYING, slot=1)
+            y, mean, rstd = launched(call.launches, "dropout_add_norm_fwd", args, _NORM_VARYING, slot=1)
         ctx.save_for_backward(x, pre, hidden, out, mean, rstd, *parameters)
         ctx.call = call
         return y
@@ -190,19 +191,19 @@ class _FeedForward(torch.autograd.Function):
         dup = dup_bias = ddown = dx = None
         with _no_autocast(x):
             args = dy.contiguous(), out, down_bias, x, norm, mean, rstd, call.rate, call.seed
-            dout, dresidual, ddown_bias, dnorm, dnorm_bias = _run(
+            dout, dresidual, ddown_bias, dnorm, dnorm_bias = launched(
                 call.launches, "dropout_add_norm_bwd", args, _NORM_BACKWARD_VARYING, slot=1, scratch=1
             )
             if needs_down:
-                ddown = _weight_gradient(dout, hidden, down.dtype)
+                ddown = products.weight_gradient(call.launches, dout, hidden, down.dtype, slot=_DOWN)
             if needs_x or needs_up or needs_up_bias:
-                dhidden = torch.mm(dout, _weight(call.copies and call.copies.down, down, call.dtype))
-                products = dhidden, pre, up_bias, call.tanh
-                dpre, dup_bias = _run(call.launches, "bias_gelu_bwd", products, (0, 1, 2), scratch=1)
+                weight = _weight(call.copies and call.copies.down, down, call.dtype)
+                dpre, dup_bias = products.linear_dgelu(call.launches, dout, weight, pre, up_bias, call.tanh)
                 if needs_up:
-                    dup = _weight_gradient(dpre, _cast(x, call.dtype), up.dtype)
+                    dup = products.weight_gradient(call.launches, dpre, _cast(x, call.dtype), up.dtype, slot=_UP)
                 if needs_x:
-                    dx = _add_product(dresidual, dpre, _weight(call.copies and call.copies.up, up, call.dtype))
+                    weight = _weight(call.copies and call.copies.up, up, call.dtype)
+                    dx = products.add_product(call.launches, dresidual, dpre, weight, slot=_UP)
         return (
             None,
             dx,
@@ -250,22 +251,6 @@ def _joined(call: Mixing, projections: list[Any], with_bias: bool = True) -> tup
     return weight, torch.cat(projections[1::2]).to(call.dtype) if with_bias and projections[1] is not None else None
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """total + a b, in total's memory."""
-    return total.addmm_(a, b) if total.dtype is a.dtype else total.add_(torch.mm(a, b))
-
-
-def _weight_gradient(dy: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """dy [T, N] and x [T, K] to [N, K] in the weight's dtype."""
-    if dtype is dy.dtype:
-        return torch.mm(dy.t(), x)
-    if dtype is torch.float32 and dy.device.type == "cuda":
-        return torch.mm(dy.t(), x, out_dtype=torch.float32)
-    if dtype is torch.float32:
-        return torch.mm(dy.t().float(), x.float())
-    return torch.mm(dy.t(), x).to(dtype)
-
-
 def _projection_gradients(
     gradients: list[Tensor | None],
     call: Mixing,
@@ -276,12 +261,18 @@ def _projection_gradients(
 ) -> None:
     """Put weight and bias gradients of query, key and value, from dqkv [N, 3 H D] and x [N, E], into the first six places."""
     sizes = [weight.shape[0] for weight in projections[::2]]
-    if any(needs[::2]):
-        gradients[0:6:2] = torch.split_with_sizes(_weight_gradient(dqkv, x, projections[0].dtype), sizes)
-    if any(needs[1::2]):
-        args = dqkv, x, projections[0], True, False, False
-        *_, sums = _run(call.launches, "linear_bwd", args, (0,), scratch=1)
-        gradients[1:6:2] = torch.split_with_sizes(_cast(sums, projections[1].dtype), sizes)
+    dweight = sums = None
+    if any(needs[::2]) and any(needs[1::2]):
+        kinds = projections[0], projections[1].dtype
+        dweight, sums = products.weight_and_bias_gradients(call.launches, dqkv, x, *kinds, slot=_QKV)
+    elif any(needs[::2]):
+        dweight = products.weight_gradient(call.launches, dqkv, x, projections[0].dtype, slot=_QKV)
+    else:
+        sums = _cast(products.column_sums(call.launches, dqkv, x, projections[0]), projections[1].dtype)
+    if dweight is not None:
+        gradients[0:6:2] = torch.split_with_sizes(dweight, sizes)
+    if sums is not None:
+        gradients[1:6:2] = torch.split_with_sizes(sums, sizes)
 
 
 def _rows(values: Tensor, read: Tensor | None) -> Tensor:

@@ -97,4 +97,4 @@ def run(name: str, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
 
 
 def _results(results: Any) -> tuple[Tensor, ...]:
-    return (results,) if isinstance(results, Tensor) else results
+    return (results,) if isinstance(results, Tensor) else results or ()

@@ -8,7 +8,7 @@ through its own `kernel[grid](...)` every time.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +39,10 @@ class Launch:
     warps: int
     stages: int
 
+    @property
+    def is_gluon(self) -> bool:
+        return private.is_gluon(self.kernel)
+
 
 @dataclass
 class Recorder:
@@ -46,7 +50,12 @@ class Recorder:
     launches: list[Launch]
 
 
+Blocks = Mapping[int, tuple[int, int]]  # number of an argument to the block that its tensor descriptor copies at once
+
 _recorder: Recorder | None = None
+_NO_BLOCKS: Blocks = {}
+# What runs a Gluon kernel, which Triton's interpreter does not know, where there is no GPU: tests put their own here.
+gluon_interpreter: Callable[[Any, tuple[int, ...], tuple, dict[str, Any]], None] | None = None
 _compiled: dict[tuple, Any] = {}
 _architectures: dict[int, int] = {}
 _multiprocessors: dict[int, int] = {}
@@ -139,8 +148,31 @@ def _traits(values: tuple) -> list[Any]:
     return traits
 
 
+def _described(args: Sequence[Any], blocks: Blocks) -> Sequence[Any]:
+    """`args` with a tensor descriptor in place of each matrix that a kernel reads or writes by bulk tensor copies."""
+    if not blocks:
+        return args
+    made = list(args)
+    for place, block in blocks.items():
+        if made[place] is not None:
+            made[place] = private.descriptor(rows_of(made[place]), block)
+    return made
+
+
+def rows_of(matrix: Tensor) -> Tensor:
+    """A matrix as its memory has it: itself where its rows are contiguous, its transpose where its columns are."""
+    return matrix if matrix.stride(1) == 1 else matrix.t()
+
+
 def launch(
-    kernel: Any, grid: tuple[int, ...], args: tuple, constants: dict[str, Any], *, warps: int = 4, stages: int = 2
+    kernel: Any,
+    grid: tuple[int, ...],
+    args: tuple,
+    constants: dict[str, Any],
+    *,
+    warps: int = 4,
+    stages: int = 2,
+    blocks: Blocks = _NO_BLOCKS,
 ) -> None:
     """Run `kernel` on the current stream of its first tensor's device.
 
@@ -150,12 +182,18 @@ def launch(
         args: tensors, ints, floats and None (taken as a constexpr, as Triton does).
         constants: constexprs, in the order of the kernel's parameters.
         warps, stages: num_warps and num_stages.
+        blocks: which of `args`, matrices that begin on 16 bytes and whose rows (`rows_of`) do, are given to a Gluon kernel as
+            tensor descriptors, and the rows and columns of the block that each copies.
     """
     compiled = None
     if 0 in grid:
         pass
     elif _recorder is not None:
-        _recorder.launches.append(_record(kernel, grid, args, constants, warps, stages))
+        _recorder.launches.append(_record(kernel, grid, args, constants, warps, stages, blocks))
+    elif INTERPRETED and private.is_gluon(kernel):
+        if gluon_interpreter is None:
+            raise RuntimeError(f"{kernel.__name__} is a Gluon kernel, which Triton's interpreter cannot run")
+        gluon_interpreter(kernel, grid, tuple(_described(args, blocks)), constants)
     elif INTERPRETED:
         kernel[grid](*args, **constants)
     else:
@@ -164,22 +202,30 @@ def launch(
         if device is None:  # host memory that kernels may reach, such as a mailbox
             device = _device_index(args, current)
         if device == current:
-            compiled = _launch(kernel, grid, args, constants, warps, stages, device)
+            compiled = _launch(kernel, grid, args, constants, warps, stages, blocks, device)
         else:
             with torch.cuda.device(device):
-                _launch(kernel, grid, args, constants, warps, stages, device)
+                _launch(kernel, grid, args, constants, warps, stages, blocks, device)
     if repeats.noted:
-        repeats.note(args, _again(kernel, grid, constants, warps, stages, compiled))
+        repeats.note(args, _again(kernel, grid, constants, warps, stages, blocks, compiled))
 
 
 def _again(
-    kernel: Any, grid: tuple[int, ...], constants: dict[str, Any], warps: int, stages: int, compiled: Any
+    kernel: Any,
+    grid: tuple[int, ...],
+    constants: dict[str, Any],
+    warps: int,
+    stages: int,
+    blocks: Blocks,
+    compiled: Any,
 ) -> Callable[[Sequence[Any]], None]:
     """What launches the same on other arguments of the same traits: `compiled`, where it is there, on the stream of now."""
     if compiled is None or private.scratch_bytes(compiled):
-        return lambda args: launch(kernel, grid, tuple(args), constants, warps=warps, stages=stages)
+        return lambda args: launch(kernel, grid, tuple(args), constants, warps=warps, stages=stages, blocks=blocks)
     values = tuple(constants.values())
     run = private.bound(compiled, _three(grid), _torch.current_stream(torch.cuda.current_device()))
+    if blocks:
+        return lambda args: run(*_described(args, blocks), *values)
     return lambda args: run(*args, *values)
 
 
@@ -190,7 +236,14 @@ def _device_index(args: tuple, current: int) -> int:
 
 
 def _launch(
-    kernel: Any, grid: tuple[int, ...], args: tuple, constants: dict[str, Any], warps: int, stages: int, device: int
+    kernel: Any,
+    grid: tuple[int, ...],
+    args: tuple,
+    constants: dict[str, Any],
+    warps: int,
+    stages: int,
+    blocks: Blocks,
+    device: int,
 ) -> Any:
     """Run `kernel` on the current stream of `device`, which is the current one.
 
@@ -198,18 +251,19 @@ def _launch(
         The compiled kernel, or None where it may not be called directly.
     """
     values = tuple(constants.values())
-    key = (id(kernel), device, warps, stages, values, *_traits(args))
+    key = (id(kernel), device, warps, stages, values, *blocks.items(), *_traits(args))
     compiled = _compiled.get(key)
+    given = _described(args, blocks)
     if compiled is None:
         triton.set_allocator(_scratch)
-        first = kernel[grid](*args, **constants, num_warps=warps, num_stages=stages, enable_fp_fusion=FP_FUSION)
+        first = kernel[grid](*given, **constants, num_warps=warps, num_stages=stages, enable_fp_fusion=FP_FUSION)
         if not RUNS_DIRECTLY:
             return None
         _compiled[key] = first
         return first
     if private.scratch_bytes(compiled):
         triton.set_allocator(_scratch)  # a context variable: backward runs on a thread that has not set it
-    private.run(compiled, _three(grid), _torch.current_stream(device), (*args, *values))
+    private.run(compiled, _three(grid), _torch.current_stream(device), (*given, *values))
     return compiled
 
 
@@ -218,12 +272,14 @@ def _three(grid: tuple[int, ...]) -> tuple[int, int, int]:
     return x, y, z
 
 
-def _record(kernel: Any, grid: tuple, args: tuple, constants: dict, warps: int, stages: int) -> Launch:
+def _record(kernel: Any, grid: tuple, args: tuple, constants: dict, warps: int, stages: int, blocks: Blocks) -> Launch:
     names, unspecialised = private.parameter_names(kernel), private.unspecialised(kernel)
     signature, divisible, values = [], [], []
-    for name, value in zip(names, args, strict=False):
+    for place, (name, value) in enumerate(zip(names, args, strict=False)):
         if value is None:
             values.append((name, None))
+        elif place in blocks:
+            signature.append((name, private.descriptor_type(_TYPES[value.dtype], value.dtype, blocks[place])))
         elif isinstance(value, Tensor):
             signature.append((name, "*" + _TYPES[value.dtype]))
         elif isinstance(value, int):

@@ -30,7 +30,7 @@ ENVIRONMENT = "BERTFAST_UNVERIFIED_KERNELS"
 Entry = dict[str, str]  # date, device, commit, sources and, where something is to be known, note
 _allowed = 0
 _torch_only = 0
-_preferred: bool | None = None  # candidates (True) or owners, whatever is verified
+_preferred: bool | str | None = None  # every candidate (True), one by name, or owners (False), whatever is verified
 _noticed: set[int] = set()
 
 
@@ -64,14 +64,10 @@ def folders() -> list[str]:
 def candidates() -> dict[str, list[str]]:
     """Each candidate, such as "linear_gelu.cheap_erf", and the ops that it is one for."""
     ops: dict[str, list[str]] = {}
-    for name in _library.candidates():
-        ops.setdefault(candidate_of(name), []).append(name)
+    for name, paths in _library.candidates().items():
+        for path in paths:
+            ops.setdefault(_library.candidate_of(path), []).append(name)
     return ops
-
-
-def candidate_of(name: str) -> str:
-    """The candidate for `bertfast::name`, which has one."""
-    return ".".join(_library.candidates()[name].split(":")[0].split(".")[2:])
 
 
 def verification(op: str, arch: int) -> Entry | None:
@@ -113,6 +109,8 @@ def why_not_candidate(name: str, arch: int) -> str | None:
         return "its kernels were switched off"
     if _preferred is None:
         return why_not(name, arch)
+    if isinstance(_preferred, str):
+        return None if _preferred == name else f"this process asked for {_preferred}"
     return None if _preferred else "this process asked for the owners"
 
 
@@ -160,8 +158,11 @@ def allow_unverified() -> Iterator[None]:
 
 
 @contextmanager
-def prefer(candidates: bool) -> Iterator[None]:
-    """Run every candidate in place of the owner, verified or not, or none: for those who test and measure both."""
+def prefer(candidates: bool | str) -> Iterator[None]:
+    """Run candidates in place of owners, verified or not: for those who test and measure both.
+
+    candidates: True for every one (of several for an op the first), False for none, or the name of one.
+    """
     global _preferred
     before, _preferred = _preferred, candidates
     _library.forget("CUDA")
@@ -217,8 +218,9 @@ def devices() -> tuple[int, ...]:
 
 def _chosen(name: str, arch: int) -> Callable[..., Any]:
     """What runs `bertfast::name` on `arch`."""
-    if name in _library.candidates() and why_not_candidate(candidate_of(name), arch) is None:
-        return _library.candidate_function(name)
+    for candidate in map(_library.candidate_of, _library.candidates().get(name, ())):
+        if why_not_candidate(candidate, arch) is None:
+            return _library.candidate_function(name, candidate)
     return _library.meaning(name) if folder_of(name) in gate(arch) else _library.owner(name, "CUDA")
 
 

@@ -324,9 +324,10 @@ def test_a_candidate_has_a_line_of_its_own():
     line = _line("parity", "linear_gelu.cheap_erf", True, op="linear_gelu.cheap_erf", sources="123")
     assert verified.table([line], ["linear_gelu.cheap_erf"])["90"]["linear_gelu.cheap_erf"]["3.6"]["sources"] == "123"
     cases = collect.all_cases()
-    by_candidate = {case.op for case in cases if collect.is_candidate(case)}
-    assert by_candidate == {op for ops in shipped.candidates().values() for op in ops}
-    assert {case.op for case in races.chosen(cases) if collect.is_candidate(case)} == by_candidate
+    by_candidate = {(collect.candidate(case), case.op) for case in cases if collect.candidate(case) is not None}
+    assert by_candidate == {(name, op) for name, ops in shipped.candidates().items() for op in ops}
+    chosen = {(collect.candidate(case), case.op) for case in races.chosen(cases)}
+    assert {(name, op) for name, op in chosen if name is not None} == by_candidate
     assert docs.candidates([line]).splitlines()[-1].endswith("| NVIDIA H200 | passed (2026-01-01, abc) |")
     assert docs.candidates([]).splitlines()[-1].endswith("|  | never run |")
 

@@ -52,6 +52,30 @@ def test_parity_of_the_implementations(implementation, size, has_bias, dtype):
     assert [tuple(t.shape) for t in absent] == [(0,)] * 3
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("size", SIZES)
+def test_parity_inside_a_layer(implementation, size, wide, dtype):
+    """What a layer's backward asks for: added to the residual's gradient, and in the weight's dtype with the bias's beside."""
+    x, weight, _ = make(*size, dtype)
+    dy = torch.randn(size[0], size[2]).to(dtype)
+    kind = torch.float32 if wide else dtype
+    before = torch.randn(x.shape).to(kind)
+    total = before.clone()
+    assert implementation.linear_add_dx(dy, weight, total) is None
+    assert_within_budget(
+        total, before + dy @ weight, before.double() + dy.double() @ weight.double(), "total", measure=rms_error
+    )
+    dweight, dbias = implementation.linear_dweight(dy, x, kind, True)
+    assert dweight.dtype == dbias.dtype == kind
+    exact = dy.double().t() @ x.double()
+    assert_within_budget(dweight, (dy.to(kind).t() @ x.to(kind)), exact, "dweight", measure=rms_error)
+    assert_within_budget(dbias, dy.to(kind).sum(0), dy.double().sum(0), "dbias", measure=rms_error)
+    alone, absent = implementation.linear_dweight(dy, x, kind, False)
+    assert torch.equal(alone, dweight)
+    assert absent.shape == (0,)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("kind", list(FUNCTIONS))
@@ -142,6 +166,10 @@ def test_opcheck():
     ops = torch.ops.bertfast
     torch.library.opcheck(ops.linear_fwd.default, tuple(leaves((x, w, b))))
     torch.library.opcheck(ops.linear_bwd.default, (torch.randn(5, 8), x, w, True, True, True))
+    torch.library.opcheck(ops.linear_add_dx.default, (torch.randn(5, 8), w.detach(), torch.randn(5, 12)))
+    for sums in (False, True):
+        args = torch.randn(5, 8).bfloat16(), torch.randn(5, 16).bfloat16(), torch.float32, sums
+        torch.library.opcheck(ops.linear_dweight.default, args)
     torch.library.opcheck(ops.linear_gelu_fwd.default, (*leaves((x, w, b)), False))
     pre = torch.randn(5, 8)
     torch.library.opcheck(ops.bias_gelu_fwd.default, (pre, b, False))

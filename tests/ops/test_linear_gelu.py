@@ -50,6 +50,31 @@ def test_parity(implementation, size, dtype, approximate, monkeypatch):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("approximate", FORMS)
+@pytest.mark.parametrize("size", SIZES)
+def test_parity_inside_a_layer(implementation, size, dtype, approximate, monkeypatch):
+    """Forward without what backward reads, and backward through the next product and GELU at once."""
+    for other in ("preferred", "widens"):
+        monkeypatch.setattr(products, other, lambda: False)
+    x, weight, bias = make(*size, dtype)
+    behind = (torch.randn(40, size[2]) / size[2] ** 0.5).to(dtype)  # the next Linear's weight
+    dy = torch.randn(size[0], 40).to(dtype)
+    y = implementation.linear_gelu_infer(x, weight, bias, FORMS[approximate])
+    pre = F.linear(x, weight)
+    dpre, dbias = implementation.linear_dgelu(dy, behind, pre, bias, FORMS[approximate])
+
+    def eager(p, b):
+        return F.gelu(p + b, approximate=approximate)
+
+    hidden, exact = stock(x, weight, bias, approximate), stock(x.double(), weight.double(), bias.double(), approximate)
+    assert_within_budget(y, hidden, exact, "y")
+    _, *theirs = run(eager, leaves((pre, bias)), dy @ behind)
+    _, *exact = run(eager, leaves((pre, bias), torch.float64), dy.double() @ behind.double())
+    assert_within_budget(dpre, theirs[0], exact[0], "dpre")
+    assert_within_budget(dbias, theirs[1], exact[1], "dbias")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("approximate", FORMS)
 def test_elementwise_over_the_whole_range(implementation, dtype, approximate):
     # 1000 values a row is no multiple of any vector; beyond +-12 gelu is 0 or the identity.
     pre = torch.linspace(-12, 12, 20_000).view(20, 1000).to(dtype)

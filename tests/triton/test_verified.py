@@ -162,9 +162,9 @@ def sources_that_ran(monkeypatch):
 
         return call
 
-    owner, candidate = _library.owner("bias_gelu_fwd", "CUDA"), _library.candidate_function("bias_gelu_fwd")
+    owner, candidate = _library.owner("bias_gelu_fwd", "CUDA"), _library.candidate_function("bias_gelu_fwd", CANDIDATE)
     monkeypatch.setattr(_library, "owner", lambda name, key: named("owner", owner))
-    monkeypatch.setattr(_library, "candidate_function", lambda name: named("candidate", candidate))
+    monkeypatch.setattr(_library, "candidate_function", lambda name, _: named("candidate", candidate))
     reference = named("reference", _library.meaning("bias_gelu_fwd"))
     monkeypatch.setitem(_library._REFERENCES, "bias_gelu_fwd", reference)
     return names

@@ -66,7 +66,7 @@ def column_sum(t: int, n: int, dtype: torch.dtype, weight: torch.dtype | None = 
     def eager(args: Arguments) -> Callable[[], Any]:
         return lambda: args[0].sum(0, dtype=args[2].dtype)
 
-    run = _library.candidate_function("linear_bwd")
+    run = _library.candidate_function("linear_bwd", "linear.ending_sums")
     peers = {"op's owner": owner, "eager": eager}
     return [Case("linear_bwd", shape, dtype, make, t * n * dtype.itemsize, peers=peers, run=run)]
 
@@ -74,7 +74,12 @@ def column_sum(t: int, n: int, dtype: torch.dtype, weight: torch.dtype | None = 
 def by_candidate(case: Case) -> Case:
     """The same work by the op's candidate, its owner among the peers."""
     peers = {"op's owner": lambda args: lambda: linear_bwd(*args), **case.peers}
-    return replace(case, shape=f"{case.shape} ending sums", run=_library.candidate_function(case.op), peers=peers)
+    return replace(
+        case,
+        shape=f"{case.shape} ending sums",
+        run=_library.candidate_function(case.op, "linear.ending_sums"),
+        peers=peers,
+    )
 
 
 CASES: list[Case] = [

@@ -1,4 +1,8 @@
-"""linear: a Linear layer whose products go to the fastest library there is for this processor and dtype."""
+"""linear: a Linear layer whose products go to the fastest library there is for this processor and dtype.
+
+Its backward is one op for a Linear that stands alone. Inside a layer it is `linear_add_dx`, which adds to the residual's gradient,
+and `linear_dweight`, which gives the weight's gradient in the weight's dtype, and the bias's, from the rows that it reads anyway.
+"""
 
 from torch import Tensor
 
@@ -10,8 +14,12 @@ _library.define(
     "linear_bwd(Tensor dy, Tensor x, Tensor weight, bool has_bias, bool needs_dx, bool needs_dweight) "
     "-> (Tensor dx, Tensor dweight, Tensor dbias)"
 )
+_library.define("linear_add_dx(Tensor dy, Tensor weight, Tensor(a!) total) -> ()")
+_library.define("linear_dweight(Tensor dy, Tensor x, ScalarType dtype, bool sums) -> (Tensor dweight, Tensor dbias)")
 _library.reference("linear_fwd")(reference.forward)
 _library.reference("linear_bwd")(reference.backward)
+_library.reference("linear_add_dx")(reference.add_dx)
+_library.reference("linear_dweight")(reference.dweight)
 
 
 @_library.fake("linear_fwd")
@@ -26,6 +34,17 @@ def _(dy, x, weight, has_bias, needs_dx, needs_dweight):
         dy.new_empty(weight.shape if needs_dweight else (0,)),
         dy.new_empty((weight.shape[0],) if has_bias else (0,)),
     )
+
+
+@_library.fake("linear_add_dx")
+def _(dy, weight, total):
+    return None
+
+
+@_library.fake("linear_dweight")
+def _(dy, x, dtype, sums):
+    sizes = dy.shape[1], x.shape[1]
+    return dy.new_empty(sizes, dtype=dtype), dy.new_empty(sizes[:1] if sums else (0,), dtype=dtype)
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -44,7 +63,11 @@ def _backward(ctx, dy):
 _library.differentiate("linear_fwd", _backward, _setup_context)
 for _name in ("linear_fwd", "linear_bwd"):
     _library.implement(_name, "CUDA", f"bertfast.ops.linear.triton:{_name}")
+for _name in ("linear_add_dx", "linear_dweight"):
+    _library.implement(_name, "CUDA", f"bertfast.ops.linear.torch_products:{_name}")
 _library.candidate("linear_bwd", "bertfast.ops.linear.ending_sums:linear_bwd")
+for _name in ("linear_fwd", "linear_add_dx", "linear_dweight"):
+    _library.candidate(_name, f"bertfast.ops.linear.gluon:{_name}", fused=True)
 
 
 def check_shapes(name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:

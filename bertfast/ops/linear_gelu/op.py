@@ -1,6 +1,7 @@
 """linear_gelu: gelu(x W^T + b). The product stays with the fastest library; bias, GELU and their gradients are one pass.
 
-Saved for backward: the product before its bias, so backward does not multiply x and W again.
+Saved for backward: the product before its bias, so backward does not multiply x and W again. The inside of a layer asks for two
+more forms: `linear_gelu_infer`, which saves nothing, and `linear_dgelu`, back through the next Linear's product and GELU at once.
 """
 
 from torch import Tensor
@@ -16,10 +17,16 @@ _library.define(
     "linear_gelu_bwd(Tensor dy, Tensor x, Tensor weight, Tensor bias, Tensor pre, bool tanh, bool needs_dx, bool needs_dweight) "
     "-> (Tensor dx, Tensor dweight, Tensor dbias)"
 )
+_library.define("linear_gelu_infer(Tensor x, Tensor weight, Tensor bias, bool tanh) -> Tensor")
+_library.define(
+    "linear_dgelu(Tensor dy, Tensor weight, Tensor pre, Tensor bias, bool tanh) -> (Tensor dpre, Tensor dbias)"
+)
 _library.reference("bias_gelu_fwd")(reference.bias_gelu_forward)
 _library.reference("bias_gelu_bwd")(reference.bias_gelu_backward)
 _library.reference("linear_gelu_fwd")(reference.forward)
 _library.reference("linear_gelu_bwd")(reference.backward)
+_library.reference("linear_gelu_infer")(reference.infer)
+_library.reference("linear_dgelu")(reference.dgelu)
 
 
 @_library.fake("bias_gelu_fwd")
@@ -42,6 +49,16 @@ def _(x, weight, bias, tanh):
 def _(dy, x, weight, bias, pre, tanh, needs_dx, needs_dweight):
     dx = dy.new_empty(x.shape if needs_dx else (0,))
     return dx, dy.new_empty(weight.shape if needs_dweight else (0,)), bias.new_empty(bias.shape)
+
+
+@_library.fake("linear_gelu_infer")
+def _(x, weight, bias, tanh):
+    return x.new_empty(x.shape[0], weight.shape[0])
+
+
+@_library.fake("linear_dgelu")
+def _(dy, weight, pre, bias, tanh):
+    return pre.new_empty(pre.shape), bias.new_empty(bias.shape)
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -68,6 +85,10 @@ _library.differentiate("linear_gelu_fwd", _backward, _setup_context)
 for _name in ("bias_gelu_fwd", "bias_gelu_bwd", "linear_gelu_fwd", "linear_gelu_bwd"):
     _library.implement(_name, "CUDA", f"bertfast.ops.linear_gelu.triton:{_name}")
     _library.candidate(_name, f"bertfast.ops.linear_gelu.cheap_erf:{_name}")
+for _name in ("linear_gelu_infer", "linear_dgelu"):
+    _library.implement(_name, "CUDA", f"bertfast.ops.linear_gelu.torch_products:{_name}")
+for _name in ("linear_gelu_fwd", "linear_gelu_infer", "linear_dgelu"):
+    _library.candidate(_name, f"bertfast.ops.linear_gelu.gluon:{_name}", fused=True)
 
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor, *, approximate: str = "none") -> Tensor:

@@ -48,3 +48,13 @@ def backward(
     dx = products.matmul(dpre, weight) if needs_dx else absent.clone()
     dweight = products.matmul(dpre.t(), x) if needs_dweight else absent.clone()
     return dx, dweight, dbias
+
+
+def infer(x: Tensor, weight: Tensor, bias: Tensor, tanh: bool) -> Tensor:
+    """`forward` without what backward reads."""
+    return forward(x, weight, bias, tanh)[0]
+
+
+def dgelu(dy: Tensor, weight: Tensor, pre: Tensor, bias: Tensor, tanh: bool) -> tuple[Tensor, Tensor]:
+    """Back through the product behind GELU, and GELU: dpre = (dy W) gelu'(pre + b) [T, N] and its column sums [N]."""
+    return _library.op("bias_gelu_bwd")(products.matmul(dy, weight), pre, bias, tanh)

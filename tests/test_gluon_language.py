@@ -43,7 +43,7 @@ def test_outside_of_a_descriptor_zeros_are_read_and_nothing_is_written(place):
 
 @gluon.jit
 def compute(x_ptr, y_ptr, z_ptr, n, factor, SIZE: gl.constexpr):
-    L: gl.constexpr = gl.BlockedLayout([1, 1], [4, 8], [4, 1], [1, 0])
+    L: gl.constexpr = gl.BlockedLayout([1, 2 * SIZE], [32, 1], [4, 1], [1, 0])
     rows = gl.arange(0, SIZE, layout=gl.SliceLayout(1, L))
     cols = gl.arange(0, 2 * SIZE, layout=gl.SliceLayout(0, L))
     place = gl.expand_dims(rows * (2 * SIZE), 1) + gl.expand_dims(cols, 0)
@@ -52,9 +52,9 @@ def compute(x_ptr, y_ptr, z_ptr, n, factor, SIZE: gl.constexpr):
     x = gl.where(x > 0, x, -x * factor).to(gl.float32)
     left, right = gl.split(gl.permute(gl.reshape(x, [SIZE, 2, SIZE]), (0, 2, 1)))
     both = gl.maximum(left, gl.exp2(right)) / 3
-    joined = gl.join(gl.sum(both, 1), gl.max(both, 1))
-    out = gl.expand_dims(gl.arange(0, SIZE, layout=gl.SliceLayout(1, L)), 1) * 2
-    gl.store(y_ptr + out + gl.expand_dims(gl.arange(0, 2, layout=gl.SliceLayout(0, L)), 0), joined)
+    joined = gl.convert_layout(gl.join(gl.sum(both, 1), gl.max(both, 1)), L)
+    out = gl.expand_dims(rows, 1) * 2 + gl.expand_dims(gl.arange(0, 2, layout=gl.SliceLayout(0, L)), 0)
+    gl.store(y_ptr + out, joined)
     gl.atomic_add(z_ptr + gl.program_id(0) % 2, -7 // 2 + gl.num_programs(0))
 
 
@@ -98,7 +98,7 @@ def misuse(x_ptr, y_ptr, n, CASE: gl.constexpr):
     elif CASE == "no parity":
         mbarrier.wait(barriers.index(0), n)
     elif CASE == "too many arrivals":
-        mbarrier.arrive(barriers.index(0), count=n + 1)
+        mbarrier.arrive(barriers.index(0), count=3)
     elif CASE == "no power of two":
         gl.zeros([16, 3], gl.float32, L)
     elif CASE == "overflow":
@@ -152,9 +152,9 @@ def test_what_is_not_emulated_is_said():
 @gluon.jit
 def small_product(a_ptr, b_ptr, out_ptr, TRANSPOSED: gl.constexpr, A_IN_REGISTERS: gl.constexpr):
     """out [64, 16] = a [64, 32] b [16, 32]^T, each of them loaded by threads; sums begin at 1."""
-    M: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 16, 32])
     L: gl.constexpr = gl.BlockedLayout([1, 1], [1, 32], [4, 1], [1, 0])
     kind: gl.constexpr = a_ptr.dtype.element_ty
+    M: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 16, 256 // kind.primitive_bitwidth])
     S: gl.constexpr = gl.NVMMASharedLayout.get_default_for([64, 32], kind)
     k = gl.expand_dims(gl.arange(0, 32, layout=gl.SliceLayout(0, L)), 0)
     rows = gl.expand_dims(gl.arange(0, 64, layout=gl.SliceLayout(1, L)), 1)
@@ -164,8 +164,9 @@ def small_product(a_ptr, b_ptr, out_ptr, TRANSPOSED: gl.constexpr, A_IN_REGISTER
     b_memory = gl.allocate_shared_memory(kind, [32, 16] if TRANSPOSED else [16, 32], S)
     b_memory.store(gl.permute(b, (1, 0)) if TRANSPOSED else b)
     right = b_memory if TRANSPOSED else b_memory.permute((1, 0))
-    left = a
-    if not A_IN_REGISTERS:
+    if A_IN_REGISTERS:
+        left = gl.convert_layout(a, gl.DotOperandLayout(0, M, 32 // kind.primitive_bitwidth))
+    else:
         left = gl.allocate_shared_memory(kind, [64, 32], S)
         left.store(a)
     fence_async_shared()

@@ -25,6 +25,7 @@ NAMES = {
     "nn.modules.module._has_any_global_hook": "every module counts as one with hooks: it is called as a module",
     "utils._pytree.register_dataclass": "torch.export's function of that name, whose import is slow",
     "_foreach_*": "LAMB updates its parameters, and captured calls copy their inputs, one by one",
+    "_scaled_mm": "products of FP8 matrices are made in float32",
     "ops.mkldnn._linear_pointwise": "weights are not reordered ahead; products are F.linear's",
     "ops.mkldnn._reorder_linear_weight": "weights are not reordered ahead; products are F.linear's",
     "ops.mkldnn._is_mkldnn_bf16_supported": "bfloat16 weights are not reordered ahead",
@@ -47,6 +48,7 @@ _len_torch_dispatch_stack = _find("_C._len_torch_dispatch_stack")
 _storage_use_count = _find("_C._storage_Use_Count")
 _top_saved_hooks = _find("_C._autograd._top_saved_tensors_default_hooks")
 _graph_task = _find("_C._current_graph_task_id")
+_scaled = _find("_scaled_mm")
 _has_any_global_hook = _find("nn.modules.module._has_any_global_hook")
 
 
@@ -158,3 +160,16 @@ def onednn_takes_bfloat16() -> bool:
     """Whether oneDNN multiplies bfloat16 on this processor; False where torch cannot say."""
     function = _find("ops.mkldnn._is_mkldnn_bf16_supported")
     return function is not None and bool(function())
+
+
+def scaled_mm(
+    a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, bias: Tensor | None, dtype: torch.dtype, fast: bool
+) -> Tensor:
+    """a [M, K] scale_a times b [K, N] scale_b, plus bias, of FP8 matrices, b column-major: [M, N] in `dtype`.
+
+    scales: float32, [] both, or [M, 1] and [1, N]. fast: sums in fewer bits.
+    """
+    if _scaled is None:
+        y = (a.float() * scale_a) @ (b.float() * scale_b)
+        return (y if bias is None else y + bias).to(dtype)
+    return _scaled(a, b, scale_a, scale_b, bias=bias, out_dtype=dtype, use_fast_accum=fast)

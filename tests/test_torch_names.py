@@ -52,7 +52,7 @@ def without():
                 # Looked up anew whenever it is missing, or a built-in type's: hidden rather than deleted.
                 patch.setattr(_torch._find(path), last, None)
             else:
-                patch.delattr(_torch._find(path), last, raising=False)
+                patch.delattr(_torch._find(path) if path else torch, last, raising=False)
             _forget()
 
         yield take
@@ -86,6 +86,9 @@ def check_numbers():
     for (name, p), q in zip(model.named_parameters(), exact.parameters(), strict=True):
         if p.grad is not None:
             assert_close(p.grad, q.grad, name)
+    a, b = torch.randn(4, 16).to(torch.float8_e4m3fn), torch.randn(16, 16).to(torch.float8_e4m3fn)
+    product = _torch.scaled_mm(a, b.t(), torch.tensor(2.0), torch.tensor(0.5), None, torch.float32, False)
+    assert_close(product, a.double() @ b.double().t(), "FP8 product")
     for one in (model, exact):
         Lamb(one.parameters(), lr=0.01).step()
     for (name, p), q in zip(model.named_parameters(), exact.parameters(), strict=True):
@@ -117,6 +120,7 @@ SLOW = {
     "nn.modules.module._has_any_global_hook": lambda: not plain.untouched(nn.Linear(2, 2)),
     "utils._pytree.register_dataclass": lambda: not hasattr(torch.utils._pytree, "register_dataclass"),
     "_foreach_*": lambda: "one_by_one" in getattr(_torch.foreach("add_"), "__qualname__", ""),
+    "_scaled_mm": lambda: _torch._scaled is None,
     "ops.mkldnn._linear_pointwise": lambda: not onednn.available(),
     "ops.mkldnn._reorder_linear_weight": lambda: not onednn.available(),
     "ops.mkldnn._is_mkldnn_bf16_supported": lambda: not onednn.can_prepack(torch.ones(4, 4, dtype=torch.bfloat16)),

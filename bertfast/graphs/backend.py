@@ -386,11 +386,11 @@ _inherited: list[Any] = []
 
 def of(device: torch.device) -> Backend | None:
     """What captures on a device; None where nothing does, as on a CPU without a stand-in."""
-    found = _backends.get(device)
-    if found is None and device.type == "cuda":
+    backend = _backends.get(device)
+    if backend is None and device.type == "cuda":
         with _lock:
-            found = _backends.setdefault(device, CudaBackend(device))
-    return found
+            backend = _backends.setdefault(device, CudaBackend(device))
+    return backend
 
 
 @contextmanager

@@ -120,18 +120,18 @@ def _captured(call: Call, x: Tensor, device: Backend, limits: Limits) -> Outcome
     bucket = call.bucket()
     place = (TRAINING, device, bucket, call.key(), device.settings(), call.autocast)
     owned = cache.of(call.layers.owner)
-    found = owned.find(place, call.parameters, limits, group, TRAINING)
+    state = owned.find(place, call.parameters, limits, group, TRAINING)
     how = REPLAYED
-    if isinstance(found, Due):
-        found, how = _capture(owned, place, bucket, found, call, x, device, limits), CAPTURED
-    elif isinstance(found, Captured) and owned.is_new(device.stream(), group):
+    if isinstance(state, Due):
+        state, how = _capture(owned, place, bucket, state, call, x, device, limits), CAPTURED
+    elif isinstance(state, Captured) and owned.is_new(device.stream(), group):
         device.keep(call.parameters)  # a replay tells the allocator nothing
-    if isinstance(found, str):
-        outcome = _eagerly(call, x, found)
-        if found is cache.FIRST:
+    if isinstance(state, str):
+        outcome = _eagerly(call, x, state)
+        if state is cache.FIRST:
             owned.came(place)
         return outcome
-    return _replay(found, call, x, how)
+    return _replay(state, call, x, how)
 
 
 def _capture(
@@ -256,12 +256,12 @@ class _Stack(torch.autograd.Function):
         call: Call = ctx.call
         captured: Captured = ctx.captured
         with captured.backend.active():
-            found = _replayed_gradients(captured, ctx.work, ctx.pending, dy, x.shape[0])
-            if found is None:
+            gradients = _replayed_gradients(captured, ctx.work, ctx.pending, dy, x.shape[0])
+            if gradients is None:
                 layout = replace(call.layout, cu_seqlens=cu_seqlens, read=read)
                 with _autocast_as(call, x.device.type):
-                    found = Pass(call, x, layout, seeds, lambda: dy).both()[1:]
-        rest = iter(found)
+                    gradients = Pass(call, x, layout, seeds, lambda: dy).both()[1:]
+        rest = iter(gradients)
         return None, None, *(next(rest) if grad else None for grad in call.grads)
 
 

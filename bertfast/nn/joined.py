@@ -17,13 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from bertfast import _torch
-from bertfast.nn.parts import LayerParts
+from bertfast.nn.parts import PARAMETERS, LayerParts
 from bertfast.ops.stamps import stamp
 
 _copy = _torch.foreach("copy_")
 _cache: "WeakKeyDictionary[nn.Module, dict[torch.dtype, _Kept]]" = WeakKeyDictionary()
 _lock = threading.Lock()
-_PARAMETERS = 16  # of a layer, as `LayerParts.parameters` orders them
 
 
 class Weights(NamedTuple):
@@ -73,7 +72,7 @@ class _Pieces:
         self.targets: list[Tensor] = []  # pieces of the copies, each of which one parameter is written to
         self.sources: list[int] = []  # its number
         with torch.inference_mode(False), torch.no_grad():  # the next call may write to them in another mode
-            self.layers = [self._layer(parameters, first) for first in range(0, len(parameters), _PARAMETERS)]
+            self.layers = [self._layer(parameters, first) for first in range(0, len(parameters), PARAMETERS)]
 
     def _layer(self, parameters: Sequence[Any], first: int) -> Copies:
         def join(*numbers: int) -> Tensor:
@@ -118,7 +117,7 @@ class _Kept(_Pieces):
         """Those of each layer, of parameters for which the stamp holds."""
         made = []
         for number, own in enumerate(self.layers):
-            _, _, _, _, _, _, dense, *others = parameters[number * _PARAMETERS : (number + 1) * _PARAMETERS]
+            _, _, _, _, _, _, dense, *others = parameters[number * PARAMETERS : (number + 1) * PARAMETERS]
             dense_bias, first, first_bias, up, up_bias, down, down_bias, norm, norm_bias = others
             made.append(
                 Weights(

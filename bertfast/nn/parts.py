@@ -12,6 +12,8 @@ from torch import Tensor, nn
 # What holds the parts, each below a layer.
 HOLDERS = ("attention", "attention.self", "attention.output", "intermediate", "output")
 
+PARAMETERS = 16  # of a layer: weight and bias of eight modules, as `LayerParts.parameters` orders them
+
 
 def _parameters(modules: Iterable[Any]) -> list[Tensor | None]:
     return [tensor for module in modules for tensor in (module.weight, module.bias)]

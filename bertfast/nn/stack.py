@@ -14,12 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from bertfast import _ext, _torch
-from bertfast.nn.parts import Kind
+from bertfast.nn.parts import PARAMETERS, Kind
 from bertfast.nn.plain import inference_parts, is_unwatched, needs_gradients
 from bertfast.ops import packed_linear
 
 _TYPES = (nn.Parameter, Tensor)
-_PARAMETERS = 16  # of a layer, in the order of csrc/cpu/encoder.h
 _LARGEST_HEAD = 256  # kLargestHead of csrc/cpu/attention.h
 _FORMS = {"none": 1, "tanh": 2}  # GELU's `approximate` to the activation's number
 _cache: "WeakKeyDictionary[nn.Module, dict[Any, Any]]" = WeakKeyDictionary()
@@ -39,7 +38,7 @@ def _takes(x: Tensor, parameters: list[Tensor | None], heads: int, int8: bool) -
     width, query, up = x.shape[-1], shapes[0], shapes[10]
     return (
         all(type(p) in _TYPES and p.dtype == x.dtype and p.device.type == "cpu" for p in parameters if p is not None)
-        and shapes == shapes[:_PARAMETERS] * (len(shapes) // _PARAMETERS)
+        and shapes == shapes[:PARAMETERS] * (len(shapes) // PARAMETERS)
         and query == (width, width)
         and width <= heads * _LARGEST_HEAD
         and up is not None
@@ -123,7 +122,7 @@ def _build(owner: nn.Module, key: tuple[Any, ...], parameters: list[Tensor | Non
         entries = _cache.setdefault(owner, {})
         if key not in entries or not entries[key].is_current(parameters):
             dtype, int8, (heads, scale, approximate), eps = key
-            layers = [parameters[i : i + _PARAMETERS] for i in range(0, len(parameters), _PARAMETERS)]
+            layers = [parameters[i : i + PARAMETERS] for i in range(0, len(parameters), PARAMETERS)]
             extension: Any = _ext.load()
             entries[key] = extension.Encoder(dtype, int8, heads, scale, _FORMS[approximate], layers, list(eps))
         return entries[key]

@@ -22,11 +22,10 @@ from bertfast.nn import halves, joined
 from bertfast.nn.joined import Copies
 from bertfast.nn.launches import Launches
 from bertfast.nn.layout import Packed
-from bertfast.nn.parts import Kind, LayerParts, parts_of
+from bertfast.nn.parts import PARAMETERS, Kind, LayerParts, parts_of
 from bertfast.nn.plain import dropout_rate, is_unwatched, needs_gradients, product_dtype
 
 _DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
-_PARAMETERS = 16  # of a layer, as `LayerParts.parameters` orders them
 _OF_ATTENTION = 10  # of these
 # Columns, BERT-large's: the least at which every gradient was measured to be exact enough with initial weights.
 WIDE = 1024
@@ -104,7 +103,7 @@ class Trained:
                 launches,
                 given if number == len(self.rates) - 1 else None,
             )
-            parameters = self.parameters[number * _PARAMETERS : (number + 1) * _PARAMETERS]
+            parameters = self.parameters[number * PARAMETERS : (number + 1) * PARAMETERS]
             if self.checkpointing:
                 # Seeds are arguments: a state of the generator could be neither saved nor put back inside a CUDA graph.
                 x = checkpoint(layer, x, *parameters, use_reentrant=False, preserve_rng_state=False)
@@ -121,7 +120,7 @@ class Trained:
         """Whether launchers would do the same in every layer: products apart, they see biases and norms."""
         if len(set(self.rates)) > 1:
             return False
-        layers = range(0, len(self.parameters), _PARAMETERS)
+        layers = range(0, len(self.parameters), PARAMETERS)
         traits = [[_traits(self.parameters[first + number]) for number in _BIASES_AND_NORMS] for first in layers]
         return all(other == traits[0] for other in traits)
 

@@ -5,7 +5,7 @@
 - Gluon (`triton.experimental`): layouts of shared memory, tensor descriptors, the source type of its kernels. Where it is gone or
   has changed, kernels written in it fail at their first call; only candidates are.
 - `kernel.arg_names`, `kernel.params`, for recording launches without a GPU; `ASTSource`, `GPUTarget` and the bundled cuobjdump and
-  nvdisasm, for compiling ahead of time; `InterpreterBuilder.create_dot`, `.create_atomic_rmw`, for tests in the interpreter. Where
+  nvdisasm, for compiling ahead of time; `InterpreterBuilder.create_dot`, `.create_atomic_rmw`, `.create_fp_to_fp`, for tests in the interpreter. Where
   one is gone: an error that names it and the releases that have it. Running on a GPU needs none of them.
 """
 
@@ -146,7 +146,7 @@ def interpreter_builder() -> Any:
     from triton.runtime import interpreter
 
     builder = getattr(interpreter, "InterpreterBuilder", None)
-    for name in ("create_dot", "create_atomic_rmw"):
+    for name in ("create_dot", "create_atomic_rmw", "create_fp_to_fp"):
         if not hasattr(builder, name):
             raise _unknown(f"InterpreterBuilder.{name}")
     return builder

@@ -1,6 +1,6 @@
 """Where the tensors of an optimizer step lie, as a table on the device by which one launch reaches all of them.
 
-    rows      int64 [n, FIELDS]: of each parameter the addresses, the size, whether all begin on 16 bytes, the group, the first chunk
+    rows      int64 [n, FIELDS]: of each parameter addresses, size, whether all begin on 16 bytes, group, first chunk
     settings  float64 [groups, 4] behind them, as bits
     chunks    int32 [chunks, 2]: parameter, and which CHUNK of its numbers; a program's work
 
@@ -26,7 +26,6 @@ from torch import Tensor
 
 from bertfast import _torch
 from bertfast.ops.stamps import Stamp, stamp
-
 
 CHUNK = 8192  # numbers of a parameter that one program updates
 WEIGHT, GRADIENT, MEAN, SQUARE, STEP, COPY, SIZE, WIDE, GROUP, FIRST, FIELDS = range(11)
@@ -132,7 +131,7 @@ def _chunks(order: tuple[int, ...], counts: tuple[int, ...], device: torch.devic
 
 
 def takes(columns: Columns) -> bool:
-    """Whether kernels take these tensors: dense, on one device, of dtypes that they know, each parameter's with one order of numbers."""
+    """Whether kernels take these tensors: dense, on one device, of known dtypes, those of a parameter in one order of numbers."""
     lists = [column for column in columns if column]
     devices = {tensor.device for column in lists for tensor in column}
     if len(devices) > 1:

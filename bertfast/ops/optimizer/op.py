@@ -1,8 +1,8 @@
-"""Optimizer steps of all parameters at once: the gradients' norm, AdamW and LAMB, with clipping and the copies that products read.
+"""Optimizer steps of all parameters at once: the gradients' norm, AdamW and LAMB, clipping, and the copies that products read.
 
-Every list has one tensor for each parameter, in the order of the groups. `sizes` says how many parameters a group has, `settings` holds
-its beta1, beta2, eps and weight decay, one group after another. The learning rates, the norm and whether the step is withheld are on
-the device, and nothing is read from there. `reference` says what is computed.
+Every list has one tensor for each parameter, in the order of the groups. `sizes` says how many parameters a group has, and
+`settings` holds its beta1, beta2, eps and weight decay, one group after another. Learning rates, the norm and whether the step is
+withheld are on the device, and nothing is read from there. `reference` says what is computed.
 """
 
 from collections.abc import Sequence
@@ -100,7 +100,7 @@ def adamw_step(
         weights: float32, bfloat16 or float16; gradients and moments have their shapes and may have dtypes of their own.
         means, squares: the moments of each parameter.
         steps: [] float32, how many steps each parameter has had; one more after this.
-        copies: for each parameter a tensor of its shape that the new weight is written to as well, rounded to its dtype; [0] for none.
+        copies: for each parameter a tensor of its shape that gets the new weight as well, rounded to its dtype; [0] for none.
         sizes, settings: see above.
         rates: learning rates, [groups], or [] for all; float32 or float64.
         norm: [] of all gradients, by which they are clipped to `max_norm`; None for no clipping.

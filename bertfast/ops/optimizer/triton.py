@@ -1,8 +1,8 @@
 """Optimizer steps on GPUs: one launch reads and writes everything of every parameter, in chunks of a table of addresses.
 
-A step is bound by bytes: float32 weights with bfloat16 copies move 16 in and 14 out for each parameter, bfloat16 weights 8 and 6. What a
-program needs beside them (addresses, scalars) is 100 bytes for 8,192 parameters. Scalars that depend on the step (bias corrections,
-learning rate, clipping) are computed in float64 by `factors_kernel`, one lane a parameter, which counts the steps as well.
+A step is bound by bytes: float32 weights with bfloat16 copies take 16 in and 14 out for each number, bfloat16 weights 8 and 6.
+What a program needs beside them (addresses, scalars) is 100 bytes for 8,192 numbers. Scalars that depend on the step (bias
+corrections, learning rate, clipping) are computed in float64 by `factors_kernel`, a lane for a parameter, which counts steps.
 
     adamw_step    factors, step
     lamb_moments  factors, step (moments alone; sums of squares of each chunk), the sums of each parameter
@@ -45,8 +45,7 @@ _SETTINGS, _NUMBERS, _TAIL_BLOCK = tl.constexpr(reference.SETTINGS), tl.constexp
 def is_withheld(withheld_ptr):
     if withheld_ptr is not None:
         return tl.load(withheld_ptr) != 0
-    else:
-        return False
+    return False
 
 
 @triton.jit
@@ -128,8 +127,7 @@ def load(address, dtype: tl.constexpr, ALIGNMENT: tl.constexpr, place, mask):
     pointers = pointer(address, dtype, ALIGNMENT) + place
     if mask is None:
         return tl.load(pointers).to(tl.float32)
-    else:
-        return tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
+    return tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -163,10 +161,9 @@ def update(
     if WEIGHTS:
         updated = weight - direction
         tl.store(pointer(weight_address, TYPES[0], ALIGNMENTS[0]) + place, updated.to(TYPES[0]), mask=mask)
-        if COPIES:
-            if copy_address != 0:
-                copy_ptr = pointer(copy_address, TYPES[3], ALIGNMENTS[1])
-                tl.store(copy_ptr + place, updated.to(TYPES[3]), mask=mask)
+        if COPIES and copy_address != 0:
+            copy_ptr = pointer(copy_address, TYPES[3], ALIGNMENTS[1])
+            tl.store(copy_ptr + place, updated.to(TYPES[3]), mask=mask)
     if mask is not None:  # 0 / 0 where eps is 0
         direction = tl.where(mask, direction, 0.0)
     return weight, direction

@@ -1,0 +1,5 @@
+"""The ops of bertfast.ops.fp8_cast.op, called by the layers of an FP8 model through the dispatcher alone."""
+
+from bertfast.ops.fp8_cast import op
+
+__all__ = ["op"]

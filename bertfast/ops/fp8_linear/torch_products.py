@@ -1,0 +1,32 @@
+"""fp8_linear by torch's scaled product: cuBLASLt's FP8 kernels on a GPU."""
+
+import torch
+from torch import Tensor
+
+from bertfast import _torch
+from bertfast.ops.fp8_linear import reference
+
+_MULTIPLE = 16  # of the inner and of the second dimension: what cuBLASLt takes
+_NARROW = (torch.bfloat16, torch.float16)
+
+
+def fp8_linear(
+    a: Tensor,
+    b: Tensor,
+    scale_a: Tensor,
+    scale_b: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    fast: bool,
+) -> Tensor:
+    by_rows = bool(scale_a.dim() or scale_b.dim())
+    takes = a.shape[1] % _MULTIPLE == 0 and b.shape[0] % _MULTIPLE == 0 and a.shape[0] > 0
+    if not takes or (by_rows and dtype is not torch.bfloat16):
+        return reference.forward(a, b, scale_a, scale_b, bias, dtype, fast)
+    if by_rows:
+        scale_a = scale_a.expand(a.shape[0], 1).contiguous()
+        scale_b = scale_b.reshape(1, -1).expand(1, b.shape[0]).contiguous()
+    fused = bias is not None and dtype in _NARROW
+    added = bias.to(dtype) if bias is not None and fused else None
+    y = _torch.scaled_mm(a, b.t(), scale_a, scale_b, added, dtype, fast)
+    return y if bias is None or fused else y + bias

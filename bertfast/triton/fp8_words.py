@@ -1,0 +1,77 @@
+"""What passes that write FP8 share inside a kernel: the cast, the largest magnitude, and the transposed copy by words of several rows.
+
+A transposed copy through bytes is dear: Triton computes a tile once in the layout of each of its stores, or moves bytes
+one by one through shared memory. So a program takes the rows of a *group* (4 or 8 neighbours) one after another, in one layout, and
+shifts each result's byte into a word. A word is as many neighbouring places of the transposed copy, and [GROUPS, COLS] words
+cross shared memory once, 4 or 8 bytes at a time. Where the number of rows is no multiple of 16, words would not be aligned:
+bytes are stored then (WHOLE is false). FP8 products ask for that multiple as well.
+
+Casts on a GPU round to nearest even and saturate (cvt.rn.satfinite), infinities too; NaN stays NaN.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def inverse_of(scale_ptr):
+    """1 / scale, rounded as eager torch rounds it."""
+    return tl.div_rn(1.0, tl.load(scale_ptr))
+
+
+@triton.jit
+def inside(group, step, rows, STEPS: tl.constexpr, WHOLE: tl.constexpr):
+    """Which groups have a row `step`. group: [GROUPS, 1], of STEPS rows each."""
+    if WHOLE:
+        there = group < rows // 16 * (16 // STEPS)  # a multiple, said so, for wide accesses
+    else:
+        there = group * STEPS + step < rows
+    return there
+
+
+@triton.jit
+def larger(largest, v):
+    """The larger magnitude of two, NaN where one is."""
+    return tl.maximum(largest, tl.abs(v), propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def bits_of_largest(magnitude, axis: tl.constexpr):
+    """The bits of the largest magnitude along `axis`, int32. They grow with the number; infinity is above all, and NaN above that."""
+    return tl.max(magnitude.to(tl.int32, bitcast=True), axis)
+
+
+@triton.jit
+def raise_amax(amax_ptr, magnitude):
+    """Raise the float32 at amax_ptr to the largest of a [R, C] tile of magnitudes."""
+    place = amax_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
+    tl.atomic_max(place, tl.max(bits_of_largest(magnitude, 1), 0), sem="relaxed")
+
+
+@triton.jit
+def push(word, stored):
+    """word with its lowest byte gone and the FP8 number `stored` above the others: when it is full, the first lies lowest."""
+    return (word >> 8) | (stored.to(tl.uint8, bitcast=True).to(word.dtype) << (word.dtype.primitive_bitwidth - 8))
+
+
+@triton.jit
+def store_words(transposed_ptr, word, group, col, rows, C: tl.constexpr):
+    """All rows of each group into the transposed copy [C, rows]; rows is a multiple of 16. word: [GROUPS, COLS]."""
+    groups = rows // 16 * (128 // word.dtype.primitive_bitwidth)
+    place = tl.trans(col).to(tl.int64) * groups + tl.trans(group)  # [COLS, GROUPS]
+    mask = tl.trans((group < groups) & (col < C))
+    tl.store(transposed_ptr.to(tl.pointer_type(word.dtype), bitcast=True) + place, tl.trans(word), mask=mask)
+
+
+@triton.jit
+def store_bytes(transposed_ptr, stored, row, col, rows, mask):
+    """Some rows into the transposed copy [C, rows] of any number of rows. row: [ROWS, 1]."""
+    place = tl.trans(col).to(tl.int64) * rows + tl.trans(row)  # [COLS, ROWS]
+    tl.store(transposed_ptr + place, tl.trans(stored), mask=tl.trans(mask))
+
+
+@triton.jit
+def row_scale(bits, LARGEST: tl.constexpr):
+    """The scale of rows whose largest magnitude has these bits; 1 where that is 0, infinite or NaN."""
+    amax = bits.to(tl.float32, bitcast=True)
+    return tl.where((amax > 0.0) & (amax < float("inf")), tl.div_rn(amax, LARGEST), 1.0)

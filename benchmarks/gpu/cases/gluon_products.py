@@ -53,7 +53,9 @@ def weight(device: torch.device, dtype: torch.dtype, n: int, k: int) -> torch.Te
     return randn(device, dtype, n, k) * k**-0.5
 
 
-def linear_fwd(t: int, k: int, n: int, *, has_bias: bool = False, view: bool = False, dtype: torch.dtype = BF16) -> Case:
+def linear_fwd(
+    t: int, k: int, n: int, *, has_bias: bool = False, view: bool = False, dtype: torch.dtype = BF16
+) -> Case:
     """view: the weight is the transpose of one that lies [k, n], as in the gradient of a product's input."""
 
     def make(device: torch.device) -> Arguments:

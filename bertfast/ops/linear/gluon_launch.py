@@ -13,7 +13,9 @@ ALIGNMENT = 16  # bytes, of memory and of rows, that TMA asks for
 WIDEST = 256  # columns of a tile
 # Registers of a thread of the warpgroups: four of them share 512, and the one that loads needs 32.
 REGISTERS, EPILOGUE_REGISTERS = 168, 144
-LEAST_FILLED = 0.5  # with fewer tiles than this share of the multiprocessors torch's library splits K. Predicted, never measured.
+LEAST_FILLED = (
+    0.5  # with fewer tiles than this share of the multiprocessors torch's library splits K. Predicted, never measured.
+)
 # Tiles in whole rounds that leave fewer multiprocessors idle than this are not cut in parts: adding parts up costs as much. Predicted.
 MOST_IDLE = 0.07
 

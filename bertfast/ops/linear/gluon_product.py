@@ -342,7 +342,9 @@ def _apply_dgelu(results, barriers, pointers, sizes, TILE: gl.constexpr, N: gl.c
             mbarrier.wait(side_full, n & 1)
             pre = side.load(L)  # [BM, SLICE]
             gl.thread_barrier()  # all have read it before the next slice comes to its place
-            _read_slice(pre_desc, side, side_full, (n + 1) // SLICES, (n + 1) % SLICES, tiles_m, TILE, n + 1 < parts * SLICES)
+            _read_slice(
+                pre_desc, side, side_full, (n + 1) // SLICES, (n + 1) % SLICES, tiles_m, TILE, n + 1 < parts * SLICES
+            )
             slope = gelu_gradient(pre.to(gl.float32) + bias, TANH)
             mbarrier.wait(left.index(j), i & 1)
             d = here.load(L).to(gl.float32) * slope  # [BM, SLICE]; 0 past the last row, where a was read as zeros

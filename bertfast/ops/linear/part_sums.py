@@ -11,7 +11,12 @@ from torch import Tensor
 from bertfast.ops.linear.gluon_product import BLOCK_M
 from bertfast.triton import launch
 
-ROWS, SET, ROWS_OF_SUMS, WARPS = 8, 4, 32, 4  # predicted, never measured: a set is 4 loads of 16 bytes a thread under way at 128 columns
+ROWS, SET, ROWS_OF_SUMS, WARPS = (
+    8,
+    4,
+    32,
+    4,
+)  # predicted, never measured: a set is 4 loads of 16 bytes a thread under way at 128 columns
 _BM, _ROWS, _SET, _SUMS = (tl.constexpr(n) for n in (BLOCK_M, ROWS, SET, ROWS_OF_SUMS))
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bertfast import _torch
 from bertfast.nn.parts import PARAMETERS, LayerParts
-from bertfast.nn.stamps import stamp
+from bertfast.ops.stamps import stamp
 
 _copy = _torch.foreach("copy_")
 _cache: "WeakKeyDictionary[nn.Module, dict[torch.dtype, _Kept]]" = WeakKeyDictionary()

@@ -98,6 +98,7 @@ class Call:
             running,
             trained.checkpointing,
             trained.narrow_stream,
+            trained.fp8,
         )
 
 

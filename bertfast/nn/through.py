@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bertfast.nn import device, stack, training
 from bertfast.nn import seeds as dropout_seeds
+from bertfast.nn.fp8_state import Recipe
 from bertfast.nn.layout import Packed
 from bertfast.nn.parts import Kind
 
@@ -30,6 +31,7 @@ class Layers:
         int8: whether products from these copies are of 8-bit integers.
         checkpointing: whether training keeps only each layer's input, and computes the layer again in backward.
         narrow_stream: whether training under autocast keeps the residual stream in 16 bits whatever its width.
+        fp8: how training in bfloat16 multiplies in FP8; None where it does not.
         at_once: what runs all of them without their calls, its parameters current; see `ready`.
     """
 
@@ -41,6 +43,7 @@ class Layers:
     int8: bool = False
     checkpointing: bool = False
     narrow_stream: bool = False
+    fp8: Recipe | None = None
     at_once: stack.Native | device.Launched | training.Trained | None = None
 
     @property
@@ -55,7 +58,8 @@ class Layers:
         if x.device.type in device.KINDS:
             at_once: device.Launched | training.Trained | None = device.find(self.owner, self.modules, x, self.kind)
             if at_once is None:
-                at_once = training.find(self.owner, self.modules, x, self.kind, self.checkpointing, self.narrow_stream)
+                options = self.checkpointing, self.narrow_stream, self.fp8
+                at_once = training.find(self.owner, self.modules, x, self.kind, *options)
             return replace(self, at_once=at_once)
         if not self.prepack:
             return self

@@ -1,0 +1,194 @@
+"""What training in FP8 keeps from step to step: the scales of every tensor that is cast, and the weights' casts.
+
+    real = stored * scale,   scale = 2^margin * max(history of amax) / largest number of the format      (delayed scaling)
+
+A pass that casts a tensor reads its scale and raises its amax; `State.update` turns the amaxes of a step into the next step's
+scales. All of it are tensors that stay where they are, on the device, so that a graph can hold a step. The first call has no
+history: every pass runs twice then, the first time for its amax alone (`State.is_calibrating`).
+
+Source: Micikevicius et al., "FP8 formats for deep learning", 2022 (arXiv:2209.05433); delayed scaling as in NVIDIA's Transformer Engine.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from bertfast import _library
+from bertfast.nn.joined import Copies
+from bertfast.nn.parts import PARAMETERS
+from bertfast.ops import fp8
+
+# The tensors of a layer that are cast: what its four products read, and the gradients of what they give.
+FORWARD = ("x", "context", "rows", "hidden")
+BACKWARD = ("dout", "dqkv", "dout_feed", "dpre")
+TENSORS = (*FORWARD, *BACKWARD)
+_WEIGHTS = 4  # of a layer: query, key and value joined, the output product, both of the feed-forward half
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """
+    Attributes:
+        gradients: format of gradients; what forward makes and weights are e4m3.
+        history: steps whose largest magnitude decides a scale; 1 is that of the last step alone.
+        margin: powers of two that are left free above it.
+        last: how many of the last layers stay in 16 bits.
+        current: scales from the very tensor that is cast, by a pass more; for comparison.
+    """
+
+    gradients: torch.dtype = torch.float8_e5m2
+    history: int = 16
+    margin: float = 0.0
+    last: int = 1
+    current: bool = False
+
+    def layers(self, depth: int) -> int:
+        """How many of `depth` layers are in FP8: the first ones."""
+        return max(depth - self.last, 0)
+
+    def format(self, tensor: int) -> torch.dtype:
+        """Of the tensor with this number among TENSORS."""
+        return torch.float8_e4m3fn if tensor < len(FORWARD) else self.gradients
+
+
+class Scaling(NamedTuple):
+    """What a pass needs to cast one tensor: scale and amax, float32 [], and the format."""
+
+    scale: Tensor
+    amax: Tensor
+    dtype: torch.dtype
+
+
+class State:
+    """The scales of a stack's FP8 layers.
+
+    Attributes:
+        scale, amax: float32 [layers, 8], by layer and TENSORS.
+        history: float32 [H, layers * 8], newest first.
+    """
+
+    def __init__(self, recipe: Recipe, layers: int, device: torch.device) -> None:
+        self.recipe, self.layers = recipe, layers
+        with torch.inference_mode(False):
+            self.scale = torch.ones(layers, len(TENSORS), device=device)
+            self.amax = torch.zeros(layers, len(TENSORS), device=device)
+            self.history = torch.zeros(recipe.history, layers * len(TENSORS), device=device)
+            formats = [fp8.LARGEST[recipe.format(tensor)] for tensor in range(len(TENSORS))]
+            self._largest = torch.tensor(formats * layers, device=device)
+        self._amaxes = [list(row.unbind()) for row in self.amax.unbind()]
+        self._differentiated = False  # whether a backward has come here: before it, gradients have no amax
+        self._calibrating = True
+
+    def of_call(self) -> list[list[Scaling]]:
+        """By layer and TENSORS: scales as they are now, which a call's backward still has after an update."""
+        scales = self.scale.clone()
+        formats = [self.recipe.format(tensor) for tensor in range(len(TENSORS))]
+        return [
+            [Scaling(*each) for each in zip(row.unbind(), amaxes, formats, strict=True)]
+            for row, amaxes in zip(scales.unbind(), self._amaxes, strict=True)
+        ]
+
+    def is_calibrating(self) -> bool:
+        """Whether no step with a backward has given scales yet: passes find out their own then. No look at the device."""
+        return self._calibrating or self.recipe.current
+
+    def watch(self, x: Tensor) -> Tensor:
+        """x, whose gradient tells that there is a backward."""
+        if self._calibrating and x.requires_grad:
+            x.register_hook(self._note)
+        return x
+
+    def _note(self, gradient: Tensor) -> None:
+        self._differentiated = True
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """The next step's scales from what was met since the last update. Waits for nothing."""
+        if self._differentiated:
+            self._calibrating = False
+        args = self.history, self.amax.view(-1), self.scale.view(-1), self._largest, self.recipe.margin
+        _library.resolved("fp8_update_scales", "CUDA")(*args)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps."""
+        return {"scale": self.scale, "amax": self.amax, "history": self.history}
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Take up what `tensors` gave.
+
+        Raises:
+            ValueError: where a tensor is missing or of another shape.
+        """
+        for name, own in self.tensors().items():
+            given = tensors.get(name)
+            if given is None or given.shape != own.shape:
+                shape = None if given is None else tuple(given.shape)
+                raise ValueError(f"FP8 scales: {name} must be {tuple(own.shape)}, found {shape}: of another model or recipe")
+            own.copy_(given)
+        self._calibrating = False
+
+
+class Weight(NamedTuple):
+    """A weight [N, K] in e4m3, its transposed copy [K, N], and the scale [] of both."""
+
+    cast: Tensor
+    transposed: Tensor
+    scale: Tensor
+
+
+class Weights:
+    """The FP8 copies of a stack's weights, four a layer, and when its scales move on.
+
+    Attributes:
+        layers: the weights of each.
+    """
+
+    def __init__(self, state: State, parameters: Sequence[Any], copies: Sequence[Copies]) -> None:
+        """
+        Args:
+            parameters: of all layers, 16 each.
+            copies: of each layer; the joined one is cast. Others are cast from the parameters, whatever their dtype.
+        """
+        self._state = state
+        self._sources = sources = []
+        for number in range(state.layers):
+            first = number * PARAMETERS
+            sources += [copies[number].qkv, parameters[first + 6], parameters[first + 10], parameters[first + 12]]
+        device = sources[0].device
+        with torch.inference_mode(False), torch.no_grad():
+            self._scales = torch.ones(len(sources), device=device)
+            self._casts = [torch.empty(w.shape, dtype=torch.float8_e4m3fn, device=device) for w in sources]
+            self._transposed = [torch.empty(w.shape[::-1], dtype=torch.float8_e4m3fn, device=device) for w in sources]
+        every = [Weight(*each) for each in zip(self._casts, self._transposed, self._scales.unbind(), strict=True)]
+        self.layers = [every[first : first + _WEIGHTS] for first in range(0, len(every), _WEIGHTS)]
+
+    @torch.no_grad()
+    def write(self) -> None:
+        """Cast every weight anew. Waits for nothing."""
+        args = self._sources, self._scales, self._casts, self._transposed
+        _library.resolved("fp8_cast_weights", "CUDA")(*args)
+
+    def refresh(self) -> None:
+        """After a step: the next one's casts and scales."""
+        self.write()
+        self._state.update()
+
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in (*self._casts, *self._transposed))
+
+
+_states: "WeakKeyDictionary[nn.Module, State]" = WeakKeyDictionary()
+
+
+def state_of(owner: nn.Module, recipe: Recipe, depth: int, device: torch.device) -> State:
+    """The scales of the stack that belongs to `owner`, made at its first call and where recipe, depth or device changed."""
+    state = _states.get(owner)
+    layers = recipe.layers(depth)
+    if state is None or (state.recipe, state.layers, state.scale.device) != (recipe, layers, device):
+        state = _states[owner] = State(recipe, layers, device)
+    return state

@@ -101,6 +101,21 @@ KINDS = frozenset({"cuda"})  # of devices whose layers run this way; tests add t
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
+@contextmanager
+def on_cpu() -> Iterator[None]:
+    """Models on a CPU compute as on a GPU, by the ops that a CPU has for it: slower than its own way, for what only a GPU's way does.
+
+    It holds for the whole process, because backward runs on threads of its own.
+    """
+    global KINDS
+    before, KINDS = KINDS, KINDS | {"cpu"}
+    try:
+        with _library.dispatched():
+            yield
+    finally:
+        KINDS = before
+
+
 def running() -> tuple[Any, ...]:
     """What computes each op of a call now: what was captured is good while these are the same."""
     return tuple(_library.resolved(name, "CUDA") for name in (*_OPS, *_PRODUCTS))

@@ -8,6 +8,7 @@ The residual stream, norms, attention itself and GELU are as in 16 bits, and so 
 from half to half beside x; they take no gradient.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,9 @@ from bertfast.nn.halves import Mixing, no_autocast
 from bertfast.nn.launches import run
 
 X, CONTEXT, ROWS, HIDDEN, DOUT, DQKV, DOUT_FEED, DPRE = range(8)
+# Backward ops: the one that casts its result, and the plain one.
+_NORM = "fp8_norm_bwd", "dropout_add_norm_bwd"
+_GELU = "fp8_gelu_bwd", "bias_gelu_bwd"
 
 
 class Cast(NamedTuple):
@@ -62,8 +66,8 @@ class Mixing8(NamedTuple):
 
 
 def _scaled(name: str, args: tuple[Any, ...], scaling: Scaling, calibrating: bool) -> tuple[Tensor, ...]:
-    """An op that casts with a transposed copy; `args` are those before its scale."""
-    rest = scaling.scale, scaling.amax, scaling.dtype, True
+    """An op that casts, with a transposed copy where one is read; `args` are those before its scale."""
+    rest = scaling
     if calibrating:
         run(name, (*args, *rest))
         largest = torch.finfo(scaling.dtype).max
@@ -77,9 +81,39 @@ def cast(x: Tensor, scaling: Scaling, calibrating: bool) -> Cast:
         return Cast(*_scaled("fp8_cast", (x.contiguous(),), scaling, calibrating), scaling.scale)
 
 
+class _Gradient(NamedTuple):
+    """The gradient of a product's output, cast; and as it was in 16 bits where the weight's gradient is made of that."""
+
+    cast: Cast
+    wide: Tensor | None
+
+    def weight(self, x8t: Tensor, x_scale: Tensor, x: Callable[[], Tensor], dtype: torch.dtype) -> Tensor:
+        """The weight's gradient [N, K], from the rows that the product read: transposed in FP8, or x [T, K]."""
+        if self.wide is None:
+            return _product(self.cast.transposed, self.cast.scale, x8t, x_scale, dtype, fast=False)
+        return products.weight_gradient(None, self.wide, x().to(self.wide.dtype), dtype, slot=0)
+
+
+def _backward(
+    name: str, plain: str, args: tuple[Any, ...], scaling: Scaling, calibrating: bool
+) -> tuple[_Gradient, tuple[Tensor, ...]]:
+    """The first result of a backward op, cast by it, and its others; or by the `plain` op, and cast by a pass of its own."""
+    if scaling.transposed:
+        stored, transposed, *others = _scaled(name, args, scaling, calibrating)
+        return _Gradient(Cast(stored, transposed, scaling.scale), None), tuple(others)
+    wide, *others = run(plain, args)
+    return _Gradient(cast(wide, scaling, calibrating), wide), tuple(others)
+
+
 def _product(a: Tensor, scale: Tensor, b: Tensor, scale_b: Tensor, dtype: torch.dtype, *, fast: bool) -> Tensor:
     """a [M, K] times b [N, K] transposed: [M, N]. Fast accumulation serves forward; gradients are summed in full."""
     return run("fp8_linear", (a, b, scale, scale_b, None, dtype, fast))[0]
+
+
+def _input(gradient: _Gradient, weight: Weight, dtype: torch.dtype) -> Tensor:
+    """The gradient [T, K] of what the product by `weight` [N, K] read."""
+    dy = gradient.cast
+    return _product(dy.stored, dy.scale, weight.transposed, weight.scale, dtype, fast=False)
 
 
 def attention(call: Mixing8, x: Tensor, x8: Cast, *parameters: Tensor | None) -> tuple[Tensor, Cast]:
@@ -131,26 +165,23 @@ class _Attention8(torch.autograd.Function):
         qkv_weight, dense8, *_ = call.weights
         with no_autocast(x):
             args = dy.contiguous(), out, dense_bias, x, norm, mean, rstd, mixing.rates[1], mixing.seeds[1]
-            dout, dout_t, dx, dbias, gradients[8], gradients[9] = _scaled(
-                "fp8_norm_bwd", args, call.scalings[DOUT], call.calibrating
-            )
-            scale = call.scalings[DOUT].scale
+            dout, (dx, dbias, gradients[8], gradients[9]) = _backward(*_NORM, args, call.scalings[DOUT], call.calibrating)
             gradients[7] = None if dense_bias is None else dbias
             if needs[6]:
-                gradients[6] = _product(dout_t, scale, context8t, ctx.context_scale, dense.dtype, fast=False)
-            dcontext = _product(dout, scale, dense8.transposed, dense8.scale, mixing.dtype, fast=False)
-            dqkv = mixing.attend_backward(dcontext, split, context, lse)
+                rows = lambda: context.view(x.shape[0], -1)  # noqa: E731
+                gradients[6] = dout.weight(context8t, ctx.context_scale, rows, dense.dtype)
+            dqkv = mixing.attend_backward(_input(dout, dense8, mixing.dtype), split, context, lse)
             dqkv8 = cast(dqkv, call.scalings[DQKV], call.calibrating)
+            gradient = _Gradient(dqkv8, None if call.scalings[DQKV].transposed else dqkv)
             sizes = [weight.shape[0] for weight in projections[::2]]
             if any(needs[:6:2]):
-                dweight = _product(dqkv8.transposed, dqkv8.scale, x8t, ctx.x_scale, projections[0].dtype, fast=False)
+                dweight = gradient.weight(x8t, ctx.x_scale, lambda: x, projections[0].dtype)
                 gradients[0:6:2] = torch.split_with_sizes(dweight, sizes)
             if any(needs[1:6:2]):
                 sums = products.column_sums(None, dqkv, x, projections[0]).to(projections[1].dtype)
                 gradients[1:6:2] = torch.split_with_sizes(sums, sizes)
             if needs_x:
-                args = dqkv8.stored, dqkv8.scale, qkv_weight.transposed, qkv_weight.scale, mixing.dtype
-                dx = dx.add_(_product(*args, fast=False))
+                dx = dx.add_(_input(gradient, qkv_weight, mixing.dtype))
         kept = [gradient if need else None for gradient, need in zip(gradients, needs, strict=True)]
         return None, dx if needs_x else None, None, None, None, *kept
 
@@ -187,20 +218,17 @@ class _FeedForward8(torch.autograd.Function):
         dup = ddown = None
         with no_autocast(x):
             args = dy.contiguous(), out, down_bias, x, norm, mean, rstd, call.rate, call.seed
-            dout, dout_t, dx, ddown_bias, dnorm, dnorm_bias = _scaled(
-                "fp8_norm_bwd", args, call.scalings[DOUT_FEED], call.calibrating
-            )
-            scale = call.scalings[DOUT_FEED].scale
+            scaling = call.scalings[DOUT_FEED]
+            dout, (dx, ddown_bias, dnorm, dnorm_bias) = _backward(*_NORM, args, scaling, call.calibrating)
             if needs[2]:
-                ddown = _product(dout_t, scale, hidden_t, ctx.hidden_scale, down.dtype, fast=False)
-            dhidden = _product(dout, scale, down8.transposed, down8.scale, call.dtype, fast=False)
-            args = dhidden, pre, up_bias, call.tanh
-            dpre, dpre_t, dup_bias = _scaled("fp8_gelu_bwd", args, call.scalings[DPRE], call.calibrating)
-            scale = call.scalings[DPRE].scale
+                hidden = lambda: run("bias_gelu_fwd", (pre, up_bias, call.tanh))[0]  # noqa: E731
+                ddown = dout.weight(hidden_t, ctx.hidden_scale, hidden, down.dtype)
+            args = _input(dout, down8, call.dtype), pre, up_bias, call.tanh
+            dpre, (dup_bias,) = _backward(*_GELU, args, call.scalings[DPRE], call.calibrating)
             if needs[0]:
-                dup = _product(dpre_t, scale, x8t, ctx.x_scale, up.dtype, fast=False)
+                dup = dpre.weight(x8t, ctx.x_scale, lambda: x, up.dtype)
             if needs_x:
-                dx = dx.add_(_product(dpre, scale, up8.transposed, up8.scale, call.dtype, fast=False))
+                dx = dx.add_(_input(dpre, up8, call.dtype))
         gradients = dup, dup_bias, ddown, None if down_bias is None else ddown_bias, dnorm, dnorm_bias
         kept = [gradient if need else None for gradient, need in zip(gradients, needs, strict=True)]
         return None, dx if needs_x else None, None, None, None, *kept

@@ -38,6 +38,8 @@ class Recipe:
         margin: powers of two that are left free above it.
         last: how many of the last layers stay in 16 bits.
         current: scales from the very tensor that is cast, by a pass more; for comparison.
+        weight_gradients: whether gradients of weights are products in FP8 too, of transposed copies. In 16 bits they need none, and
+            a pass more for each gradient, which is then cast by itself.
     """
 
     gradients: torch.dtype = torch.float8_e5m2
@@ -45,6 +47,7 @@ class Recipe:
     margin: float = 0.0
     last: int = 1
     current: bool = False
+    weight_gradients: bool = True
 
     def layers(self, depth: int) -> int:
         """How many of `depth` layers are in FP8: the first ones."""
@@ -56,11 +59,12 @@ class Recipe:
 
 
 class Scaling(NamedTuple):
-    """What a pass needs to cast one tensor: scale and amax, float32 [], and the format."""
+    """What a pass needs to cast one tensor: scale and amax, float32 [], the format, and whether a transposed copy is read."""
 
     scale: Tensor
     amax: Tensor
     dtype: torch.dtype
+    transposed: bool
 
 
 class State:
@@ -87,8 +91,9 @@ class State:
         """By layer and TENSORS: scales as they are now, which a call's backward still has after an update."""
         scales = self.scale.clone()
         formats = [self.recipe.format(tensor) for tensor in range(len(TENSORS))]
+        copied = self.recipe.weight_gradients
         return [
-            [Scaling(*each) for each in zip(row.unbind(), amaxes, formats, strict=True)]
+            [Scaling(*each, copied) for each in zip(row.unbind(), amaxes, formats, strict=True)]
             for row, amaxes in zip(scales.unbind(), self._amaxes, strict=True)
         ]
 

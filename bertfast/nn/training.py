@@ -117,6 +117,8 @@ class Trained:
                 x = checkpoint(layer, x, *parameters, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = layer(x, *parameters)
+        if first == len(self.parts):
+            x = x.to(given) if read is None else x.index_select(0, read).to(given)
         return x
 
     def _copies(self) -> Sequence[Copies]:

@@ -36,7 +36,7 @@ from bertfast.train.config import TrainConfig
 from bertfast.train.optim import build_optimizer
 
 RESULTS = Path(__file__).parent / "results"
-SEED, HIDDEN, LAYERS, HEADS, LENGTH, TOKENS, RATE, WARMUP = 1234, 256, 4, 4, 64, 1024, 5e-4, 30
+SEED, HIDDEN, LAYERS, HEADS, LENGTH, TOKENS, RATE, WARMUP = 1234, 256, 4, 4, 64, 512, 5e-4, 30
 LAST = 100  # steps whose mean loss is compared
 app = typer.Typer(add_completion=False, help=__doc__)
 
@@ -53,14 +53,14 @@ class Variant:
 E4M3 = torch.float8_e4m3fn
 VARIANTS = (
     Variant("bfloat16"),
-    Variant("float32", autocast=False),
     Variant("delayed, e5m2 gradients", fp8=Recipe()),
     Variant("delayed, e4m3 gradients", fp8=Recipe(gradients=E4M3)),
-    Variant("current, e5m2 gradients", fp8=Recipe(current=True)),
-    Variant("scales of the last step alone", fp8=Recipe(history=1)),
-    Variant("weight gradients in bfloat16", fp8=Recipe(weight_gradients=False)),
     Variant("all layers", fp8=Recipe(last=0)),
+    Variant("current, e5m2 gradients", fp8=Recipe(current=True)),
+    Variant("weight gradients in bfloat16", fp8=Recipe(weight_gradients=False)),
+    Variant("scales of the last step alone", fp8=Recipe(history=1)),
     Variant("all but the last two layers", fp8=Recipe(last=2)),
+    Variant("float32", autocast=False),
 )
 
 
@@ -186,7 +186,7 @@ def curves(
         (out / "fp8_curves.json").write_text(json.dumps(found, indent=1) + "\n")
     console.print(curves_table(runs))
     plot(runs, out / "fp8_curves.png")
-    default = [run for run in runs if run["name"] == VARIANTS[2].name]
+    default = [run for run in runs if run["name"] == VARIANTS[1].name]
     if any(run["of_band"] > 1 for run in default):
         raise typer.Exit(1)
 

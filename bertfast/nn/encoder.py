@@ -24,6 +24,7 @@ class BertEncoder(nn.Module):
         narrow_stream: in training on a GPU under autocast, keep the residual stream between layers in 16 bits whatever the width.
             Off, that is so from 1,024 columns on, where all gradients stay within twice eager autocast's errors.
         fp8: how training in bfloat16 on a GPU multiplies in FP8; None, at first, where it does not.
+        infer_fp8: whether inference in bfloat16 on a GPU multiplies in FP8. Off at first.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class BertEncoder(nn.Module):
         self.gradient_checkpointing = False
         self.narrow_stream = False
         self.fp8: Recipe | None = None
+        self.infer_fp8 = False
         self.layer = nn.ModuleList(
             BertLayer(
                 hidden_size,
@@ -102,6 +104,7 @@ class BertEncoder(nn.Module):
             checkpointing=checkpointing,
             narrow_stream=self.narrow_stream,
             fp8=self.fp8,
+            infer_fp8=self.infer_fp8,
         )
 
     def _call(self, layer: nn.Module, x: Tensor, attention_mask: Tensor | None = None, **layout: Any) -> Tensor:

@@ -3,8 +3,9 @@
     real = stored * scale,   scale = 2^margin * max(history of amax) / largest number of the format      (delayed scaling)
 
 A pass that casts a tensor reads its scale and raises its amax; `State.update` turns the amaxes of a step into the next step's
-scales. All of it are tensors that stay where they are, on the device, so that a graph can hold a step. The first call has no
-history: every pass runs twice then, the first time for its amax alone (`State.is_calibrating`).
+scales: after the optimizer's step where somebody holds the weights' copies (`joined.held`), else before the first forward that
+follows a backward, outside of what is captured. All of it are tensors that stay where they are, on the device, so that a graph can
+hold a step. The first calls have no history: every pass runs twice then, the first time for its amax alone (`is_calibrating`).
 
 Source: Micikevicius et al., "FP8 formats for deep learning", 2022 (arXiv:2209.05433); delayed scaling as in NVIDIA's Transformer Engine.
 """
@@ -26,6 +27,8 @@ from bertfast.ops import fp8
 FORWARD = ("x", "context", "rows", "hidden")
 BACKWARD = ("dout", "dqkv", "dout_feed", "dpre")
 TENSORS = (*FORWARD, *BACKWARD)
+_LEAST = (8, 9)  # of a GPU's capability
+_MULTIPLE = 16  # of a product's inner dimension and of its output's columns
 _WEIGHTS = 4  # of a layer: query, key and value joined, the output product, both of the feed-forward half
 
 
@@ -84,7 +87,7 @@ class State:
             formats = [fp8.LARGEST[recipe.format(tensor)] for tensor in range(len(TENSORS))]
             self._largest = torch.tensor(formats * layers, device=device)
         self._amaxes = [list(row.unbind()) for row in self.amax.unbind()]
-        self._differentiated = False  # whether a backward has come here: before it, gradients have no amax
+        self._differentiated = False  # whether a backward came here since the last update: before it, gradients have no amax
         self._calibrating = True
 
     def of_call(self) -> list[list[Scaling]]:
@@ -101,20 +104,32 @@ class State:
         """Whether no step with a backward has given scales yet: passes find out their own then. No look at the device."""
         return self._calibrating or self.recipe.current
 
+    @property
+    def knows_scales(self) -> bool:
+        """Whether a call is what all later ones will be, so that it may be captured."""
+        return not self._calibrating or self.recipe.current
+
     def watch(self, x: Tensor) -> Tensor:
         """x, whose gradient tells that there is a backward."""
-        if self._calibrating and x.requires_grad:
-            x.register_hook(self._note)
+        if x.requires_grad:
+            x.register_hook(lambda _: self.came_back())
         return x
 
-    def _note(self, gradient: Tensor) -> None:
+    def came_back(self) -> None:
+        """There was a backward."""
         self._differentiated = True
+
+    def begin(self) -> None:
+        """Before a forward of a loop that tells nothing of its steps: `update`, where a backward came since the last one."""
+        if self._differentiated:
+            self.update()
 
     @torch.no_grad()
     def update(self) -> None:
         """The next step's scales from what was met since the last update. Waits for nothing."""
         if self._differentiated:
             self._calibrating = False
+        self._differentiated = False
         args = self.history, self.amax.view(-1), self.scale.view(-1), self._largest, self.recipe.margin
         _library.resolved("fp8_update_scales", "CUDA")(*args)
 
@@ -183,8 +198,36 @@ class Weights:
         self.write()
         self._state.update()
 
+    @property
+    def amax(self) -> Tensor:
+        """What was met in this step by the tensors of all layers; several ranks take the largest before `refresh`."""
+        return self._state.amax
+
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in (*self._casts, *self._transposed))
+
+
+def why_not(device: torch.device, dtype: torch.dtype, columns: int) -> str | None:
+    """Why a stack with rows of so many columns on a device, its products in `dtype`, cannot multiply in FP8; None where it can."""
+    if dtype is not torch.bfloat16:
+        name = str(dtype).removeprefix("torch.")
+        return f"products are in {name}: FP8 takes the place of bfloat16, that of the model or of autocast"
+    if columns % _MULTIPLE:
+        return f"hidden states have {columns} columns: FP8 products take multiples of {_MULTIPLE}"
+    return unsupported(device)
+
+
+def unsupported(device: torch.device) -> str | None:
+    """Why a device has no FP8 products; None where it has. Devices that compute as a GPU would, in tests, have."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return None
+    if torch.version.hip is not None:
+        return "FP8 products were only written for NVIDIA GPUs"
+    capability = torch.cuda.get_device_capability(device)
+    if capability >= _LEAST:
+        return None
+    arch, least = (f"sm_{major}{minor}" for major, minor in (capability, _LEAST))
+    return f"{torch.cuda.get_device_name(device)} is {arch}: FP8 products begin with {least} (Ada, Hopper, Blackwell)"
 
 
 _states: "WeakKeyDictionary[nn.Module, State]" = WeakKeyDictionary()

@@ -18,15 +18,6 @@ from bertfast.nn.parts import PARAMETERS, Kind, LayerParts
 _OF_ATTENTION = 10  # of a layer's parameters
 
 
-def why_not(x: Tensor, dtype: torch.dtype) -> str | None:
-    """Why a stack with rows like x [N, E] cannot train in FP8; None where it can."""
-    if dtype is not torch.bfloat16:
-        return f"products are in {str(dtype).removeprefix('torch.')}: FP8 takes the place of bfloat16, with it or autocast to it"
-    if x.shape[1] % 16:
-        return f"rows of {x.shape[1]} columns: FP8 products take multiples of 16"
-    return None
-
-
 class _Layer(NamedTuple):
     layout: Packed
     kind: Kind
@@ -84,8 +75,7 @@ def layers(
         return weights
 
     weights = joined.held_also(owner, copies, written)
-    if weights is None:  # nobody holds them: scales move on here, and the casts are this call's own
-        state.update()
+    if weights is None:  # nobody holds them: the casts are this call's own
         weights = written()
     scalings, calibrating = state.of_call(), state.is_calibrating()
     x8: Cast | None = None

@@ -287,12 +287,16 @@ class Held:
     def also(self, owner: nn.Module, copies: Sequence[Copies], make: Callable[[], Any]) -> Any:
         """What else a stack's products read, made of `copies` at the first call, and again where these are others.
 
-        make: gives it; it has `refresh()` and `nbytes()`.
+        make: gives it; it has `refresh()`, `nbytes()` and `amax`.
         """
         entry = self._others.get(owner)
         if entry is None or entry[0] is not copies:
             entry = self._others[owner] = copies, make()
         return entry[1]
+
+    def amaxes(self) -> list[Tensor]:
+        """What was met since the last `refresh` by tensors that are cast to FP8, float32 each."""
+        return [other.amax for _, other in self._others.values()]
 
     def nbytes(self) -> int:
         """Bytes of all copies."""

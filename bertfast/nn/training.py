@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from bertfast.nn import fp8_training, halves, joined
-from bertfast.nn.fp8_state import Recipe
+from bertfast.nn.fp8_state import Recipe, State, state_of, why_not
 from bertfast.nn.joined import Copies
 from bertfast.nn.launches import Launches
 from bertfast.nn.layout import Packed
@@ -70,6 +70,19 @@ class Trained:
     def seeds(self) -> int:
         """How many a call needs: one for each dropout that is on."""
         return sum(rate > 0.0 for rates in self.rates for rate in rates)
+
+    @property
+    def scales(self) -> State | None:
+        """Those of the layers in FP8; None where none is."""
+        if self.fp8 is None:
+            return None
+        return state_of(self.owner, self.fp8, len(self.parts), self.parameters[0].device)  # type: ignore[union-attr]
+
+    def begin(self) -> None:
+        """Before a forward, outside of what is captured: scales move on, where it is not a trainer that says when."""
+        scales = self.scales
+        if scales is not None and not joined.is_held(self.owner):
+            scales.begin()
 
     def forward(
         self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int, read: Tensor | None, seeds: Tensor | None
@@ -208,6 +221,6 @@ def find(
     dtypes = {x.dtype, dtype, *[p.dtype for p in parameters if p is not None]}
     if not dtypes <= _DTYPES or parameters[0].device != x.device or not halves.takes(x, parameters):
         return None
-    if fp8 is not None and (fp8_training.why_not(x, dtype) is not None or fp8.layers(len(parts)) == 0):
+    if fp8 is not None and (fp8.layers(len(parts)) == 0 or why_not(x.device, dtype, x.shape[1]) is not None):
         fp8 = None
     return Trained(owner, parts, parameters, kind, rates, dtype, checkpointing, narrow_stream, fp8)

@@ -105,6 +105,11 @@ class State:
         return self._calibrating or self.recipe.current
 
     @property
+    def was_used(self) -> bool:
+        """Whether a step with a backward came through here, or scales of one were loaded."""
+        return not self._calibrating
+
+    @property
     def knows_scales(self) -> bool:
         """Whether a call is what all later ones will be, so that it may be captured."""
         return not self._calibrating or self.recipe.current
@@ -207,13 +212,14 @@ class Weights:
         return sum(tensor.nbytes for tensor in (*self._casts, *self._transposed))
 
 
-def why_not(device: torch.device, dtype: torch.dtype, columns: int) -> str | None:
-    """Why a stack with rows of so many columns on a device, its products in `dtype`, cannot multiply in FP8; None where it can."""
+def why_not(device: torch.device, dtype: torch.dtype, *columns: int) -> str | None:
+    """Why a stack on a device, its rows of so many columns and its products in `dtype`, cannot multiply in FP8; None where it can."""
     if dtype is not torch.bfloat16:
         name = str(dtype).removeprefix("torch.")
         return f"products are in {name}: FP8 takes the place of bfloat16, that of the model or of autocast"
-    if columns % _MULTIPLE:
-        return f"hidden states have {columns} columns: FP8 products take multiples of {_MULTIPLE}"
+    for width in columns:
+        if width % _MULTIPLE:
+            return f"its rows have {width} columns: FP8 products take multiples of {_MULTIPLE}"
     return unsupported(device)
 
 

@@ -23,7 +23,7 @@ from bertfast.nn.fp8_state import Recipe, State, state_of, why_not
 from bertfast.nn.joined import Copies
 from bertfast.nn.launches import Launches
 from bertfast.nn.layout import Packed
-from bertfast.nn.parts import PARAMETERS, Kind, LayerParts, parts_of
+from bertfast.nn.parts import PARAMETERS, Kind, LayerParts, parts_of, widths
 from bertfast.nn.plain import dropout_rate, is_unwatched, needs_gradients, product_dtype
 
 _DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
@@ -221,6 +221,6 @@ def find(
     dtypes = {x.dtype, dtype, *[p.dtype for p in parameters if p is not None]}
     if not dtypes <= _DTYPES or parameters[0].device != x.device or not halves.takes(x, parameters):
         return None
-    if fp8 is not None and (fp8.layers(len(parts)) == 0 or why_not(x.device, dtype, x.shape[1]) is not None):
+    if fp8 is not None and (fp8.layers(len(parts)) == 0 or why_not(x.device, dtype, *widths(parts)) is not None):
         fp8 = None
     return Trained(owner, parts, parameters, kind, rates, dtype, checkpointing, narrow_stream, fp8)

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from bertfast.triton.tables import ARCHITECTURES
+
 Arguments = tuple[Any, ...]
 
 
@@ -47,6 +49,7 @@ class Case:
         wide: the least share of the bytes of global accesses that moves in accesses of 16.
         spills: (kernel, architecture) to the reason why it may spill there.
         run: what to time in place of the owner, for alternatives that own nothing yet.
+        architectures: those that its kernels are written for, of the ones that kernels are compiled for.
     """
 
     op: str
@@ -62,6 +65,7 @@ class Case:
     wide: float = 0.5
     spills: dict[tuple[str, int], str] = field(default_factory=dict)
     run: Callable[..., Any] | None = None
+    architectures: tuple[int, ...] = ARCHITECTURES
 
     @property
     def name(self) -> str:

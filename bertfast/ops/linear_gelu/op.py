@@ -87,6 +87,8 @@ for _name in ("bias_gelu_fwd", "bias_gelu_bwd", "linear_gelu_fwd", "linear_gelu_
     _library.candidate(_name, f"bertfast.ops.linear_gelu.cheap_erf:{_name}")
 for _name in ("linear_gelu_infer", "linear_dgelu"):
     _library.implement(_name, "CUDA", f"bertfast.ops.linear_gelu.torch_products:{_name}")
+for _name in ("linear_gelu_fwd", "linear_gelu_infer", "linear_dgelu"):
+    _library.candidate(_name, f"bertfast.ops.linear_gelu.gluon:{_name}", fused=True)
 
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor, *, approximate: str = "none") -> Tensor:

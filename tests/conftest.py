@@ -115,12 +115,14 @@ class CandidateOps(TritonOps):
 def triton_ops() -> Iterator[TritonOps]:
     pytest.importorskip("triton", reason="Triton is not installed")
     if not torch.cuda.is_available():
+        import gluon_interpreter
         from quick_interpreter import quicken
 
-        from bertfast.triton import interpreter
+        from bertfast.triton import interpreter, launch
 
         interpreter.mend()
         quicken()
+        launch.gluon_interpreter = gluon_interpreter.interpret
     with verified.allow_unverified():  # kernels are what is tested here, on whatever GPU
         yield TritonOps()
 

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from bertfast.triton.tables import ARCHITECTURES
+
 Arguments = tuple[Any, ...]
 
 
@@ -47,6 +49,7 @@ class Case:
         wide: the least share of the bytes of global accesses that moves in accesses of 16.
         spills: (kernel, architecture) to the reason why it may spill there.
         run: what to time in place of the owner, for alternatives that own nothing yet.
+        architectures: those that its kernels are written for, of the ones that kernels are compiled for.
         predicted_us: microseconds that were expected on an H200 before it was ever timed there; `reason`: what they are made of.
     """
 
@@ -63,6 +66,7 @@ class Case:
     wide: float = 0.5
     spills: dict[tuple[str, int], str] = field(default_factory=dict)
     run: Callable[..., Any] | None = None
+    architectures: tuple[int, ...] = ARCHITECTURES
     predicted_us: float | None = None
     reason: str = ""
 

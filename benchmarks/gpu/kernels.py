@@ -81,7 +81,9 @@ def compile_all(launches: list[tuple[Any, int]], workers: int = WORKERS) -> Iter
 
 
 # Widths of the model and the sizes that follow from them. But for what divides them they change counts of steps, not code.
-WIDTHS = frozenset(("E", "F", "N", "K", "WORDS", "POSITIONS", "VOCABULARY", "STRIDE", "UNITS_ROW", "PROGRAMS", "CHUNK"))
+WIDTHS = frozenset(
+    ("E", "F", "M", "N", "K", "WORDS", "POSITIONS", "VOCABULARY", "STRIDE", "UNITS_ROW", "PROGRAMS", "CHUNK")
+)
 
 
 def identity(one: Any, arch: int, brief: bool) -> tuple:
@@ -105,6 +107,8 @@ def record(
     failures: dict[tuple[str, int], list[str]] = {}
     for arch in archs:
         for case in cases:
+            if arch not in case.architectures:
+                continue
             with launch.recording(arch) as got:
                 try:
                     collect.function(case)(*case.make(torch.device("meta")))
@@ -156,6 +160,8 @@ def judge(case: Case, arch: int, rows: list[Row]) -> list[str]:
     """What is wrong with the code of one case for one architecture."""
     from bertfast.triton import private
 
+    if arch not in case.architectures:
+        return []
     minor = private.minor()
     own = [row for row in rows if row.arch == arch and case.name in row.cases]
     if not own:
@@ -167,6 +173,8 @@ def judge(case: Case, arch: int, rows: list[Row]) -> list[str]:
             wrong.append(f"{row.kernel} {row.constants}: spills (stack {row.resources['stack']} bytes)")
         if row.resources["shared"] > SHARED_BYTES[arch]:
             wrong.append(f"{row.kernel} {row.constants}: {row.resources['shared']} bytes of shared memory")
+        if row.launch is not None and row.launch.is_gluon and "setmaxnreg" not in row.resources["ptx"]:
+            wrong.append(f"{row.kernel} {row.constants}: its warpgroups share registers evenly")
         if arch == 90 and 1 < row.count("HGMMA") <= row.resources.get("waits", 0):
             wrong.append(f"{row.kernel} {row.constants}: its wgmmas wait for one another")
     instructions = TENSOR_CORE.values() if case.dot == "any" else (TENSOR_CORE[arch],)

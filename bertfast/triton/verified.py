@@ -79,8 +79,10 @@ def verification(op: str, arch: int) -> Entry | None:
 
     With the installed Triton.
 
-    None where there is none, or where the sources are no longer those that passed.
+    None where there is none, where the sources are no longer those that passed, or where a candidate is not in this installation.
     """
+    if _library.absence_of(op) is not None:
+        return None
     entry = _table().get(str(arch), {}).get(op, {}).get(triton_minor() or "")
     return entry if entry is not None and entry["sources"] == sources.here(op, arch) else None
 
@@ -92,6 +94,8 @@ def verified(op: str, arch: int) -> bool:
 
 def why_not(op: str, arch: int) -> str | None:
     """Why the kernels of `op` do not count as verified on `arch`, in plain words; None where they do."""
+    if (absence := _library.absence_of(op)) is not None:
+        return absence
     minor = triton_minor()
     if minor is None:
         return "Triton is not installed"

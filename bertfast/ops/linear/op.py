@@ -66,6 +66,8 @@ for _name in ("linear_fwd", "linear_bwd"):
 for _name in ("linear_add_dx", "linear_dweight"):
     _library.implement(_name, "CUDA", f"bertfast.ops.linear.torch_products:{_name}")
 _library.candidate("linear_bwd", "bertfast.ops.linear.ending_sums:linear_bwd")
+for _name in ("linear_fwd", "linear_add_dx", "linear_dweight"):
+    _library.candidate(_name, f"bertfast.ops.linear.gluon:{_name}", fused=True)
 
 
 def check_shapes(name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:

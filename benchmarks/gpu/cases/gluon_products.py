@@ -1,0 +1,134 @@
+"""The products of a layer by the candidates in Gluon, at BERT-base's and -large's sizes: beside cuBLAS, and beside the op's owner.
+
+For sm_90 alone; elsewhere these launchers are their owners. Bytes count each matrix once.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.gpu.case import Arguments, Case, randn
+from bertfast import _library
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+TOKENS = 16384
+HOPPER = (90,)
+Peer = Callable[[Arguments], Callable[[], Any]]
+BASE, LARGE = 768, 1024
+
+
+def case(
+    op: str,
+    shape: str,
+    make: Callable[[torch.device], Arguments],
+    moved: int,
+    flops: int,
+    cublas: Peer,
+    dtype: torch.dtype = BF16,
+) -> Case:
+    """An op by its candidate in Gluon."""
+    candidate = "linear_gelu.gluon" if "gelu" in op else "linear.gluon"
+    owner = _library.owner(op, "CUDA")
+    peers: dict[str, Peer] = {"op's owner": lambda args: lambda: owner(*args), "cuBLAS alone": cublas}
+    # Of the pointers' accesses most are pairs of accumulators, 8 bytes wide: that is how wgmma leaves them.
+    return Case(
+        op,
+        f"{shape} gluon",
+        dtype,
+        make,
+        bytes=moved,
+        flops=flops,
+        peers=peers,
+        dot=True,
+        tma=True,
+        wide=0.0,
+        run=_library.candidate_function(op, candidate),
+        architectures=HOPPER,
+    )
+
+
+def weight(device: torch.device, dtype: torch.dtype, n: int, k: int) -> torch.Tensor:
+    return randn(device, dtype, n, k) * k**-0.5
+
+
+def linear_fwd(
+    t: int, k: int, n: int, *, has_bias: bool = False, view: bool = False, dtype: torch.dtype = BF16
+) -> Case:
+    """view: the weight is the transpose of one that lies [k, n], as in the gradient of a product's input."""
+
+    def make(device: torch.device) -> Arguments:
+        w = weight(device, dtype, k, n).t() if view else weight(device, dtype, n, k)
+        return randn(device, dtype, t, k), w, randn(device, dtype, n) if has_bias else None
+
+    shape = f"{t}x{k}x{n}" + " bias" * has_bias + " transposed" * view
+    moved = (t * k + n * k + t * n) * dtype.itemsize
+    return case("linear_fwd", shape, make, moved, 2 * t * k * n, lambda args: lambda: F.linear(*args), dtype)
+
+
+def linear_add_dx(t: int, n: int, k: int, total: torch.dtype = BF16) -> Case:
+    def make(device: torch.device) -> Arguments:
+        return randn(device, BF16, t, n), weight(device, BF16, n, k), randn(device, total, t, k)
+
+    moved = (t * n + n * k) * BF16.itemsize + 2 * t * k * total.itemsize
+    shape = f"{t}x{n}x{k}" + " float32 total" * (total is FP32)
+    return case("linear_add_dx", shape, make, moved, 2 * t * n * k, lambda args: lambda: args[0] @ args[1])
+
+
+def linear_dweight(t: int, n: int, k: int, *, sums: bool = True, result: torch.dtype = BF16) -> Case:
+    def make(device: torch.device) -> Arguments:
+        return randn(device, BF16, t, n), randn(device, BF16, t, k), result, sums
+
+    moved = (t * n + t * k) * BF16.itemsize + n * k * result.itemsize
+    shape = f"{t}x{n}x{k}" + " sums" * sums + " float32 result" * (result is FP32)
+    return case("linear_dweight", shape, make, moved, 2 * t * n * k, lambda args: lambda: args[0].t() @ args[1])
+
+
+def gelu(t: int, k: int, n: int, *, tanh: bool = False, dtype: torch.dtype = BF16) -> list[Case]:
+    """Up with GELU, in training and inference, and back through down and GELU."""
+
+    def up(device: torch.device) -> Arguments:
+        return randn(device, dtype, t, k), weight(device, dtype, n, k), randn(device, dtype, n), tanh
+
+    def back(device: torch.device) -> Arguments:
+        dy, pre = randn(device, dtype, t, k), randn(device, dtype, t, n)
+        return dy, weight(device, dtype, k, n), pre, randn(device, dtype, n), tanh
+
+    shape, flops = f"{t}x{k}x{n}" + " tanh" * tanh, 2 * t * k * n
+    ends, middle = (t * k + n * k) * dtype.itemsize, t * n * dtype.itemsize
+    product: Peer = lambda args: lambda: F.linear(args[0], args[1])  # noqa: E731
+    return [
+        case("linear_gelu_fwd", shape, up, ends + 2 * middle, flops, product, dtype),
+        case("linear_gelu_infer", shape, up, ends + middle, flops, product, dtype),
+        case("linear_dgelu", shape, back, ends + 2 * middle, flops, lambda args: lambda: args[0] @ args[1], dtype),
+    ]
+
+
+def layer(t: int, e: int) -> list[Case]:
+    """Every product of a layer of width e in training, and what inference has of its own."""
+    return [
+        linear_fwd(t, e, 3 * e, has_bias=True),
+        linear_fwd(t, e, e),
+        linear_fwd(t, 4 * e, e),
+        *gelu(t, e, 4 * e),
+        linear_fwd(t, e, e, view=True),
+        linear_add_dx(t, 4 * e, e),
+        linear_add_dx(t, 3 * e, e),
+        linear_dweight(t, e, 4 * e, sums=False),
+        linear_dweight(t, 4 * e, e, sums=False),
+        linear_dweight(t, e, e, sums=False),
+        linear_dweight(t, 3 * e, e),
+    ]
+
+
+CASES: list[Case] = [
+    *layer(TOKENS, BASE),
+    *layer(TOKENS, LARGE),
+    *layer(1280, BASE),
+    linear_add_dx(TOKENS, 3 * BASE, BASE, FP32),
+    linear_dweight(TOKENS, 3 * BASE, BASE, result=FP32),
+    linear_fwd(TOKENS, BASE, BASE, has_bias=True, dtype=FP16),
+    *gelu(TOKENS, BASE, 4 * BASE, tanh=True),
+    *gelu(TOKENS, BASE, 4 * BASE, dtype=FP16),
+]

@@ -5,6 +5,7 @@ So the tests that run it there, and find none, say that what it does is in order
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pytest
 import torch
@@ -22,7 +23,6 @@ from bertfast.triton import launch, tables
 pytestmark = pytest.mark.skipif(not launch.INTERPRETED, reason="launchers run on tensors of the CPU")
 
 TOKENS, DEPTH, COLUMNS = 300, 136, 264  # three rows and columns of tiles, three steps
-PROGRAMS = 2
 MUTANTS = list(mutants.of(product_kernel))
 
 
@@ -86,12 +86,16 @@ THROUGH = {
 @pytest.fixture(autouse=True)
 def small(triton_ops, poisoned, monkeypatch):
     """Small tiles of few stages, few programs; nothing is left to owners."""
-    monkeypatch.setattr(launch, "multiprocessors", lambda device: PROGRAMS)
+    monkeypatch.setattr(launch, "multiprocessors", lambda device: 2)
     monkeypatch.setattr(gluon_launch, "LEAST_FILLED", 0.0)
     monkeypatch.setattr(gluon, "LEAST_TOKENS", 1)
-    entries = (*gluon.TABLES.entries, *gluon_gelu.TABLES.entries)
-    with tables.override({entry: {**entry.tile, "n": 128, "stages": 2} for entry in entries}):
+    with tiles(128, 2):
         yield
+
+
+def tiles(width: int, stages: int) -> AbstractContextManager[None]:
+    entries = (*gluon.TABLES.entries, *gluon_gelu.TABLES.entries)
+    return tables.override({entry: {**entry.tile, "n": width, "stages": stages} for entry in entries})
 
 
 def shows(call: Callable[[], bool]) -> bool:
@@ -102,8 +106,11 @@ def shows(call: Callable[[], bool]) -> bool:
         return True
 
 
-def test_the_kernel_has_none():
-    assert [call.__name__ for call in CALLS if not call()] == []
+@pytest.mark.parametrize(("programs", "width", "stages"), [(1, 128, 2), (2, 256, 3), (3, 128, 5), (5, 256, 2)])
+def test_the_kernel_has_none(programs, width, stages, monkeypatch):
+    monkeypatch.setattr(launch, "multiprocessors", lambda device: programs)
+    with tiles(width, stages):
+        assert [call.__name__ for _ in range(2) for call in CALLS if not call()] == []
 
 
 def test_every_rule_finds_a_place():

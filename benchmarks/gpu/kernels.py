@@ -81,7 +81,9 @@ def compile_all(launches: list[tuple[Any, int]], workers: int = WORKERS) -> Iter
 
 
 # Widths of the model and the sizes that follow from them. But for what divides them they change counts of steps, not code.
-WIDTHS = frozenset(("E", "F", "M", "N", "K", "WORDS", "POSITIONS", "VOCABULARY", "STRIDE", "UNITS_ROW", "PROGRAMS", "CHUNK"))
+WIDTHS = frozenset(
+    ("E", "F", "M", "N", "K", "WORDS", "POSITIONS", "VOCABULARY", "STRIDE", "UNITS_ROW", "PROGRAMS", "CHUNK")
+)
 
 
 def identity(one: Any, arch: int, brief: bool) -> tuple:

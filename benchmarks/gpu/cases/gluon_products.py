@@ -53,7 +53,9 @@ def weight(device: torch.device, dtype: torch.dtype, n: int, k: int) -> torch.Te
     return randn(device, dtype, n, k) * k**-0.5
 
 
-def linear_fwd(t: int, k: int, n: int, *, has_bias: bool = False, view: bool = False, dtype: torch.dtype = BF16) -> Case:
+def linear_fwd(
+    t: int, k: int, n: int, *, has_bias: bool = False, view: bool = False, dtype: torch.dtype = BF16
+) -> Case:
     """view: the weight is the transpose of one that lies [k, n], as in the gradient of a product's input."""
 
     def make(device: torch.device) -> Arguments:
@@ -123,7 +125,8 @@ def layer(t: int, e: int) -> list[Case]:
 CASES: list[Case] = [
     *layer(TOKENS, BASE),
     *layer(TOKENS, LARGE),
-    *layer(1280, BASE),
+    *[each for each in layer(1536, BASE) if "gelu" not in each.op],
+    *gelu(1280, BASE, 4 * BASE),
     linear_add_dx(TOKENS, 3 * BASE, BASE, FP32),
     linear_dweight(TOKENS, 3 * BASE, BASE, result=FP32),
     linear_fwd(TOKENS, BASE, BASE, has_bias=True, dtype=FP16),

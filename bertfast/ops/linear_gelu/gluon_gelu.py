@@ -22,9 +22,7 @@ _TANH_EXPONENT = gl.constexpr(-2 * math.sqrt(2 / math.pi) * math.log2(math.e))
 @gluon.jit
 def reciprocal(x):
     """1 / x in one instruction, of a relative error of 2^-23."""
-    return gl.inline_asm_elementwise(
-        "rcp.approx.ftz.f32 $0, $1;", "=r,r", [x], dtype=gl.float32, is_pure=True, pack=1
-    )
+    return gl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=r,r", [x], dtype=gl.float32, is_pure=True, pack=1)
 
 
 @gluon.jit

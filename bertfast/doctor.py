@@ -163,14 +163,19 @@ def gpu_op(op: str, arch: int) -> dict[str, str]:
 
 
 def gpu_candidate(name: str, arch: int) -> dict[str, str]:
-    """Whether a candidate, such as "linear_gelu.cheap_erf", runs in place of its op's owner on an architecture, and why."""
-    reason = verified.why_not_candidate(name, arch)
-    if reason is not None:
-        return {"runs": "owner", "why": f"candidate for {', '.join(verified.candidates()[name])}: {reason}"}
-    entry = verified.verification(name, arch)
-    if entry is None:
-        return {"runs": "candidate", "why": "not verified, but asked for in this process"}
-    why = f"in place of the owner: {_passed(entry)}"
+    """At which ops a candidate, such as "linear_gelu.cheap_erf", runs in place of the owner on an architecture, and why."""
+    ops = verified.candidates()[name]
+    runs = [op for op in ops if verified.running_candidate(op, arch) == name]
+    if not runs:
+        reason = verified.why_not_candidate(name, arch) or "another candidate is faster"
+        return {"runs": "owner", "why": f"candidate for {', '.join(ops)}: {reason}"}
+    entry, gains = verified.verification(name, arch), [(op, verified.gain(name, op, arch)) for op in runs]
+    if entry is None or None in [gain for _, gain in gains]:
+        return {"runs": "candidate", "why": "not verified and faster, but asked for in this process"}
+    where = ", ".join(f"{op} ({gain:.2f} times as fast)" for op, gain in gains)
+    why = f"in place of the owner of {where}: {_passed(entry)}"
+    for op in [op for op in ops if op not in runs]:
+        why += f"; {verified.why_not_candidate(name, arch, op) or f'another candidate is faster at {op}'}"
     return {"runs": "candidate", "why": why} | ({"note": entry["note"]} if "note" in entry else {})
 
 

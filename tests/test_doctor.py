@@ -104,12 +104,19 @@ def test_a_candidate_says_why_the_owner_runs_and_when_it_runs_itself(hopper, mon
     assert "for bias_gelu_fwd, " in row["why"]
     assert "have not passed their parity tests on sm_90" in row["why"]
     with verified.prefer(candidates=True):
-        assert doctor.gpu_candidate(name, 90)["why"] == "not verified, but asked for in this process"
+        assert doctor.gpu_candidate(name, 90)["why"] == ("not verified and faster, but asked for in this process")
     entry = {"date": "2026-02-01", "device": "NVIDIA H200", "commit": "abc", "sources": verified.sources.here(name, 90)}
     monkeypatch.setitem(verified._table()["90"], name, {verified.triton_minor(): entry})
+    assert doctor.gpu_candidate(name, 90)["runs"] == "owner"  # right, and nobody knows whether it is faster
+    owner = verified.sources.here("linear_gelu", 90)
+    times = {"cases": 3, "losing": {}, "owner": owner}
+    entry["gains"] = {"bias_gelu_fwd": times | {"gain": 1.25}, "bias_gelu_bwd": times | {"gain": 0.9}}
     row = doctor.gpu_candidate(name, 90)
     assert row["runs"] == "candidate"
-    assert row["why"].startswith("in place of the owner: verified on NVIDIA H200, 2026-02-01")
+    assert row["why"].startswith(
+        "in place of the owner of bias_gelu_fwd (1.25 times as fast): verified on NVIDIA H200, 2026-02-01"
+    )
+    assert "it was 0.90 times as fast as the owner at bias_gelu_bwd, the median of 3 cases" in row["why"]
 
 
 def test_without_a_gpu_what_results_verify_is_listed():

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bertfast.graphs.backend import TRAINING, Backend, Graph
-from bertfast.nn.stamps import Stamp, stamp
+from bertfast.ops.stamps import Stamp, stamp
 
 Procedure = Callable[[], None]
 NO_MEMORY = "there is no memory for its graphs"

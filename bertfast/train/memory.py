@@ -55,7 +55,7 @@ def estimate(model: nn.Module, config: TrainConfig, ranks: int = 1, *, gpu: bool
     shards = ranks if isinstance(model, FSDPModule) else 1
     parameters = sum(p.numel() for p in model.parameters())
     e, f, layers = sizes.hidden_size, sizes.intermediate_size, sizes.num_hidden_layers
-    width = 2 if config.precision == "bf16" else 4
+    width = 2 if config.autocasts else 4
     layer = width * (8 * e + 2 * f) if gpu else 2 * 4 * e + width * ((6 if width == 4 else 8) * e + f)
     kept = layers * 4 * e + layer if config.gradient_checkpointing else layers * layer
     each = 16 + (2 if gpu and width == 2 else 0) + (4 if gpu and ranks > 1 and shards == 1 else 0)

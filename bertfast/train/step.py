@@ -183,7 +183,7 @@ class Step:
     def further(self, batch: Any) -> None:
         """Forward and backward of another micro-batch, which is on the device."""
         terms = self.terms
-        with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+        with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.config.autocasts):
             found = self.task.terms(self.model, batch)
         weights = self._weights.index_select(0, self._row)[0]
         loss = torch.stack([found[term].mean.float() for term in terms]) @ weights
@@ -200,9 +200,11 @@ class Step:
         self._row.add_(1)
 
     def exchange(self, own: list[bool]) -> list[bool]:
-        """Add up the sums of all ranks, and their gradients if no backward did; the flags that are known now, as `run` has them."""
+        """Add up the sums of all ranks, and their gradients if no backward did; agree on scales of FP8; the flags that are known now, as `run` has them."""
         if self._reducer is not None:
             self._reducer.sum()
+        for amax in self._copies.amaxes() if self._copies is not None else ():
+            self.ranks.largest(amax)
         return self._flags.exchange(self.shared, own)
 
     def update(self) -> None:

@@ -90,11 +90,15 @@ class Operation:
 class Load(Operation):
     def __init__(self, task: Task, descriptor: Descriptor, coordinates: Any, barrier: Barrier, view: Shared) -> None:
         self.begin = descriptor.box(coordinates, view)
+        barrier.check_fence(task)
         super().__init__(task, "TMA load")
         self.descriptor, self.barrier, self.view = descriptor, barrier, view
         agent, time = (barrier, "copies"), barrier.phase + 1
         memory.touch(task, view, writes=True, what="TMA load", agent=agent, time=time)
         task.program.loads[barrier] = (time, self)
+        inside = descriptor.inside(self.begin)
+        if inside is not None:
+            task.machine.owners.read(task.program, descriptor.matrix()[inside[0]])
         barrier.copies += 1
         self.clock, self.fenced = dict(task.clock), dict(task.fenced)
         view.tensor().copy_(_poison(view))
@@ -128,6 +132,9 @@ class Store(Operation):
         self.begin = descriptor.box(coordinates, view)
         super().__init__(task, "TMA store")
         self.descriptor, self.view = descriptor, view
+        inside = descriptor.inside(self.begin)
+        if inside is not None:
+            task.machine.owners.write(task.program, descriptor.matrix()[inside[0]], by_copy=True)
         task.issued_stores += 1
         self.number = task.issued_stores
         memory.touch(task, view, writes=False, what="TMA store", agent=(task, "stores"), time=self.number)

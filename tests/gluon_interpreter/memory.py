@@ -211,6 +211,8 @@ class Barrier:
 
     name: str
     count: int
+    maker: "scheduler.Task"
+    made: int  # in the maker's time
     pending: int = 0
     expected: int = 0  # bytes, of this phase
     brought: int = 0
@@ -223,6 +225,13 @@ class Barrier:
 
     def __post_init__(self) -> None:
         self.pending = self.count
+
+    def check_fence(self, task: "scheduler.Task") -> None:
+        """Copies see a barrier from the first `fence_async_shared` after its `init` on."""
+        if task.fenced.get(self.maker, 0) < self.made:
+            raise Fault(
+                "fence", f"a copy to {self.name} at {scheduler.place()}, and no fence_async_shared since its init"
+            )
 
     def passed(self, parity: int) -> bool:
         return self.phase & 1 != parity

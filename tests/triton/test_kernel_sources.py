@@ -28,9 +28,10 @@ def change(file, before, after):
 def test_every_op_with_kernels_has_sources():
     for op in verified.folders():
         names = {path.relative_to(sources.PACKAGE).as_posix() for path in sources.files(op)}
-        assert f"ops/{op}/triton.py" in names
+        assert (f"ops/{op}/triton.py" in names) == (op != "fp8_linear"), op  # which is torch's product
         assert not any(path.stem in sources.HOST | sources.MEANING for path in sources.files(op))
-    assert len({sources.digest(op, 90) for op in verified.folders()}) == len(verified.folders())
+    with_kernels = [op for op in verified.folders() if op != "fp8_linear"]
+    assert len({sources.digest(op, 90) for op in with_kernels}) == len(with_kernels)
     assert sources.files("no such op") == []
 
 

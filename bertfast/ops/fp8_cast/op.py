@@ -46,10 +46,5 @@ def _(history, amax, scale, largest, margin):
     return None
 
 
-for _name, _function in {
-    "fp8_cast": "cast",
-    "fp8_cast_rows": "cast_rows",
-    "fp8_cast_weights": "cast_weights",
-    "fp8_update_scales": "update_scales",
-}.items():
-    _library.implement(_name, "CUDA", f"bertfast.ops.fp8_cast.reference:{_function}")
+for _name in ("fp8_cast", "fp8_cast_rows", "fp8_cast_weights", "fp8_update_scales"):
+    _library.implement(_name, "CUDA", f"bertfast.ops.fp8_cast.triton:{_name}")

@@ -1,0 +1,82 @@
+"""Casts to FP8: what no pass of ours makes (attention's context, its gradient), weights once a step, rows in inference."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks.gpu.case import Arguments, Case, randn
+
+BF16, FP32 = torch.bfloat16, torch.float32
+E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
+# What is cast at 16,384 tokens: context and joined gradients of base and large.
+ARCHITECTURES = (90, 100)  # sm_80 has no FP8
+SHAPES = ((16384, 768), (16384, 2304), (16384, 1024), (16384, 3072), (8192, 4096))
+LAYER = {"base": (768, 3072), "large": (1024, 4096)}
+LAYERS = {"base": 12, "large": 24}
+
+
+def scales(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.full((), 0.01, device=device), torch.zeros((), device=device)
+
+
+def casts(t: int, c: int, dtype: torch.dtype) -> list[Case]:
+    def with_transposed(device: torch.device) -> Arguments:
+        return randn(device, BF16, t, c), *scales(device), dtype, True
+
+    def rows(device: torch.device) -> Arguments:
+        return randn(device, BF16, t, c), dtype
+
+    def eager(args: Arguments) -> Callable[[], Any]:
+        x, scale, *_ = args
+        return lambda: (y := (x / scale).to(dtype), y.t().contiguous(), x.abs().max())
+
+    name = f"{t}x{c} {'e4m3' if dtype == E4M3 else 'e5m2'}"
+    moved = t * c * BF16.itemsize
+    return [
+        Case(
+            "fp8_cast", f"{name} transposed", BF16, with_transposed, moved + 2 * t * c, peers={"eager": eager}, wide=0.3
+        ),
+        Case("fp8_cast_rows", name, BF16, rows, moved + t * c + 4 * t, architectures=ARCHITECTURES),
+    ]
+
+
+def weights(size: str, dtype: torch.dtype) -> Case:
+    """All of a model, with their transposed copies."""
+    hidden, feed = LAYER[size]
+    shapes = [(3 * hidden, hidden), (hidden, hidden), (feed, hidden), (hidden, feed)] * LAYERS[size]
+
+    def make(device: torch.device) -> Arguments:
+        sources = [randn(device, dtype, *shape) for shape in shapes]
+        targets = [torch.empty(shape, dtype=E4M3, device=device) for shape in shapes]
+        transposed = [torch.empty(shape[::-1], dtype=E4M3, device=device) for shape in shapes]
+        return sources, torch.empty(len(shapes), device=device), targets, transposed
+
+    numbers = sum(n * k for n, k in shapes)
+    # Read twice, for the largest magnitude and for the cast.
+    moved = numbers * (2 * dtype.itemsize + 2)
+    return Case("fp8_cast_weights", size, dtype, make, moved, wide=0.3, architectures=ARCHITECTURES)
+
+
+def update(layers: int) -> Case:
+    def make(device: torch.device) -> Arguments:
+        n = 8 * layers
+        return (
+            torch.rand(16, n, device=device),
+            torch.rand(n, device=device),
+            torch.ones(n, device=device),
+            torch.full((n,), 448.0, device=device),
+            0.0,
+        )
+
+    # Too small for wide accesses to matter.
+    return Case("fp8_update_scales", f"{layers} layers", FP32, make, 8 * layers * 4 * 36, wide=0.0)
+
+
+CASES: list[Case] = [
+    *[case for t, c in SHAPES for case in casts(t, c, E4M3)],
+    *casts(16384, 3072, E5M2),
+    *casts(1000, 768, E4M3),  # a number of rows that no word of the transposed copy fits
+    *[weights(size, dtype) for size in LAYER for dtype in (BF16, FP32)],
+    update(24),
+]

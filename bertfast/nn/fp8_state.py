@@ -10,7 +10,8 @@ hold a step. The first calls have no history: every pass runs twice then, the fi
 Source: Micikevicius et al., "FP8 formats for deep learning", 2022 (arXiv:2209.05433); delayed scaling as in NVIDIA's Transformer Engine.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -124,6 +125,17 @@ class State:
     def came_back(self) -> None:
         """There was a backward."""
         self._differentiated = True
+
+    @contextmanager
+    def untouched(self) -> Iterator[None]:
+        """What is met inside counts for nothing: numbers that no step has."""
+        amax, differentiated = self.amax.clone(), self._differentiated
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                self.amax.copy_(amax)
+            self._differentiated = differentiated
 
     def begin(self) -> None:
         """Before a forward of a loop that tells nothing of its steps: `update`, where a backward came since the last one."""

@@ -275,6 +275,12 @@ class Held:
         for _, other in self._others.values():
             other.refresh()
 
+    def pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each parameter and the copy, or piece of one, that it is written to: of all stacks that were called."""
+        for copies, parameters in self._copies.values():
+            for number, target in zip(copies.sources, copies.targets, strict=True):
+                yield parameters[number], target
+
     def copies(self, owner: nn.Module, parameters: list[Any], dtype: torch.dtype) -> list[Copies]:
         """Those of a stack, made and written at its first call, and again where a parameter was replaced or moved."""
         entry = self._copies.get(owner)

@@ -7,7 +7,8 @@ tests compare against; it is no switch that user code turns.
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -27,6 +28,7 @@ _ABSENCES: dict[
 ] = {}  # by candidate: why what it is made of is not here, None where it is
 _REFERENCES: dict[str, Callable[..., Any]] = {}
 _RESOLVED: dict[tuple[str, str], Callable[..., Any]] = {}  # what runs now, by op and dispatch key
+_dispatched = 0
 
 # Every op is a pure function of its tensors, or its schema says what it writes to, so opcheck, functionalisation and CUDA graphs
 # may treat it as one.
@@ -113,9 +115,28 @@ def _is_fused(function: Callable[..., Any]) -> bool:
     return f"{function.__module__}:{function.__qualname__}" in _FUSED
 
 
+@contextmanager
+def dispatched() -> Iterator[None]:
+    """What `resolved` gives for CUDA is the op the dispatcher runs it, on whatever device its tensors lie: for a GPU's path on a CPU.
+
+    It holds for the whole process, because backward runs on threads of its own.
+    """
+    global _dispatched
+    _dispatched += 1
+    forget("CUDA")
+    try:
+        yield
+    finally:
+        _dispatched -= 1
+        forget("CUDA")
+
+
 def _resolve(name: str, key: str) -> Callable[..., Any]:
     if key != "CUDA":
         return owner(name, key)
+    if _dispatched:
+        overload = op(name)
+        return lambda *args: overload(*args)
     from bertfast.triton import verified
 
     return verified.resolve(name)

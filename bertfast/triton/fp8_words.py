@@ -49,6 +49,13 @@ def raise_amax(amax_ptr, magnitude):
 
 
 @triton.jit
+def largest_of_rows(largest, v):
+    """`larger` of [1, C] and the rows of v [R, C]: registers for one row."""
+    rows = bits_of_largest(tl.abs(v), 0)[None, :].to(tl.float32, bitcast=True)
+    return larger(largest, rows)
+
+
+@triton.jit
 def push(word, stored):
     """word with its lowest byte gone and the FP8 number `stored` above the others: when it is full, the first lies lowest."""
     return (word >> 8) | (stored.to(tl.uint8, bitcast=True).to(word.dtype) << (word.dtype.primitive_bitwidth - 8))
@@ -75,3 +82,28 @@ def row_scale(bits, LARGEST: tl.constexpr):
     """The scale of rows whose largest magnitude has these bits; 1 where that is 0, infinite or NaN."""
     amax = bits.to(tl.float32, bitcast=True)
     return tl.where((amax > 0.0) & (amax < float("inf")), tl.div_rn(amax, LARGEST), 1.0)
+
+
+@triton.jit
+def transpose_rows(
+    stored_ptr, transposed_ptr, first, rows, C: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, WHOLE: tl.constexpr
+):
+    """The transposed copy of ROWS rows from `first`, a multiple of 4, on, which this program has just stored.
+
+    What its other threads stored is read back from L2, behind a barrier. The loop is one, or its tiles' registers are all alive at once.
+    """
+    tl.debug_barrier()
+    quad = first // 4 + tl.arange(0, ROWS // 4)[:, None]  # [ROWS / 4, 1]
+    for start in tl.range(0, C, COLS, num_stages=1, disable_licm=True):
+        col = start + tl.arange(0, COLS)[None, :]  # [1, COLS]
+        word = tl.zeros((ROWS // 4, COLS), tl.uint32)
+        for step in tl.static_range(4):
+            row = quad.to(tl.int64) * 4 + step
+            mask = inside(quad, step, rows, 4, WHOLE) & (col < C)
+            stored = tl.load(stored_ptr + row * C + col, mask=mask, cache_modifier=".cg")  # [ROWS / 4, COLS]
+            if WHOLE:
+                word = push(word, stored)
+            else:
+                store_bytes(transposed_ptr, stored, row, col, rows, mask)
+        if WHOLE:
+            store_words(transposed_ptr, word, quad, col, rows, C)

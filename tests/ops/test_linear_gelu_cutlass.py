@@ -21,6 +21,9 @@ from bertfast.triton import launch, repeats, verified
 # Tokens, K, N: whole tiles; tails of tokens and columns; one block of K; a tile row of one token; more tiles than processors.
 SIZES = [(128, 768, 1024), (203, 136, 264), (65, 8, 512), (1, 64, 1032), (4100, 264, 1032)]
 
+# What passes on a GPU says that the kernels are right, so nothing may pass there that did not ask for them.
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="needs no GPU")
+
 
 @pytest.fixture
 def called(monkeypatch):
@@ -198,6 +201,7 @@ def test_launches_are_repeated_on_other_tensors(called):
         assert torch.equal(mine, expected)
 
 
+@without_gpu
 def test_what_the_library_refuses_is_an_error(monkeypatch):
     monkeypatch.setattr(cutlass_launch._cuda, "function", lambda *_: lambda *_: b"launch: a reason")
     monkeypatch.setattr(cutlass_launch._torch, "current_stream", lambda device: 0)
@@ -207,6 +211,7 @@ def test_what_the_library_refuses_is_an_error(monkeypatch):
         cutlass_launch.run("linear_gelu", (torch.zeros(2, 3),), (2, 3))
 
 
+@without_gpu
 def test_without_the_library_it_is_not_verified_and_doctor_says_why(monkeypatch, triton_ops):
     monkeypatch.setitem(_library._ABSENCES, "linear_gelu.cutlass", lambda: "libbertfast_cuda.so was not built: do so")
     entry = {"sources": verified.sources.here("linear_gelu.cutlass", 90)}

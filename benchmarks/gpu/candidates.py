@@ -14,6 +14,7 @@ import torch
 import bertfast.ops  # noqa: F401  defines the ops
 from benchmarks.gpu import collect, measure, micro, parity, results, verified, whole_steps
 from benchmarks.gpu.case import Case
+from bertfast import _library
 from bertfast.triton import sources
 from bertfast.triton import verified as shipped
 
@@ -32,6 +33,11 @@ CASE_TARGETS = {("linear_gelu_fwd", "16384x1024x4096 gluon"): 225.0}
 def value(name: str) -> int:
     """The place of an op's folder or of a candidate in the order; the same for equally valuable ones."""
     return next((place for place, word in enumerate(VALUE) if word in name), len(VALUE))
+
+
+def is_here(name: str) -> bool:
+    """Whether an op's folder or a candidate is in this installation: some are built apart."""
+    return _library.absence_of(name) is None
 
 
 def kernels_of(case: Case) -> str:
@@ -82,9 +88,10 @@ def decided(lines: list[results.Line], device: str, arch: int) -> frozenset[str]
 
 
 def plan(done: frozenset[str], only: str = "") -> Plan:
-    """What is to be run, of what `only` is part of the name."""
-    names = sorted([*shipped.folders(), *shipped.candidates()], key=value)
-    cases = sorted(collect.all_cases(only), key=lambda case: value(kernels_of(case)))
+    """What is to be run, of what `only` is part of the name. A candidate that is not in this installation has nothing to run."""
+    names = sorted([*shipped.folders(), *filter(is_here, shipped.candidates())], key=value)
+    present = [case for case in collect.all_cases(only) if is_here(kernels_of(case))]
+    cases = sorted(present, key=lambda case: value(kernels_of(case)))
     return Plan(
         [name for name in names if name not in done and only in name],
         [case for case in cases if case.name not in done],
@@ -254,6 +261,8 @@ def outline(only: str = "") -> str:
     for case in todo.cases:
         by_kernels[kernels_of(case)] = by_kernels.get(kernels_of(case), 0) + 1
     lines = [f"{STAGE}: on an {device} this would run, in this order"]
+    absent = {name: _library.absence_of(name) for name in shipped.candidates() if not is_here(name)}
+    lines += [f"  not {name}: {why}" for name, why in absent.items()]
     lines += [f"  parity of {name}: {', '.join(parity.files_of(name)) or 'no test file'}" for name in todo.parity]
     lines += [f"  times of {name}: {count} cases" for name, count in by_kernels.items()]
     lines += [f"  {row.name}: {', '.join(whole_steps.sides(preferred()))}" for row in todo.rows]

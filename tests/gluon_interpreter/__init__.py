@@ -24,8 +24,10 @@ Of global memory it says whether a program reads or writes what another one wrot
 What it cannot show: layouts, of which only shapes are checked, so bank conflicts, a conversion that is not trivial, a slice that
 swizzling forbids; registers and spills; speed; the order inside a partition, whose threads are taken for one (Triton puts barriers
 between their accesses); the order of global memory inside a program, or of programs that use atomics; the narrow sums of FP8 wgmmas
-and the last bits of approximate instructions; what the compiler makes of the source, which has to compile besides (types that change
-in a branch or a loop, an accumulator that is no tensor yet). `mutants` plants faults in a kernel, to see that its runs here would show them.
+and the last bits of approximate instructions; what the compiler makes of the source, which has to compile besides (types that
+change in a branch or a loop, an accumulator that is no tensor yet).
+
+`mutants` plants faults in a kernel, to see that its runs here would show them.
 """
 
 import itertools

@@ -20,8 +20,8 @@ Peer = Callable[[Arguments], Callable[[], Any]]
 
 
 # Expected on an H200, in us, before anything ran, by the columns of x or dy, or by the weight's sizes. Products at 690 TFLOP/s, the
-# rate of Gluon's, whose traffic from L2 this is too (a tile of 64 x 256 in a cluster of two reads 24 KB a step: 0.9 GB at
-# 16384x768x3072). The epilogue, about 1.6 us of instructions for a tile's 3.6 us of wgmma, is hidden by the other warpgroup's product
+# rate of Gluon's, whose traffic from L2 this is too (a tile of 64 x 256 in a cluster of two reads 24 KB a step: 0.9 GB for
+# 16384x768x3072). The epilogue, 1.6 us of instructions for a tile's 3.6 us of wgmma, is hidden by the other warpgroup's product
 # and costs power and bandwidth: 10 % with two results.
 PREDICTED = {
     "linear_gelu_fwd": {768: 125, 1024: 215},

@@ -150,7 +150,10 @@ def plot(runs: list[dict[str, Any]], path: Path) -> None:
     apart.set(title=f"difference from bfloat16, mean of {width} steps", xlabel="step", ylabel="nats")
     band = BANDS[BFLOAT16]
     apart.text(
-        0.02, 0.02, f"the band is {band.atol + band.rtol * float(base[-1]):.2f} wide at the end", transform=apart.transAxes
+        0.02,
+        0.02,
+        f"the band is {band.atol + band.rtol * float(base[-1]):.2f} wide at the end",
+        transform=apart.transAxes,
     )
     for axis in (curves, apart):
         axis.grid(alpha=0.3)

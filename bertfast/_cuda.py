@@ -1,18 +1,20 @@
-"""Finds and loads bertfast/libbertfast_cuda.so, products on sm_90 by CUTLASS (csrc/cuda). Absent is usual: no build makes it unasked.
+"""Finds and loads bertfast/libbertfast_cuda.so, products on sm_90 by CUTLASS (csrc/cuda). No build makes it unasked.
 
-The library has plain C functions over raw pointers and depends on neither torch nor Python, so one file serves every version of both,
-and it registers no op. `bertfast/ops/linear/cutlass_launch.py` calls it.
+The library has plain C functions over raw pointers and depends on neither torch nor Python, so one file serves all versions of
+both, and it registers no op. `bertfast/ops/linear/cutlass_launch.py` calls it.
 """
 
 import ctypes
 import importlib.util
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 LIBRARY = Path(__file__).with_name("libbertfast_cuda.so")
 BUILD = Path(__file__).parents[1] / "csrc" / "cuda" / "build.py"  # in a checkout
-_MEND = "BERTFAST_BUILD=cuda pip install --no-build-isolation -e . builds it, with nvcc and nvidia-cutlass"
+NOT_POSSIBLE = 3  # its exit status where nvcc or CUTLASS's headers are not here
+_MEND = "BERTFAST_BUILD=cuda pip install --no-build-isolation -e . builds it, where nvcc and nvidia-cutlass are"
 
 
 class Launch(ctypes.Structure):
@@ -40,36 +42,37 @@ def sources(script: Path = BUILD) -> str | None:
 
 
 @cache
-def _opened() -> ctypes.CDLL | str | None:
-    """The library, or why it does not load, or None where it is not there."""
+def built_from() -> str | None:
+    """The digest of the sources that the library was built from, read from the file; None without one."""
     if not LIBRARY.exists():
         return None
-    try:
-        library = ctypes.CDLL(str(LIBRARY))
-        library.bertfast_cuda_digest.restype = ctypes.c_char_p
-        library.bertfast_cuda_digest.argtypes = ()
-    except (OSError, AttributeError) as error:
-        return f"{LIBRARY.name} cannot be loaded: {error}"
-    return library
+    digest = re.search(rb"bertfast-cuda-digest:([0-9a-f]+)", LIBRARY.read_bytes())
+    return digest[1].decode() if digest is not None else ""
 
 
-def built_from() -> str | None:
-    """The digest of the sources that the library was built from; None without one."""
-    library = _opened()
-    return library.bertfast_cuda_digest().decode() if isinstance(library, ctypes.CDLL) else None
+@cache
+def _opened() -> ctypes.CDLL:
+    return ctypes.CDLL(str(LIBRARY))
 
 
 @cache
 def absence() -> str | None:
     """Why there is no library to run, and the way to mend it; None where there is one."""
-    library = _opened()
-    if library is None:
+    if built_from() is None:
         return f"{LIBRARY.name} was not built: {_MEND}"
-    if isinstance(library, str):
-        return f"{library}; build it again: {_MEND}"
-    if sources() not in (None, built_from()):
+    if built_from() != (sources() or built_from()):
         return f"{LIBRARY.name} was built from other sources than those in csrc/cuda: {_MEND}"
+    try:
+        _opened()
+    except OSError as error:
+        return f"{LIBRARY.name} cannot be loaded: {error}. {_MEND} again"
     return None
+
+
+def forget() -> None:
+    """Look anew at the next question: a library was built meanwhile."""
+    for kept in (sources, built_from, _opened, absence, function, dweight_workspace):
+        kept.cache_clear()
 
 
 @cache

@@ -23,7 +23,9 @@ _OVERLOADS: dict[str, Callable[..., Any]] = {}
 _OWNERS: dict[tuple[str, str], str] = {}
 _CANDIDATES: dict[str, tuple[str, ...]] = {}
 _FUSED: set[str] = set()  # paths of candidates that multiply by themselves
-_ABSENCES: dict[str, Callable[[], str | None]] = {}  # by candidate: why what it is made of is not here, None where it is
+_ABSENCES: dict[
+    str, Callable[[], str | None]
+] = {}  # by candidate: why what it is made of is not here, None where it is
 _REFERENCES: dict[str, Callable[..., Any]] = {}
 _RESOLVED: dict[tuple[str, str], Callable[..., Any]] = {}  # what runs now, by op and dispatch key
 _dispatched = 0
@@ -85,9 +87,7 @@ def resolved(name: str, key: str) -> Callable[..., Any]:
     return function
 
 
-def candidate(
-    name: str, path: str, *, fused: bool = False, absence: Callable[[], str | None] | None = None
-) -> None:
+def candidate(name: str, path: str, *, fused: bool = False, absence: Callable[[], str | None] | None = None) -> None:
     """Name the function at `path`, "module:function", as one that may take the place of CUDA's owner of `bertfast::name`.
 
     An op may have several. Which of them runs, if any, is decided by committed results (`triton.verified`); elsewhere the owner
@@ -159,7 +159,7 @@ def candidate_of(path: str) -> str:
 
 
 def absence_of(candidate: str) -> str | None:
-    """Why a candidate, such as "linear_gelu.cutlass", cannot run in this installation, and the way to mend it; None where it can."""
+    """Why a candidate, such as "linear_gelu.cutlass", cannot run in this installation; None where it can."""
     absence = _ABSENCES.get(candidate)
     return None if absence is None else absence()
 

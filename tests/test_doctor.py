@@ -82,14 +82,20 @@ def test_what_models_do_on_a_verified_gpu(hopper, monkeypatch):
     facts = doctor.examine()
     models = facts["gpu_models"]["sm_90"]
     assert models["bfloat16"].startswith("whole inference calls and all layers in training run from CUDA graphs")
-    assert "not yet timed" in models["float16"]
+    assert models["float16"].count("not yet timed") == 2  # inference and training
+    assert models["float16"].count("in every profile") == 1
     assert models["float32"].startswith("all layers in training run from CUDA graphs, everything else is stock")
     slow = {item["what"]: item for item in facts["slow"]}
     assert "eager calls launch" in slow["modules called one by one stay stock on the GPU"]["why"]
-    assert "float32 training stays stock on the GPU" not in slow
+    assert not any(what.startswith("float32 training") for what in slow)
     assert "0.90 of stock" in slow["bfloat16 inference near some sizes stays stock on the GPU"]["why"]
-    assert "gpu_kernels=True" in slow["float32 inference stays stock on the GPU"]["mend"]
+    assert "gpu_kernels=True" in slow["float32 inference without autocast to 16 bits stays stock on the GPU"]["mend"]
     assert "float16 inference near some sizes stays stock on the GPU" not in slow
+
+
+def test_float32_stays_stock_without_autocast_alone(hopper, monkeypatch):
+    monkeypatch.setattr(verified, "gate", lambda arch: {})
+    assert doctor.examine()["gpu_models"]["sm_90"]["float32"].startswith("stays stock without autocast to 16 bits: ")
 
 
 def test_kernels_that_are_only_allowed_are_not_called_verified(hopper):

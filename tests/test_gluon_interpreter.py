@@ -34,6 +34,7 @@ PLANTED = {
     "no fence": {"fence"},
     "no fence of barriers": {"fence"},
     "fence before the store": {"fence"},
+    "fence by who reads": {"fence"},
     "no product wait": {"accumulator"},
     "released while read": {"race"},
     "too many bytes": {"bytes"},
@@ -131,7 +132,7 @@ def _multiply(
         if FAULT == "fence before the store":
             fence_async_shared()
         result.slice(C * 64, 64).store(sums.to(gl.bfloat16))
-        if FAULT != "no fence" and FAULT != "fence before the store":
+        if FAULT != "no fence" and FAULT != "fence before the store" and FAULT != "fence by who reads":
             fence_async_shared()
         mbarrier.arrive(left)
 
@@ -144,6 +145,8 @@ def _stores(out_desc, barriers, result, sizes, BN: gl.constexpr, FAULT: gl.const
         row, col = _corner(i, tiles_m)
         if FAULT != "result not waited for":
             mbarrier.wait(left, i & 1)
+        if FAULT == "fence by who reads":
+            fence_async_shared()
         tma.async_copy_shared_to_global(out_desc, [row, col * BN], result)
         if FAULT == "no last store wait":
             if i + 1 < _tiles(tiles):

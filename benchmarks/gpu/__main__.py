@@ -42,6 +42,22 @@ def _build(only: str, done: frozenset[str]) -> Iterator[results.Line]:
     )
     text = "" if got.returncode == 0 else (got.stdout + got.stderr)[-2000:]
     yield results.line("build", "extension", ok=got.returncode == 0, error=text)
+    yield _build_cuda()
+
+
+def _build_cuda() -> results.Line:
+    """The CUDA C++ products: as they are where they are of these sources, else built where nvcc and CUTLASS's headers are."""
+    from bertfast import _cuda
+
+    if _cuda.absence() is None:
+        return results.line("build", "CUDA library", ok=True, error="")
+    jobs = {"BERTFAST_CUDA_JOBS": os.environ.get("BERTFAST_CUDA_JOBS", "4")}
+    got = subprocess.run(
+        [sys.executable, str(_cuda.BUILD)], cwd=results.ROOT, env=os.environ | jobs, capture_output=True, text=True
+    )
+    _cuda.forget()
+    ok = {0: True, _cuda.NOT_POSSIBLE: None}.get(got.returncode, False)  # candidates alone need it
+    return results.line("build", "CUDA library", ok=ok, error="" if ok else (got.stdout + got.stderr)[-2000:])
 
 
 def _verified(only: str, done: frozenset[str]) -> Iterator[results.Line]:

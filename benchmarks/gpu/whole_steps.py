@@ -5,19 +5,22 @@ candidates, and FP8 with the candidates. Weights are bfloat16; a training step i
 0.1, clipping, AdamW), from the batch on the device to the new weights. All tokens of a batch are real.
 """
 
-import importlib
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 
 from benchmarks.gpu import measure, results
+from bertfast import _library
 from bertfast.bench.protocol import Spread
 from bertfast.data.batches import Batch
 from bertfast.graphs import backend
 from bertfast.models import BertConfig, BertForPreTraining, BertModel
+from bertfast.nn import joined
+from bertfast.nn.fp8_state import Recipe
 from bertfast.train.config import TrainConfig
 from bertfast.train.distributed import Ranks
 from bertfast.train.optim import build_optimizer
@@ -30,6 +33,7 @@ SIZES = {"base": (768, 12, 12), "large": (1024, 24, 16)}  # hidden size, layers,
 VOCABULARY = 30522
 MASKED = 0.15
 WARM_CALLS = 4
+FP8_PRODUCT = "fp8_linear"
 TERMS = ("mlm", "nsp")
 OWNERS, CANDIDATES, FP8 = "bf16 by owners", "bf16 by candidates", "fp8"
 
@@ -178,12 +182,6 @@ class _Task:
         return {"mlm": Term(out.mlm_loss, out.mlm_correct), "nsp": Term(out.nsp_loss, out.nsp_correct)}
 
 
-def _to_fp8(model: Any) -> None:
-    """Let the layers of one of our own models multiply in FP8."""
-    encoder = model.encoder if isinstance(model, BertModel) else model.bert.encoder
-    encoder.fp8 = importlib.import_module("bertfast.nn.fp8_state").Recipe()
-
-
 def replaying(once: backend.Function, pool: str, device: torch.device) -> Callable[[], Any]:
     """What replays a call from one graph, made after a few eager calls; the call itself where the device captures nothing.
 
@@ -215,16 +213,17 @@ def replaying(once: backend.Function, pool: str, device: torch.device) -> Callab
     return replay
 
 
-def training_step(row: Row, batch: Batch, fp8: bool, device: torch.device) -> Callable[[], Any]:
-    """A function that replays the row's whole training step."""
+def training_step(row: Row, batch: Batch, fp8: bool, device: torch.device, held: ExitStack) -> Callable[[], Any]:
+    """A function that replays the row's whole training step. held: closes when no step is wanted any more."""
     with device:
         model = BertForPreTraining(config_of(row)).bfloat16().train()
     if fp8:
-        _to_fp8(model)
+        model.bert.encoder.fp8 = Recipe()
+    copies = held.enter_context(joined.held(model))  # as the trainer does
     config = TrainConfig(steps=1, learning_rate=1e-4)
     task: Any = _Task(model)
     optimizer, window = build_optimizer(config, model), Window(list(TERMS), device)
-    step = Step(task, model, optimizer, config, Ranks(0, 1, device), window, 1)
+    step = Step(task, model, optimizer, config, Ranks(0, 1, device), window, 1, copies=copies)
     on_device = batch.to(device)
     step.prepare([batch], config.learning_rate)
 
@@ -237,12 +236,11 @@ def training_step(row: Row, batch: Batch, fp8: bool, device: torch.device) -> Ca
     return replaying(once, backend.TRAINING, device)
 
 
-def inference(row: Row, batch: Batch, fp8: bool, device: torch.device) -> Callable[[], Any]:
+def inference(row: Row, batch: Batch, fp8: bool, device: torch.device, held: ExitStack) -> Callable[[], Any]:
     """A function that replays the row's inference, from ids on the device to hidden states."""
     with device:
         model = BertModel(config_of(row), add_pooling_layer=False).bfloat16().eval()
-    if fp8:
-        _to_fp8(model)
+    model.encoder.infer_fp8 = fp8
     inputs = batch.to(device).inputs()
 
     @torch.no_grad()
@@ -264,14 +262,31 @@ def sides(order: tuple[str, ...]) -> Sides:
     }
 
 
-def build(row: Row, order: tuple[str, ...], device: torch.device) -> dict[str, Callable[[], Any] | str]:
+@contextmanager
+def asked() -> Iterator[set[str]]:
+    """The ops whose functions are asked for meanwhile: what a call ran, whatever it was asked to do."""
+    ops: set[str] = set()
+    resolved = _library.resolved
+
+    def noting(name: str, key: str) -> Callable[..., Any]:
+        ops.add(name)
+        return resolved(name, key)
+
+    with mock.patch.object(_library, "resolved", noting):
+        yield ops
+
+
+def build(
+    row: Row, order: tuple[str, ...], device: torch.device, held: ExitStack
+) -> dict[str, Callable[[], Any] | str]:
     """What runs each side, or why it does not."""
     batch = batch_of(row)
     made: dict[str, Callable[[], Any] | str] = {}
     for name, (chosen, fp8) in sides(order).items():
         try:
-            with chosen():  # a replay asks nobody who runs the ops
-                made[name] = (training_step if row.train else inference)(row, batch, fp8, device)
+            with chosen(), asked() as ops:  # a replay asks nobody who runs the ops
+                thunk = (training_step if row.train else inference)(row, batch, fp8, device, held)
+            made[name] = "its products did not run in FP8" if fp8 and FP8_PRODUCT not in ops else thunk
         except Exception as problem:  # the other sides still have something to say
             made[name] = measure.explain(problem)
     return made
@@ -309,10 +324,11 @@ def run_row(
     stage: str, row: Row, order: tuple[str, ...], device: torch.device, clock: measure.Clock, budget: float = 3.0
 ) -> results.Line:
     """One line with every side of a row; ok where both sides in bfloat16 ran."""
-    made = build(row, order, device)
-    thunks = {name: thunk for name, thunk in made.items() if not isinstance(thunk, str)}
-    spreads: dict[str, Spread | str] = {name: why for name, why in made.items() if isinstance(why, str)}
-    spreads |= measure.take_turns(thunks, clock, budget, fewest=5, most=30)
+    with ExitStack() as held:
+        made = build(row, order, device, held)
+        thunks = {name: thunk for name, thunk in made.items() if not isinstance(thunk, str)}
+        spreads: dict[str, Spread | str] = {name: why for name, why in made.items() if isinstance(why, str)}
+        spreads |= measure.take_turns(thunks, clock, budget, fewest=5, most=30)
     measured = rates(row, {name: spreads[name] for name in made})
     ok = all("rate" in measured[name] for name in (OWNERS, CANDIDATES))
     about = {"unit": row.unit, "tokens": sum(row.lengths), "sequences": len(row.lengths), "train": row.train}

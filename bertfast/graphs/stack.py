@@ -156,7 +156,7 @@ def _capture(
         if device.is_pending():
             return PENDING
         try:
-            with capturing.capturable():
+            with capturing.capturable(), call.pretending():
                 inputs = Rows(bucket, call, x)
                 inputs.fill(call, x)
                 eager = device.warm_up(lambda: _warm_up(inputs, call))
@@ -168,7 +168,8 @@ def _capture(
         device.check()  # bounds that do not rise are the caller's fault, not the capture's
         owned.make_room(limits)
         device.collect()
-        made = capturing.attempt(lambda: _graphs(inputs, call, eager, device), owned, device)
+        with call.pretending():
+            made = capturing.attempt(lambda: _graphs(inputs, call, eager, device), owned, device)
         if isinstance(made, Failure):
             if made.reason == NO_MEMORY:
                 owned.refuse(place, NO_MEMORY)

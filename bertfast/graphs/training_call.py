@@ -1,6 +1,7 @@
 """One training call of a stack: what it is, the buffers of its bucket, and its forward and backward on either."""
 
 from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -84,6 +85,11 @@ class Call:
         """All that captured code reads by address besides its inputs: parameters, and the scales of FP8."""
         scales = self.trained.scales
         return self.parameters if scales is None else (*self.parameters, *scales.tensors().values())
+
+    def pretending(self) -> AbstractContextManager[None]:
+        """Around forwards and backwards whose gradients are no step's: scales of FP8 learn nothing of them."""
+        scales = self.trained.scales
+        return nullcontext() if scales is None else scales.untouched()
 
     @property
     def own_rows(self) -> int:

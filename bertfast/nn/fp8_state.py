@@ -10,7 +10,8 @@ hold a step. The first calls have no history: every pass runs twice then, the fi
 Source: Micikevicius et al., "FP8 formats for deep learning", 2022 (arXiv:2209.05433); delayed scaling as in NVIDIA's Transformer Engine.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from bertfast import _library
+from bertfast.nn import device as devices
 from bertfast.nn.joined import Copies
 from bertfast.nn.parts import PARAMETERS
 from bertfast.ops import fp8
@@ -27,7 +29,7 @@ from bertfast.ops import fp8
 FORWARD = ("x", "context", "rows", "hidden")
 BACKWARD = ("dout", "dqkv", "dout_feed", "dpre")
 TENSORS = (*FORWARD, *BACKWARD)
-_LEAST = (8, 9)  # of a GPU's capability
+LEAST = (8, 9)  # of a GPU's capability
 _MULTIPLE = 16  # of a product's inner dimension and of its output's columns
 _WEIGHTS = 4  # of a layer: query, key and value joined, the output product, both of the feed-forward half
 
@@ -123,6 +125,17 @@ class State:
     def came_back(self) -> None:
         """There was a backward."""
         self._differentiated = True
+
+    @contextmanager
+    def untouched(self) -> Iterator[None]:
+        """What is met inside counts for nothing: numbers that no step has."""
+        amax, differentiated = self.amax.clone(), self._differentiated
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                self.amax.copy_(amax)
+            self._differentiated = differentiated
 
     def begin(self) -> None:
         """Before a forward of a loop that tells nothing of its steps: `update`, where a backward came since the last one."""
@@ -223,16 +236,28 @@ def why_not(device: torch.device, dtype: torch.dtype, *columns: int) -> str | No
     return unsupported(device)
 
 
+def unavailable() -> str | None:
+    """Why no device of this process has FP8 products; None where one has."""
+    if "cpu" in devices.KINDS:
+        return None
+    if not torch.cuda.is_available():
+        return "torch sees no GPU here"
+    reasons = [unsupported(torch.device("cuda", index)) for index in range(torch.cuda.device_count())]
+    return None if None in reasons else "; ".join(filter(None, reasons))
+
+
 def unsupported(device: torch.device) -> str | None:
-    """Why a device has no FP8 products; None where it has. Devices that compute as a GPU would, in tests, have."""
+    """Why a device has no FP8 products; None where it has, as have all that compute as a GPU would."""
+    if device.type not in devices.KINDS:
+        return f"a {device.type} device has no FP8 products of ours"
     if device.type != "cuda" or not torch.cuda.is_available():
         return None
     if torch.version.hip is not None:
         return "FP8 products were only written for NVIDIA GPUs"
     capability = torch.cuda.get_device_capability(device)
-    if capability >= _LEAST:
+    if capability >= LEAST:
         return None
-    arch, least = (f"sm_{major}{minor}" for major, minor in (capability, _LEAST))
+    arch, least = (f"sm_{major}{minor}" for major, minor in (capability, LEAST))
     return f"{torch.cuda.get_device_name(device)} is {arch}: FP8 products begin with {least} (Ada, Hopper, Blackwell)"
 
 

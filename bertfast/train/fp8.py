@@ -26,18 +26,20 @@ def recipe(config: TrainConfig) -> Recipe:
     )
 
 
-def running(config: TrainConfig, where: torch.device) -> AbstractContextManager[None]:
-    """What a run needs around it: on a CPU, which has no such products, it emulates a GPU's numbers and says so."""
-    return _emulated() if config.precision == "fp8" and where.type == "cpu" else nullcontext()
+def running(config: TrainConfig, where: torch.device, *, quietly: bool = False) -> AbstractContextManager[None]:
+    """What a run needs around it: on a CPU, which has no such products, it emulates a GPU's numbers and, unless `quietly`, says so."""
+    return _emulated(quietly) if config.precision == "fp8" and where.type == "cpu" else nullcontext()
 
 
 @contextmanager
-def _emulated() -> Iterator[None]:
-    warnings.warn(
-        "precision fp8 on a CPU emulates the numbers of a GPU, several times as slowly as precision bf16: for tests and comparisons",
-        UserWarning,
-        stacklevel=2,
-    )
+def _emulated(quietly: bool) -> Iterator[None]:
+    if not quietly:
+        warnings.warn(
+            "precision fp8 on a CPU emulates the numbers of a GPU, several times as slowly as precision bf16: for tests and "
+            "comparisons",
+            UserWarning,
+            stacklevel=2,
+        )
     with device.on_cpu():
         yield
 
@@ -60,7 +62,8 @@ def _why_not(model: nn.Module, config: TrainConfig, ranks: Ranks) -> str | None:
         if depth <= last:
             return f"the model has {depth} layer(s), and fp8_last_layers keeps the last {last} in bf16"
         up = parts_of(encoder.layer[0]).mlp.up
-        reason = fp8_state.why_not(ranks.device, torch.bfloat16, up.in_features, up.out_features)
+        with running(config, ranks.device, quietly=True):
+            reason = fp8_state.why_not(ranks.device, torch.bfloat16, up.in_features, up.out_features)
         if reason is not None:
             return reason
     return None

@@ -2,8 +2,8 @@
 
 Counted are the `triton*.py` files of the op's folder, the modules of ops and of `bertfast.triton` that they import, and the tiles
 that an architecture takes from the launch tables beside them. A candidate, "FOLDER.MODULE", is counted from its own module on, and
-that is none of the op's unless the op imports it. One named `cutlass` is made of the CUDA sources in csrc/cuda as well. Comments, docstrings, blank lines and the reasons in launch tables
-are not counted: they change no kernel. References, schemas and what launches or checks kernels are not counted either: they
+that is none of the op's unless the op imports it. One whose module is named `cutlass` is made of csrc/cuda too, to the byte.
+Comments, docstrings, blank lines and the reasons in launch tables are not counted: they change no kernel. References, schemas and what launches or checks kernels are not counted either: they
 are tested on every machine. Nothing here loads Triton.
 """
 
@@ -99,7 +99,7 @@ def _tables(paths: list[Path], package: Path) -> list[Path]:
 
 
 def _native(package: Path) -> str:
-    """What stands for csrc/cuda and CUTLASS's version: of the checkout, or what the library of an installed package was built from."""
+    """What stands for csrc/cuda and CUTLASS's version: of the checkout, else what an installed library was built from."""
     script = package.parent.joinpath("csrc", "cuda", "build.py")
     return _cuda.sources(script) or _cuda.built_from() or ""
 

@@ -173,14 +173,25 @@ def gate(arch: int) -> dict[str, str]:
     return {op: reason for op in folders() if (reason := why_not(op, arch)) is not None}
 
 
+def is_asked_for(op: str) -> bool:
+    """Whether the ops of a folder run only where somebody asked for them, as those of FP8 do: no default depends on these."""
+    return op.startswith("fp8_")
+
+
+def default_gate(arch: int) -> dict[str, str]:
+    """`gate` of the ops that every model's path has."""
+    return {op: reason for op, reason in gate(arch).items() if not is_asked_for(op)}
+
+
 def known_architectures() -> list[int]:
     """Architectures that any result speaks of."""
     return sorted(map(int, _table()))
 
 
 def architectures() -> list[int]:
-    """Architectures on which the kernels of every op are verified with the installed Triton."""
-    return sorted(int(arch) for arch in _table() if not any(why_not(op, int(arch)) for op in folders()))
+    """Architectures on which the kernels of every op of `default_gate` are verified with the installed Triton."""
+    needed = [op for op in folders() if not is_asked_for(op)]
+    return sorted(int(arch) for arch in _table() if not any(why_not(op, int(arch)) for op in needed))
 
 
 def allowed() -> bool:
@@ -244,7 +255,7 @@ def notice(arch: int) -> str | None:
 
 def explain(arch: int) -> str | None:
     """What to say of the ops that run torch's own functions on `arch`; None where none do."""
-    if not (reasons := gate(arch)):
+    if not (reasons := default_gate(arch)):
         return None
     if _torch_only:
         return f"bertfast: every op runs torch's own functions on this GPU (sm_{arch}): its kernels were switched off"

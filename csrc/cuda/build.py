@@ -4,7 +4,7 @@
 
 Needed are nvcc 12 or newer and CUTLASS's headers in the pinned version, from the package nvidia-cutlass or from the folder that
 BERTFAST_CUTLASS names (what the package has in cutlass_library/source: include and tools/util/include, or one of them that holds
-both). No GPU is needed, and what comes out depends neither on torch nor on Python: a library that was built elsewhere can be copied.
+both). No GPU is needed. What comes out depends neither on torch nor on Python: a library that was built elsewhere can be copied.
 Each source takes most of a minute and up to 4 GB, so two at a time (BERTFAST_CUDA_JOBS). Objects stay in build/cuda, or where
 BERTFAST_KERNEL_CACHE says, under a digest of all that they depend on.
 """
@@ -23,6 +23,7 @@ SOURCES = Path(__file__).parent.resolve()
 ROOT = SOURCES.parents[1]
 LIBRARY = "libbertfast_cuda.so"
 PACKAGE, VERSION = "nvidia-cutlass", "4.2.0"  # the wheel is 4.2.0.0; its licence is BSD-3-Clause
+NOT_POSSIBLE = 3  # exit status where something that the build needs is not here
 OLDEST_NVCC = 12  # the first that knows sm_90a
 FLAGS = [
     "-std=c++17",
@@ -97,9 +98,20 @@ def find_headers() -> list[Path]:
     version = cutlass_version(next(folder for folder in folders if (folder / "cutlass/version.h").is_file()))
     if version != VERSION:
         raise Missing(
-            f"{source} has CUTLASS {version}, and the kernels were written for {VERSION}: pip install --no-deps {PACKAGE}=={VERSION}.0"
+            f"{source} has CUTLASS {version}, and the kernels were written for {VERSION}: "
+            f"pip install --no-deps {PACKAGE}=={VERSION}.0"
         )
     return folders
+
+
+def requirements() -> tuple[str, str, list[Path]]:
+    """nvcc, its release and the folders to include from.
+
+    Raises:
+        Missing: where one of them is not here, or is of a version that will not do.
+    """
+    nvcc = find_nvcc()
+    return nvcc, nvcc_release(nvcc), find_headers()
 
 
 def digest() -> str:
@@ -131,11 +143,10 @@ def build(library: Path) -> Path:
     """Compile what changed and link it.
 
     Raises:
-        Missing: where nvcc or the headers are not here.
+        Missing: as `requirements`.
         subprocess.CalledProcessError: where a compiler fails; it has said why.
     """
-    nvcc, headers = find_nvcc(), find_headers()
-    release = nvcc_release(nvcc)
+    nvcc, release, headers = requirements()
     cache = Path(os.environ.get("BERTFAST_KERNEL_CACHE") or ROOT / "build" / "cuda")
     cache.mkdir(parents=True, exist_ok=True)
     jobs = int(os.environ.get("BERTFAST_CUDA_JOBS") or 2)
@@ -155,5 +166,6 @@ if __name__ == "__main__":
     try:
         built = build(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "bertfast" / LIBRARY)
     except Missing as missing:
-        raise SystemExit(f"bertfast: {missing}") from None
+        print(f"bertfast: {missing}", file=sys.stderr)
+        raise SystemExit(NOT_POSSIBLE) from None
     print(f"bertfast: built {built}, {built.stat().st_size / 1e6:.1f} MB, sources {digest()}")

@@ -85,26 +85,6 @@ struct Product {
   static const char* run(Launch const& launch, Arguments const& arguments);
 };
 
-// Makes a device current, and the one that was current again at the end.
-class OnDevice {
- public:
-  explicit OnDevice(int device) {
-    status = cudaGetDevice(&before_);
-    if (status == cudaSuccess && before_ != device) {
-      status = cudaSetDevice(device);
-      changed_ = status == cudaSuccess;
-    }
-  }
-  ~OnDevice() {
-    if (changed_) cudaSetDevice(before_);
-  }
-  cudaError_t status;
-
- private:
-  int before_ = 0;
-  bool changed_ = false;
-};
-
 inline const char* reason(const char* step, const char* text) {
   static thread_local char message[256];
   std::snprintf(message, sizeof(message), "%s: %s", step, text);
@@ -113,8 +93,9 @@ inline const char* reason(const char* step, const char* text) {
 
 template <class Schedule, class LayoutA, class LayoutB, class C, class Callbacks>
 const char* Product<Schedule, LayoutA, LayoutB, C, Callbacks>::run(Launch const& launch, Arguments const& arguments) {
-  OnDevice current(launch.device);
-  if (current.status != cudaSuccess) return reason("device", cudaGetErrorString(current.status));
+  // The CUDA runtime that is linked in keeps its own word on the current device: the caller's is said to it.
+  cudaError_t device = cudaSetDevice(launch.device);
+  if (device != cudaSuccess) return reason("device", cudaGetErrorString(device));
   Gemm gemm;
   cutlass::Status status = Gemm::can_implement(arguments);
   if (status != cutlass::Status::kSuccess)

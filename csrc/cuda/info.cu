@@ -1,4 +1,5 @@
-// What the library was made of: bertfast/_cuda.py compares it with the checkout beside it.
+// What the library was made of, as text that bertfast/_cuda.py finds in the file and compares with the checkout beside
+// it.
 #include "products.h"
 
-const char* bertfast_cuda_digest() { return BERTFAST_CUDA_DIGEST; }
+BERTFAST_EXPORT const char bertfast_cuda_digest[] = "bertfast-cuda-digest:" BERTFAST_CUDA_DIGEST;

@@ -1,9 +1,8 @@
 // Products on sm_90 by CUTLASS as plain functions over raw device pointers: no torch, no Python. All matrices are
-// bfloat16, dense and row-major; memory, and rows of operands, begin on 16 bytes. Each function takes the device, the
-// stream and a workspace of
-// *_workspace(...) bytes, aligned to 256, which it may leave in any state. It allocates nothing and waits for nothing,
-// so it can be captured in a CUDA graph. It returns an empty string, or why it launched nothing, valid until the
-// thread's next call.
+// bfloat16, dense and row-major; memory, and rows of operands, begin on 16 bytes. Each function takes the device, which
+// the caller made current, the stream and a workspace of *_workspace(...) bytes, aligned to 256, which it may leave in
+// any state. It allocates nothing and waits for nothing, so it can be captured in a CUDA graph. It returns an empty
+// string, or why it launched nothing, valid until the thread's next call.
 #pragma once
 
 #include <cstdint>
@@ -20,9 +19,6 @@ struct Launch {
 };
 
 }  // namespace bertfast
-
-// The digest of the sources, as build.py makes it.
-BERTFAST_EXPORT const char* bertfast_cuda_digest();
 
 // y = gelu(pre + bias) [tokens, columns], pre = x [tokens, depth] weight [columns, depth]^T. bias [columns].
 BERTFAST_EXPORT const char* bertfast_linear_gelu(const bertfast::Launch* launch, const void* x, const void* weight,

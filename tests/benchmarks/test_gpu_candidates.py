@@ -1,6 +1,7 @@
 """The stage candidates without a GPU: what is still to be run and in which order, how it goes on, and what it says at its end."""
 
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 from benchmarks.gpu import __main__ as suite
 from benchmarks.gpu import candidates, collect, measure, micro, parity, results, verified, whole_steps
 from bertfast.graphs import backend
+from bertfast.nn import device
 from bertfast.triton import sources
 from bertfast.triton import verified as shipped
 
@@ -225,12 +227,15 @@ def test_test_files_of_ops():
 
 
 @pytest.mark.parametrize("train", [True, False])
-def test_whole_steps_run(train, monkeypatch):
-    """On a CPU with a stand-in for graphs: what runs, not how fast."""
+@pytest.mark.parametrize("pretended", [True, False])
+def test_whole_steps_run(train, pretended, triton_ops, monkeypatch):
+    """On a CPU with a stand-in for graphs: what runs, not how fast. pretended: as on a GPU, by the kernels' interpreter."""
+    if pretended and torch.cuda.is_available():
+        pytest.skip("there is a GPU: kernels are compiled for it")
     monkeypatch.setitem(whole_steps.SIZES, "tiny", (64, 2, 2))
     monkeypatch.setattr(whole_steps, "VOCABULARY", 1200)
     row = replace(
-        next(row for row in whole_steps.ROWS if row.train == train), name="tiny", model="tiny", lengths=(100, 60, 40)
+        next(row for row in whole_steps.ROWS if row.train == train), name="tiny", model="tiny", lengths=(20, 12)
     )
     calls = []
 
@@ -242,11 +247,15 @@ def test_whole_steps_run(train, monkeypatch):
         def seconds(self, token):
             return 1e-3
 
-    with backend.installed(backend.StandIn()):
+    with backend.installed(backend.StandIn()), device.on_cpu() if pretended else nullcontext():
         got = whole_steps.run_row("candidates", row, candidates.preferred(), torch.device("cpu"), Ticks(), 0.0)
     assert got["ok"], got["error"]
     assert list(got["sides"]) == [whole_steps.OWNERS, whole_steps.CANDIDATES, whole_steps.FP8]
-    assert got["sides"][whole_steps.OWNERS]["rate"] == (200 if train else 3) / 1e-3
+    assert got["sides"][whole_steps.OWNERS]["rate"] == (32 if train else 2) / 1e-3
+    if pretended:
+        assert all("rate" in side for side in got["sides"].values())
+    else:
+        assert got["sides"][whole_steps.FP8] == {"error": "its products did not run in FP8"}
     assert len(calls) >= 2 * 7  # two rounds of warm-up and five turns, of two sides at least
     assert suite.summary(got)
 

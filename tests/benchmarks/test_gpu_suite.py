@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -328,7 +329,8 @@ def test_a_candidate_has_a_line_of_its_own():
     assert by_candidate == {(name, op) for name, ops in shipped.candidates().items() for op in ops}
     chosen = {(collect.candidate(case), case.op) for case in races.chosen(cases)}
     assert {(name, op) for name, op in chosen if name is not None} == by_candidate
-    assert docs.candidates([line]).splitlines()[-1].endswith("| NVIDIA H200 | passed (2026-01-01, abc) |")
+    rows = [row for row in docs.candidates([line]).splitlines() if row.startswith("| linear_gelu.cheap_erf |")]
+    assert rows[-1].endswith("| NVIDIA H200 | passed (2026-01-01, abc) |")
     assert docs.candidates([]).splitlines()[-1].endswith("|  | never run |")
 
 
@@ -423,6 +425,24 @@ def test_reasons_excuse_spills_and_nothing_launched_is_wrong():
     assert kernels.judge(_case(spills={("k", 90): "a reason"}), 90, [_row(sass={"STL": 1})]) == []
     assert kernels.judge(_case(spills={("k", 80): "a reason"}), 90, [_row(sass={"STL": 1})]) != []
     assert kernels.judge(_case(), 100, [_row()]) == ["launches nothing"]
+
+
+def test_a_case_is_judged_where_its_kernels_are_for():
+    case = _case(architectures=(90,))
+    assert kernels.judge(case, 90, []) == ["launches nothing"]
+    assert kernels.judge(case, 80, []) == kernels.judge(case, 100, []) == []
+    rows, failures = kernels.record([replace(case, run=lambda *_: 1 / 0)], [80, 90])
+    assert rows == []
+    assert list(failures) == [(case.name, 90)]
+
+
+def test_warpgroups_of_gluon_kernels_share_registers_by_their_needs():
+    row = replace(_row(), launch=SimpleNamespace(is_gluon=True))
+    row.resources["ptx"] = {"setmaxnreg": 10}
+    assert kernels.judge(_case(), 90, [row]) == []
+    row.resources["ptx"] = {}
+    (wrong,) = kernels.judge(_case(), 90, [row])
+    assert "share registers evenly" in wrong
 
 
 def test_excuses_for_spills_are_needed():

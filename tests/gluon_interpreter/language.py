@@ -1,5 +1,6 @@
 """What Gluon's builtin functions do here: of programs, partitions, shared memory, barriers and asynchronous work."""
 
+import functools
 import linecache
 import operator
 import sys
@@ -52,7 +53,7 @@ def warp_specialize(partitions: Sequence, worker_warps: Sequence[int], worker_re
             task.program,
             task,
             int(warps),
-            lambda other=other, given=given: other(*given),
+            functools.partial(other, *given),
         )
         for number, ((other, given), warps) in enumerate(zip(others, worker_warps, strict=True), 1)
     ]

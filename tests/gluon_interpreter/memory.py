@@ -3,7 +3,8 @@
 Every partition and every kind of asynchronous work has a counter of its own, an agent. A clock says for each agent how far its work
 is known to be done: clocks travel with arrivals at barriers and waits for them. Two accesses are ordered if the later one's clock
 contains the earlier one, whatever the order that this run happened to take, so one run finds a missing wait that few runs would
-show. `fenced` is the part of a clock that an asynchronous access may rely on: what was stored before a `fence_async_shared`.
+show. `fenced` is the part of a clock that an asynchronous access may rely on: what a partition stored before a
+`fence_async_shared` of its own.
 """
 
 import operator

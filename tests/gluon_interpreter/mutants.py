@@ -1,11 +1,13 @@
-"""A kernel's source with one fault planted: every wait, arrival, fence, copy and phase of it in turn."""
+"""A kernel's functions with one fault planted: every wait, arrival, fence, copy and phase of them in turn."""
 
-import importlib.util
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, FunctionType
+from typing import Any
+
+from .source import Translation
 
 _STATEMENT = re.compile(r"(\s*)(mbarrier\.(wait|expect|arrive)|fence_async_shared|tma\.\w+)\(.*")
 
@@ -36,38 +38,34 @@ RULES: dict[str, Callable[[str], str | None]] = {
 @dataclass(frozen=True)
 class Mutant:
     rule: str
+    original: FunctionType
     number: int  # of the line, from 1 on
-    function: str  # that the line is in
     line: str
-    text: str  # the whole source
+    code: CodeType  # takes the place of the function's
 
     def __str__(self) -> str:
-        return f"{self.number} {self.function} {self.rule}: {self.line.strip()[:60]}"
-
-    def load(self, folder: Path) -> ModuleType:
-        """The mutated module, whose file lies in `folder`: jitted functions read their source."""
-        name = f"mutant_{self.number}_{self.rule.replace(' ', '_')}"
-        file = folder / f"{name}.py"
-        file.write_text(self.text, encoding="utf-8")
-        spec = importlib.util.spec_from_file_location(name, file)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
+        return f"{self.original.__name__} {self.number} {self.rule}: {self.line.strip()[:60]}"
 
 
-def of(file: Path) -> Iterator[Mutant]:
-    """Every mutant of a file's functions."""
-    lines = file.read_text(encoding="utf-8").split("\n")
-    function = ""
-    for number, line in enumerate(lines):
-        if line.startswith("def "):
-            function = line[4 : line.index("(")]
-        if not line.startswith(" "):
-            continue
-        for name, rule in RULES.items():
-            changed = rule(line)
-            if changed is not None and changed != line:
-                text = "\n".join((*lines[:number], changed, *lines[number + 1 :]))
-                yield Mutant(name, number + 1, function, line, text)
+def of(kernel: Any) -> Iterator[Mutant]:
+    """Every mutant of the functions that a kernel consists of, those that Triton brings left out."""
+    functions = [function for function in Translation().reachable(kernel) if "triton" not in function.__module__]
+    for function in sorted(functions, key=lambda one: (one.__module__, one.__code__.co_firstlineno)):
+        lines = Path(function.__code__.co_filename).read_text(encoding="utf-8").split("\n")
+        places = [line for *_, line in function.__code__.co_lines() if line is not None]
+        for number in range(min(places) - 1, max(places)):
+            for name, rule in RULES.items():
+                changed = rule(lines[number])
+                if changed is not None and changed != lines[number]:
+                    text = "\n".join((*lines[:number], changed, *lines[number + 1 :]))
+                    whole = compile(text, function.__code__.co_filename, "exec", dont_inherit=True)
+                    yield Mutant(name, function, number + 1, lines[number], _code_of(function, whole))
+
+
+def _code_of(function: FunctionType, module: CodeType) -> CodeType:
+    return next(
+        constant
+        for constant in module.co_consts
+        if isinstance(constant, CodeType)
+        and (constant.co_name, constant.co_firstlineno) == (function.__name__, function.__code__.co_firstlineno)
+    )

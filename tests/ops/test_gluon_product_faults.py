@@ -5,105 +5,112 @@ So the tests that run it there, and find none, say that what it does is in order
 
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
+from contextlib import AbstractContextManager
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not installed")
 from gluon_interpreter import mutants
 
-from bertfast.ops.linear import gluon_launch, gluon_product
-from bertfast.triton import launch
+from bertfast.ops.linear import gluon, gluon_launch
+from bertfast.ops.linear.gluon_product import product_kernel
+from bertfast.ops.linear_gelu import gluon as gluon_gelu
+from bertfast.triton import launch, tables
 
 pytestmark = pytest.mark.skipif(not launch.INTERPRETED, reason="launchers run on tensors of the CPU")
 
-TILE = {"n": 128, "k": 64, "stages": 2, "group": 2}
-TOKENS, DEPTH, COLUMNS = 300, 136, 264  # three tile rows and columns, three steps
-PROGRAMS = 2
-MUTANTS = list(mutants.of(Path(gluon_product.__file__)))
+TOKENS, DEPTH, COLUMNS = 300, 136, 264  # three rows and columns of tiles, three steps
+MUTANTS = list(mutants.of(product_kernel))
 
 
-def made(shape: tuple[int, ...], kind: torch.dtype = torch.bfloat16) -> torch.Tensor:
-    return torch.randn(*shape).to(kind)
+def made(*shape: int) -> Tensor:
+    return torch.randn(*shape).bfloat16()
+
+
+def same(result: Tensor, exact: Tensor) -> bool:
+    return bool((result.double() - exact).abs().max() < 0.02 * exact.abs().max())
 
 
 def plain() -> bool:
-    x, weight, y = made((TOKENS, DEPTH)), made((COLUMNS, DEPTH)), made((TOKENS, COLUMNS))
-    gluon_launch.product(gluon_product.PLAIN, TILE, x, weight, y)
-    return torch.allclose(y.float(), x.float() @ weight.float().t(), rtol=0.01, atol=0.1)
+    x, weight = made(TOKENS, DEPTH), made(COLUMNS, DEPTH)
+    return same(gluon.linear_fwd(x, weight, None), x.double() @ weight.double().t())
 
 
 def added() -> bool:
-    dy, weight, total = made((TOKENS, DEPTH)), made((DEPTH, COLUMNS)), made((TOKENS, COLUMNS))
-    expected = total.float() + dy.float() @ weight.float()
-    gluon_launch.product(gluon_product.ADD, TILE, dy, weight, total, b_first=False)
-    return torch.allclose(total.float(), expected, rtol=0.01, atol=0.1)
+    dy, weight, total = made(TOKENS, DEPTH), made(DEPTH, COLUMNS), made(TOKENS, COLUMNS)
+    exact = total.double() + dy.double() @ weight.double()
+    gluon.linear_add_dx(dy, weight, total)
+    return same(total, exact)
 
 
-def gelu(with_pre: bool) -> bool:
-    x, weight, bias = made((TOKENS, DEPTH)), made((COLUMNS, DEPTH)), made((COLUMNS,))
-    y, pre = made((TOKENS, COLUMNS)), made((TOKENS, COLUMNS)) if with_pre else None
-    gluon_launch.product(gluon_product.GELU, TILE, x, weight, y, pre=pre, bias=bias)
-    product = x.float() @ weight.float().t()
-    expected = torch.nn.functional.gelu(product + bias.float())
-    stored = pre is None or torch.allclose(pre.float(), product, rtol=0.01, atol=0.1)
-    return stored and torch.allclose(y.float(), expected, rtol=0.02, atol=0.2)
+def gelu() -> bool:
+    x, weight, bias = made(TOKENS, DEPTH), made(COLUMNS, DEPTH), made(COLUMNS)
+    y, pre = gluon_gelu.linear_gelu_fwd(x, weight, bias, False)
+    exact = x.double() @ weight.double().t()
+    return same(pre, exact) and same(y, F.gelu(exact + bias.double()))
+
+
+def gelu_alone() -> bool:
+    x, weight, bias = made(TOKENS, DEPTH), made(COLUMNS, DEPTH), made(COLUMNS)
+    y = gluon_gelu.linear_gelu_infer(x, weight, bias, False)
+    return same(y, F.gelu(x.double() @ weight.double().t() + bias.double()))
 
 
 def dgelu() -> bool:
-    dy, weight, bias = made((TOKENS, DEPTH)), made((DEPTH, COLUMNS)), made((COLUMNS,))
-    pre, out = made((TOKENS, COLUMNS)), made((TOKENS, COLUMNS))
-    sums = torch.empty(-(-TOKENS // gluon_product.BLOCK_M), COLUMNS)
-    gluon_launch.product(gluon_product.DGELU, TILE, dy, weight, out, b_first=False, pre=pre, bias=bias, sums=sums)
-    expected = torch.ops.aten.gelu_backward(dy.float() @ weight.float(), pre.float() + bias.float())
-    return torch.allclose(out.float(), expected, rtol=0.02, atol=0.2) and torch.allclose(
-        sums.sum(0), expected.sum(0), rtol=0.01, atol=1
-    )
+    dy, weight, bias, pre = made(TOKENS, DEPTH), made(DEPTH, COLUMNS), made(COLUMNS), made(TOKENS, COLUMNS)
+    dpre, dbias = gluon_gelu.linear_dgelu(dy, weight, pre, bias, False)
+    exact = torch.ops.aten.gelu_backward(dy.double() @ weight.double(), pre.double() + bias.double())
+    return same(dpre, exact) and same(dbias, exact.sum(0))
 
 
 def weight_gradient() -> bool:
-    dy, x, dweight, dbias = made((TOKENS, COLUMNS)), made((TOKENS, DEPTH)), made((COLUMNS, DEPTH)), made((COLUMNS,))
-    gluon_launch.weight_product(TILE, dy, x, dweight, dbias)
-    return torch.allclose(dweight.float(), dy.float().t() @ x.float(), rtol=0.01, atol=0.2) and torch.allclose(
-        dbias.float(), dy.float().sum(0), rtol=0.01, atol=0.2
-    )
+    dy, x = made(TOKENS, COLUMNS), made(TOKENS, DEPTH)
+    dweight, dbias = gluon.linear_dweight(dy, x, torch.float32, True)
+    return same(dweight, dy.double().t() @ x.double()) and same(dbias, dy.double().sum(0))
 
 
-CALLS: dict[str, Callable[[], bool]] = {
-    "plain": plain,
-    "added": added,
-    "gelu": lambda: gelu(True),
-    "gelu alone": lambda: gelu(False),
-    "dgelu": dgelu,
-    "weight gradient": weight_gradient,
-}
+CALLS: tuple[Callable[[], bool], ...] = (plain, added, gelu, gelu_alone, dgelu, weight_gradient)
 # The calls that go through a function, where these are not all.
 THROUGH = {
-    "_apply_gelu": ("gelu", "gelu alone"),
-    "_apply_dgelu": ("dgelu",),
-    "_sum_rows": ("weight gradient",),
-    "_read_slice": ("added", "dgelu"),
-    "_store_slices": ("plain", "added"),
+    "_apply_gelu": (gelu, gelu_alone),
+    "_apply_dgelu": (dgelu,),
+    "_sum_rows": (weight_gradient,),
+    "_read_slice": (added, dgelu),
+    "_store_slices": (plain, added),
 }
 
 
 @pytest.fixture(autouse=True)
-def few_programs(triton_ops, poisoned, monkeypatch):
-    monkeypatch.setattr(launch, "multiprocessors", lambda device: PROGRAMS)
+def small(triton_ops, poisoned, monkeypatch):
+    """Small tiles of few stages, few programs; nothing is left to owners."""
+    monkeypatch.setattr(launch, "multiprocessors", lambda device: 2)
+    monkeypatch.setattr(gluon_launch, "LEAST_FILLED", 0.0)
+    monkeypatch.setattr(gluon, "LEAST_TOKENS", 1)
+    with tiles(128, 2):
+        yield
 
 
-def found(name: str) -> bool:
+def tiles(width: int, stages: int) -> AbstractContextManager[None]:
+    entries = (*gluon.TABLES.entries, *gluon_gelu.TABLES.entries)
+    return tables.override({entry: {**entry.tile, "n": width, "stages": stages} for entry in entries})
+
+
+def shows(call: Callable[[], bool]) -> bool:
     """Whether a call ends in a fault or in another result."""
     try:
-        return not CALLS[name]()
+        return not call()
     except (AssertionError, ZeroDivisionError):
         return True
 
 
-def test_the_kernel_has_none():
-    for name in CALLS:
-        assert CALLS[name](), name
+@pytest.mark.parametrize(("programs", "width", "stages"), [(1, 128, 2), (2, 256, 3), (3, 128, 5), (5, 256, 2)])
+def test_the_kernel_has_none(programs, width, stages, monkeypatch):
+    monkeypatch.setattr(launch, "multiprocessors", lambda device: programs)
+    with tiles(width, stages):
+        assert [call.__name__ for _ in range(2) for call in CALLS if not call()] == []
 
 
 def test_every_rule_finds_a_place():
@@ -113,6 +120,6 @@ def test_every_rule_finds_a_place():
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=str)
-def test_a_planted_fault_is_found(mutant, tmp_path, monkeypatch):
-    monkeypatch.setattr(gluon_product, "product_kernel", mutant.load(tmp_path).product_kernel)
-    assert any(found(name) for _ in range(2) for name in THROUGH.get(mutant.function, CALLS))
+def test_a_planted_fault_is_found(mutant, monkeypatch):
+    monkeypatch.setattr(mutant.original, "__code__", mutant.code)
+    assert any(shows(call) for _ in range(2) for call in THROUGH.get(mutant.original.__name__, CALLS))

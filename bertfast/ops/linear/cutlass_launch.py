@@ -9,6 +9,7 @@ from torch import Tensor
 from bertfast import _cuda, _torch
 from bertfast.triton import launch, repeats
 
+DEVICE = "cuda"
 ARCH = 90  # wgmma is of this architecture alone
 ALIGNMENT = 16  # bytes, of memory and of rows, that TMA asks for
 BLOCK_M, BLOCK_N = 64, 256  # a warpgroup's tile
@@ -22,7 +23,7 @@ def takes(*matrices: Tensor) -> bool:
     """Whether the library is here and multiplies these: bfloat16 on one sm_90, as they lie in rows, all whole and aligned."""
     device = matrices[0].device
     return (
-        device.type == "cuda"
+        device.type == DEVICE
         and all(x.dtype is torch.bfloat16 and x.device == device and is_aligned(x) for x in matrices)
         and _cuda.absence() is None
         and launch.architecture(device) == ARCH
@@ -64,16 +65,21 @@ def run(name: str, tensors: tuple[Tensor, ...], sizes: tuple[int, ...], workspac
 
 
 def _bound(
-    name: str, device: torch.device, pointers: int, sizes: tuple[int, ...], workspace: Tensor | None
+    name: str, device: torch.device, count: int, sizes: tuple[int, ...], workspace: Tensor | None
 ) -> Callable[[Sequence[Tensor]], None]:
     """What launches it on tensors; a workspace serves launches on one stream, one after another."""
-    function, index = _cuda.function(name, pointers, len(sizes)), device.index
+    function, index = _cuda.function(name, count, len(sizes)), device.index
     processors = launch.multiprocessors(device)
 
     def call(tensors: Sequence[Tensor]) -> None:
         stream, scratch = _torch.current_stream(index), None if workspace is None else workspace.data_ptr()
-        settings = _cuda.Launch(index, processors, stream, scratch)
-        reason = function(ctypes.byref(settings), *[tensor.data_ptr() for tensor in tensors], *sizes)
+        settings = ctypes.byref(_cuda.Launch(index, processors, stream, scratch))
+        pointers = [tensor.data_ptr() for tensor in tensors]
+        if torch.cuda.current_device() == index:
+            reason = function(settings, *pointers, *sizes)
+        else:
+            with torch.cuda.device(index):
+                reason = function(settings, *pointers, *sizes)
         if reason:
             shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
             raise RuntimeError(f"{name} (CUTLASS): {reason.decode()}; tensors {shapes}")

@@ -46,15 +46,19 @@ class Columns(NamedTuple):
     copies: Sequence[Tensor] = ()  # [0] where there is none
 
 
+# Of weight, gradient, moments and copy, the last None where no parameter has one; and of columns that there are not.
+Dtypes = tuple[torch.dtype | None, torch.dtype | None, torch.dtype | None, torch.dtype | None]
+
+
 class Part(NamedTuple):
-    """The parameters of the same dtypes: rows first to first + count of the chunks."""
+    """The parameters of the same dtypes: rows first to first + chunks of the chunk table."""
 
     weight: torch.dtype | None
     gradient: torch.dtype | None
     moment: torch.dtype | None
-    copy: torch.dtype | None  # None where no parameter has one
+    copy: torch.dtype | None
     first: int
-    count: int
+    chunks: int
 
 
 class Table:
@@ -74,13 +78,13 @@ class Table:
         counts = [-(-tensors[number].numel() // CHUNK) for number in order]
         self.chunks = _chunks(tuple(order), tuple(counts), device)
         first, begin = [0] * self.parameters, 0
-        bounds: dict[Any, tuple[int, int]] = {}
+        bounds: dict[Dtypes, tuple[int, int]] = {}
         for number, count in zip(order, counts, strict=True):
             first[number] = begin
             start, length = bounds.get(keys[number], (begin, 0))
             bounds[keys[number]] = start, length + count
             begin += count
-        self.parts = [Part(*key, *place) for key, place in bounds.items() if place[1]]
+        self.parts = [Part(*key, first=place, chunks=count) for key, (place, count) in bounds.items() if count]
         groups = [group for group, size in enumerate(sizes) for _ in range(size)] or [0] * self.parameters
         rows = []
         for number in range(self.parameters):
@@ -91,7 +95,7 @@ class Table:
         self.rows = _sent(torch.cat((table, torch.tensor(settings, dtype=torch.float64).view(torch.int64))), device)
 
 
-def _dtypes(columns: Columns, number: int) -> tuple[torch.dtype | None, ...]:
+def _dtypes(columns: Columns, number: int) -> Dtypes:
     """What decides which launch a parameter is updated by. One without a copy goes with those that have the usual one."""
     weight, gradient, mean, _, _, _ = (column[number].dtype if column else None for column in columns)
     copy = None

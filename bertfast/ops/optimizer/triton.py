@@ -49,7 +49,7 @@ def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
     for part in found.parts:
         launch(
             norm_kernel,
-            (part.count,),
+            (part.chunks,),
             (found.rows, found.chunks, partial, part.first),
             {"TYPE": _TYPES[_there(part.gradient)], "BLOCK": tile["block"]},
             warps=tile["warps"],
@@ -106,7 +106,7 @@ def _step(
             "BLOCK": tile["block"],
         }
         arguments = (found.rows, found.chunks, factors, withheld, partial, part.first)
-        launch(step_kernel, (part.count,), arguments, constants, warps=tile["warps"])
+        launch(step_kernel, (part.chunks,), arguments, constants, warps=tile["warps"])
 
 
 def _types(part: Part) -> tuple[tuple[Any, ...], tuple[int, int]]:

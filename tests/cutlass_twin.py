@@ -6,6 +6,7 @@ leaves behind. The C++ is judged on a GPU alone.
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 

@@ -74,6 +74,8 @@ def run_case(
 ) -> results.Line:
     """One line of a stage; a case that fails is a line with ok=False. budget: seconds for all sides together, see `take_turns`."""
     what = about(case, results.environment()["arch"])
+    if (reason := collect.absence(case)) is not None:
+        return results.line(stage, case.name, ok=None, error=reason, **what)
     try:
         arguments = case.make(device)
         function = collect.function(case)

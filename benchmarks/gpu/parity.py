@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import bertfast.ops  # noqa: F401  defines the ops
 from benchmarks.gpu import results
+from bertfast import _library
 from bertfast.triton import sources, verified
 
 LIMIT_SECONDS = 330
@@ -97,6 +98,8 @@ def lines_of(
         text = "; ".join(outcomes["failed"][:REPORTED]) or ("" if outcomes["passed"] else "nothing ran")
         if not outcomes["failed"] and ran < expected_tests[op]:
             ok, text = None, f"{ran} of {expected_tests[op]} tests ran before the time was up"
+        if (reason := _library.absence_of(op)) is not None and ok:
+            ok, text = None, reason  # what passed did so without its kernels
         more: results.Line = {"sources": sources.here(op, results.environment()["arch"]) if sources.files(op) else ""}
         if op in ran_tests.nodes:
             more["failures"] = {name: ran_tests.messages[node] for name, node in ran_tests.nodes[op].items()}

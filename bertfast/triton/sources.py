@@ -3,8 +3,8 @@
 Counted are the `triton*.py` files of the op's folder, the modules of ops and of `bertfast.triton` that they import, and the tiles
 that an architecture takes from the launch tables beside them. A candidate, "FOLDER.MODULE", is counted from its own module on, and
 that is none of the op's unless the op imports it. One whose module is named `cutlass` is made of csrc/cuda too, to the byte.
-Comments, docstrings, blank lines and the reasons in launch tables are not counted: they change no kernel. References, schemas and what launches or checks kernels are not counted either: they
-are tested on every machine. Nothing here loads Triton.
+Comments, docstrings, blank lines and the reasons in launch tables are not counted: they change no kernel. References, schemas and
+what launches or checks kernels are not counted either: they are tested on every machine. Nothing here loads Triton.
 """
 
 import ast

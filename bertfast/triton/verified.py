@@ -140,6 +140,8 @@ def why_not_candidate(name: str, arch: int, op: str | None = None) -> str | None
     """
     if _torch_only:
         return "its kernels were switched off"
+    if (absence := _library.absence_of(name)) is not None:
+        return absence
     if isinstance(_preferred, tuple):
         return None if name in _preferred else f"this process asked for {', '.join(_preferred)}"
     if _preferred is not None:

@@ -18,6 +18,7 @@ from benchmarks.gpu import __main__ as suite
 from benchmarks.gpu import collect, docs, kernels, measure, micro, parity, races, results, verified
 from benchmarks.gpu import sources as sources_at
 from benchmarks.gpu.case import Case, Ceilings
+from bertfast import _library
 from bertfast.bench.protocol import Spread
 from bertfast.triton import private
 from bertfast.triton import verified as shipped
@@ -332,6 +333,21 @@ def test_a_candidate_has_a_line_of_its_own():
     rows = [row for row in docs.candidates([line]).splitlines() if row.startswith("| linear_gelu.cheap_erf |")]
     assert rows[-1].endswith("| NVIDIA H200 | passed (2026-01-01, abc) |")
     assert docs.candidates([]).splitlines()[-1].endswith("|  | never run |")
+
+
+def test_an_absent_candidate_is_not_judged(monkeypatch):
+    monkeypatch.setattr(_library, "absence_of", lambda name: "not built" if name.endswith("cutlass") else None)
+    test = '<testcase classname="tests.ops.test_linear_gelu_{}" name="a" />'
+    junit = f"<testsuite>{test.format('cutlass')}{test.format('gluon')}</testsuite>"
+    counts = parity.expected("".join(f"tests/ops/test_linear_gelu_{name}.py::a\n" for name in ("cutlass", "gluon")))
+    lines = {line["op"]: (line["ok"], line["error"]) for line in parity.lines_of(junit, 1, counts)}
+    assert lines == {"linear_gelu.cutlass": (None, "not built"), "linear_gelu.gluon": (True, "")}
+    case = next(case for case in collect.all_cases() if collect.candidate(case) == "linear_gelu.cutlass")
+    for line in (
+        micro.run_case(case, torch.device("cpu"), None, None, None),
+        races.repeat_case(case, torch.device("cpu")),
+    ):
+        assert (line["ok"], line["error"]) == (None, "not built")
 
 
 def test_no_peer_takes_the_place_of_what_a_case_times():

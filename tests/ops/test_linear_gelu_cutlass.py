@@ -13,13 +13,16 @@ import torch.nn.functional as F
 from bertfast.testing import assert_within_budget, leaves
 
 pytest.importorskip("triton", reason="Triton is not installed")
-from bertfast import _cuda, _library
+from bertfast import _cuda, _library, doctor
 from bertfast.ops.linear import cutlass_launch
 from bertfast.ops.linear_gelu import cutlass
 from bertfast.triton import launch, repeats, verified
 
 # Tokens, K, N: whole tiles; tails of tokens and columns; one block of K; a tile row of one token; more tiles than processors.
 SIZES = [(128, 768, 1024), (203, 136, 264), (65, 8, 512), (1, 64, 1032), (4100, 264, 1032)]
+
+# What passes on a GPU says that the kernels are right, so nothing may pass there that did not ask for them.
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="needs no GPU")
 
 
 @pytest.fixture
@@ -198,6 +201,7 @@ def test_launches_are_repeated_on_other_tensors(called):
         assert torch.equal(mine, expected)
 
 
+@without_gpu
 def test_what_the_library_refuses_is_an_error(monkeypatch):
     monkeypatch.setattr(cutlass_launch._cuda, "function", lambda *_: lambda *_: b"launch: a reason")
     monkeypatch.setattr(cutlass_launch._torch, "current_stream", lambda device: 0)
@@ -207,13 +211,17 @@ def test_what_the_library_refuses_is_an_error(monkeypatch):
         cutlass_launch.run("linear_gelu", (torch.zeros(2, 3),), (2, 3))
 
 
-def test_without_the_library_the_owner_runs_and_it_is_said(monkeypatch, triton_ops):
+@without_gpu
+def test_without_the_library_it_is_not_verified_and_doctor_says_why(monkeypatch, triton_ops):
     monkeypatch.setitem(_library._ABSENCES, "linear_gelu.cutlass", lambda: "libbertfast_cuda.so was not built: do so")
     entry = {"sources": verified.sources.here("linear_gelu.cutlass", 90)}
     table = {"90": {"linear_gelu.cutlass": {verified.triton_minor(): entry}}}
     monkeypatch.setattr(verified, "_table", lambda: table)
     assert not verified.verified("linear_gelu.cutlass", 90)
     assert verified.why_not("linear_gelu.cutlass", 90) == "libbertfast_cuda.so was not built: do so"
+    row = doctor.gpu_candidate("linear_gelu.cutlass", 90)
+    assert row["runs"] == "owner"
+    assert row["why"].endswith(": libbertfast_cuda.so was not built: do so")
     monkeypatch.delitem(_library._ABSENCES, "linear_gelu.cutlass")
     assert verified.verified("linear_gelu.cutlass", 90)
 

@@ -1,7 +1,7 @@
 """The products that CUTLASS makes (csrc/cuda), at BERT-base's and -large's sizes: beside cuBLAS alone, and beside the op's owner.
 
-None where the library was not built: its functions would be their owners. Nothing of it is Triton's, so `make kernels` leaves these
-out; tests/test_cuda_library.py reads the machine code. Bytes count each matrix once.
+Nothing of it is Triton's, so `make kernels` leaves these out; tests/test_cuda_library.py reads the machine code. Not run where the
+library was not built. Bytes count each matrix once.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.gpu.case import Arguments, Case, randn
-from bertfast import _cuda, _library
+from bertfast import _library
 
 BF16 = torch.bfloat16
 TOKENS = 16384
@@ -85,12 +85,8 @@ def linear_dweight(t: int, n: int, k: int, sums: bool = False) -> Case:
     return case("linear_dweight", shape, make, moved, 2 * t * n * k, lambda args: lambda: args[0].t() @ args[1])
 
 
-CASES: list[Case] = (
-    [
-        *[make(TOKENS, k, n) for make in (linear_gelu_fwd, linear_gelu_infer, linear_dgelu) for k, n in SIZES],
-        *[linear_dweight(TOKENS, n, k) for e, f in SIZES for n, k in ((f, e), (e, f), (e, e))],
-        *[linear_dweight(TOKENS, 3 * e, e, sums=True) for e, _ in SIZES],
-    ]
-    if _cuda.absence() is None
-    else []
-)
+CASES: list[Case] = [
+    *[make(TOKENS, k, n) for make in (linear_gelu_fwd, linear_gelu_infer, linear_dgelu) for k, n in SIZES],
+    *[linear_dweight(TOKENS, n, k) for e, f in SIZES for n, k in ((f, e), (e, f), (e, e))],
+    *[linear_dweight(TOKENS, 3 * e, e, sums=True) for e, _ in SIZES],
+]

@@ -27,11 +27,11 @@ def product(m: int, k: int, n: int, kind: torch.dtype, dtype: torch.dtype, *, by
     def make(device: torch.device) -> Arguments:
         a, b = stored(device, kind, m, k), stored(device, E4M3, n, k)
         sizes = ((m, 1), (n, 1)) if by_rows else ((), ())
-        scales = [torch.rand(size, device=device) for size in sizes]
+        scales = [torch.randint(-4, 1, size, device=device).float().exp2() for size in sizes]  # exact in bfloat16
         return a, b, *scales, None, dtype, kind is E4M3
 
     def bf16(args: Arguments) -> Callable[[], Any]:
-        a, b = args[0].to(BF16), args[1].to(BF16)
+        a, b = ((stored.float() * scale).to(BF16) for stored, scale in ((args[0], args[2]), (args[1], args[3])))
         return lambda: torch.mm(a, b.t())
 
     moved = m * k + n * k + m * n * dtype.itemsize

@@ -10,6 +10,7 @@ import torch
 
 import bertfast
 from bertfast import _ext, _library, _torch
+from bertfast.nn import fp8_state
 from bertfast.ops import onednn, products
 from bertfast.triton import faster, verified
 
@@ -129,7 +130,7 @@ def _gpu_advice(arch: int) -> list[dict[str, str]]:
 def _stock_advice(arch: int) -> list[dict[str, str]]:
     """Which calls of Hugging Face models take stock's code on a GPU of this architecture unless they are asked not to."""
     mend = "bertfast.optimize(model, gpu_kernels=True) turns the kernels on"
-    if importlib.util.find_spec("triton") is None or verified.gate(arch):
+    if importlib.util.find_spec("triton") is None or verified.default_gate(arch):
         why = f"not every op is verified on sm_{arch}"
         return [{"what": "Hugging Face models on the GPU stay stock", "why": why, "mend": mend}]
     why = "only whole inference calls, and all layers in training, are captured in CUDA graphs; eager calls launch more slowly"
@@ -139,7 +140,8 @@ def _stock_advice(arch: int) -> list[dict[str, str]]:
         for train, kind in ((False, "inference"), (True, "training")):
             name = f"{_name(dtype)} {kind}"
             if (reason := faster.dtype_reason(arch, dtype, train)) is not None:
-                advice.append({"what": f"{name} stays stock on the GPU", "why": reason, "mend": mend})
+                what = f"{name} without autocast to 16 bits stays stock on the GPU"
+                advice.append({"what": what, "why": reason, "mend": mend})
             advice += [
                 {"what": f"{name} near some sizes stays stock on the GPU", "why": faster.told(line), "mend": mend}
                 for line in faster.slower(arch, dtype, train)
@@ -163,14 +165,19 @@ def gpu_op(op: str, arch: int) -> dict[str, str]:
 
 
 def gpu_candidate(name: str, arch: int) -> dict[str, str]:
-    """Whether a candidate, such as "linear_gelu.cheap_erf", runs in place of its op's owner on an architecture, and why."""
-    reason = verified.why_not_candidate(name, arch)
-    if reason is not None:
-        return {"runs": "owner", "why": f"candidate for {', '.join(verified.candidates()[name])}: {reason}"}
-    entry = verified.verification(name, arch)
-    if entry is None:
-        return {"runs": "candidate", "why": "not verified, but asked for in this process"}
-    why = f"in place of the owner: {_passed(entry)}"
+    """At which ops a candidate, such as "linear_gelu.cheap_erf", runs in place of the owner on an architecture, and why."""
+    ops = verified.candidates()[name]
+    runs = [op for op in ops if verified.running_candidate(op, arch) == name]
+    if not runs:
+        reason = verified.why_not_candidate(name, arch) or "another candidate is faster"
+        return {"runs": "owner", "why": f"candidate for {', '.join(ops)}: {reason}"}
+    entry, gains = verified.verification(name, arch), [(op, verified.gain(name, op, arch)) for op in runs]
+    if entry is None or None in [gain for _, gain in gains]:
+        return {"runs": "candidate", "why": "not verified and faster, but asked for in this process"}
+    where = ", ".join(f"{op} ({gain:.2f} times as fast)" for op, gain in gains)
+    why = f"in place of the owner of {where}: {_passed(entry)}"
+    for op in [op for op in ops if op not in runs]:
+        why += f"; {verified.why_not_candidate(name, arch, op) or f'another candidate is faster at {op}'}"
     return {"runs": "candidate", "why": why} | ({"note": entry["note"]} if "note" in entry else {})
 
 
@@ -186,20 +193,32 @@ def gpu_ops() -> dict[str, dict[str, dict[str, str]]]:
 
 def gpu_models() -> dict[str, dict[str, str]]:
     """By architecture, those of `gpu_ops`, and dtype: what a Hugging Face model on it does after `bertfast.optimize`."""
-    return {name: {_name(dtype): _gpu_model(int(name[3:]), dtype) for dtype in _GPU_DTYPES} for name in gpu_ops()}
+    return {
+        name: {_name(dtype): _gpu_model(int(name[3:]), dtype) for dtype in _GPU_DTYPES} | {"fp8": _fp8(int(name[3:]))}
+        for name in gpu_ops()
+    }
+
+
+def _fp8(arch: int) -> str:
+    """What asking for precision fp8 gives on an architecture."""
+    if arch < 10 * fp8_state.LEAST[0] + fp8_state.LEAST[1]:
+        return f"an error: FP8 products begin with sm_{fp8_state.LEAST[0]}{fp8_state.LEAST[1]}"
+    missing = [op for op in verified.gate(arch) if verified.is_asked_for(op)]
+    kernels = f"; torch's own functions, which are slow, run for {', '.join(missing)}, not verified on sm_{arch}" if missing else ""
+    return f"only where asked for, with precision fp8{kernels}"
 
 
 def _gpu_model(arch: int, dtype: torch.dtype) -> str:
-    if verified.gate(arch):
+    if verified.default_gate(arch):
         return f"stays stock: not every op is verified on sm_{arch}"
     reasons = [faster.dtype_reason(arch, dtype, train) for train in (False, True)]
     if all(reasons):
-        return f"stays stock: {'; '.join(filter(None, reasons))}"
+        # Autocast decides by the dtype that it casts to.
+        return f"stays stock without autocast to 16 bits: {'; '.join(filter(None, reasons))}"
     kinds = ("whole inference calls", "all layers in training")
     captured = [train for train in (False, True) if reasons[train] is None]
     text = " and ".join(kinds[train] for train in captured)
-    remarks = "; ".join(faster.remark(arch, dtype, train) for train in captured)
-    return f"{text} run from CUDA graphs, everything else is stock; {remarks}"
+    return f"{text} run from CUDA graphs, everything else is stock; {faster.remarks(arch, dtype, captured)}"
 
 
 def examine() -> dict[str, Any]:

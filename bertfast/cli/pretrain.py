@@ -14,6 +14,7 @@ from bertfast.train.launcher import is_main
 class Precision(StrEnum):
     fp32 = "fp32"
     bf16 = "bf16"
+    fp8 = "fp8"
 
 
 class Parallel(StrEnum):
@@ -86,7 +87,7 @@ def pretrain(
         float | None, typer.Option("--learning-rate", "--lr", help="Highest of the schedule, 1e-4 where not given.")
     ] = None,
     warmup_steps: Annotated[int | None, typer.Option(help="A tenth of all steps where not given.")] = None,
-    precision: Annotated[Precision | None, typer.Option(help="bf16: autocast with float32 weights.")] = None,
+    precision: Annotated[Precision | None, typer.Option(help="bf16: autocast with float32 weights. fp8: that, the layers' products in FP8.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, order, masks and dropout; 0.")] = None,
     threads: Annotated[int | None, typer.Option(help="torch's threads; another number may change last bits.")] = None,
     parallel: Annotated[Parallel | None, typer.Option(help="Under torchrun; ddp.")] = None,

@@ -239,7 +239,7 @@ def gpu_reason(
     if gpu_kernels:
         return None
     arch = architecture(index)
-    unverified = verified.gate(arch)
+    unverified = verified.default_gate(arch)
     if unverified:
         state = f"{', '.join(unverified)} not verified on sm_{arch}, for which torch's own functions would step in"
         reason = f"the GPU kernels are off by default ({state})"

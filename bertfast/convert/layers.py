@@ -19,6 +19,7 @@ from bertfast.convert.options import limits_of, option
 from bertfast.graphs import stack
 from bertfast.nn import device
 from bertfast.nn.core import attention_block, mlp_block
+from bertfast.nn.fp8_state import Recipe
 from bertfast.nn.layout import Layout, Packed, Padded
 from bertfast.nn.modules import embed
 from bertfast.nn.parts import Kind, parts_of
@@ -349,4 +350,6 @@ class FastBertEncoder(hf.BertEncoder):
             kinds.pop() if len(kinds) == 1 else None,
             prepack=option(self, "prepack") is not False,
             int8=option(self, "int8") is True,
+            fp8=Recipe() if option(self, "precision") == "fp8" else None,
+            infer_fp8=option(self, "precision") == "fp8",
         )

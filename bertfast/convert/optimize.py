@@ -12,6 +12,7 @@ from bertfast.convert import counts, installed, layers, options, trial, verdicts
 from bertfast.convert.families import FAMILIES, STOCK, SWAPS
 from bertfast.convert.heads import HEADS
 from bertfast.graphs import Limits
+from bertfast.nn import fp8_state
 from bertfast.nn import prepack as prepack_cache
 from bertfast.ops import packed_linear
 
@@ -75,6 +76,23 @@ def _check_dtype(dtype: str | None, prepack: bool) -> None:
         raise ValueError(f'dtype="int8" cannot be had: {reason}')
 
 
+def _check_precision(precision: str | None, dtype: str | None, gpu_kernels: bool | None) -> None:
+    if precision not in (None, "fp8"):
+        raise ValueError(f'precision must be None (the model\'s own) or "fp8", got {precision!r}')
+    if precision is None:
+        return
+    if dtype is not None:
+        raise ValueError(f'precision="fp8" is for GPUs and dtype="{dtype}" for CPUs: leave one of them out')
+    if gpu_kernels is False:
+        raise ValueError('precision="fp8" is in the GPU kernels, which gpu_kernels=False switches off: leave one of them out')
+    reason = fp8_state.unavailable()
+    if reason is not None:
+        raise ValueError(
+            f'precision="fp8" cannot be had: {reason}. It needs an NVIDIA GPU of sm_89 (Ada, Hopper) or newer; leave it out, and '
+            "call model.to(torch.bfloat16) for the fastest way here"
+        )
+
+
 def optimize(
     model: Model,
     *,
@@ -83,6 +101,7 @@ def optimize(
     masked_head: bool = False,
     dtype: str | None = None,
     gpu_kernels: bool | None = None,
+    precision: str | None = None,
     max_graphs: int = Limits.max_graphs,
     max_graph_bytes: int = Limits.max_bytes,
 ) -> Model:
@@ -116,6 +135,10 @@ def optimize(
             backward, which run from CUDA graphs, in dtypes and sizes that no committed line shows slower than stock; all else
             stays stock, and `report` says so.
             Ops whose kernels never passed parity on such a GPU are computed by torch's own functions. No effect on a CPU.
+        precision: "fp8" multiplies in FP8 on a GPU of sm_89 (Ada, Hopper) or newer, wherever the fast path multiplies in bfloat16:
+            the model's own or autocast's. In inference weights have a scale for each output and activations one for each token; in
+            training scales follow earlier steps, and the last layer stays in bfloat16. Not the same numbers any more: compare
+            before you trust it (docs/fp8.md). Weights stay as they are. None, the default, never does; no effect on a CPU.
         max_graphs: how many captured calls each BertModel inside may keep, of inference and of training together, one for each
             bucket of sizes; the least recently used goes first. 0 for none: calls then launch kernel by kernel, which only
             `gpu_kernels=True` takes.
@@ -126,12 +149,13 @@ def optimize(
 
     Raises:
         ValueError: for another `dtype`, for "int8" with `prepack=False`, or where this processor has no int8 kernels; for
-            another `max_graphs` or `max_graph_bytes` than an integer of 0 or more, or another `gpu_kernels`.
+            another `precision`, for "fp8" with `dtype="int8"` or `gpu_kernels=False`, or where no GPU here has FP8 products; for another `max_graphs` or `max_graph_bytes` than an integer of 0 or more, or another `gpu_kernels`.
         UnsupportedModelError: where nothing inside is a BERT that bertfast knows, positions are relative, or parameters
             are sharded already; where `masked_head` is asked for and no BertForPreTraining or BertForMaskedLM is inside.
     """
     _check(model)
     _check_dtype(dtype, prepack)
+    _check_precision(precision, dtype, gpu_kernels)
     for name, number in (("max_graphs", max_graphs), ("max_graph_bytes", max_graph_bytes)):
         if type(number) is not int or number < 0:
             raise ValueError(f"{name} must be an integer of 0 or more, got {number!r}")
@@ -151,6 +175,8 @@ def optimize(
     common: dict[str, Any] = {"prepack": prepack, "gpu_kernels": gpu_kernels}
     if dtype == "int8":
         common["int8"] = True
+    if precision is not None:
+        common["precision"] = precision
     common |= {"max_graphs": max_graphs, "max_graph_bytes": max_graph_bytes}
     _swap_in(model, heads, masked_head, unpad, common)
     _forget(model)  # made anew when first needed, whatever happened to the weights

@@ -14,8 +14,8 @@ from bertfast.convert.heads import HEADS, head_reason
 from bertfast.convert.layers import FastBertEmbeddings, FastBertLayer
 from bertfast.convert.model import FastBertModel
 from bertfast.convert.options import option
-from bertfast.nn import prepack
-from bertfast.triton import faster
+from bertfast.nn import fp8_state, prepack
+from bertfast.triton import faster, verified
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,8 @@ def _static_reason(module: nn.Module, captured: bool) -> str:
     if parameter is not None:
         asked = option(module, "gpu_kernels")
         reason = checks.environment_reason() or checks.tensor_reason(parameter.detach(), asked, captured)
+        if reason is not None and _is_for_want_of_autocast(parameter, asked, captured):
+            reason = f"without autocast {reason}"
     if reason is None and isinstance(module, FastBertLayer) and parameter is not None:
         reason = checks.layer_reason(module, parameter.device)
     if reason is None and isinstance(module, FastBertModel):
@@ -95,6 +97,13 @@ def _static_reason(module: nn.Module, captured: bool) -> str:
     if reason is None and isinstance(module, FastBertEmbeddings):
         reason = checks.embeddings_reason(module)
     return reason or ""
+
+
+def _is_for_want_of_autocast(parameter: nn.Parameter, asked: bool | None, captured: bool) -> bool:
+    """Whether a call on this GPU would be fast under autocast to 16 bits, which nobody has turned on now."""
+    if parameter.device.type != "cuda" or parameter.dtype is not torch.float32 or torch.is_autocast_enabled("cuda"):
+        return False
+    return checks.gpu_reason(parameter.device.index, asked, captured=captured, dtype=torch.bfloat16) is None
 
 
 def _captured(model: nn.Module) -> set[nn.Module]:
@@ -136,6 +145,32 @@ def _gpu_notes(model: nn.Module) -> list[str]:
     return list(notes)
 
 
+def _fp8_notes(model: nn.Module) -> list[str]:
+    """Of models that were asked to multiply in FP8, which of them do, and what there is to know of it."""
+    notes: dict[str, None] = {}
+    for module in model.modules():
+        if not isinstance(module, FastBertModel) or option(module, "precision") != "fp8":
+            continue
+        weight = module.embeddings.word_embeddings.weight
+        # A float32 model multiplies in bfloat16 under autocast.
+        dtype = torch.bfloat16 if weight.dtype is torch.float32 else weight.dtype
+        reason = fp8_state.why_not(weight.device, dtype, module.config.hidden_size, module.config.intermediate_size)
+        if reason is not None:
+            notes[f"precision fp8 has no effect: {reason}"] = None
+            continue
+        when = "" if weight.dtype is torch.bfloat16 else " under bfloat16 autocast"
+        notes[f"fast calls on a GPU multiply in FP8{when}: not the numbers of the model's own dtype"] = None
+        if weight.device.type == "cuda":
+            arch = checks.architecture(weight.device.index)
+            unverified = {op: why for op, why in verified.gate(arch).items() if verified.is_asked_for(op)}
+            if unverified:
+                notes[
+                    f"of FP8 {', '.join(unverified)} are not verified on sm_{arch}: torch's own functions, slower than bfloat16's "
+                    "kernels, run in their place"
+                ] = None
+    return list(notes)
+
+
 def report(model: nn.Module) -> Report:
     """Say of every BERT module inside `model` whether it takes the fast path, and why not; stock or optimised alike.
 
@@ -169,6 +204,6 @@ def report(model: nn.Module) -> Report:
         notes.append("this head stays padded while gradients are enabled: its loss runs over padding too")
     if any(option(module, "int8") for module in model.modules()):
         notes.append("inference on a CPU multiplies 8-bit integers: not the numbers of the model's own dtype")
-    notes += _gpu_notes(model)
+    notes += _gpu_notes(model) + _fp8_notes(model)
     notes += [f"some calls are not captured in graphs: {reason}" for reason in graphs.reasons(model)]
     return Report(type(model).__name__, tuple(rows), prepack.memory(model), graphs.memory(model), tuple(notes))

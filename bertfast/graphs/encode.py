@@ -47,6 +47,9 @@ class Encoder:
         """Whether a call without gradients may go this way still; asked once a call."""
         return isinstance(self.layers.at_once, device.Launched) and self.layers.at_once.is_ready()
 
+    def _running(self) -> tuple[Any, ...]:
+        return self.layers.at_once.running() if isinstance(self.layers.at_once, device.Launched) else ()
+
     def rows(self, tokens: Tokens, read: Tensor | None) -> Tensor:
         """The last layer's output [N, E], or [R, E] of the rows that are read, [R] int64."""
         x = device.embed(self.embeddings, tokens.input_ids, tokens.token_type_ids, tokens.position_ids)
@@ -69,7 +72,7 @@ class Encoder:
             tokens,
             read,
             weights=lambda: self.weights,
-            key=(self.layers.kind, self.eps, device.running()),
+            key=(self.layers.kind, self.eps, type(self.layers.at_once), self._running()),
             finish=finish,
             limits=self.limits,
             positions=self.embeddings.get_submodule("position_embeddings").num_embeddings,  # type: ignore[arg-type]

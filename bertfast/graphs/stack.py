@@ -77,6 +77,8 @@ def run(layers: Layers, x: Tensor, layout: Packed, limits: Limits = _DEFAULT) ->
     if device is None or torch.compiler.is_compiling() or not _trains(layers, x):
         return Outcome(through(layers, x, layout), None)
     with device.active():
+        if isinstance(layers.at_once, Trained):
+            layers.at_once.begin()
         reason = _reason(layers, x, device, limits)
         if reason is not None or not isinstance(layers.at_once, Trained):
             return Outcome(through(layers, x, layout), f"eager: {reason}")
@@ -106,6 +108,9 @@ def _reason(layers: Layers, x: Tensor, device: Backend, limits: Limits) -> str |
         return "it is called in a backward, as checkpointing does"
     if torch.is_anomaly_enabled():
         return "anomaly detection looks at every number"
+    scales = layers.at_once.scales
+    if scales is not None and not scales.knows_scales:
+        return "its FP8 scales are known after the first backward"
     if any(_library.resolved(name, "CUDA") is _library.meaning(name) for name in OPS):
         return "torch's own functions run for some ops"
     return capturing.reason(device, limits)
@@ -120,12 +125,12 @@ def _captured(call: Call, x: Tensor, device: Backend, limits: Limits) -> Outcome
     bucket = call.bucket()
     place = (TRAINING, device, bucket, call.key(), device.settings(), call.autocast)
     owned = cache.of(call.layers.owner)
-    state = owned.find(place, call.parameters, limits, group, TRAINING)
+    state = owned.find(place, call.tensors, limits, group, TRAINING)
     how = REPLAYED
     if isinstance(state, Due):
         state, how = _capture(owned, place, bucket, state, call, x, device, limits), CAPTURED
     elif isinstance(state, Captured) and owned.is_new(device.stream(), group):
-        device.keep(call.parameters)  # a replay tells the allocator nothing
+        device.keep(call.tensors)  # a replay tells the allocator nothing
     if isinstance(state, str):
         outcome = _eagerly(call, x, state)
         if state is cache.FIRST:
@@ -151,7 +156,7 @@ def _capture(
         if device.is_pending():
             return PENDING
         try:
-            with capturing.capturable():
+            with capturing.capturable(), call.pretending():
                 inputs = Rows(bucket, call, x)
                 inputs.fill(call, x)
                 eager = device.warm_up(lambda: _warm_up(inputs, call))
@@ -163,7 +168,8 @@ def _capture(
         device.check()  # bounds that do not rise are the caller's fault, not the capture's
         owned.make_room(limits)
         device.collect()
-        made = capturing.attempt(lambda: _graphs(inputs, call, eager, device), owned, device)
+        with call.pretending():
+            made = capturing.attempt(lambda: _graphs(inputs, call, eager, device), owned, device)
         if isinstance(made, Failure):
             if made.reason == NO_MEMORY:
                 owned.refuse(place, NO_MEMORY)
@@ -286,6 +292,7 @@ def _replayed_gradients(
         captured.inputs.fill_gradient(dy)
         graph: Any = captured.graph
         graph.backward.replay(work.backward)
+        work.came_back()
         pending.over = True
         gradients = list(graph.backward.outputs)
         if work.x_needs_gradient:

@@ -1,6 +1,7 @@
 """One training call of a stack: what it is, the buffers of its bucket, and its forward and backward on either."""
 
 from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,6 +25,15 @@ OPS = (
     "bias_gelu_fwd",
     "bias_gelu_bwd",
     "linear_bwd",
+)
+FP8_OPS = (
+    "fp8_cast",
+    "fp8_cast_weights",
+    "fp8_linear",
+    "fp8_norm_fwd",
+    "fp8_norm_bwd",
+    "fp8_gelu_fwd",
+    "fp8_gelu_bwd",
 )
 
 
@@ -71,6 +81,17 @@ class Call:
         )
 
     @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that captured code reads by address besides its inputs: parameters, and the scales of FP8."""
+        scales = self.trained.scales
+        return self.parameters if scales is None else (*self.parameters, *scales.tensors().values())
+
+    def pretending(self) -> AbstractContextManager[None]:
+        """Around forwards and backwards whose gradients are no step's: scales of FP8 learn nothing of them."""
+        scales = self.trained.scales
+        return nullcontext() if scales is None else scales.untouched()
+
+    @property
     def own_rows(self) -> int:
         """How many rows of the result are this call's."""
         return self.sizes[0] if self.layout.read is None else self.layout.read.shape[0]
@@ -84,8 +105,8 @@ class Call:
         """What the captured code depends on besides sizes, and what parameters and torch's settings tell."""
         parts = [parts_of(layer) for layer in self.layers.modules]
         eps = tuple(float(norm.eps) for part in parts for norm in part.norms)
-        running = tuple(_library.resolved(name, "CUDA") for name in OPS)
         trained = self.trained
+        running = tuple(_library.resolved(name, "CUDA") for name in (*OPS, *(() if trained.fp8 is None else FP8_OPS)))
         return (
             trained.kind,
             trained.rates,
@@ -98,6 +119,7 @@ class Call:
             running,
             trained.checkpointing,
             trained.narrow_stream,
+            trained.fp8,
         )
 
 
@@ -202,6 +224,12 @@ class Pass:
         self._rows, self._leaves = None, []
         with torch.autocast(rows.device.type, enabled=False):  # as where a loop calls backward
             return torch.autograd.grad(rows, leaves, self._dy())
+
+    def came_back(self) -> None:
+        """Tell the scales of FP8 that there was a backward, which a replay does not."""
+        scales = self._call.trained.scales
+        if scales is not None:
+            scales.came_back()
 
     def both(self) -> tuple[Tensor, ...]:
         return (*self.forward(), *self.backward())

@@ -18,7 +18,8 @@ from bertfast.models import loading, saving
 from bertfast.models.config import BertConfig
 from bertfast.models.inference import encoder_of
 from bertfast.models.outputs import BertModelOutput
-from bertfast.nn import BertEmbeddings, BertEncoder, device
+from bertfast.nn import BertEmbeddings, BertEncoder, device, fp8_state
+from bertfast.nn.fp8_state import Recipe
 from bertfast.nn.plain import untouched
 from bertfast.nn.through import Layers
 from bertfast.nn.tokens import Tokens, arrange
@@ -143,6 +144,28 @@ class BertPreTrainedModel(nn.Module):
     def gradient_checkpointing_disable(self) -> None:
         """Keep for backward what it needs."""
         self.base.encoder.gradient_checkpointing = False
+
+    def set_precision(self, precision: str | None, recipe: Recipe | None = None) -> None:
+        """Multiply in FP8 on a GPU of sm_89 or newer, wherever products would be in bfloat16: the model's own or autocast's.
+
+        Args:
+            precision: "fp8", or None for the model's own again.
+            recipe: of training; the default of docs/fp8.md where it is None. In inference every layer is in FP8, with scales for rows.
+
+        Raises:
+            ValueError: for another precision, or where no GPU here has FP8 products.
+        """
+        if precision not in (None, "fp8"):
+            raise ValueError(f'precision must be None (the model\'s own) or "fp8", got {precision!r}')
+        reason = fp8_state.unavailable() if precision == "fp8" else None
+        if reason is not None:
+            raise ValueError(
+                f'precision "fp8" cannot be had: {reason}. It needs an NVIDIA GPU of sm_89 (Ada, Hopper) or newer; '
+                "model.to(torch.bfloat16) works everywhere"
+            )
+        encoder = self.base.encoder
+        encoder.infer_fp8 = precision == "fp8"
+        encoder.fp8 = (recipe or Recipe()) if precision == "fp8" else None
 
     def num_parameters(self, only_trainable: bool = False) -> int:
         """How many numbers the parameters hold; tied ones count once."""

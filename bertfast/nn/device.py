@@ -55,7 +55,7 @@ def embed(embeddings: nn.Module, input_ids: Tensor, token_type_ids: Tensor | Non
     )
     launcher = _library.resolved("embedding_sum_norm_fwd", "CUDA")
     scale = norm._parameters["weight"], norm._parameters["bias"]
-    with torch.no_grad(), _on(input_ids.device):
+    with torch.no_grad(), on(input_ids.device):
         return launcher(*ids, *tables, *scale, -1, float(norm.eps), 0.0, None)[0]
 
 
@@ -78,7 +78,7 @@ def layers(x: Tensor, parts: Sequence[LayerParts], kind: Kind, layout: Packed, j
     x, read = x.contiguous(), layout.read
     bounds = layout.cu_seqlens.contiguous(), layout.max_seqlen
     last, dtype, again = len(parts) - 1, joined.dtype, joined.alike and len(parts) > 1
-    with torch.no_grad(), _on(x.device):
+    with torch.no_grad(), on(x.device):
         joined.refresh()
         steps: tuple[_Mixing, _Rows] | None = None
         before: tuple[torch.dtype, bool] | None = None
@@ -101,9 +101,19 @@ KINDS = frozenset({"cuda"})  # of devices whose layers run this way; tests add t
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def running() -> tuple[Any, ...]:
-    """What computes each op of a call now: what was captured is good while these are the same."""
-    return tuple(_library.resolved(name, "CUDA") for name in (*_OPS, *_PRODUCTS))
+@contextmanager
+def on_cpu() -> Iterator[None]:
+    """Models on a CPU compute as on a GPU, by the ops that a CPU has for it: slower than its own way, for what only a GPU's way does.
+
+    It holds for the whole process, because backward runs on threads of its own.
+    """
+    global KINDS
+    before, KINDS = KINDS, KINDS | {"cpu"}
+    try:
+        with _library.dispatched():
+            yield
+    finally:
+        KINDS = before
 
 
 def runs_kernels() -> bool:
@@ -122,6 +132,10 @@ class Launched:
     def forward(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int, read: Tensor | None) -> Tensor:
         """x [N, E] with cu_seqlens [B + 1] int32 to [N, E], or to [R, E] of the rows `read`, [R] int64."""
         return layers(x, self.parts, self.kind, Packed(cu_seqlens, max_seqlen, read), self.joined)
+
+    def running(self) -> tuple[Any, ...]:
+        """What computes each op of a call now: what was captured is good while these are the same."""
+        return tuple(_library.resolved(name, "CUDA") for name in (*_OPS, *_PRODUCTS))
 
     def is_ready(self) -> bool:
         """Whether a call without gradients may go this way: nothing watches it, every parameter lies where it lay, and products
@@ -267,7 +281,7 @@ class _Rows:
 
 
 @contextmanager
-def _on(device: torch.device) -> Iterator[None]:
+def on(device: torch.device) -> Iterator[None]:
     """Make a GPU the current one: launches on another one switch to it and back, each by itself."""
     if device.type == "cuda" and torch.cuda.is_initialized() and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from bertfast import ops
+from bertfast.nn.fp8_state import Recipe
 from bertfast.nn.layout import Packed
 from bertfast.nn.modules import BertAttention, BertLayer, layout_of
 from bertfast.nn.parts import Kind
@@ -22,6 +23,8 @@ class BertEncoder(nn.Module):
             same dropout bits (Chen et al., "Training deep nets with sublinear memory cost", 2016). Off at first.
         narrow_stream: in training on a GPU under autocast, keep the residual stream between layers in 16 bits whatever the width.
             Off, that is so from 1,024 columns on, where all gradients stay within twice eager autocast's errors.
+        fp8: how training in bfloat16 on a GPU multiplies in FP8; None, at first, where it does not.
+        infer_fp8: whether inference in bfloat16 on a GPU multiplies in FP8. Off at first.
     """
 
     def __init__(
@@ -38,6 +41,8 @@ class BertEncoder(nn.Module):
         super().__init__()
         self.gradient_checkpointing = False
         self.narrow_stream = False
+        self.fp8: Recipe | None = None
+        self.infer_fp8 = False
         self.layer = nn.ModuleList(
             BertLayer(
                 hidden_size,
@@ -98,6 +103,8 @@ class BertEncoder(nn.Module):
             self._kind(width),
             checkpointing=checkpointing,
             narrow_stream=self.narrow_stream,
+            fp8=self.fp8,
+            infer_fp8=self.infer_fp8,
         )
 
     def _call(self, layer: nn.Module, x: Tensor, attention_mask: Tensor | None = None, **layout: Any) -> Tensor:

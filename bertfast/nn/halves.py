@@ -123,7 +123,7 @@ def feed_forward(call: Feeding, x: Tensor, *parameters: Tensor | None) -> Tensor
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: Mixing, x: Tensor, *parameters: Tensor | None) -> Tensor:
-        with _no_autocast(x):
+        with no_autocast(x):
             *projections, dense, dense_bias, norm, norm_bias = parameters
             qkv = products.linear(call.launches, _cast(x, call.dtype), *_joined(call, projections), slot=_QKV)
             split, context, lse = call.attend(qkv)
@@ -144,7 +144,7 @@ class _Attention(torch.autograd.Function):
         *projections, dense, dense_bias, norm, _ = parameters
         needs = ctx.needs_input_grad[1:]
         gradients: list[Tensor | None] = [None] * len(parameters)
-        with _no_autocast(x):
+        with no_autocast(x):
             residual = _rows(x, call.read)
             args = dy.contiguous(), out, dense_bias, residual, norm, mean, rstd, call.rates[1], call.seeds[1]
             dout, dresidual, dbias, gradients[8], gradients[9] = launched(
@@ -170,7 +170,7 @@ class _Attention(torch.autograd.Function):
 class _FeedForward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: Feeding, x: Tensor, *parameters: Tensor | None) -> Tensor:
-        with _no_autocast(x):
+        with no_autocast(x):
             up, up_bias, down, down_bias, norm, norm_bias = parameters
             weight = _weight(call.copies and call.copies.up, up, call.dtype)
             hidden, pre = products.linear_gelu(call.launches, _cast(x, call.dtype), weight, up_bias, call.tanh)
@@ -189,7 +189,7 @@ class _FeedForward(torch.autograd.Function):
         x, pre, hidden, out, mean, rstd, up, up_bias, down, down_bias, norm, _ = ctx.saved_tensors
         needs_x, needs_up, needs_up_bias, needs_down, needs_down_bias, *needs_norm = ctx.needs_input_grad[1:]
         dup = dup_bias = ddown = dx = None
-        with _no_autocast(x):
+        with no_autocast(x):
             args = dy.contiguous(), out, down_bias, x, norm, mean, rstd, call.rate, call.seed
             dout, dresidual, ddown_bias, dnorm, dnorm_bias = launched(
                 call.launches, "dropout_add_norm_bwd", args, _NORM_BACKWARD_VARYING, slot=1, scratch=1
@@ -216,7 +216,7 @@ class _FeedForward(torch.autograd.Function):
         )
 
 
-def _no_autocast(x: Tensor) -> Any:
+def no_autocast(x: Tensor) -> Any:
     """Everything here is of the dtype that it is to be multiplied in."""
     return torch.autocast(x.device.type, enabled=False) if torch.is_autocast_enabled(x.device.type) else _NOTHING
 

@@ -8,7 +8,7 @@ model that is moved or dropped takes its memory along, all but the copies.
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bertfast import _torch
 from bertfast.nn.parts import PARAMETERS, LayerParts
-from bertfast.nn.stamps import stamp
+from bertfast.ops.stamps import stamp
 
 _copy = _torch.foreach("copy_")
 _cache: "WeakKeyDictionary[nn.Module, dict[torch.dtype, _Kept]]" = WeakKeyDictionary()
@@ -265,12 +265,25 @@ class Held:
 
     def __init__(self) -> None:
         self._copies: dict[nn.Module, tuple[_Kept, list[Any]]] = {}
+        self._others: dict[nn.Module, tuple[Sequence[Copies], Any]] = {}
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Write every copy anew, by one launch or a few for each stack: after weights changed. Waits for nothing."""
         for copies, parameters in self._copies.values():
             copies.write(parameters)
+        self.refresh_others()
+
+    def refresh_others(self) -> None:
+        """`refresh` of what `also` gave alone: for who has written the copies already."""
+        for _, other in self._others.values():
+            other.refresh()
+
+    def pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each parameter and the copy, or piece of one, that it is written to: of all stacks that were called."""
+        for copies, parameters in self._copies.values():
+            for number, target in zip(copies.sources, copies.targets, strict=True):
+                yield parameters[number], target
 
     def copies(self, owner: nn.Module, parameters: list[Any], dtype: torch.dtype) -> list[Copies]:
         """Those of a stack, made and written at its first call, and again where a parameter was replaced or moved."""
@@ -281,9 +294,24 @@ class Held:
             entry = self._copies[owner] = copies, list(parameters)
         return entry[0].layers
 
+    def also(self, owner: nn.Module, copies: Sequence[Copies], make: Callable[[], Any]) -> Any:
+        """What else a stack's products read, made of `copies` at the first call, and again where these are others.
+
+        make: gives it; it has `refresh()`, `nbytes()` and `amax`.
+        """
+        entry = self._others.get(owner)
+        if entry is None or entry[0] is not copies:
+            entry = self._others[owner] = copies, make()
+        return entry[1]
+
+    def amaxes(self) -> list[Tensor]:
+        """What was met since the last `refresh` by tensors that are cast to FP8, float32 each."""
+        return [other.amax for _, other in self._others.values()]
+
     def nbytes(self) -> int:
         """Bytes of all copies."""
-        return sum(copies.nbytes() for copies, _ in self._copies.values())
+        kept: list[Any] = [copies for copies, _ in self._copies.values()] + [other for _, other in self._others.values()]
+        return sum(copies.nbytes() for copies in kept)
 
 
 _held: "WeakKeyDictionary[nn.Module, Held]" = WeakKeyDictionary()
@@ -314,6 +342,12 @@ def held_copies(owner: nn.Module, parameters: list[Any], dtype: torch.dtype) -> 
     """The copies of a stack's weights that somebody holds; None where nobody does."""
     holder = _held.get(owner)
     return None if holder is None else holder.copies(owner, parameters, dtype)
+
+
+def held_also(owner: nn.Module, copies: Sequence[Copies], make: Callable[[], Any]) -> Any:
+    """`Held.also` of whoever holds the copies of a stack's weights; None where nobody does."""
+    holder = _held.get(owner)
+    return None if holder is None else holder.also(owner, copies, make)
 
 
 def clear(module: nn.Module) -> None:

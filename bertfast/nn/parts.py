@@ -4,7 +4,7 @@ No other file knows where they stand. They are read through `_modules`: nn.Modul
 tokens takes a few milliseconds.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -126,6 +126,12 @@ def mlp_parts(layer: nn.Module) -> MlpParts:
 def parts_of(layer: nn.Module) -> LayerParts:
     """All parts of a layer, whatever stands in their places; KeyError where there is nothing."""
     return LayerParts(attention_parts(layer._modules["attention"]), mlp_parts(layer))
+
+
+def widths(layers: Sequence[LayerParts]) -> tuple[int, int]:
+    """Columns of hidden states, and inside the feed-forward halves, of layers that are alike."""
+    up = layers[0].mlp.up.weight
+    return up.shape[1], up.shape[0]
 
 
 def below(layer: nn.Module, name: str, absent: nn.Module) -> Any:

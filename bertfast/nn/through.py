@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from bertfast.nn import device, stack, training
+from bertfast.nn import device, fp8_inference, stack, training
 from bertfast.nn import seeds as dropout_seeds
+from bertfast.nn.fp8_state import Recipe, why_not
 from bertfast.nn.layout import Packed
-from bertfast.nn.parts import Kind
+from bertfast.nn.parts import Kind, widths
 
 Call = Callable[[nn.Module, Tensor, Packed], Tensor]
 
@@ -30,6 +31,8 @@ class Layers:
         int8: whether products from these copies are of 8-bit integers.
         checkpointing: whether training keeps only each layer's input, and computes the layer again in backward.
         narrow_stream: whether training under autocast keeps the residual stream in 16 bits whatever its width.
+        fp8: how training in bfloat16 multiplies in FP8; None where it does not.
+        infer_fp8: whether inference in bfloat16 on a GPU does.
         at_once: what runs all of them without their calls, its parameters current; see `ready`.
     """
 
@@ -41,6 +44,8 @@ class Layers:
     int8: bool = False
     checkpointing: bool = False
     narrow_stream: bool = False
+    fp8: Recipe | None = None
+    infer_fp8: bool = False
     at_once: stack.Native | device.Launched | training.Trained | None = None
 
     @property
@@ -54,8 +59,11 @@ class Layers:
             return self
         if x.device.type in device.KINDS:
             at_once: device.Launched | training.Trained | None = device.find(self.owner, self.modules, x, self.kind)
+            if at_once is not None and self.infer_fp8 and why_not(x.device, at_once.joined.dtype, *widths(at_once.parts)) is None:
+                at_once = fp8_inference.Launched8(at_once.parts, at_once.kind, at_once.joined)
             if at_once is None:
-                at_once = training.find(self.owner, self.modules, x, self.kind, self.checkpointing, self.narrow_stream)
+                options = self.checkpointing, self.narrow_stream, self.fp8
+                at_once = training.find(self.owner, self.modules, x, self.kind, *options)
             return replace(self, at_once=at_once)
         if not self.prepack:
             return self
@@ -68,6 +76,7 @@ def through(layers: Layers, x: Tensor, layout: Packed, seeds: Tensor | None = No
     seeds: int64 [layers.seeds, 2] of `nn.seeds.draw`; drawn here where it is None.
     """
     if isinstance(layers.at_once, training.Trained):
+        layers.at_once.begin()
         if seeds is None and layers.seeds:
             seeds = dropout_seeds.draw(layers.seeds, x.device)
         return layers.at_once.forward(x, layout.cu_seqlens, layout.max_seqlen, layout.read, seeds)

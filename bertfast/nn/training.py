@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from bertfast.nn import halves, joined
+from bertfast.nn import fp8_training, halves, joined
+from bertfast.nn.fp8_state import Recipe, State, state_of, why_not
 from bertfast.nn.joined import Copies
 from bertfast.nn.launches import Launches
 from bertfast.nn.layout import Packed
-from bertfast.nn.parts import PARAMETERS, Kind, LayerParts, parts_of
+from bertfast.nn.parts import PARAMETERS, Kind, LayerParts, parts_of, widths
 from bertfast.nn.plain import dropout_rate, is_unwatched, needs_gradients, product_dtype
 
 _DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
@@ -52,6 +53,7 @@ class Trained:
         dtype: of the products.
         checkpointing: keep only each layer's input for backward and compute the layer again there.
         narrow_stream: whether the residual stream is of the products' dtype whatever its width.
+        fp8: how the first layers multiply in FP8; None where none does.
     """
 
     owner: nn.Module
@@ -62,11 +64,25 @@ class Trained:
     dtype: torch.dtype
     checkpointing: bool = False
     narrow_stream: bool = False
+    fp8: Recipe | None = None
 
     @property
     def seeds(self) -> int:
         """How many a call needs: one for each dropout that is on."""
         return sum(rate > 0.0 for rates in self.rates for rate in rates)
+
+    @property
+    def scales(self) -> State | None:
+        """Those of the layers in FP8; None where none is."""
+        if self.fp8 is None:
+            return None
+        return state_of(self.owner, self.fp8, len(self.parts), self.parameters[0].device)  # type: ignore[union-attr]
+
+    def begin(self) -> None:
+        """Before a forward, outside of what is captured: scales move on, where it is not a trainer that says when."""
+        scales = self.scales
+        if scales is not None and not joined.is_held(self.owner):
+            scales.begin()
 
     def forward(
         self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int, read: Tensor | None, seeds: Tensor | None
@@ -91,7 +107,12 @@ class Trained:
         copies = self._copies()
         launches = Launches() if len(self.rates) > 1 and self._alike() else None
         x = x.to(stream_dtype(x, self.dtype, self.narrow_stream)).contiguous()
-        for number, rates in enumerate(self.rates):
+        first = 0
+        if self.fp8 is not None:
+            first = self.fp8.layers(len(self.parts))
+            shared = self.kind, self.dtype, self.parts, self.parameters, self.rates, rest, copies, self.checkpointing
+            x = fp8_training.layers(self.owner, self.fp8, x, every, *shared)
+        for number, rates in enumerate(self.rates[first:], first):
             layer = _Layer(
                 last if number == len(self.rates) - 1 else every,
                 self.kind,
@@ -109,6 +130,8 @@ class Trained:
                 x = checkpoint(layer, x, *parameters, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = layer(x, *parameters)
+        if first == len(self.parts):
+            x = x.to(given) if read is None else x.index_select(0, read).to(given)
         return x
 
     def _copies(self) -> Sequence[Copies]:
@@ -170,6 +193,7 @@ def find(
     kind: Kind,
     checkpointing: bool = False,
     narrow_stream: bool = False,
+    fp8: Recipe | None = None,
 ) -> Trained | None:
     """What runs the layers on such x [N, E] in training on a GPU; None where each must be called, or there are neither gradients
     nor dropout.
@@ -181,6 +205,7 @@ def find(
         owner: the module that the copies of weights belong to.
         modules: layers with BERT's names inside, all of this kind.
         checkpointing, narrow_stream: as in `Trained`.
+        fp8: likewise, where products are in bfloat16; elsewhere they stay as they are.
     """
     if not is_unwatched():
         return None
@@ -196,4 +221,6 @@ def find(
     dtypes = {x.dtype, dtype, *[p.dtype for p in parameters if p is not None]}
     if not dtypes <= _DTYPES or parameters[0].device != x.device or not halves.takes(x, parameters):
         return None
-    return Trained(owner, parts, parameters, kind, rates, dtype, checkpointing, narrow_stream)
+    if fp8 is not None and (fp8.layers(len(parts)) == 0 or why_not(x.device, dtype, *widths(parts)) is not None):
+        fp8 = None
+    return Trained(owner, parts, parameters, kind, rates, dtype, checkpointing, narrow_stream, fp8)

@@ -1,13 +1,13 @@
 """The checkpoints of a run: RUN/checkpoints/step-00000200/, each loadable by transformers as it lies.
 
-model.safetensors, config.json and the tokenizer's files; optimizer.safetensors by parameter name; rng.safetensors;
-state.json (step, loader, log window); manifest.json with size and sha256 of every file, written last.
+model.safetensors, config.json and the tokenizer's files; optimizer.safetensors by parameter name; rng.safetensors; under precision
+fp8 scales.safetensors; state.json (step, loader, log window); manifest.json with size and sha256 of every file, written last.
 """
 
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class Checkpoint:
     optimizer: dict[str, Tensor]
     rng: dict[str, Tensor]
     state: dict[str, Any]
+    scales: dict[str, Tensor] = field(default_factory=dict)  # of tensors that are cast to FP8
 
 
 class Store:
@@ -48,6 +49,8 @@ class Store:
             self.files.write_tensors(folder / "model.safetensors", checkpoint.model)
             self.files.write_tensors(folder / "optimizer.safetensors", checkpoint.optimizer)
             self.files.write_tensors(folder / "rng.safetensors", checkpoint.rng)
+            if checkpoint.scales:
+                self.files.write_tensors(folder / "scales.safetensors", checkpoint.scales)
             state = {"step": checkpoint.step, **checkpoint.state}
             self.files.write_text(folder / "state.json", json.dumps(state, indent=1) + "\n")
             extra(folder)
@@ -93,6 +96,7 @@ def load(folder: Path) -> Checkpoint:
     try:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         tensors = {name: load_file(folder / f"{name}.safetensors") for name in ("model", "optimizer", "rng")}
-        return Checkpoint(step=state["step"], state=state, **tensors)
+        scales = load_file(path) if (path := folder / "scales.safetensors").is_file() else {}
+        return Checkpoint(step=state["step"], state=state, scales=scales, **tensors)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: not a checkpoint of a training run ({error})") from None

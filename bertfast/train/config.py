@@ -1,6 +1,6 @@
 """Options of a training run, whatever the task. Commands nest this in a dataclass of their own as `train`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from bertfast.train.errors import ConfigError
 from bertfast.train.schedule import SCHEDULES
@@ -27,7 +27,14 @@ class TrainConfig:
     schedule: str = option("linear", choices=tuple(SCHEDULES))
     max_grad_norm: float = option(1.0, "global gradient norm above which gradients are scaled down; 0: never", low=0)
 
-    precision: str = option("fp32", "bf16: autocast with float32 weights", choices=("fp32", "bf16"))
+    precision: str = option(
+        "fp32",
+        "bf16: autocast with float32 weights; fp8: that, with the layers' products in FP8, on a GPU of sm_89 or newer",
+        choices=("fp32", "bf16", "fp8"),
+    )
+    fp8_last_layers: int = option(1, "of precision fp8: how many of the last layers stay in bf16", low=0)
+    fp8_gradients: str = option("e5m2", "of precision fp8: format of gradients", choices=("e5m2", "e4m3"))
+    fp8_weight_gradients: bool = option(True, "of precision fp8: weights' gradients too; false: their products in bf16")
     narrow_stream: bool = option(
         False,
         "bf16 on a GPU: the residual stream in bf16 below 1024 columns too; faster, norms' gradients less exact",
@@ -63,6 +70,22 @@ class TrainConfig:
             raise ConfigError(f"give either steps or epochs, got steps={self.steps} and epochs={self.epochs}")
         if 1 in (self.beta1, self.beta2):
             raise ConfigError(f"beta1 and beta2 must be below 1, got {self.beta1} and {self.beta2}")
+
+        self._check_fp8()
+
+    def _check_fp8(self) -> None:
+        if self.precision == "fp8":
+            if self.compile:
+                raise ConfigError("precision fp8 runs through kernels that torch.compile does not see: leave out compile")
+            return
+        for own in fields(TrainConfig):
+            if own.name.startswith("fp8_") and getattr(self, own.name) != own.default:
+                raise ConfigError(f"{own.name} is an option of precision fp8, and precision is {self.precision}")
+
+    @property
+    def autocasts(self) -> bool:
+        """Whether forward runs under bfloat16 autocast."""
+        return self.precision != "fp32"
 
     def micro_batches(self, ranks: int) -> int:
         """Micro-batches of one step on each rank. ConfigError where they cannot be shared out evenly."""

@@ -41,6 +41,12 @@ class Ranks:
             dist.all_reduce(tensor)
         return tensor
 
+    def largest(self, tensor: Tensor) -> Tensor:
+        """The largest of each number over all ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return tensor
+
     def gather(self, tensor: Tensor) -> list[Tensor]:
         """The tensor of every rank, in the order of ranks; of one shape and dtype everywhere. On the CPU."""
         if self.size == 1:

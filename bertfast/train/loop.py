@@ -19,7 +19,7 @@ import torch
 from bertfast import graphs
 from bertfast.graphs import backend as backends
 from bertfast.nn import BertEncoder, joined
-from bertfast.train import bad_batch, captured, distributed, memory, optim, schedule, state
+from bertfast.train import bad_batch, captured, distributed, fp8, memory, optim, schedule, state
 from bertfast.train.checkpoint import FORMAT, Checkpoint, Store, load
 from bertfast.train.config import TrainConfig
 from bertfast.train.errors import CheckpointError, StoppedError
@@ -75,7 +75,12 @@ def train(
     with distributed.join(config.device) as ranks, Stop() as stop:
         # Before there is a folder, so that the corrected command finds none in its way.
         config.micro_batches(ranks.size)
-        with RunFolder(run, record or config, resume, ranks) as folder, kernels(config.gpu_kernels):
+        fp8.check(task.model, config, ranks)
+        with (
+            RunFolder(run, record or config, resume, ranks) as folder,
+            kernels(config.gpu_kernels),
+            fp8.running(config, ranks.device),
+        ):
             trainer = Trainer(task, config, folder, resume, ranks, stop, files, read_every)
             trainer.notes += kernel_notes(ranks.device)
             return trainer.fit()
@@ -123,6 +128,7 @@ class Trainer:
         if config.gradient_checkpointing:
             task.model.gradient_checkpointing_enable()  # type: ignore[operator]
         task.model.to(ranks.device)
+        self.scales = fp8.Scales(task.model, config) if config.precision == "fp8" else None
         self.loader = task.loader(ranks.rank, ranks.size)
         self.total = config.total_steps(self.loader.batches_per_epoch())
         self.step = 0
@@ -150,6 +156,7 @@ class Trainer:
         self.optimizer = optim.build_optimizer(config, task.model)
         if resumed:
             self._restore(resumed)
+        self._confirmed = self.scales is None  # that layers are computed in FP8
         self.log = RunLog(self.folder.path, config, task, ranks, self.step, self.total)
 
     def _find(self) -> Checkpoint | None:
@@ -169,6 +176,8 @@ class Trainer:
         if found.state["task"] != self.task.name:
             raise CheckpointError(f"the checkpoint is of task {found.state['task']}, this is {self.task.name}")
         state.restore_optimizer(self.task.model, self.optimizer, found.optimizer)
+        if self.scales is not None:
+            self.scales.restore(found.scales)
         self.loader.load_state_dict(found.state["loader"])
         self.step = self.saved = found.step
         self.total = found.state["total_steps"]
@@ -239,6 +248,9 @@ class Trainer:
                 known = self._captured.run(batches, self.rate, flags)
             else:
                 known = self._on_device.run(batches, self.rate, flags, self._read if self.read_every == 1 else None)
+        if not self._confirmed and self.scales is not None:
+            self.scales.confirm()
+            self._confirmed = True
         assert self.window is not None
         self.window.steps += 1
         self.step += 1
@@ -309,7 +321,7 @@ class Trainer:
         self.task.step = self.step
         with (
             self._paused(),
-            torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"),
+            torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.config.autocasts),
         ):
             found = self.task.evaluate(self.wrapped if self.config.parallel == "fsdp" else self.task.model)
         self.task.model.train()
@@ -335,6 +347,7 @@ class Trainer:
                 model=state.model_tensors(self.task.model),
                 optimizer=state.optimizer_tensors(self.task.model, self.optimizer),
                 rng=state.rng_tensors(self.ranks),
+                scales={} if self.scales is None else self.scales.tensors(),
                 state={
                     "task": self.task.name,
                     "total_steps": self.total,

@@ -61,7 +61,9 @@ class Peak(NamedTuple):
 
 
 def peak(device: torch.device, precision: str) -> Peak:
-    """The matrix rate of a device in "fp32" (without TF32 on a GPU) or "bf16"."""
+    """The matrix rate of a device in "fp32" (without TF32 on a GPU) or "bf16", which is also what "fp8" is compared with: not all of
+    its products are in FP8."""
+    precision = "fp32" if precision == "fp32" else "bf16"
     if device.type == "cpu":
         # bfloat16 is only storage on many processors, whose float32 is then the faster way.
         dtypes = (torch.float32,) if precision == "fp32" else (torch.float32, torch.bfloat16)

@@ -1,4 +1,8 @@
-"""fp8_linear by torch's scaled product: cuBLASLt's FP8 kernels on a GPU."""
+"""fp8_linear by torch's scaled product: cuBLASLt's FP8 kernels on a GPU.
+
+What torch does not take is multiplied in float32 (`reference`): no elements, columns of the result that are no multiple of 16, two
+matrices in e5m2, a result by row scales that is not bfloat16.
+"""
 
 import torch
 from torch import Tensor
@@ -20,9 +24,11 @@ def fp8_linear(
     fast: bool,
 ) -> Tensor:
     by_rows = bool(scale_a.dim() or scale_b.dim())
-    takes = a.shape[1] % _MULTIPLE == 0 and b.shape[0] % _MULTIPLE == 0 and a.shape[0] > 0
-    if not takes or (by_rows and dtype is not torch.bfloat16):
+    both_e5m2 = a.dtype is b.dtype is torch.float8_e5m2
+    if not a.numel() or b.shape[0] % _MULTIPLE or both_e5m2 or (by_rows and dtype is not torch.bfloat16):
         return reference.forward(a, b, scale_a, scale_b, bias, dtype, fast)
+    if lacking := -a.shape[1] % _MULTIPLE:  # a weight's gradient, over any number of tokens; zeros add nothing
+        a, b = _padded(a, lacking), _padded(b, lacking)
     if by_rows:
         scale_a = scale_a.expand(a.shape[0], 1).contiguous()
         scale_b = scale_b.reshape(1, -1).expand(1, b.shape[0]).contiguous()
@@ -30,3 +36,8 @@ def fp8_linear(
     added = bias.to(dtype) if bias is not None and fused else None
     y = _torch.scaled_mm(a, b.t(), scale_a, scale_b, added, dtype, fast)
     return y if bias is None or fused else y + bias
+
+
+def _padded(matrix: Tensor, columns: int) -> Tensor:
+    """With so many columns of zeros more; as bytes, since torch does not pad FP8."""
+    return torch.nn.functional.pad(matrix.view(torch.uint8), (0, columns)).view(matrix.dtype)

@@ -85,7 +85,7 @@ def status(
 
 
 def candidates(lines: list[results.Line]) -> str:
-    """What each candidate would own, and how its parity tests went on each device."""
+    """What each candidate would own, how its parity tests went on each device, and how fast it was beside the owner."""
     from bertfast.triton import verified as shipped
 
     rows = []
@@ -93,9 +93,15 @@ def candidates(lines: list[results.Line]) -> str:
         parity = [one for one in results.latest(lines) if one["stage"] == "parity" and one.get("op") == name]
         for one in parity:
             word = "passed" if one["ok"] else "FAILED"
-            rows.append([name, ", ".join(ops), one["device"], f"{word} ({one['date'][:10]}, {one['commit']})"])
-        rows += [] if parity else [[name, ", ".join(ops), "", "never run"]]
-    return as_table(["candidate", "for", "device", "parity on a GPU"], rows)
+            timed = verified.gains(one, name, verified.minor_of(one), lines)
+            gains = [
+                f"{op} {gain['gain']:.2f}x, loses {len(gain['losing'])} of {gain['cases']}"
+                for op, gain in timed.items()
+            ]
+            word = f"{word} ({one['date'][:10]}, {one['commit']})"
+            rows.append([name, ", ".join(ops), one["device"], word, "; ".join(gains) or "not timed"])
+        rows += [] if parity else [[name, ", ".join(ops), "", "never run", ""]]
+    return as_table(["candidate", "for", "device", "parity on a GPU", "times as fast as the owner"], rows)
 
 
 def prediction(cases: list[Case]) -> str:
@@ -164,7 +170,8 @@ def render(cases: list[Case], rows: "list[Row]", lines: list[results.Line] | Non
         status(ops_of(cases), lines, reviews=verified.reviews()),
         notes(verified.committed()),
         "## Candidates\n",
-        "They take the place of an op's owner by themselves on an architecture where their parity tests passed.\n",
+        "They take the place of an op's owner by themselves on an architecture where their parity tests passed and committed\n"
+        "lines show them faster at that op: the median over its cases of the owner's time over theirs, in turn in one run.\n",
         candidates(lines),
         "## What comes out of the compiler\n",
         "Spans are over the variants that the cases reach. Spilling counts variants with loads or stores of local memory; tensor\n"

@@ -66,8 +66,8 @@ def goals(work: Work) -> str:
     for precision, seconds in (("bf16", work.in_bf16), ("fp8", work.in_fp8)):
         target, rate = work.row.targets[precision], work.row.count / sum(seconds.values())
         share = rate / target.goal
-        words.append(f"{precision} as predicted is at {share:.2f} of its goal, {target.goal:,.0f} {work.row.unit}")
-    return "; ".join(words)
+        words.append(f"{share:.2f} of {target.goal:,.0f} in {precision}")
+    return f"Predicted {work.row.unit} are, of the goals, {' and '.join(words)}"
 
 
 def left(work: Work) -> str:
@@ -99,13 +99,11 @@ def measured_since(lines: list[results.Line]) -> str:
 def page(lines: list[results.Line]) -> str:
     """The text of docs/waterfall.md with these lines."""
     origin: dict[str, Any] = json.loads(waterfall.MEASURED.read_text(encoding="utf-8"))
-    about = {name: origin[name] for name in ("date", "commit", "torch", "triton")} | {
-        "torch": f"torch {origin['torch']}"
-    }
+    about = {name: origin[name] for name in ("date", "commit", "torch", "triton")}
     rates = {"matrix": waterfall.MATRIX / 1e12, "copy": waterfall.COPY / 1e9, "one_pass": waterfall.ONE_PASS}
     parts = [HEAD.format(**about, **rates, share=waterfall.PASS, left=waterfall.FP8_LAYERS_LEFT)]
     for work in works():
-        parts.append(f"## {work.row.name}\n\n{table(work)}\n{left(work)} {goals(work).capitalize()}.\n")
+        parts.append(f"## {work.row.name}\n\n{table(work)}\n{left(work)} {goals(work)}.\n")
     parts.append(f"## Measured since: `make gpu STAGES=candidates`\n\n{measured_since(lines)}")
     return "\n".join(parts)
 

@@ -272,6 +272,10 @@ class Held:
         """Write every copy anew, by one launch or a few for each stack: after weights changed. Waits for nothing."""
         for copies, parameters in self._copies.values():
             copies.write(parameters)
+        self.refresh_others()
+
+    def refresh_others(self) -> None:
+        """`refresh` of what `also` gave alone: for who has written the copies already."""
         for _, other in self._others.values():
             other.refresh()
 

@@ -247,7 +247,11 @@ def update(
     if in_one_pass(optimizer):
         with optimizer.reading(norm if max_norm else None, max_norm, copies):
             optimizer.step()
-            if optimizer.writes_all() or one_pass.is_placing():
+            if one_pass.is_placing():
+                return
+            if optimizer.writes_all():
+                if copies is not None:
+                    copies.refresh_others()
                 return
     else:
         clip(model, norm, max_norm)

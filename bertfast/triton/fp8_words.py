@@ -1,4 +1,4 @@
-"""What passes that write FP8 share inside a kernel: the cast, the largest magnitude, and the transposed copy by words of several rows.
+"""What passes that write FP8 share inside a kernel: the cast, the largest magnitude, the transposed copy by words of some rows.
 
 A transposed copy through bytes is dear: Triton computes a tile once in the layout of each of its stores, or moves bytes
 one by one through shared memory. So a program takes the rows of a *group* (4 or 8 neighbours) one after another, in one layout, and
@@ -37,7 +37,7 @@ def larger(largest, v):
 
 @triton.jit
 def bits_of_largest(magnitude, axis: tl.constexpr):
-    """The bits of the largest magnitude along `axis`, int32. They grow with the number; infinity is above all, and NaN above that."""
+    """The bits of the largest magnitude along `axis`, int32. They grow with the number; above all are infinity and, last, NaN."""
     return tl.max(magnitude.to(tl.int32, bitcast=True), axis)
 
 
@@ -86,11 +86,18 @@ def row_scale(bits, LARGEST: tl.constexpr):
 
 @triton.jit
 def transpose_rows(
-    stored_ptr, transposed_ptr, first, rows, C: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, WHOLE: tl.constexpr
+    stored_ptr,
+    transposed_ptr,
+    first,
+    rows,
+    C: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):
     """The transposed copy of ROWS rows from `first`, a multiple of 4, on, which this program has just stored.
 
-    What its other threads stored is read back from L2, behind a barrier. The loop is one, or its tiles' registers are all alive at once.
+    What its other threads stored is read back from L2, behind a barrier. Unrolled, the loop would take all its tiles' registers.
     """
     tl.debug_barrier()
     quad = first // 4 + tl.arange(0, ROWS // 4)[:, None]  # [ROWS / 4, 1]

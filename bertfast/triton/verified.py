@@ -31,6 +31,8 @@ ENVIRONMENT = "BERTFAST_UNVERIFIED_KERNELS"
 # date, device, commit, sources; note, where something is to be known; of a candidate that was timed, gains: {op: {gain, cases,
 # losing, owner}}: the median, the number of cases, {case that lost: its ratio}, and the digest of the owner beside it.
 Entry = dict[str, Any]
+# Folders of ops that no model calls: training takes torch's own where they are not verified, and no model is the worse for it.
+_BESIDE_MODELS = frozenset({"optimizer"})
 _allowed = 0
 _torch_only = 0
 # Every candidate (True), those that are named, of several for an op the first, or owners (False), whatever is verified.
@@ -180,9 +182,14 @@ def is_asked_for(op: str) -> bool:
     return op.startswith("fp8_")
 
 
+def is_on_every_path(op: str) -> bool:
+    """Whether models call the ops of a folder by default; the trainer's optimizer, for one, is called by no model."""
+    return op not in _BESIDE_MODELS and not is_asked_for(op)
+
+
 def default_gate(arch: int) -> dict[str, str]:
     """`gate` of the ops that every model's path has."""
-    return {op: reason for op, reason in gate(arch).items() if not is_asked_for(op)}
+    return {op: reason for op, reason in gate(arch).items() if is_on_every_path(op)}
 
 
 def known_architectures() -> list[int]:
@@ -192,7 +199,7 @@ def known_architectures() -> list[int]:
 
 def architectures() -> list[int]:
     """Architectures on which the kernels of every op of `default_gate` are verified with the installed Triton."""
-    needed = [op for op in folders() if not is_asked_for(op)]
+    needed = [op for op in folders() if is_on_every_path(op)]
     return sorted(int(arch) for arch in _table() if not any(why_not(op, int(arch)) for op in needed))
 
 

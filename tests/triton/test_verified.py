@@ -100,6 +100,23 @@ def test_an_op_that_is_not_verified_runs_its_reference_and_says_so_once(triton_o
     assert list(verified.gate(90)) == ["packing"]
 
 
+def test_ops_that_no_model_needs_keep_no_model_from_its_kernels(gpu):
+    """Those that run where somebody asked for them, and the trainer's."""
+    beside = {op for op in verified.folders() if op.startswith("fp8_")} | {"optimizer"}
+    assert beside < set(verified.folders())
+    gpu([op for op in verified.folders() if op not in beside])
+    assert set(verified.gate(90)) == beside
+    assert verified.default_gate(90) == {}
+    assert verified.notice(90) is None
+    assert verified.architectures() == [90]
+
+
+def test_the_committed_results_verify_every_op_that_models_need():
+    """Or every model on an H200 would go back to stock without a word of a test."""
+    if verified.triton_minor() == "3.6":
+        assert 90 in verified.architectures()
+
+
 def test_who_tests_kernels_runs_all_of_them_in_every_thread(triton_ops, gpu, runs):
     gpu([])
     with verified.allow_unverified():

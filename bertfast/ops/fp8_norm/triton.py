@@ -1,8 +1,8 @@
 """fp8_norm on GPUs: dropout_add_norm's passes, whose results leave them in FP8 as well, row by row and transposed.
 
-Tiles are dropout_add_norm's, warps along a row, a few rows at a time. A program takes 32 rows before it writes their transposed copy,
-so that its pieces are whole sectors of L2, and reads their FP8 numbers back for it: kept in registers until then they took
-128 to 240 on sm_90, which lets 8 to 16 warps in. Of L2's requests for 32 elements, bfloat16 and its stream, there are 9 forward
+Tiles are dropout_add_norm's, warps along a row, a few rows at a time. A program takes 32 rows before it writes their transposed
+copy, so that its pieces are whole sectors of L2, and reads their FP8 numbers back for it: kept in registers until then they took
+128 to 240 on sm_90, which lets 8 to 16 warps in. Of L2's requests for 32 elements in bfloat16 there are 9 forward
 and 11 backward, one of them the reading back; pieces of 16 bytes out of registers would be as many. Memory sees 8 and 10.
 """
 
@@ -23,7 +23,9 @@ from bertfast.triton.rows import contiguous, drop, forward_tile, load_columns, n
 from bertfast.triton.rows import taken as taken_by_rows
 
 TABLES = tables.load("fp8_norm", Path(__file__).with_name("launch.json"))
-COLS = tl.constexpr(128)  # of a tile that is transposed: with 256 its registers let three programs of backward in instead of four
+COLS = tl.constexpr(
+    128
+)  # of a tile that is transposed: with 256 its registers let three programs of backward in instead of four
 HAS_FP8 = 89  # the least architecture with instructions for e4m3
 
 
@@ -35,10 +37,13 @@ def _place(row, col, E: tl.constexpr):
 
 
 @triton.jit
-def _normalised(inputs, row, col, there, eps, threshold, scale, E: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+def _normalised(
+    inputs, row, col, there, eps, threshold, scale, E: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
     """y [ROWS, BLOCK] of some rows, 0 past column E, mean and rstd [ROWS, 1].
 
-    inputs: x, bias, residual, weight, norm_bias and rng, the last None without dropout; row: [ROWS, 1] int64; there: whether it is one.
+    inputs: x, bias, residual, weight, norm_bias and rng, the last None without dropout.
+    row: [ROWS, 1] int64; there: [ROWS, 1], whether it is one.
     """
     x_ptr, bias_ptr, residual_ptr, weight_ptr, norm_bias_ptr, rng_ptr = inputs
     mask = there & (col < E)
@@ -116,7 +121,9 @@ def fp8_norm_bwd_kernel(
     dbias = tl.zeros((1, BLOCK), tl.float32)
     largest = tl.zeros((1, BLOCK), tl.float32)
     tiles = tl.cdiv(tl.cdiv(rows, TILE) - tl.program_id(0), tl.num_programs(0))  # of this program
-    for turn in tl.range(0, tiles * (TILE // ROWS), num_stages=STAGES, disable_licm=True):  # one loop: two would be unrolled into each other
+    for turn in tl.range(
+        0, tiles * (TILE // ROWS), num_stages=STAGES, disable_licm=True
+    ):  # one loop: two would be unrolled into each other
         step = turn % (TILE // ROWS)
         begin = (tl.program_id(0) + turn // (TILE // ROWS) * tl.num_programs(0)) * TILE
         row = begin + step * ROWS + tl.arange(0, ROWS)[:, None].to(tl.int64)  # [ROWS, 1]
@@ -209,7 +216,14 @@ def fp8_norm_fwd(
             *(x, bias, residual, weight, norm_bias, rng if dropout else None, scale, amax),
             *(y, mean, rstd, y8, y8t if transposed else None, rows, eps, *numbers_rows(dropout_p)),
         ),
-        {"E": cols, "WHOLE": rows % 16 == 0, "TILE": tile_rows, "ROWS": tile["rows"], "BLOCK": block, "STAGES": tile["stages"]},
+        {
+            "E": cols,
+            "WHOLE": rows % 16 == 0,
+            "TILE": tile_rows,
+            "ROWS": tile["rows"],
+            "BLOCK": block,
+            "STAGES": tile["stages"],
+        },
         warps=tile["warps"],
     )
     return y, mean, rstd, y8, y8t
@@ -287,8 +301,14 @@ def fp8_norm_bwd(
             *(dx8, dx8t if transposed else None, dresidual, partial, rows, *numbers_rows(dropout_p)),
         ),
         {
-            **{"E": cols, "DROPOUT": dropout, "OUTS": outs, "WHOLE": rows % 16 == 0},
-            **{"TILE": tile_rows, "ROWS": tile["rows"], "BLOCK": block, "STAGES": tile["stages"]},
+            "E": cols,
+            "DROPOUT": dropout,
+            "OUTS": outs,
+            "WHOLE": rows % 16 == 0,
+            "TILE": tile_rows,
+            "ROWS": tile["rows"],
+            "BLOCK": block,
+            "STAGES": tile["stages"],
         },
         warps=tile["warps"],
     )

@@ -94,7 +94,12 @@ def _multiply(operands, barriers, results, pointers, sizes, TILE: gl.constexpr, 
     count = 0
     for i in range(parts_of(tiles, steps, STREAM)):
         tile, begin, end = part_of(i, tiles, steps, STREAM)
+        row, col = corner(tile, tiles_m, TILE[3], TILE[4], BN)
         sums = gl.zeros([HALF, BN], gl.float32, L)
+        if EPILOGUE == IS_PLAIN and bias_ptr is not None:
+            # The sums begin with the bias: at the end every slice would wait for its part of it.
+            c = col + gl.arange(0, BN, layout=gl.SliceLayout(0, L))  # [BN]
+            sums += gl.expand_dims(gl.load(bias_ptr + c, mask=c < N, other=0.0).to(gl.float32), 0)
         for step in range(begin, end):
             s = count % STAGES
             mbarrier.wait(full.index(s), (count // STAGES) & 1)
@@ -109,7 +114,6 @@ def _multiply(operands, barriers, results, pointers, sizes, TILE: gl.constexpr, 
             count += 1
         sums = warpgroup_mma_wait(0, deps=[sums])
         mbarrier.arrive(empty.index((count + STAGES - 1) % STAGES), count=1)
-        row, col = corner(tile, tiles_m, TILE[3], TILE[4], BN)
         if EPILOGUE == IS_WEIGHT:
             if partial_ptr is None or end - begin == steps:
                 _store_rows(sums, out, row + C * HALF, col, M, N, N, L)
@@ -117,18 +121,18 @@ def _multiply(operands, barriers, results, pointers, sizes, TILE: gl.constexpr, 
                 place = (2 * gl.program_id(0) + gl.where(begin == 0, 1, 0)) * BM
                 _store_rows(sums, partial_ptr, place + C * HALF, 0, place + BM, BN, BN, L)
         else:
-            shape = (left, free, slices, bias_ptr)
+            memory = (left, free, slices)
             first, second = _columns(sums, BN)
             if slices.shape[0] == 2:
-                _leave(first, shape, i, col, 0, EPILOGUE, N, C)
-                _leave(second, shape, i, col, 1, EPILOGUE, N, C)
+                _leave(first, memory, i, 0, EPILOGUE, C)
+                _leave(second, memory, i, 1, EPILOGUE, C)
             else:
                 x0, x1 = _columns(first, BN // 2)
-                _leave(x0, shape, i, col, 0, EPILOGUE, N, C)
-                _leave(x1, shape, i, col, 1, EPILOGUE, N, C)
+                _leave(x0, memory, i, 0, EPILOGUE, C)
+                _leave(x1, memory, i, 1, EPILOGUE, C)
                 x2, x3 = _columns(second, BN // 2)
-                _leave(x2, shape, i, col, 2, EPILOGUE, N, C)
-                _leave(x3, shape, i, col, 3, EPILOGUE, N, C)
+                _leave(x2, memory, i, 2, EPILOGUE, C)
+                _leave(x3, memory, i, 3, EPILOGUE, C)
 
 
 @gluon.jit
@@ -148,16 +152,13 @@ def _store_rows(x, ptr, row, col, rows, cols, PITCH: gl.constexpr, L: gl.constex
 
 
 @gluon.jit
-def _leave(x, shape, i, col, J: gl.constexpr, EPILOGUE: gl.constexpr, N: gl.constexpr, C: gl.constexpr):
+def _leave(x, memory, i, J: gl.constexpr, EPILOGUE: gl.constexpr, C: gl.constexpr):
     """Round slice J of a tile [HALF, SLICE] and leave it where the epilogue's warpgroup finds it."""
-    left, free, slices, bias_ptr = shape
+    left, free, slices = memory
     W: gl.constexpr = x.shape[1]
     S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, W, 16])
     x = gl.convert_layout(x, S, assert_trivial=True)
     here = slices.index(J).slice(C * HALF, HALF, dim=0)  # [HALF, SLICE]
-    if EPILOGUE == IS_PLAIN and bias_ptr is not None:
-        c = col + J * W + gl.arange(0, W, layout=gl.SliceLayout(0, S))  # [SLICE]
-        x += gl.expand_dims(gl.load(bias_ptr + c, mask=c < N, other=0.0).to(gl.float32), 0)
     if EPILOGUE == IS_ADD:
         mbarrier.wait(free.index(J), i & 1)
         x += here.load(S).to(gl.float32)

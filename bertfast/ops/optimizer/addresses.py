@@ -19,8 +19,9 @@ import weakref
 from collections import deque
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -125,11 +126,10 @@ def _chunks(order: tuple[int, ...], counts: tuple[int, ...], device: torch.devic
     known = next((made for other, made in _chunk_tables if other == key), None)
     if known is not None and type(known) in _PLAIN:
         return known
-    of_each = torch.tensor(counts, dtype=torch.int64)
-    parameter = torch.tensor(order, dtype=torch.int64).repeat_interleave(of_each)
-    begins = (of_each.cumsum(0) - of_each).repeat_interleave(of_each)
-    chunk = torch.arange(len(parameter)) - begins
-    made = _sent(torch.stack((parameter, chunk), 1).int(), device)
+    of_each = np.array(counts, dtype=np.int64)
+    parameter = np.repeat(np.array(order, dtype=np.int32), of_each)
+    chunk = np.arange(len(parameter)) - np.repeat(of_each.cumsum() - of_each, of_each)
+    made = _sent(torch.from_numpy(np.stack((parameter, chunk.astype(np.int32)), 1)), device)
     _chunk_tables.append((key, made))
     return made
 

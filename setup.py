@@ -64,9 +64,13 @@ class BuildKernels(BuildExtension):
             extension.extra_objects.extend(objects)
         super().build_extensions()
         if choice() == "cuda":
-            cuda = cuda_build()
-            package = ROOT if self.inplace or self.editable_mode else Path(self.build_lib)
-            cuda.build(package.resolve() / "bertfast" / cuda.LIBRARY)
+            self.cuda_library = cuda_build().build(Path(self.build_lib).resolve() / "bertfast" / cuda_build().LIBRARY)
+
+    def copy_extensions_to_source(self):
+        """Called for an installation in place, which is built elsewhere first."""
+        super().copy_extensions_to_source()
+        if choice() == "cuda":
+            shutil.copyfile(self.cuda_library, ROOT / "bertfast" / self.cuda_library.name)
 
     def compile_kernels(self, command: list[str]) -> None:
         """Run one compiler command, whose last word is the object, or take that from the cache."""

@@ -300,8 +300,13 @@ def test_a_launch_without_a_gpu_says_why():
     assert function(ctypes.byref(_cuda.Launch(0, 132, 0, None)), 0, 0, 0, 0, 64, 64, 64).startswith(b"device: ")
 
 
-def test_workspace_of_stream_k():
+@pytest.mark.parametrize(
+    ("rows", "columns", "parts"),
+    [(3072, 768, True), (768, 768, True), (4096, 1024, False), (1024, 1024, True), (30528, 768, True)],
+)
+def test_tiles_are_cut_where_many_processors_would_be_idle(rows, columns, parts):
     if (reason := _cuda.absence()) is not None:
         pytest.skip(reason)
-    # 72 tiles of 128 x 256 on 132 multiprocessors: parts of float32 tiles, some tens of megabytes at most.
-    assert 0 < _cuda.dweight_workspace(132, 16384, 3072, 768) < 64e6
+    workspace = _cuda.dweight_workspace(132, 16384, rows, columns)
+    assert (workspace > 0) is parts
+    assert workspace < 2.1 * 132 * 128 * 256 * 4  # two float32 tiles for each multiprocessor, and room to wait for them

@@ -256,6 +256,8 @@ def test_tables_notice_what_moved(triton_ops):
     columns = addresses.Columns(*make(torch.float32))
     first = addresses.table(columns, [6], SETTINGS[:4])
     assert addresses.table(columns, [6], SETTINGS[:4]) is first
+    absent = columns._replace(copies=[torch.empty(0) for _ in columns.copies])
+    assert addresses.table(absent, [6], SETTINGS[:4]) is first, "whatever stands for an absent copy"
     assert addresses.table(columns, [6], [0.9, 0.999, 1e-8, 0.5]) is not first
     moved = columns._replace(gradients=[g.clone() for g in columns.gradients])
     second = addresses.table(moved, [6], SETTINGS[:4])
@@ -263,6 +265,13 @@ def test_tables_notice_what_moved(triton_ops):
     assert second.chunks is first.chunks, "the chunks depend on sizes alone"
     assert second.rows.view(-1)[addresses.FIELDS + addresses.GRADIENT] == moved.gradients[1].data_ptr()
     assert addresses.table(columns, [6], SETTINGS[:4]) is first
+    narrow = columns._replace(gradients=[g.bfloat16() for g in columns.gradients])
+    assert {part.gradient for part in addresses.table(narrow, [6], SETTINGS[:4]).parts} == {torch.bfloat16}
+    shifted = columns._replace(gradients=[torch.randn(g.numel() + 1)[1:].view(g.shape) for g in columns.gradients])
+    third = addresses.table(shifted, [6], SETTINGS[:4])
+    assert third.chunks is first.chunks
+    wide = third.rows[: 6 * addresses.FIELDS].view(6, -1)[:, addresses.WIDE]
+    assert wide.tolist() == [1, 0, 0, 0, 0, 0], "an empty one lies nowhere"
 
 
 def test_placed_tables_stay(triton_ops, monkeypatch):

@@ -10,6 +10,7 @@ from toy import ToyModel
 from bertfast import _library
 from bertfast.models import BertConfig, BertForPreTraining
 from bertfast.nn import joined
+from bertfast.nn.parts import parts_of
 from bertfast.ops.optimizer import addresses
 from bertfast.testing import assert_within_budget
 from bertfast.train import one_pass, optim, state
@@ -194,11 +195,10 @@ def test_copies_are_written_in_the_pass(kernels):
 def test_held_copies_name_their_parameters():
     model = BertForPreTraining(BertConfig(50, 16, 2, 2, 32))
     with joined.held(model) as copies:
-        parameters = [p for layer in model.bert.encoder.layer for p in layer.parameters()]
         assert list(copies.pairs()) == []
-        layers = [p for layer in range(2) for p in parameters[layer * 16 : layer * 16 + 16]]
+        parameters = [p for layer in model.bert.encoder.layer for p in parts_of(layer).parameters()]
         with torch.no_grad():
-            copies.copies(model.bert.encoder, layers, torch.bfloat16)
+            copies.copies(model.bert.encoder, parameters, torch.bfloat16)
         pairs = list(copies.pairs())
         assert len(pairs) == 2 * 10, "three weights and biases of QKV, a bias and three weights beside them"
         assert all(target.dtype == torch.bfloat16 for _, target in pairs)

@@ -5,15 +5,17 @@
     chunks    int32 [chunks, 2]: parameter, and which CHUNK of its numbers; a program's work
 
 A table is written once and never again, so that a CUDA graph may read it. It is made anew where tensors do not lie where they lay
-(`ops.stamps` says so: some 60 us for BERT-large), which in eager steps is the rule for gradients: 400 rows are 32 KB, copied from
-pinned memory without a wait. The chunks depend on sizes alone and are shared. A few tables are kept, and those that somebody holds
-(`placing`): in a capture nothing can be copied from the host, so a step that is to be captured is placed before.
+(`ops.stamps` says so: some 80 us for BERT-large), which in eager steps is the rule for gradients: then their addresses alone are
+looked at anew. 400 rows are 32 KB, copied from pinned memory without a wait. The chunks depend on sizes alone and are shared. A
+few tables are kept, and those that somebody holds (`placing`): in a capture nothing can be copied from the host, so a step that is
+to be captured is placed before.
 
 Not flat buffers: the bytes that a step moves are the same, a chunk's row and addresses being 60 bytes of 230,000, and parameters,
 gradients and state stay the tensors that they are, for checkpoints, sharding, and whoever replaces one. Gradients in a flat buffer
 would have to be zeroed and added to instead of written: 12 bytes more for each of 28.
 """
 
+import copy
 import threading
 import weakref
 from collections import deque
@@ -74,8 +76,11 @@ class Table:
         tensors = next(column for column in columns if column)
         self.parameters = len(tensors)
         device = tensors[0].device
-        keys = [_dtypes(columns, number) for number in range(self.parameters)]
-        order = sorted(range(self.parameters), key=lambda number: str(keys[number]))  # stable: one part after another
+        keys = _dtypes(columns)
+        places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
+        order = sorted(
+            range(self.parameters), key=lambda number: places[keys[number]]
+        )  # stable: one part after another
         counts = [-(-tensors[number].numel() // CHUNK) for number in order]
         self.chunks = _chunks(tuple(order), tuple(counts), device)
         first, begin = [0] * self.parameters, 0
@@ -86,24 +91,44 @@ class Table:
             bounds[keys[number]] = start, length + count
             begin += count
         self.parts = [Part(*key, first=place, chunks=count) for key, (place, count) in bounds.items() if count]
-        groups = [group for group, size in enumerate(sizes) for _ in range(size)] or [0] * self.parameters
-        rows = []
-        for number in range(self.parameters):
-            addresses = [_address(column[number]) if column else 0 for column in columns]
-            wide = all(address % 16 == 0 for field, address in enumerate(addresses) if field != STEP)
-            rows.append([*addresses, tensors[number].numel(), int(wide), groups[number], first[number]])
-        table = torch.tensor(rows, dtype=torch.int64).flatten()
-        self.rows = _sent(torch.cat((table, torch.tensor(settings, dtype=torch.float64).view(torch.int64))), device)
+        host = np.zeros((self.parameters, FIELDS), dtype=np.int64)
+        for field, column in enumerate(columns):
+            host[:, field] = [_address(t) for t in column] if column else 0
+        host[:, SIZE] = [t.numel() for t in tensors]
+        host[:, GROUP] = np.repeat(np.arange(len(sizes)), sizes) if sizes else 0
+        host[:, FIRST] = first
+        self._host, self._settings = host, np.array(settings, dtype=np.float64).view(np.int64)
+        self._gradients = _forms(columns.gradients)
+        self._send(device)
+
+    def _send(self, device: torch.device) -> None:
+        host = self._host
+        host[:, WIDE] = (host[:, :STEP] % 16 == 0).all(1) & (host[:, COPY] % 16 == 0)
+        self.rows = _sent(torch.from_numpy(np.concatenate((host.ravel(), self._settings))), device)
+
+    def of(self, gradients: Sequence[Tensor]) -> "Table | None":
+        """The table where everything but the gradients lies where it lay; None where these have other forms than those before."""
+        if _forms(gradients) != self._gradients:
+            return None
+        made = copy.copy(self)
+        made._host = self._host.copy()
+        made._host[:, GRADIENT] = [_address(g) for g in gradients]
+        made._send(gradients[0].device)
+        return made
 
 
-def _dtypes(columns: Columns, number: int) -> Dtypes:
-    """What decides which launch a parameter is updated by. One without a copy goes with those that have the usual one."""
-    weight, gradient, mean, _, _, _ = (column[number].dtype if column else None for column in columns)
-    copy = None
-    if columns.copies:
-        copies = [columns.copies[number], *columns.copies]
-        copy = next((c.dtype for c in copies if c.numel()), None)
-    return weight, gradient, mean, copy
+def _forms(tensors: Sequence[Tensor]) -> list[tuple[torch.dtype, torch.Size, tuple[int, ...], torch.device]]:
+    return [(t.dtype, t.shape, t.stride(), t.device) for t in tensors]
+
+
+def _dtypes(columns: Columns) -> list[Dtypes]:
+    """What decides which launch each parameter is updated by. One without a copy goes with those that have the usual one."""
+    weights, gradients, means, _, _, copies = columns
+    count = len(next(column for column in columns if column))
+    usual = next((c.dtype for c in copies if c.numel()), None)
+    of_copies = [c.dtype if c.numel() else usual for c in copies] or [None] * count
+    lists = [[t.dtype for t in column] if column else [None] * count for column in (weights, gradients, means)]
+    return list(zip(*lists, of_copies, strict=True))
 
 
 def _address(tensor: Tensor) -> int:
@@ -179,6 +204,7 @@ class _Entry(NamedTuple):
     settings: Hashable
     stream: int
     stamp: Stamp
+    others: Stamp  # of all but the gradients
     table: Table | None
 
 
@@ -215,9 +241,12 @@ def table(columns: Columns, sizes: Sequence[int] = (), settings: Sequence[float]
     Raises:
         RuntimeError: in a capture, where they were not placed before it.
     """
-    tensors = [tensor for column in columns for tensor in column]
+    device = next(column for column in columns if column)[0].device
+    copies = [c if c.numel() else None for c in columns.copies]  # whatever stands for an absent one
+    others = [*columns.weights, *columns.means, *columns.squares, *columns.steps, *copies]
+    tensors = [*columns.gradients, *others]  # what changes in every step first: a stamp looks no further
     lengths, key = tuple(map(len, columns)), (tuple(sizes), tuple(settings))
-    stream = _stream(tensors[0].device)
+    stream = _stream(device)
     held = [entry for placed in _held for entry in placed.entries]
     for entry in held:
         if entry.lengths == lengths and entry.settings == key and entry.stamp.holds(tensors):
@@ -228,8 +257,15 @@ def table(columns: Columns, sizes: Sequence[int] = (), settings: Sequence[float]
             return entry.table
     if stream and torch.cuda.is_current_stream_capturing():
         raise RuntimeError("an optimizer step is captured whose tensors were not placed before")
-    made = Table(columns, sizes, settings) if takes(columns) else None
-    entry = _Entry(lengths, key, stream, stamp(tensors), made)
+    made, kept = None, None
+    for entry in reversed(_recent) if columns.gradients else ():
+        same = entry.stream == stream and entry.lengths == lengths and entry.settings == key
+        if same and entry.table is not None and entry.others.holds(others):
+            made, kept = entry.table.of(columns.gradients), entry.others
+            break
+    if made is None and takes(columns):
+        made = Table(columns, sizes, settings)
+    entry = _Entry(lengths, key, stream, stamp(tensors), kept or stamp(others), made)
     placed = getattr(_thread, "placed", None)
     if placed is None:
         _recent.append(entry)

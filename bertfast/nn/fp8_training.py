@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bertfast.nn import fp8_halves, fp8_state, joined
 from bertfast.nn.fp8_halves import Cast
-from bertfast.nn.fp8_state import Recipe, Scaling, State, Weight, Weights
+from bertfast.nn.fp8_state import Recipe, Scaling, Weight, Weights
 from bertfast.nn.halves import Mixing
 from bertfast.nn.joined import Copies
 from bertfast.nn.layout import Packed
@@ -39,9 +39,7 @@ class _Layer(NamedTuple):
         mixing8 = fp8_halves.Mixing8(mixing, self.qkv_bias, *shared)
         x, x8 = fp8_halves.attention(mixing8, x, x8, *parameters[:_OF_ATTENTION])
         tanh = kind.approximate == "tanh"
-        feeding = fp8_halves.Feeding8(
-            tanh, self.dtype, self.eps[1], self.rates[2], self.seeds[2], *shared, self.output
-        )
+        feeding = fp8_halves.Feeding8(tanh, self.dtype, self.eps[1], self.rates[2], self.seeds[2], *shared, self.output)
         return fp8_halves.feed_forward(feeding, x, x8, *parameters[_OF_ATTENTION:])
 
 

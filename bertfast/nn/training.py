@@ -76,7 +76,7 @@ class Trained:
         """Those of the layers in FP8; None where none is."""
         if self.fp8 is None:
             return None
-        return state_of(self.owner, self.fp8, len(self.parts), self.parameters[0].device)  # type: ignore[union-attr]
+        return state_of(self.owner, self.fp8, len(self.parts), self.parameters[0].device)
 
     def begin(self) -> None:
         """Before a forward, outside of what is captured: scales move on, where it is not a trainer that says when."""

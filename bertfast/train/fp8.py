@@ -27,7 +27,7 @@ def recipe(config: TrainConfig) -> Recipe:
 
 
 def running(config: TrainConfig, where: torch.device, *, quietly: bool = False) -> AbstractContextManager[None]:
-    """What a run needs around it: on a CPU, which has no such products, it emulates a GPU's numbers and, unless `quietly`, says so."""
+    """What a run needs around it: a CPU, which has no such products, emulates a GPU's numbers and, unless `quietly`, says so."""
     return _emulated(quietly) if config.precision == "fp8" and where.type == "cpu" else nullcontext()
 
 

@@ -1,4 +1,4 @@
-"""Layers that train in FP8, beside the same maths composed of numbers that eager functions quantise; with references for kernels."""
+"""Layers that train in FP8, beside the same maths composed of numbers that eager functions quantise."""
 
 from itertools import pairwise
 
@@ -167,10 +167,13 @@ def test_scales_move_on_before_the_forward_that_follows_a_backward():
     assert not state.knows_scales
     at_once(stack, x, layout)
     at_once(stack, x, layout)  # without a backward in between
-    assert not state.knows_scales and (state.history == 0).all() and (state.scale == 1).all()
+    assert not state.knows_scales
+    assert (state.history == 0).all()
+    assert (state.scale == 1).all()
     at_once(stack, x, layout).float().sum().backward()
     met = state.amax.clone()
-    assert (met > 0).all() and (state.history == 0).all()
+    assert (met > 0).all()
+    assert (state.history == 0).all()
     at_once(stack, x.detach() * 8, layout)
     assert state.knows_scales
     assert torch.equal(state.history[0].view_as(met), met)
@@ -190,7 +193,8 @@ def test_several_batches_of_a_step_raise_one_amax():
         state = scales_of(stack)
         (amax,) = copies.amaxes()
         assert amax is state.amax
-        assert float(amax[0, 0]) == float((x.detach() * 3).abs().max()) and (state.scale == 1).all()
+        assert float(amax[0, 0]) == float((x.detach() * 3).abs().max())
+        assert (state.scale == 1).all()
         copies.refresh()
         assert float(state.scale[0, 0]) == pytest.approx(float((x.detach() * 3).abs().max()) / 448)
         assert (state.amax == 0).all()
@@ -237,7 +241,11 @@ def test_why_not(said):
 def test_gpus_that_are_too_old(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
-    for capability, said in (((8, 0), "NVIDIA A100 is sm_80: FP8 products begin with sm_89"), ((8, 9), None), ((9, 0), None)):
+    for capability, said in (
+        ((8, 0), "NVIDIA A100 is sm_80: FP8 products begin with sm_89"),
+        ((8, 9), None),
+        ((9, 0), None),
+    ):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
         assert (fp8_state.unsupported(torch.device("cuda", 0)) or "").startswith(said or "")
         assert (fp8_state.unsupported(torch.device("cuda", 0)) is None) == (said is None)
@@ -252,7 +260,8 @@ def test_float32_products_stay_as_they_are():
     with torch.autocast("cpu", torch.bfloat16):
         in_fp8 = at_once(stack, x, layout)
         stack.fp8 = None
-        assert in_fp8.dtype is torch.float32 and not torch.equal(in_fp8, at_once(stack, x, layout))
+        assert in_fp8.dtype is torch.float32
+        assert not torch.equal(in_fp8, at_once(stack, x, layout))
 
 
 def test_recipe_of_no_layer():

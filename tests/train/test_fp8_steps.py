@@ -1,7 +1,6 @@
 """Training with products in FP8: captured steps, resuming, several micro-batches, and settings that make no sense."""
 
 import dataclasses
-import warnings
 
 import pytest
 import torch
@@ -27,7 +26,8 @@ def assert_same_scales(one, other, step=STEPS):
     a, b = scales(one, step), scales(other, step)
     assert a.keys() == b.keys() == {"0.scale", "0.amax", "0.history"}
     assert all(torch.equal(a[name], b[name]) for name in a)
-    assert (a["0.history"][0] > 0).all() and (a["0.amax"] == 0).all()
+    assert (a["0.history"][0] > 0).all()
+    assert (a["0.amax"] == 0).all()
 
 
 CASES = {
@@ -84,11 +84,11 @@ def test_scales_of_another_model_are_an_error(corpora, tmp_path):  # noqa: F811
     kept = scales(tmp_path / "run", 2)
     model = PretrainTask(config).model
     fp8.Scales(model, config.train).restore(kept)
-    with pytest.raises(CheckpointError, match="FP8 scales: scale must be .1, 8., found None"):
+    with pytest.raises(CheckpointError, match=r"FP8 scales: scale must be \(1, 8\), found None"):
         fp8.Scales(model, config.train).restore({})
-    with pytest.raises(CheckpointError, match="history must be .16, 16., found .16, 8."):
-        every = dataclasses.replace(config.train, fp8_last_layers=0)
-        fp8.Scales(model, every).restore(kept | {name: torch.zeros(2, 8) for name in ("0.scale", "0.amax")})
+    every = fp8.Scales(model, dataclasses.replace(config.train, fp8_last_layers=0))
+    with pytest.raises(CheckpointError, match=r"history must be \(16, 16\), found \(16, 8\)"):
+        every.restore(kept | {name: torch.zeros(2, 8) for name in ("0.scale", "0.amax")})
 
 
 def test_on_a_cpu_it_says_that_it_emulates(corpora, tmp_path):  # noqa: F811
@@ -97,7 +97,7 @@ def test_on_a_cpu_it_says_that_it_emulates(corpora, tmp_path):  # noqa: F811
     with pytest.warns(UserWarning, match="precision fp8 on a CPU emulates the numbers of a GPU"):
         train(PretrainTask(config), config.train, tmp_path / "run")
     assert set(scales(tmp_path / "run", 2)) == {"0.scale", "0.amax", "0.history"}
-    assert device.KINDS == {"cuda"}
+    assert "cpu" not in device.KINDS
 
 
 REFUSED = {
@@ -131,6 +131,5 @@ def test_layers_that_must_be_called_are_an_error(corpora, tmp_path):  # noqa: F8
     task = PretrainTask(config)
     encoder = next(module for module in task.model.modules() if isinstance(module, BertEncoder))
     encoder.layer[0].register_forward_hook(lambda *_: None)
-    with stepping(), warnings.catch_warnings(), pytest.raises(ConfigError, match="hooks, replaced modules"):
-        warnings.simplefilter("ignore")
+    with stepping(), pytest.raises(ConfigError, match="hooks, replaced modules"):
         train(task, config.train, tmp_path / "run")

@@ -1,6 +1,6 @@
 """`python -m benchmarks.fp8`: what products in FP8 do to a model, on a CPU by the references of the ops.
 
-`curves CORPUS`: pre-training of a small model from one seed, over the same batches and with the same elements dropped, by several
+`curves CORPUS` (`draw` shows its results again): pre-training of a small model from one seed, over the same batches and with the same elements dropped, by several
 recipes of FP8 beside bfloat16; how far loss curves part, and the held-out loss afterwards.
 `sentences`: MiniLM's sentence embeddings in FP8 beside bfloat16, against float32.
 """
@@ -188,8 +188,7 @@ def curves(
             "runs": runs,
         }
         (out / "fp8_curves.json").write_text(json.dumps(found, indent=1) + "\n")
-    console.print(curves_table(runs))
-    plot(runs, out / "fp8_curves.png")
+    draw(out)
     default = [run for run in runs if run["name"] == VARIANTS[1].name]
     if any(run["of_band"] > 1 for run in default):
         raise typer.Exit(1)
@@ -204,6 +203,14 @@ def embeddings(model: Any, batches: Iterable[Any]) -> tuple[Tensor, Tensor]:
         tokens.append(y[mask])
         means.append((y * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
     return torch.cat(tokens), torch.nn.functional.normalize(torch.cat(means), dim=-1)
+
+
+@app.command()
+def draw(out: Annotated[Path, typer.Option(help="folder of fp8_curves.json")] = RESULTS) -> None:
+    """The table and the picture of what `curves` wrote, of a run that is still going on too."""
+    runs = json.loads((out / "fp8_curves.json").read_text())["runs"]
+    Console(width=None if Console().is_terminal else 150).print(curves_table(runs))
+    plot(runs, out / "fp8_curves.png")
 
 
 @app.command("sentences")

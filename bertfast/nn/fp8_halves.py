@@ -17,7 +17,7 @@ from torch import Tensor
 from bertfast import _library
 from bertfast.nn import products
 from bertfast.nn.fp8_state import Scaling, Weight
-from bertfast.nn.halves import Mixing, no_autocast
+from bertfast.nn.halves import Mixing, no_autocast, rows_of, spread
 from bertfast.nn.launches import run
 
 X, CONTEXT, ROWS, HIDDEN, DOUT, DQKV, DOUT_FEED, DPRE = range(8)
@@ -118,7 +118,7 @@ def _input(gradient: _Gradient, weight: Weight, dtype: torch.dtype) -> Tensor:
 
 
 def attention(call: Mixing8, x: Tensor, x8: Cast, *parameters: Tensor | None) -> tuple[Tensor, Cast]:
-    """The attention half of x [N, E], cast as x8: to [N, E], and the same cast.
+    """The attention half of x [N, E], cast as x8: to [N, E] or [R, E] of the rows that are read, and the same cast.
 
     parameters: as of `halves.attention`.
     """
@@ -144,9 +144,10 @@ class _Attention8(torch.autograd.Function):
             qkv_weight, dense = call.weights[:2]
             qkv = _product(x8, x_scale, qkv_weight.cast, qkv_weight.scale, mixing.dtype, call.qkv_bias, fast=True)
             split, context, lse = mixing.attend(qkv)
-            context8 = cast(context.view(x.shape[0], -1), call.scalings[CONTEXT], call.calibrating)
+            kept, residual = rows_of(context.view(x.shape[0], -1), mixing.read), rows_of(x, mixing.read)
+            context8 = cast(kept, call.scalings[CONTEXT], call.calibrating)
             out = _product(context8.stored, context8.scale, dense.cast, dense.scale, mixing.dtype, fast=True)
-            args = out, dense_bias, x, norm, norm_bias, mixing.eps, mixing.rates[1], mixing.seeds[1]
+            args = out, dense_bias, residual, norm, norm_bias, mixing.eps, mixing.rates[1], mixing.seeds[1]
             y, mean, rstd, y8, y8t = _scaled("fp8_norm_fwd", args, call.scalings[ROWS], call.calibrating)
         ctx.save_for_backward(x, x8t, split, context, lse, context8.transposed, out, mean, rstd, *parameters)
         # Not saved: all scales of a call are one tensor, and while they are found out others of it are written.
@@ -165,15 +166,18 @@ class _Attention8(torch.autograd.Function):
         gradients: list[Tensor | None] = [None] * len(parameters)
         qkv_weight, dense8 = call.weights[:2]
         with no_autocast(x):
-            args = dy.contiguous(), out, dense_bias, x, norm, mean, rstd, mixing.rates[1], mixing.seeds[1]
+            residual = rows_of(x, mixing.read)
+            args = dy.contiguous(), out, dense_bias, residual, norm, mean, rstd, mixing.rates[1], mixing.seeds[1]
             dout, (dx, dbias, gradients[8], gradients[9]) = _backward(
                 *_NORM, args, call.scalings[DOUT], call.calibrating
             )
+            dx = spread(dx, mixing.read, x.shape[0])
             gradients[7] = None if dense_bias is None else dbias
             if needs[6]:
-                rows = lambda: context.view(x.shape[0], -1)  # noqa: E731
+                rows = lambda: rows_of(context.view(x.shape[0], -1), mixing.read)  # noqa: E731
                 gradients[6] = dout.weight(context8t, ctx.context_scale, rows, dense.dtype)
-            dqkv = mixing.attend_backward(_input(dout, dense8, mixing.dtype), split, context, lse)
+            dcontext = spread(_input(dout, dense8, mixing.dtype), mixing.read, x.shape[0])
+            dqkv = mixing.attend_backward(dcontext, split, context, lse)
             dqkv8 = cast(dqkv, call.scalings[DQKV], call.calibrating)
             gradient = _Gradient(dqkv8, None if call.scalings[DQKV].transposed else dqkv)
             sizes = [weight.shape[0] for weight in projections[::2]]

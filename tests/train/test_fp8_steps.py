@@ -11,6 +11,7 @@ from test_captured_steps import STEPS, assert_same, config_of, corpora, eager_of
 from bertfast.nn import BertEncoder, device
 from bertfast.train import fp8
 from bertfast.train.config import TrainConfig
+from bertfast.train.distributed import Ranks
 from bertfast.train.errors import CheckpointError, ConfigError
 from bertfast.train.loop import train
 from bertfast.train.pretrain import PretrainTask
@@ -133,3 +134,15 @@ def test_layers_that_must_be_called_are_an_error(corpora, tmp_path):  # noqa: F8
     encoder.layer[0].register_forward_hook(lambda *_: None)
     with stepping(), pytest.raises(ConfigError, match="hooks, replaced modules"):
         train(task, config.train, tmp_path / "run")
+
+
+def test_ranks_agree_on_what_they_met(corpora, tmp_path, monkeypatch):  # noqa: F811
+    """What every rank takes into its scales is the largest of all: here of another that met twice as much."""
+    config = config_of(corpora, precision="fp8", steps=1, max_grad_norm=0.0)
+    with stepping():
+        run(tmp_path / "alone", config)
+    monkeypatch.setattr(Ranks, "largest", lambda self, tensor: tensor.mul_(2))
+    with stepping():
+        run(tmp_path / "two", config)
+    for name in ("0.scale", "0.history"):
+        assert torch.equal(scales(tmp_path / "two", 1)[name], 2 * scales(tmp_path / "alone", 1)[name])

@@ -3,7 +3,9 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-NATIVE := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h) setup.py
+NATIVE := $(filter-out csrc/cuda/%,$(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h)) setup.py
+CUDA_SOURCES := $(wildcard csrc/cuda/*.cu csrc/cuda/*.cuh csrc/cuda/*.h)
+CUTLASS := nvidia-cutlass==4.2.0.0
 RESULTS := benchmarks/results
 GPU_PYTHON = $(if $(filter command environment,$(origin PYTHON)),$(PYTHON),python3)
 GPU_NEEDS := torch triton transformers numpy pytest rich setuptools typer
@@ -18,7 +20,7 @@ PEERS := openvino==2026.4.1 onnxruntime==1.32.0 onnx==1.23.2
 
 export HF_HUB_OFFLINE := 1
 
-.PHONY: bench bench-cpu test fuzz lint format micro kernels gpu matrix newest clean
+.PHONY: bench bench-cpu test fuzz lint format micro kernels cuda gpu matrix newest clean
 
 bench: $(VENV)/.built
 	$(BIN)/bertfast bench --json $(RESULTS)/cpu.json --plot $(RESULTS)/cpu.png
@@ -43,6 +45,12 @@ micro: $(VENV)/.built
 kernels: $(VENV)/.built
 	env -u TRITON_INTERPRET $(BIN)/python -m benchmarks.gpu.kernels --brief --markdown docs/kernels.md
 
+# The CUDA C++ products, where there is an nvcc: no GPU is needed. Its headers are installed alone, without what their package asks for.
+cuda: $(VENV)/.built
+	@command -v $${CUDA_HOME:+$$CUDA_HOME/bin/}nvcc >/dev/null || { echo "No nvcc: the CUDA C++ products are not compiled here."; exit 0; }; \
+	test -n "$$BERTFAST_CUTLASS" || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(CUTLASS) || exit 1; \
+	$(BIN)/python csrc/cuda/build.py
+
 # On a machine with a GPU, with its own Python and torch: nothing is installed. STAGES="parity micro" runs some of it.
 gpu:
 	@lacks() { $(GPU_PYTHON) -c 'import importlib.util, sys; print(*(name for name in sys.argv[1:] if not importlib.util.find_spec(name)))' "$$@"; }; \
@@ -65,12 +73,12 @@ lint: $(VENV)/.built
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(filter %.cpp %.h,$(NATIVE))
+	$(BIN)/clang-format --dry-run --Werror $(filter %.cpp %.h,$(NATIVE)) $(CUDA_SOURCES)
 
 format: $(VENV)/.built
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(filter %.cpp %.h,$(NATIVE))
+	$(BIN)/clang-format -i $(filter %.cpp %.h,$(NATIVE)) $(CUDA_SOURCES)
 
 $(VENV)/.requirements: requirements-dev.txt Makefile
 	@test -n "$(PYTHON)" || { echo "bertfast needs Python 3.11 to 3.13 and found none: install it, or call make PYTHON=/path/to/python3.11"; exit 1; }
@@ -96,4 +104,4 @@ $(VENV)/.built: $(VENV)/.requirements pyproject.toml $(NATIVE)
 	if command -v $${CXX:-c++} >/dev/null; then touch $@; fi
 
 clean:
-	rm -rf build $(VENV)/.built bertfast/_C*.so bertfast/_build_info.py
+	rm -rf build $(VENV)/.built bertfast/_C*.so bertfast/libbertfast_cuda.so bertfast/_build_info.py

@@ -1,5 +1,6 @@
 """Builds bertfast._C ahead of time. BERTFAST_BUILD=auto (default) | cpu | cuda | none decides what is built.
 
+cuda builds the products of csrc/cuda as well (csrc/cuda/build.py says what that needs); nothing else does.
 Every csrc/cpu/*_kernels.cpp is compiled once for each instruction set and linked into the one extension; the choice
 between them is made at run time. auto builds the CPU extension where a compiler is found and goes on without one.
 
@@ -8,12 +9,14 @@ that keeps them, each under a digest of its command, its compiler and all source
 """
 
 import hashlib
+import importlib.util
 import os
 import platform
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from setuptools import setup
@@ -60,6 +63,10 @@ class BuildKernels(BuildExtension):
         for extension in self.extensions:
             extension.extra_objects.extend(objects)
         super().build_extensions()
+        if choice() == "cuda":
+            cuda = cuda_build()
+            package = ROOT if self.inplace or self.editable_mode else Path(self.build_lib)
+            cuda.build(package.resolve() / "bertfast" / cuda.LIBRARY)
 
     def compile_kernels(self, command: list[str]) -> None:
         """Run one compiler command, whose last word is the object, or take that from the cache."""
@@ -82,22 +89,42 @@ def digest(command: list[str]) -> str:
     version = subprocess.run([command[0], "--version"], capture_output=True, check=True).stdout
     content = hashlib.sha256(repr(command).encode() + version)
     for path in sorted((ROOT / "csrc").rglob("*")):
-        if path.suffix in (".h", ".cpp"):
+        if path.suffix in (".h", ".cpp") and path.parent.name != "cuda":
             content.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
     return content.hexdigest()
 
 
-def wanted() -> bool:
-    """Whether to build; an explicit wish without a compiler is an error, not a silent fallback."""
-    choice = os.environ.get("BERTFAST_BUILD", "auto")
-    if choice not in ("auto", "cpu", "none"):
-        raise SystemExit(f"BERTFAST_BUILD={choice}: use auto, cpu or none (there are no CUDA sources yet)")
-    found = shutil.which(os.environ.get("CXX", "c++")) is not None
-    if choice == "cpu" and not found:
-        raise SystemExit("BERTFAST_BUILD=cpu: no C++ compiler found; install g++ 11 or newer or set CXX")
-    if choice == "auto" and not found:
+def cuda_build() -> ModuleType:
+    """csrc/cuda/build.py, which is no part of a package."""
+    spec = importlib.util.spec_from_file_location("cuda_build", ROOT / "csrc" / "cuda" / "build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def choice() -> str:
+    """What BERTFAST_BUILD asks for."""
+    asked = os.environ.get("BERTFAST_BUILD", "auto")
+    if asked not in ("auto", "cpu", "cuda", "none"):
+        raise SystemExit(f"BERTFAST_BUILD={asked}: use auto, cpu, cuda or none")
+    return asked
+
+
+def builds() -> bool:
+    """Whether to build; an explicit wish that cannot be met is an error, not a silent fallback."""
+    asked = choice()
+    has_compiler = shutil.which(os.environ.get("CXX", "c++")) is not None
+    if asked in ("cpu", "cuda") and not has_compiler:
+        raise SystemExit(f"BERTFAST_BUILD={asked}: no C++ compiler found; install g++ 11 or newer or set CXX")
+    if asked == "cuda":
+        cuda = cuda_build()
+        try:
+            cuda.requirements()
+        except cuda.Missing as missing:
+            raise SystemExit(f"BERTFAST_BUILD=cuda: {missing}") from None
+    if asked == "auto" and not has_compiler:
         print("bertfast: no C++ compiler found, going on without the extension (the eager references will be used)")
-    return found and choice != "none"
+    return has_compiler and asked != "none"
 
 
 def extension() -> CppExtension:
@@ -112,8 +139,8 @@ def extension() -> CppExtension:
     )
 
 
+build = builds()
 (ROOT / "bertfast" / "_build_info.py").write_text(f'"""Written by setup.py."""\n\nTORCH = "{torch.__version__}"\n')
-build = wanted()
 setup(
     ext_modules=[extension()] if build else [],
     cmdclass={"build_ext": BuildKernels.with_options(use_ninja=True)} if build else {},

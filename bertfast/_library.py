@@ -23,6 +23,9 @@ _OVERLOADS: dict[str, Callable[..., Any]] = {}
 _OWNERS: dict[tuple[str, str], str] = {}
 _CANDIDATES: dict[str, tuple[str, ...]] = {}
 _FUSED: set[str] = set()  # paths of candidates that multiply by themselves
+_ABSENCES: dict[
+    str, Callable[[], str | None]
+] = {}  # by candidate: why what it is made of is not here, None where it is
 _REFERENCES: dict[str, Callable[..., Any]] = {}
 _RESOLVED: dict[tuple[str, str], Callable[..., Any]] = {}  # what runs now, by op and dispatch key
 _dispatched = 0
@@ -84,15 +87,19 @@ def resolved(name: str, key: str) -> Callable[..., Any]:
     return function
 
 
-def candidate(name: str, path: str, *, fused: bool = False) -> None:
+def candidate(name: str, path: str, *, fused: bool = False, absence: Callable[[], str | None] | None = None) -> None:
     """Name the function at `path`, "module:function", as one that may take the place of CUDA's owner of `bertfast::name`.
 
     An op may have several. Which of them runs, if any, is decided by committed results (`triton.verified`); elsewhere the owner
     stays, and a candidate runs where a test or a measurement asks for it.
 
     fused: whether it does all of an op with a product in kernels of its own, where the owner is torch's product and a pass.
+    absence: says why what the candidate needs is not here, such as a library that was not built; None where it is. Without it the
+        function at `path` does what the owner does.
     """
     _CANDIDATES[name] = (*_CANDIDATES.get(name, ()), path)
+    if absence is not None:
+        _ABSENCES[candidate_of(path)] = absence
     if fused:
         _FUSED.add(path)
 
@@ -149,6 +156,12 @@ def owner(name: str, key: str) -> Callable[..., Any]:
 def candidate_of(path: str) -> str:
     """The name of the candidate with a function at `path`: its module below bertfast/ops, such as "linear_gelu.cheap_erf"."""
     return ".".join(path.split(":")[0].split(".")[2:])
+
+
+def absence_of(candidate: str) -> str | None:
+    """Why a candidate, such as "linear_gelu.cutlass", cannot run in this installation; None where it can."""
+    absence = _ABSENCES.get(candidate)
+    return None if absence is None else absence()
 
 
 def candidate_function(name: str, candidate: str) -> Callable[..., Any]:

@@ -140,7 +140,8 @@ def _stock_advice(arch: int) -> list[dict[str, str]]:
         for train, kind in ((False, "inference"), (True, "training")):
             name = f"{_name(dtype)} {kind}"
             if (reason := faster.dtype_reason(arch, dtype, train)) is not None:
-                advice.append({"what": f"{name} stays stock on the GPU", "why": reason, "mend": mend})
+                what = f"{name} without autocast to 16 bits stays stock on the GPU"
+                advice.append({"what": what, "why": reason, "mend": mend})
             advice += [
                 {"what": f"{name} near some sizes stays stock on the GPU", "why": faster.told(line), "mend": mend}
                 for line in faster.slower(arch, dtype, train)
@@ -164,14 +165,19 @@ def gpu_op(op: str, arch: int) -> dict[str, str]:
 
 
 def gpu_candidate(name: str, arch: int) -> dict[str, str]:
-    """Whether a candidate, such as "linear_gelu.cheap_erf", runs in place of its op's owner on an architecture, and why."""
-    reason = verified.why_not_candidate(name, arch)
-    if reason is not None:
-        return {"runs": "owner", "why": f"candidate for {', '.join(verified.candidates()[name])}: {reason}"}
-    entry = verified.verification(name, arch)
-    if entry is None:
-        return {"runs": "candidate", "why": "not verified, but asked for in this process"}
-    why = f"in place of the owner: {_passed(entry)}"
+    """At which ops a candidate, such as "linear_gelu.cheap_erf", runs in place of the owner on an architecture, and why."""
+    ops = verified.candidates()[name]
+    runs = [op for op in ops if verified.running_candidate(op, arch) == name]
+    if not runs:
+        reason = verified.why_not_candidate(name, arch) or "another candidate is faster"
+        return {"runs": "owner", "why": f"candidate for {', '.join(ops)}: {reason}"}
+    entry, gains = verified.verification(name, arch), [(op, verified.gain(name, op, arch)) for op in runs]
+    if entry is None or None in [gain for _, gain in gains]:
+        return {"runs": "candidate", "why": "not verified and faster, but asked for in this process"}
+    where = ", ".join(f"{op} ({gain:.2f} times as fast)" for op, gain in gains)
+    why = f"in place of the owner of {where}: {_passed(entry)}"
+    for op in [op for op in ops if op not in runs]:
+        why += f"; {verified.why_not_candidate(name, arch, op) or f'another candidate is faster at {op}'}"
     return {"runs": "candidate", "why": why} | ({"note": entry["note"]} if "note" in entry else {})
 
 
@@ -211,12 +217,12 @@ def _gpu_model(arch: int, dtype: torch.dtype) -> str:
         return f"stays stock: not every op is verified on sm_{arch}"
     reasons = [faster.dtype_reason(arch, dtype, train) for train in (False, True)]
     if all(reasons):
-        return f"stays stock: {'; '.join(filter(None, reasons))}"
+        # Autocast decides by the dtype that it casts to.
+        return f"stays stock without autocast to 16 bits: {'; '.join(filter(None, reasons))}"
     kinds = ("whole inference calls", "all layers in training")
     captured = [train for train in (False, True) if reasons[train] is None]
     text = " and ".join(kinds[train] for train in captured)
-    remarks = "; ".join(faster.remark(arch, dtype, train) for train in captured)
-    return f"{text} run from CUDA graphs, everything else is stock; {remarks}"
+    return f"{text} run from CUDA graphs, everything else is stock; {faster.remarks(arch, dtype, captured)}"
 
 
 def examine() -> dict[str, Any]:

@@ -82,14 +82,20 @@ def test_what_models_do_on_a_verified_gpu(hopper, monkeypatch):
     facts = doctor.examine()
     models = facts["gpu_models"]["sm_90"]
     assert models["bfloat16"].startswith("whole inference calls and all layers in training run from CUDA graphs")
-    assert "not yet timed" in models["float16"]
+    assert models["float16"].count("not yet timed") == 2  # inference and training
+    assert models["float16"].count("in every profile") == 1
     assert models["float32"].startswith("all layers in training run from CUDA graphs, everything else is stock")
     slow = {item["what"]: item for item in facts["slow"]}
     assert "eager calls launch" in slow["modules called one by one stay stock on the GPU"]["why"]
-    assert "float32 training stays stock on the GPU" not in slow
+    assert not any(what.startswith("float32 training") for what in slow)
     assert "0.90 of stock" in slow["bfloat16 inference near some sizes stays stock on the GPU"]["why"]
-    assert "gpu_kernels=True" in slow["float32 inference stays stock on the GPU"]["mend"]
+    assert "gpu_kernels=True" in slow["float32 inference without autocast to 16 bits stays stock on the GPU"]["mend"]
     assert "float16 inference near some sizes stays stock on the GPU" not in slow
+
+
+def test_float32_stays_stock_without_autocast_alone(hopper, monkeypatch):
+    monkeypatch.setattr(verified, "gate", lambda arch: {})
+    assert doctor.examine()["gpu_models"]["sm_90"]["float32"].startswith("stays stock without autocast to 16 bits: ")
 
 
 def test_kernels_that_are_only_allowed_are_not_called_verified(hopper):
@@ -104,12 +110,19 @@ def test_a_candidate_says_why_the_owner_runs_and_when_it_runs_itself(hopper, mon
     assert "for bias_gelu_fwd, " in row["why"]
     assert "have not passed their parity tests on sm_90" in row["why"]
     with verified.prefer(candidates=True):
-        assert doctor.gpu_candidate(name, 90)["why"] == "not verified, but asked for in this process"
+        assert doctor.gpu_candidate(name, 90)["why"] == ("not verified and faster, but asked for in this process")
     entry = {"date": "2026-02-01", "device": "NVIDIA H200", "commit": "abc", "sources": verified.sources.here(name, 90)}
     monkeypatch.setitem(verified._table()["90"], name, {verified.triton_minor(): entry})
+    assert doctor.gpu_candidate(name, 90)["runs"] == "owner"  # right, and nobody knows whether it is faster
+    owner = verified.sources.here("linear_gelu", 90)
+    times = {"cases": 3, "losing": {}, "owner": owner}
+    entry["gains"] = {"bias_gelu_fwd": times | {"gain": 1.25}, "bias_gelu_bwd": times | {"gain": 0.9}}
     row = doctor.gpu_candidate(name, 90)
     assert row["runs"] == "candidate"
-    assert row["why"].startswith("in place of the owner: verified on NVIDIA H200, 2026-02-01")
+    assert row["why"].startswith(
+        "in place of the owner of bias_gelu_fwd (1.25 times as fast): verified on NVIDIA H200, 2026-02-01"
+    )
+    assert "it was 0.90 times as fast as the owner at bias_gelu_bwd, the median of 3 cases" in row["why"]
 
 
 def test_without_a_gpu_what_results_verify_is_listed():

@@ -17,7 +17,19 @@ from rich.console import Console
 
 from benchmarks.gpu import results
 
-STAGES = ("build", "parity", "verified", "encoder", "sentences", "training", "loader", "micro", "races", "compiled")
+STAGES = (
+    "build",
+    "parity",
+    "verified",
+    "encoder",
+    "sentences",
+    "training",
+    "loader",
+    "candidates",
+    "micro",
+    "races",
+    "compiled",
+)
 OPTIONAL = ("tune",)  # changes launch tables, so only where it is named
 Stage = Callable[[str, frozenset[str]], Iterator[results.Line]]
 
@@ -30,17 +42,35 @@ def _build(only: str, done: frozenset[str]) -> Iterator[results.Line]:
     )
     text = "" if got.returncode == 0 else (got.stdout + got.stderr)[-2000:]
     yield results.line("build", "extension", ok=got.returncode == 0, error=text)
+    yield _build_cuda()
+
+
+def _build_cuda() -> results.Line:
+    """The CUDA C++ products: as they are where they are of these sources, else built where nvcc and CUTLASS's headers are."""
+    from bertfast import _cuda
+
+    if _cuda.absence() is None:
+        return results.line("build", "CUDA library", ok=True, error="")
+    jobs = {"BERTFAST_CUDA_JOBS": os.environ.get("BERTFAST_CUDA_JOBS", "4")}
+    got = subprocess.run(
+        [sys.executable, str(_cuda.BUILD)], cwd=results.ROOT, env=os.environ | jobs, capture_output=True, text=True
+    )
+    _cuda.forget()
+    ok = {0: True, _cuda.NOT_POSSIBLE: None}.get(got.returncode, False)  # candidates alone need it
+    return results.line("build", "CUDA library", ok=ok, error="" if ok else (got.stdout + got.stderr)[-2000:])
 
 
 def _verified(only: str, done: frozenset[str]) -> Iterator[results.Line]:
     """What follows from all lines: verified ops, captured calls that are slower than stock, matrix rates; and tables."""
-    from benchmarks.gpu import docs, faster, rates, verified
+    from benchmarks.gpu import docs, faster, rates, verified, waterfall_page
 
     yield results.line("verified", "verified.json", ok=True, ops=verified.write())
     yield results.line("verified", "faster.json", ok=True, lines=faster.write())
     yield results.line("verified", "matrix_rates.json", ok=True, devices=rates.write())
     docs.write_gpu_page()
     yield results.line("verified", "docs/gpu.md", ok=True)
+    waterfall_page.write()
+    yield results.line("verified", "docs/waterfall.md", ok=True)
 
 
 def stage(name: str) -> Stage:
@@ -59,6 +89,11 @@ def before(name: str) -> frozenset[str]:
         from benchmarks.tune import measured_here
 
         return measured_here()
+    if name == "candidates":
+        from benchmarks.gpu import candidates
+
+        here = results.environment()
+        return candidates.decided(results.read(), here["device"], here["arch"])
     return results.done(name, results.read())
 
 
@@ -72,6 +107,8 @@ def summary(line: results.Line) -> str:
         parts.append(f"{100 * line['share_of_ceiling']:.0f} % of the ceiling, host {line['host_us']:.0f} us")
     if "path" in line:
         parts.append(line["path"])
+    for side, row in line.get("sides", {}).items():
+        parts.append(f"{side} {row['rate']:,.0f} {line['unit']}" if "rate" in row else f"{side} {row['error'][:60]}")
     if "ratio" in line:
         rates = ", ".join(f"{side} {rate:,.0f}" for side, rate in line["tokens_per_second"].items())
         parts.append(f"{line['ratio']['p50']:.2f}x stock ({rates} tokens/s)")
@@ -103,6 +140,10 @@ def main(
 
     from bertfast.triton import verified
 
+    if not torch.cuda.is_available() and "candidates" in (stages or ()):
+        from benchmarks.gpu import candidates
+
+        print(candidates.outline(only))
     if not torch.cuda.is_available() and set(names) - {"build", "verified"}:
         raise SystemExit(
             f"no GPU is visible to torch {torch.__version__}: these stages measure and test on one. Without it, "

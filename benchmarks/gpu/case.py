@@ -30,6 +30,7 @@ class Ceilings(NamedTuple):
 
 # Measured on an H200 before this project had kernels, but for float32: NVIDIA's figure for its cores, 67 TFLOP/s.
 H200 = Ceilings(4.3e12, 790e12, 67e12)
+COPY = 4251e9  # bytes a second of a copy, measured on the H200 that ran these kernels: what predictions are made of
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Case:
         spills: (kernel, architecture) to the reason why it may spill there.
         run: what to time in place of the owner, for alternatives that own nothing yet.
         architectures: those that its kernels are written for, of the ones that kernels are compiled for.
+        predicted_us: microseconds that were expected on an H200 before it was ever timed there; `reason`: what they are made of.
     """
 
     op: str
@@ -66,6 +68,8 @@ class Case:
     spills: dict[tuple[str, int], str] = field(default_factory=dict)
     run: Callable[..., Any] | None = None
     architectures: tuple[int, ...] = ARCHITECTURES
+    predicted_us: float | None = None
+    reason: str = ""
 
     @property
     def name(self) -> str:

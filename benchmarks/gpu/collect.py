@@ -27,3 +27,9 @@ def candidate(case: Case) -> str | None:
     """The candidate that a case runs, such as "linear_gelu.cheap_erf"; None where it runs none."""
     names = map(_library.candidate_of, _library.candidates().get(case.op, ()))
     return next((name for name in names if case.run is _library.candidate_function(case.op, name)), None)
+
+
+def absence(case: Case) -> str | None:
+    """Why the candidate that a case runs is not in this installation; None where it is, and for owners."""
+    name = candidate(case)
+    return None if name is None else _library.absence_of(name)

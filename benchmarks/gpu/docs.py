@@ -29,7 +29,8 @@ def ops_of(cases: list[Case]) -> list[str]:
     return list(dict.fromkeys(case.op for case in cases))
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
+def as_table(head: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
 
@@ -80,11 +81,11 @@ def status(
             rows.append([op, device, word, text + (f", {failed} failed" if failed else "")])
         if not ran:
             rows.append([op, "", "never run", "not measured"])
-    return _table(["op", "device", "parity on a GPU", "share of the measured ceiling"], rows)
+    return as_table(["op", "device", "parity on a GPU", "share of the measured ceiling"], rows)
 
 
 def candidates(lines: list[results.Line]) -> str:
-    """What each candidate would own, and how its parity tests went on each device."""
+    """What each candidate would own, how its parity tests went on each device, and how fast it was beside the owner."""
     from bertfast.triton import verified as shipped
 
     rows = []
@@ -92,9 +93,15 @@ def candidates(lines: list[results.Line]) -> str:
         parity = [one for one in results.latest(lines) if one["stage"] == "parity" and one.get("op") == name]
         for one in parity:
             word = "passed" if one["ok"] else "FAILED"
-            rows.append([name, ", ".join(ops), one["device"], f"{word} ({one['date'][:10]}, {one['commit']})"])
-        rows += [] if parity else [[name, ", ".join(ops), "", "never run"]]
-    return _table(["candidate", "for", "device", "parity on a GPU"], rows)
+            timed = verified.gains(one, name, verified.minor_of(one), lines)
+            gains = [
+                f"{op} {gain['gain']:.2f}x, loses {len(gain['losing'])} of {gain['cases']}"
+                for op, gain in timed.items()
+            ]
+            word = f"{word} ({one['date'][:10]}, {one['commit']})"
+            rows.append([name, ", ".join(ops), one["device"], word, "; ".join(gains) or "not timed"])
+        rows += [] if parity else [[name, ", ".join(ops), "", "never run", ""]]
+    return as_table(["candidate", "for", "device", "parity on a GPU", "times as fast as the owner"], rows)
 
 
 def prediction(cases: list[Case]) -> str:
@@ -104,7 +111,7 @@ def prediction(cases: list[Case]) -> str:
         flops = f"{case.flops / 1e9:.2f}" if case.flops else ""
         dtype = str(case.dtype).removeprefix("torch.")
         rows.append([case.op, case.shape, dtype, f"{case.bytes / 1e6:.2f}", flops, seconds])
-    return _table(["op", "shape", "dtype", "MB", "GFLOP", "floor on an H200, us"], rows)
+    return as_table(["op", "shape", "dtype", "MB", "GFLOP", "floor on an H200, us"], rows)
 
 
 def _span(values: list[int]) -> str:
@@ -139,7 +146,7 @@ def compiled(rows: "list[Row]") -> str:
             ]
         )
     head = ["kernel", "op", "arch", "variants", "registers", "warps", "shared bytes", "spilling", "tensor core", "bulk"]
-    return _table(head, lines)
+    return as_table(head, lines)
 
 
 def launch_tables() -> str:
@@ -152,7 +159,7 @@ def launch_tables() -> str:
             key = " ".join(f"{field} {value}" for field, value in sorted(entry.key))
             tile = ", ".join(f"{field} {value}" for field, value in entry.tile.items())
             rows.append([name, entry.table, f"sm_{entry.arch}", key, tile, entry.reason])
-    return _table(["tables", "table", "from", "for", "tile", "reason"], rows)
+    return as_table(["tables", "table", "from", "for", "tile", "reason"], rows)
 
 
 def render(cases: list[Case], rows: "list[Row]", lines: list[results.Line] | None = None) -> str:
@@ -163,7 +170,8 @@ def render(cases: list[Case], rows: "list[Row]", lines: list[results.Line] | Non
         status(ops_of(cases), lines, reviews=verified.reviews()),
         notes(verified.committed()),
         "## Candidates\n",
-        "They take the place of an op's owner by themselves on an architecture where their parity tests passed.\n",
+        "They take the place of an op's owner by themselves on an architecture where their parity tests passed and committed\n"
+        "lines show them faster at that op: the median over its cases of the owner's time over theirs, in turn in one run.\n",
         candidates(lines),
         "## What comes out of the compiler\n",
         "Spans are over the variants that the cases reach. Spilling counts variants with loads or stores of local memory; tensor\n"
@@ -198,7 +206,7 @@ def whole_models(lines: list[results.Line]) -> str:
         ]
         where = f"{one['device']}, {one['date'][:10]}, {one['commit']}"
         rows.append([one["case"], one.get("dtype", ""), how, f"{1e3 * one['p50']:.2f}", ", ".join(peers), where])
-    return _table(["", "dtype", "ours", "ms", "peers, ms (times our time)", "measured"], rows)
+    return as_table(["", "dtype", "ours", "ms", "peers, ms (times our time)", "measured"], rows)
 
 
 def by_hand(measured: dict[str, Any]) -> str:
@@ -211,7 +219,7 @@ def by_hand(measured: dict[str, Any]) -> str:
         rows.append([case, f"{one['eager_ms']:.2f}", f"{one['graph_ms']:.2f}", f"{rate:,.0f}"])
     origin = ", ".join(measured[name] for name in ("device", "date", "commit"))
     origin += f", torch {measured['torch']}, Triton {measured['triton']}"
-    table = _table(["bertfast.models", "eager, ms", "one graph, ms", "tokens a second"], rows)
+    table = as_table(["bertfast.models", "eager, ms", "one graph, ms", "tokens a second"], rows)
     return f"{measured['what']} {measured['how']} {origin}.\n\n{table}"
 
 

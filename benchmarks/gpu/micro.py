@@ -1,4 +1,7 @@
-"""The stage micro: every case against its peers, as shares of what this device was measured to copy and multiply."""
+"""The stage micro: every case against its peers, as shares of what this device was measured to copy and multiply.
+
+A candidate's line holds what a verdict needs (`verified.gains`): its owner's time in turn with its own, and both digests.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,7 +10,10 @@ import torch
 
 from benchmarks.gpu import collect, measure, results
 from benchmarks.gpu.case import Arguments, Case, Ceilings
+from benchmarks.gpu.verified import OWNER
+from bertfast import _library
 from bertfast.bench.protocol import Spread
+from bertfast.triton import sources, verified
 
 STAGE_SECONDS = 420  # no case is begun after this
 ORACLE_BYTES = 64 << 20  # cases up to this size are compared with the reference in float64
@@ -35,28 +41,55 @@ def describe(case: Case, spread: Spread, ceilings: Ceilings) -> results.Line:
         "share_of_ceiling": ceilings.floor(case) / spread.p50,
         "predicted": case.predicted_seconds,
         "share_of_prediction": case.predicted_seconds / spread.p50,
+        "predicted_us": case.predicted_us,
     }
 
 
+def about(case: Case, arch: int) -> results.Line:
+    """What a line says of its case before anything ran: what it is, and the digest of the kernels that it runs on `arch`."""
+    line = {"op": case.op, "shape": case.shape, "dtype": str(case.dtype).removeprefix("torch.")}
+    owner = sources.here(verified.folder_of(case.op), arch)
+    name = collect.candidate(case)
+    if name is not None:
+        return line | {"candidate": name, "sources": sources.here(name, arch), "owner_sources": owner}
+    return line | {"sources": owner}
+
+
+def peers_of(case: Case) -> dict[str, Any]:
+    """A case's peers; a candidate's owner is always among them."""
+    if collect.candidate(case) is None or OWNER in case.peers:
+        return case.peers
+    owner = _library.owner(case.op, "CUDA")
+    return {OWNER: lambda arguments: lambda: owner(*arguments), **case.peers}
+
+
 def run_case(
-    case: Case, device: torch.device, clock: measure.Clock, ceilings: Ceilings, synchronize: measure.Thunk
+    case: Case,
+    device: torch.device,
+    clock: measure.Clock,
+    ceilings: Ceilings,
+    synchronize: measure.Thunk,
+    stage: str = "micro",
+    budget: float = 0.5,
 ) -> results.Line:
-    """One line; a case that fails is a line with ok=False."""
-    about = {"op": case.op, "shape": case.shape, "dtype": str(case.dtype).removeprefix("torch.")}
+    """One line of a stage; a case that fails is a line with ok=False. budget: seconds for all sides together, see `take_turns`."""
+    what = about(case, results.environment()["arch"])
+    if (reason := collect.absence(case)) is not None:
+        return results.line(stage, case.name, ok=None, error=reason, **what)
     try:
         arguments = case.make(device)
         function = collect.function(case)
         thunks: dict[str, measure.Thunk] = {"owner": lambda: function(*arguments)}
         peers: dict[str, Any] = {}
-        for name, build in case.peers.items():
+        for name, build in peers_of(case).items():
             try:
                 thunks[name] = build(arguments)
             except Exception as problem:  # a peer that this torch does not have
                 peers[name] = {"error": measure.explain(problem)}
-        spreads = measure.take_turns(thunks, clock)
+        spreads = measure.take_turns(thunks, clock, budget)
         own = spreads.pop("owner")
         if isinstance(own, str):
-            return results.line("micro", case.name, ok=False, error=own, **about)
+            return results.line(stage, case.name, ok=False, error=own, **what)
         for name, spread in spreads.items():
             if isinstance(spread, str):
                 peers[name] = {"error": spread}
@@ -65,9 +98,9 @@ def run_case(
         more = describe(case, own, ceilings) | {"peers": peers, "clocks": results.clocks()}
         more["host_us"] = 1e6 * measure.host_seconds(thunks["owner"], synchronize)
         more["error"] = error(case, arguments)
-        return results.line("micro", case.name, ok=True, **about, **more)
+        return results.line(stage, case.name, ok=True, **what, **more)
     except Exception as problem:
-        return results.line("micro", case.name, ok=False, error=measure.explain(problem), **about)
+        return results.line(stage, case.name, ok=False, error=measure.explain(problem), **what)
 
 
 def run(only: str = "", done: frozenset[str] = frozenset()) -> Iterator[results.Line]:

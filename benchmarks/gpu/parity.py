@@ -20,11 +20,13 @@ from typing import NamedTuple
 
 import bertfast.ops  # noqa: F401  defines the ops
 from benchmarks.gpu import results
+from bertfast import _library
 from bertfast.triton import sources, verified
 
 LIMIT_SECONDS = 330
 GRACE_SECONDS = 30  # to write the report once interrupted
-TESTS = "triton or (fused and not refused)"  # the fused products own no op, so no test calls them by implementation
+# The fused products own no op, so no test calls them by implementation.
+TESTS = "triton or gluon or cutlass or (fused and not refused)"
 # Test files of an op that has several. Those of the fused products are judged apart: nobody gets them unasked.
 PARTS = {"tied_embedding": "embedding_sum_norm", "masked_lm_head": "masked_lm_loss"}
 REPORTED = 20  # failed tests that a line names under `error`; `failures` has them all
@@ -96,6 +98,8 @@ def lines_of(
         text = "; ".join(outcomes["failed"][:REPORTED]) or ("" if outcomes["passed"] else "nothing ran")
         if not outcomes["failed"] and ran < expected_tests[op]:
             ok, text = None, f"{ran} of {expected_tests[op]} tests ran before the time was up"
+        if (reason := _library.absence_of(op)) is not None and ok:
+            ok, text = None, reason  # what passed did so without its kernels
         more: results.Line = {"sources": sources.here(op, results.environment()["arch"]) if sources.files(op) else ""}
         if op in ran_tests.nodes:
             more["failures"] = {name: ran_tests.messages[node] for name, node in ran_tests.nodes[op].items()}
@@ -155,22 +159,37 @@ def repeat(
     return outcomes
 
 
-def run(only: str = "", done: frozenset[str] = frozenset()) -> Iterator[results.Line]:
+def files_of(op: str) -> list[str]:
+    """The test files of an op, a folder of bertfast/ops, or of a candidate, those that exist; see `op_of`."""
+    names = [op.replace(".", "_"), *(part for part, whole in PARTS.items() if whole == op)]
+    files = [f"tests/ops/test_{name}.py" for name in names]
+    return [file for file in files if (results.ROOT / file).exists()]
+
+
+def judged(tests: list[str], seconds: float, only: str = "") -> Iterator[results.Line]:
+    """One line for each op of these files and folders, run with a fresh seed for so long at most.
+
+    only: chooses among the tests; the lines are then no verdict.
+    """
     seed = secrets.randbelow(2**31)
     print(f"parity: BERTFAST_SEED={seed}", flush=True)
-    tests = ["tests/ops", "tests/triton", "-k", f"({TESTS}) and {only}" if only else TESTS]
+    chosen = [*tests, "-k", f"({TESTS}) and {only}" if only else TESTS]
     listing = subprocess.run(
-        [sys.executable, "-c", INTERRUPTIBLE, *tests, *OPTIONS, "--collect-only"],
+        [sys.executable, "-c", INTERRUPTIBLE, *chosen, *OPTIONS, "--collect-only"],
         cwd=results.ROOT,
         env=_environment(seed),
         capture_output=True,
         text=True,
     )
     with tempfile.TemporaryDirectory() as folder:
-        junit = _pytest(tests, seed, Path(folder) / "junit.xml", LIMIT_SECONDS, True)
+        junit = _pytest(chosen, seed, Path(folder) / "junit.xml", seconds, True)
         if junit is None:
             yield results.line("parity", "pytest", ok=False, seed=seed, error="pytest wrote no report")
             return
         failed = list(read_report(junit).messages)
         repeats = repeat(failed[:REPEATED], Path(folder))
         yield from lines_of(junit, seed, expected(listing.stdout), only, repeats)
+
+
+def run(only: str = "", done: frozenset[str] = frozenset()) -> Iterator[results.Line]:
+    yield from judged(["tests/ops", "tests/triton"], LIMIT_SECONDS, only)

@@ -54,6 +54,8 @@ def different(case: Case, device: torch.device, repeats: int = REPEATS) -> int:
 
 def repeat_case(case: Case, device: torch.device, repeats: int = REPEATS) -> results.Line:
     about = {"op": case.op, "shape": case.shape, "dtype": str(case.dtype).removeprefix("torch."), "repeats": repeats}
+    if (reason := collect.absence(case)) is not None:
+        return results.line("races", case.name, ok=None, error=reason, **about)
     try:
         count = different(case, device, repeats)
     except Exception as problem:
@@ -101,7 +103,8 @@ def run(only: str = "", done: frozenset[str] = frozenset()) -> Iterator[results.
 def main(only: str = "") -> None:
     """What runs under compute-sanitizer."""
     for case in chosen(collect.all_cases(only))[::2]:
-        collect.function(case)(*case.make(torch.device("cuda", 0)))
+        if collect.absence(case) is None:
+            collect.function(case)(*case.make(torch.device("cuda", 0)))
     torch.cuda.synchronize()
 
 

@@ -149,8 +149,8 @@ def curve(dtype: str, device: torch.device, steps: int, size: str, tokens: int =
         task.alternate(steps, lambda batch: losses.append(stock.step(measure.stock_inputs(batch))), device)
         log = journal.read(Path(folder) / "run" / "log.jsonl")
     ours = [line["loss"] for line in log if line["event"] == "train"]
-    found = measure.apart(stock.model, task.model, losses, ours, measure.BANDS[dtype])
-    return {"size": size, "dtype": dtype, "steps": steps, **found, "ok": found["passed"]}
+    judged = measure.apart(stock.model, task.model, losses, ours, measure.BANDS[dtype])
+    return {"size": size, "dtype": dtype, "steps": steps, **judged, "ok": judged["passed"]}
 
 
 class _Speeds(NamedTuple):
@@ -188,19 +188,19 @@ def _alternated(row: measure.Row, device: torch.device, steps: int) -> _Speeds:
 def speed(row: measure.Row, device: torch.device, turns: int) -> results.Line:
     """Whole updates, batches made by as many processes for each side, a step of each in turn; tokens/s are of real tokens."""
     steps = turns + WARM_STEPS
-    found = _alternated(row, device, steps)
-    spreads = {"stock": found.stock, "ours": found.ours, "ours, eagerly": eager_rates(row, device)}
+    speeds = _alternated(row, device, steps)
+    spreads = {"stock": speeds.stock, "ours": speeds.ours, "ours, eagerly": eager_rates(row, device)}
     return {
         **dataclasses.asdict(row),
         "dtype": measure.BFLOAT16,
         "trainer": "bertfast.train",
-        "path": "captured" if 2 * found.replays > steps else "eager",
-        "said": [note for note in found.notes if note.startswith("steps ")],
+        "path": "captured" if 2 * speeds.replays > steps else "eager",
+        "said": [note for note in speeds.notes if note.startswith("steps ")],
         "train": True,
         "turns": turns,
-        "padding": found.padding,
+        "padding": speeds.padding,
         "tokens_per_second": {name: Spread.of(rate).p50 for name, rate in spreads.items()},
-        "ratio": dataclasses.asdict(Spread.of([a / b for a, b in zip(found.ours, found.stock, strict=True)])),
+        "ratio": dataclasses.asdict(Spread.of([a / b for a, b in zip(speeds.ours, speeds.stock, strict=True)])),
         "ok": True,
     }
 
@@ -210,25 +210,25 @@ def eager_rates(row: measure.Row, device: torch.device) -> list[float]:
     steps = EAGER_TURNS + WARM_STEPS
     with tempfile.TemporaryDirectory() as folder:
         task = _task(row, measure.BFLOAT16, 0.1, device, folder, steps=10 * steps, cuda_graphs=False)
-        found = task.alternate(steps, lambda _: None, device)
-    return [tokens / seconds for tokens, seconds in zip(found.tokens, found.seconds, strict=True)][WARM_STEPS:]
+        timed = task.alternate(steps, lambda _: None, device)
+    return [tokens / seconds for tokens, seconds in zip(timed.tokens, timed.seconds, strict=True)][WARM_STEPS:]
 
 
 def cases(device: torch.device, steps: int = 100, turns: int = 15, size: str = "4x256") -> dict[str, Callable[[], Any]]:
     """Name to what runs it."""
-    found: dict[str, Callable[[], Any]] = {
+    curves: dict[str, Callable[[], Any]] = {
         f"loss curve {size} {dtype}": lambda dtype=dtype: curve(dtype, device, steps, size) for dtype in measure.DTYPES
     }
-    return found | {
+    return curves | {
         f"pre-training {row.size} {row.length}, {row.tokens} tokens": lambda row=row: speed(row, device, turns)
         for row in ROWS
     }
 
 
-def run(wanted: str = "", done: frozenset[str] = frozenset()) -> Iterator[results.Line]:
+def run(only: str = "", done: frozenset[str] = frozenset()) -> Iterator[results.Line]:
     device, deadline = torch.device("cuda"), clocks.Deadline(STAGE_SECONDS)
     for name, case in cases(device).items():
-        if wanted not in name or name in done:
+        if only not in name or name in done:
             continue
         if deadline.passed:
             yield results.line("training", name, ok=None, error=deadline.text)

@@ -88,6 +88,8 @@ def _static_reason(module: nn.Module, captured: bool) -> str:
     if parameter is not None:
         asked = option(module, "gpu_kernels")
         reason = checks.environment_reason() or checks.tensor_reason(parameter.detach(), asked, captured)
+        if reason is not None and _is_for_want_of_autocast(parameter, asked, captured):
+            reason = f"without autocast {reason}"
     if reason is None and isinstance(module, FastBertLayer) and parameter is not None:
         reason = checks.layer_reason(module, parameter.device)
     if reason is None and isinstance(module, FastBertModel):
@@ -95,6 +97,13 @@ def _static_reason(module: nn.Module, captured: bool) -> str:
     if reason is None and isinstance(module, FastBertEmbeddings):
         reason = checks.embeddings_reason(module)
     return reason or ""
+
+
+def _is_for_want_of_autocast(parameter: nn.Parameter, asked: bool | None, captured: bool) -> bool:
+    """Whether a call on this GPU would be fast under autocast to 16 bits, which nobody has turned on now."""
+    if parameter.device.type != "cuda" or parameter.dtype is not torch.float32 or torch.is_autocast_enabled("cuda"):
+        return False
+    return checks.gpu_reason(parameter.device.index, asked, captured=captured, dtype=torch.bfloat16) is None
 
 
 def _captured(model: nn.Module) -> set[nn.Module]:

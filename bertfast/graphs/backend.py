@@ -279,12 +279,15 @@ class CudaBackend(Backend):
         if self._workspaces is None:
             self._workspaces = Workspaces(self.device)
         graph, side = torch.cuda.CUDAGraph(), self._stream()
-        counters.prepare(self.device, side.cuda_stream)  # graphs of a device take turns
         options: Any = {"pool": memory.handle, "stream": side, "capture_error_mode": MODE}
         held = self._workspaces.hold(side)
         try:
             # The outer context leads back to the caller's stream where ending the capture raises: torch's own does not.
-            with torch.cuda.stream(torch.cuda.current_stream(self.device)), torch.cuda.graph(graph, **options):
+            with (
+                counters.capturing(self.device, side.cuda_stream),  # graphs of a device take turns
+                torch.cuda.stream(torch.cuda.current_stream(self.device)),
+                torch.cuda.graph(graph, **options),
+            ):
                 before = torch.cuda.memory_reserved(self.device)  # after torch emptied its cache
                 outputs = function()
                 grown = torch.cuda.memory_reserved(self.device) - before

@@ -2,7 +2,7 @@
 
 They belong to their owner by identity, as prepacked weights do (`nn.prepack`): deepcopy, pickle and state_dict know nothing of
 them, and they go when it goes. All of an owner's are good as long as every tensor that they read by address lies where it lay
-(`nn.stamps`); what is written in place they see by themselves.
+(`ops.stamps`); what is written in place they see by themselves.
 """
 
 import os
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from bertfast.graphs import backend as backends
 from bertfast.graphs.backend import INFERENCE, Backend, Graph
-from bertfast.nn.stamps import Stamp, stamp
+from bertfast.ops.stamps import Stamp, stamp
 
 _REMEMBERED = 256  # places that came once, or that stay eager, of an owner
 _FAILURES = 2  # captures that failed, after which an owner's calls of that kind stay eager

@@ -13,6 +13,7 @@ from bertfast.graphs.cache import Cache, Limits
 T = TypeVar("T")
 REPLAYED, CAPTURED = "replayed", "captured"
 NO_MEMORY = "there is no memory for its graph"
+_CPU_WORDS = ("DefaultCPUAllocator", "not enough memory", "can't allocate memory")  # of torch's RuntimeError
 ANOTHER_CAPTURES = "another thread captures"
 LET_GO = "its graph was let go meanwhile"
 
@@ -70,7 +71,7 @@ def attempt(make: Callable[[], T | Failure], owned: Cache, device: Backend) -> T
         except IndexError:  # of another thread's call: a launcher looks for what an earlier kernel reported
             raise
         except Exception as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 return Failure(f"capturing it raised {type(error).__name__}: {error}")
             if not more_memory:
                 return Failure(NO_MEMORY)
@@ -79,10 +80,15 @@ def attempt(make: Callable[[], T | Failure], owned: Cache, device: Backend) -> T
     raise AssertionError("the second try returns")
 
 
-def _is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether the error, or one that it came after, is the device's: ending a capture that broke off may raise another."""
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether the error says that an allocation failed, on a GPU or on the CPU, or came after one that does.
+
+    Ending a capture that broke off may raise another.
+    """
     while error is not None:
-        if isinstance(error, torch.OutOfMemoryError):
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+            return True
+        if isinstance(error, RuntimeError) and any(words in str(error) for words in _CPU_WORDS):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from bertfast.graphs.backend import TRAINING, Backend, Graph
-from bertfast.nn.stamps import Stamp, stamp
+from bertfast.ops.stamps import Stamp, stamp
 
 Procedure = Callable[[], None]
-NO_MEMORY = "there is no memory for its graphs"
 _PAUSE = 16  # steps after a graph had to go in which nothing new is captured
 
 
@@ -139,15 +138,6 @@ class Generator:
             torch.cuda.set_rng_state(self._state, self._device)
         else:
             torch.set_rng_state(self._state)
-
-
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether the error, or one that it came after, is the device's: ending a capture that broke off may raise another."""
-    while error is not None:
-        if isinstance(error, torch.OutOfMemoryError):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def differing(now: Sequence[Tensor], before: Sequence[Tensor]) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bertfast import _torch
 from bertfast.nn.parts import PARAMETERS, LayerParts
-from bertfast.nn.stamps import stamp
+from bertfast.ops.stamps import stamp
 
 _copy = _torch.foreach("copy_")
 _cache: "WeakKeyDictionary[nn.Module, dict[torch.dtype, _Kept]]" = WeakKeyDictionary()
@@ -272,8 +272,18 @@ class Held:
         """Write every copy anew, by one launch or a few for each stack: after weights changed. Waits for nothing."""
         for copies, parameters in self._copies.values():
             copies.write(parameters)
+        self.refresh_others()
+
+    def refresh_others(self) -> None:
+        """`refresh` of what `also` gave alone: for who has written the copies already."""
         for _, other in self._others.values():
             other.refresh()
+
+    def pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each parameter and the copy, or piece of one, that it is written to: of all stacks that were called."""
+        for copies, parameters in self._copies.values():
+            for number, target in zip(copies.sources, copies.targets, strict=True):
+                yield parameters[number], target
 
     def copies(self, owner: nn.Module, parameters: list[Any], dtype: torch.dtype) -> list[Copies]:
         """Those of a stack, made and written at its first call, and again where a parameter was replaced or moved."""

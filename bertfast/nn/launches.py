@@ -38,6 +38,7 @@ class _Again:
 
     def __init__(self, repeat: repeats.Repeat, results: Sequence[Tensor]) -> None:
         self._repeat = repeat
+        self.may_run = repeat.may_run
         self._forms = [_form_of(result) for result in results]
 
     def __call__(self, values: list[Any]) -> tuple[Tensor, ...]:
@@ -74,7 +75,7 @@ class Launches:
         """
         place = name, slot, args[0].shape
         again = self._again.get(place)
-        if again is not None:
+        if again is not None and again.may_run():
             return again([args[number] for number in varying])
         function = _library.resolved(name, "CUDA")
         if place in self._again:

@@ -1,7 +1,7 @@
 """Whether a model and all inside it is as it was: classes, modules, hooks, options, parameters by identity (csrc/snapshot.h).
 
 To look through a hundred modules in Python takes as long as a layer of MiniLM does on a query of 16 tokens; this takes a twentieth
-of that. What lies in the parameters is not looked at: `stamps` says where they lie, prepacked copies what they hold.
+of that. What lies in the parameters is not looked at: `ops.stamps` says where they lie, prepacked copies what they hold.
 """
 
 import functools

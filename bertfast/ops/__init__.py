@@ -4,7 +4,7 @@ They compute in the dtype they are given: autocast changes `bertfast.nn`, optimi
 """
 
 from bertfast import _ext
-from bertfast.ops import fp8_cast, fp8_gelu, fp8_linear, fp8_norm  # noqa: F401  defines their ops
+from bertfast.ops import fp8_cast, fp8_gelu, fp8_linear, fp8_norm, optimizer  # noqa: F401  defines their ops
 from bertfast.ops.attention import attention, attention_padded
 from bertfast.ops.dropout_add_norm import dropout_add_norm
 from bertfast.ops.embedding_sum_norm import embedding_sum_norm, tied_embedding_sum_norm

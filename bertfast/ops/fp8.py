@@ -20,7 +20,7 @@ def cast(x: Tensor, scale: Tensor, amax: Tensor, dtype: torch.dtype, transposed:
     """x [T, C] in FP8 and, where `transposed`, its copy [C, T]; `amax` is raised to the largest |x|."""
     if x.numel():
         amax.copy_(torch.maximum(amax, x.abs().max().to(amax.dtype)))
-    y = quantise(x, scale, dtype)
+    y = quantise(x, scale, dtype).contiguous()
     return y, y.t().contiguous() if transposed else y.new_empty(0)
 
 
@@ -28,4 +28,4 @@ def cast_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """x [T, C] in FP8 with a scale [T, 1] from each row's largest magnitude; 1 where that is 0 or not finite."""
     amax = x.abs().amax(-1, keepdim=True).float()
     scale = torch.where((amax > 0) & amax.isfinite(), amax / LARGEST[dtype], 1.0)
-    return quantise(x, scale, dtype), scale
+    return quantise(x, scale, dtype).contiguous(), scale

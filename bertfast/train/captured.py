@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from bertfast import _torch
-from bertfast.graphs import feed, steps
+from bertfast.graphs import capturing, feed, steps
 from bertfast.graphs.backend import Backend
 from bertfast.models import BertPreTrainedModel
 from bertfast.train.config import TrainConfig
@@ -179,11 +179,11 @@ class CapturedStep:
         try:
             self._launch(batches)
         except Exception as error:
-            if not len(self._procedures) or not steps.is_out_of_memory(error):
+            if not len(self._procedures) or not capturing.is_out_of_memory(error):
                 raise
             short = True
         if short:  # the error is gone, and with it what its frames held
-            self._stop(steps.NO_MEMORY)
+            self._stop(capturing.NO_MEMORY)
             generator.restore()
             self._launch(batches)
 
@@ -221,7 +221,7 @@ class CapturedStep:
             self._compute(batches)
         known = self.step.exchange(flags())
         if reason is None and _UPDATE not in self._procedures:
-            reason = self._attempt(lambda: self._procedures.capture(_UPDATE, self.step.update, keep=True))
+            reason = self._attempt(self._capture_update)
             if reason is not None:
                 self._stop(reason, keep_gradients=True)
         if reason is None:
@@ -239,10 +239,14 @@ class CapturedStep:
         except IndexError:  # a launcher looked for what an earlier kernel reported of its ids
             raise
         except Exception as error:
-            if steps.is_out_of_memory(error):
-                return steps.NO_MEMORY
+            if capturing.is_out_of_memory(error):
+                return capturing.NO_MEMORY
             return f"capturing raised {type(error).__name__}: {error}"
         return None
+
+    def _capture_update(self) -> None:
+        self.step.place()
+        self._procedures.capture(_UPDATE, self.step.update, keep=True)
 
     def _capture_micro_batches(self, batches: list[tuple[Hashable, Any]]) -> None:
         """Capture what is missing, and replay all."""

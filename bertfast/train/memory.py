@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
+from bertfast.graphs import capturing
 from bertfast.train.config import TrainConfig
 from bertfast.train.distributed import Ranks
 from bertfast.train.errors import OutOfMemoryError
@@ -27,7 +28,6 @@ from bertfast.train.errors import OutOfMemoryError
 _GIB = 2**30
 _STEP = 64  # suggested budgets are multiples of this
 _MARGIN = 0.75  # of what is there: a step may take 1.4 times the estimate
-_CPU_WORDS = ("DefaultCPUAllocator", "not enough memory", "can't allocate memory")
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,6 @@ def estimate(model: nn.Module, config: TrainConfig, ranks: int = 1, *, gpu: bool
     kept = layers * 4 * e + layer if config.gradient_checkpointing else layers * layer
     each = 16 + (2 if gpu and width == 2 else 0) + (4 if gpu and ranks > 1 and shards == 1 else 0)
     return Estimate(each * parameters // shards, kept + 4 * (3 * f + 8 * e))
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that an allocation failed, on a GPU or on the CPU."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _CPU_WORDS)
 
 
 def available(device: torch.device) -> float:
@@ -109,7 +102,7 @@ def guard(model: nn.Module, config: TrainConfig, ranks: Ranks, step: int, batche
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+        if not capturing.is_out_of_memory(error):
             raise
         tokens = max(batch.input_ids.numel() for batch in batches)
         raise OutOfMemoryError(

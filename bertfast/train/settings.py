@@ -112,10 +112,10 @@ def build(cls: type[T], settings: Settings, values: Any = None, path: str = "") 
     if not isinstance(values, dict):
         raise ConfigError(f"{where}: {path} is a section of options, found {values!r}")
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    kinds = typing.get_type_hints(cls)
     for key in values:
         if key not in fields:
-            _refuse_unknown(settings, f"{path}{key}", str(key), list(fields))
-    kinds = typing.get_type_hints(cls)
+            _refuse_unknown(settings, path, str(key), kinds)
     given: dict[str, Any] = {}
     missing = ""
     for name, field in fields.items():
@@ -135,10 +135,14 @@ def build(cls: type[T], settings: Settings, values: Any = None, path: str = "") 
         raise ConfigError(f"{where}: {error}" if path else str(error)) from None
 
 
-def _refuse_unknown(settings: Settings, path: str, key: str, known: list[str]) -> None:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(known)}"
-    raise ConfigError(f"{settings.origin(path)}: unknown option {path}{hint}")
+def _refuse_unknown(settings: Settings, path: str, key: str, kinds: dict[str, Any]) -> None:
+    """kinds: the options there, by name; one that is a dataclass is a section with options of its own."""
+    sections = [name for name, kind in kinds.items() if dataclasses.is_dataclass(kind)]
+    inside = [name for name in sections if key in (field.name for field in dataclasses.fields(kinds[name]))]
+    near = difflib.get_close_matches(key, kinds, n=1, cutoff=0.5)
+    meant = [f"{path}{name}.{key}" for name in inside] or near
+    hint = f"; did you mean {' or '.join(meant)}?" if meant else f"; known here: {', '.join(kinds)}"
+    raise ConfigError(f"{settings.origin(f'{path}{key}')}: unknown option {path}{key}{hint}")
 
 
 def _convert(settings: Settings, kind: Any, value: Any, path: str) -> Any:

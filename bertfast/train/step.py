@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from bertfast.nn.joined import Held
-from bertfast.train import optim
+from bertfast.train import one_pass, optim
 from bertfast.train.config import TrainConfig
 from bertfast.train.distributed import Ranks, accumulating
 from bertfast.train.flags import Flags
@@ -29,7 +29,7 @@ from bertfast.train.window import EXTRA, Window
 
 @dataclass
 class Reading:
-    """What `Step.read` found on the device.
+    """What `Step.read` reads from the device.
 
     Attributes:
         bad: the first step whose loss or gradient norm was not finite, 0 for none.
@@ -99,6 +99,7 @@ class Step:
         self.window, self.terms = window, window.terms
         device, n = ranks.device, len(window.terms)
         self._flags, self._reducer, self._copies = Flags(ranks, lag), reducer, copies
+        self._placed: object = None  # where the tensors of a captured update lie
         # DDP and FSDP average gradients over ranks, so the sum needs a factor.
         self._factor = ranks.size if reducer is None else 1
 
@@ -111,9 +112,11 @@ class Step:
         self._counts = counts.view(micro_batches, n)
         self._targets = self._told[:n] if ranks.size == 1 else zeros(n)  # of all ranks
         self._weights = zeros(micro_batches, n, dtype=torch.float32)
-        self._row = zeros(1, dtype=torch.int64)  # of the present micro-batch
-        self.shared, self.record = zeros(3 * n + len(EXTRA)), zeros(3 * n + len(EXTRA) + 1)
-        self._sums, self._rest = self.shared.split([2 * n, n + len(EXTRA)])
+        # The number of the present micro-batch, int64, and sums that begin with zeros as it does; then the others.
+        whole = zeros(1 + 3 * n + len(EXTRA))
+        self._fresh, self._rest = whole.split([1 + 2 * n, n + len(EXTRA)])
+        self._row, self._sums, self.shared = whole[:1].view(torch.int64), self._fresh[1:], whole[1:]
+        self.record = zeros(3 * n + len(EXTRA) + 1)
         self.rate = zeros(dtype=torch.float64 if device.type == "cpu" else torch.float32)
         self.number = torch.full((), number, dtype=torch.int64, device=device)
         self.bad, self.withheld = zeros(dtype=torch.int64), zeros(dtype=torch.float32)
@@ -175,25 +178,24 @@ class Step:
     def first(self, batch: Any) -> None:
         """Forward and backward of the first micro-batch, which is on the device."""
         self._weights.copy_(self._counts / self._targets.clamp(min=1) * self._factor)
-        self._sums.zero_()
+        self._fresh.zero_()
         self._rest.copy_(self._told)
-        self._row.zero_()
         self.further(batch)
 
     def further(self, batch: Any) -> None:
         """Forward and backward of another micro-batch, which is on the device."""
         terms = self.terms
         with torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.config.autocasts):
-            found = self.task.terms(self.model, batch)
+            outputs = self.task.terms(self.model, batch)
         weights = self._weights.index_select(0, self._row)[0]
-        loss = torch.stack([found[term].mean.float() for term in terms]) @ weights
+        loss = torch.stack([outputs[term].mean.float() for term in terms]) @ weights
         loss.backward()
         counts = self._counts.index_select(0, self._row)[0]
-        means = torch.stack([found[term].mean.detach() for term in terms]).double()
+        means = torch.stack([outputs[term].mean.detach() for term in terms]).double()
         # A term without targets is zero by contract; 0 x NaN must not hide that it is not.
         self._sums[: len(terms)] += torch.where(counts > 0, means * counts, means)
         for place, term in enumerate(terms, len(terms)):
-            right = found[term].correct
+            right = outputs[term].correct
             if right is not None:
                 self.window.judged.add(term)
                 self._sums[place] += right.detach()
@@ -228,12 +230,15 @@ class Step:
 
     def apply(self) -> None:
         """Clip the gradients and update the weights, and what products read in their place."""
-        optim.clip(self.task.model, self.norm, self.config.max_grad_norm)
         self.rate.copy_(self._rate[0])
-        optim.allow_capture(self.optimizer, self.ranks.device)
-        self.optimizer.step()
-        if self._copies is not None:
-            self._copies.refresh()
+        optim.update(self.optimizer, self.task.model, self.norm, self.config.max_grad_norm, self._copies)
+
+    def place(self) -> None:
+        """Before `update` is captured: note where the present gradients lie, which cannot be done in a capture."""
+        if optim.in_one_pass(self.optimizer) and one_pass.runs("gradient_norm", self.ranks.device):
+            with one_pass.placing() as self._placed:
+                optim.gradient_norm(self.task.model)
+                optim.update(self.optimizer, self.task.model, self.norm, self.config.max_grad_norm, self._copies)
 
     def read(self) -> Reading:
         """Wait for the device, and say what it found."""

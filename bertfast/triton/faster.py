@@ -8,6 +8,7 @@ imports neither Triton nor transformers.
 
 import json
 import math
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -103,12 +104,22 @@ def slower(arch: int, dtype: torch.dtype, train: bool = False) -> list[Line]:
     return sorted((line for line in measured(arch, dtype, train) if line["ratio"] < 1), key=lambda line: line["ratio"])
 
 
+PROFILED = "; in every profile these kernels took 0.42 to 0.9 of stock's GPU time"  # what `remark` says where nothing was timed
+
+
+def remarks(arch: int, dtype: torch.dtype, kinds: Sequence[bool]) -> str:
+    """`remark` of inference (False) and of training (True), what both say only once."""
+    each = [remark(arch, dtype, train) for train in kinds]
+    profiled = PROFILED if any(text.endswith(PROFILED) for text in each) else ""
+    return "; ".join(text.removesuffix(PROFILED) for text in each) + profiled
+
+
 def remark(arch: int, dtype: torch.dtype, train: bool = False) -> str:
     """What is known of the speed of captured calls on `arch` in `dtype`, in plain words."""
     lines, calls = measured(arch, dtype, train), "captured training calls" if train else "captured calls"
     if not lines:
         text = f"{calls} in {_name(dtype)} were not yet timed beside stock on sm_{arch}"
-        return text + "; in every profile these kernels took 0.42 to 0.9 of stock's GPU time" * (dtype in ON_UNMEASURED)
+        return text + PROFILED * (dtype in ON_UNMEASURED)
     ratios = sorted(line["ratio"] for line in lines)
     devices = ", ".join(sorted({line["device"] for line in lines}))
     text = f"{calls} in {_name(dtype)} ran at {ratios[0]:.2f} to {ratios[-1]:.2f} times stock's speed on {devices}"

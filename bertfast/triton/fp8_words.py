@@ -1,4 +1,4 @@
-"""What passes that write FP8 share inside a kernel: the cast, the largest magnitude, and the transposed copy by words of several rows.
+"""What passes that write FP8 share inside a kernel: the cast, the largest magnitude, the transposed copy by words of some rows.
 
 A transposed copy through bytes is dear: Triton computes a tile once in the layout of each of its stores, or moves bytes
 one by one through shared memory. So a program takes the rows of a *group* (4 or 8 neighbours) one after another, in one layout, and
@@ -37,7 +37,7 @@ def larger(largest, v):
 
 @triton.jit
 def bits_of_largest(magnitude, axis: tl.constexpr):
-    """The bits of the largest magnitude along `axis`, int32. They grow with the number; infinity is above all, and NaN above that."""
+    """The bits of the largest magnitude along `axis`, int32. They grow with the number; above all are infinity and, last, NaN."""
     return tl.max(magnitude.to(tl.int32, bitcast=True), axis)
 
 
@@ -46,6 +46,13 @@ def raise_amax(amax_ptr, magnitude):
     """Raise the float32 at amax_ptr to the largest of a [R, C] tile of magnitudes."""
     place = amax_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
     tl.atomic_max(place, tl.max(bits_of_largest(magnitude, 1), 0), sem="relaxed")
+
+
+@triton.jit
+def largest_of_rows(largest, v):
+    """`larger` of [1, C] and the rows of v [R, C]: registers for one row."""
+    rows = bits_of_largest(tl.abs(v), 0)[None, :].to(tl.float32, bitcast=True)
+    return larger(largest, rows)
 
 
 @triton.jit
@@ -75,3 +82,35 @@ def row_scale(bits, LARGEST: tl.constexpr):
     """The scale of rows whose largest magnitude has these bits; 1 where that is 0, infinite or NaN."""
     amax = bits.to(tl.float32, bitcast=True)
     return tl.where((amax > 0.0) & (amax < float("inf")), tl.div_rn(amax, LARGEST), 1.0)
+
+
+@triton.jit
+def transpose_rows(
+    stored_ptr,
+    transposed_ptr,
+    first,
+    rows,
+    C: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
+    """The transposed copy of ROWS rows from `first`, a multiple of 4, on, which this program has just stored.
+
+    What its other threads stored is read back from L2, behind a barrier. Unrolled, the loop would take all its tiles' registers.
+    """
+    tl.debug_barrier()
+    quad = first // 4 + tl.arange(0, ROWS // 4)[:, None]  # [ROWS / 4, 1]
+    for start in tl.range(0, C, COLS, num_stages=1, disable_licm=True):
+        col = start + tl.arange(0, COLS)[None, :]  # [1, COLS]
+        word = tl.zeros((ROWS // 4, COLS), tl.uint32)
+        for step in tl.static_range(4):
+            row = quad.to(tl.int64) * 4 + step
+            mask = inside(quad, step, rows, 4, WHOLE) & (col < C)
+            stored = tl.load(stored_ptr + row * C + col, mask=mask, cache_modifier=".cg")  # [ROWS / 4, COLS]
+            if WHOLE:
+                word = push(word, stored)
+            else:
+                store_bytes(transposed_ptr, stored, row, col, rows, mask)
+        if WHOLE:
+            store_words(transposed_ptr, word, quad, col, rows, C)

@@ -1,8 +1,9 @@
-"""Mends three operations of Triton's interpreter; used by tests without a GPU. Kernels on a GPU meet none of this.
+"""Mends four operations of Triton's interpreter; used by tests without a GPU. Kernels on a GPU meet none of this.
 
 The interpreter keeps bfloat16 as uint16 bit patterns and its dot multiplies those integers: wrong by orders of magnitude,
 without an error. Other bfloat16 arithmetic is not mended: kernels load, then convert to float32. Masks that are a conjunction with
-a scalar come out as integers, which the atomics of 3.9's interpreter refuse ("mask has unsupported dtype"). Its casts to FP8
+a scalar come out as integers, which the atomics of 3.9's interpreter refuse ("mask has unsupported dtype"). Its casts to bfloat16
+truncate, which biases sums of what was stored; here they round to the nearest, as on a GPU. Its casts to FP8
 lose the carry into the exponent, small numbers and NaN; here torch casts, and saturates as GPUs with FP8 do.
 """
 
@@ -22,6 +23,7 @@ def mend() -> None:
     if not getattr(builder, "_bertfast_mended", False):
         builder.create_dot = _upcast_dot(builder.create_dot)
         builder.create_atomic_rmw = _boolean_mask(builder.create_atomic_rmw)
+        builder.create_fp_trunc = _round_to_bfloat16(builder.create_fp_trunc)
         builder.create_fp_to_fp = _cast_to_fp8(builder.create_fp_to_fp)
         builder._bertfast_mended = True
 
@@ -44,6 +46,17 @@ def _boolean_mask(original: Callable[..., Any]) -> Callable[..., Any]:
         return original(self, operation, pointer, value, mask, *rest)
 
     return create_atomic_rmw
+
+
+def _round_to_bfloat16(original: Callable[..., Any]) -> Callable[..., Any]:
+    def create_fp_trunc(self: Any, source: Any, kind: Any) -> Any:
+        result = original(self, source, kind)
+        if kind.scalar == tl.bfloat16 and source.dtype.scalar == tl.float32:
+            stored = torch.from_numpy(np.ascontiguousarray(source.data)).to(torch.bfloat16)
+            result.data = stored.view(torch.int16).numpy().view(np.uint16).reshape(source.data.shape)
+        return result
+
+    return create_fp_trunc
 
 
 def _cast_to_fp8(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -5,8 +5,8 @@
 - Gluon (`triton.experimental`): layouts of shared memory, tensor descriptors, the source type of its kernels. Where it is gone or
   has changed, kernels written in it fail at their first call; only candidates are.
 - `kernel.arg_names`, `kernel.params`, for recording launches without a GPU; `ASTSource`, `GPUTarget` and the bundled cuobjdump and
-  nvdisasm, for compiling ahead of time; `InterpreterBuilder.create_dot`, `.create_atomic_rmw`, `.create_fp_to_fp`, for tests in the interpreter. Where
-  one is gone: an error that names it and the releases that have it. Running on a GPU needs none of them.
+  nvdisasm, for compiling ahead of time; `InterpreterBuilder.create_dot`, `.create_atomic_rmw`, `.create_fp_to_fp`, for tests in the
+  interpreter. Where one is gone: an error that names it and the releases that have it. Running on a GPU needs none of them.
 """
 
 import importlib

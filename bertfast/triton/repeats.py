@@ -10,6 +10,10 @@ from contextlib import contextmanager
 from threading import get_ident
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
+from bertfast.triton import counters
+
 _NUMBERS = frozenset((int, float, bool, type(None)))
 
 
@@ -48,9 +52,13 @@ class Repeat:
     """Launches to be made again: `repeat(*values)` takes the values of the places that vary, None where there was None."""
 
     def __init__(
-        self, launches: list[tuple[Callable[[Sequence[Any]], None], list[Any], list[tuple[int, int]]]]
+        self,
+        launches: list[tuple[Callable[[Sequence[Any]], None], list[Any], list[tuple[int, int]]]],
+        counting: Sequence[Tensor] = (),
     ) -> None:
+        """counting: counters among the arguments (`triton.counters`)."""
         self._launches = launches  # call, arguments, and (number of a value, its place among them)
+        self._counting = counting
         for _, args, moves in launches:
             _let_go(args, moves)
 
@@ -60,6 +68,10 @@ class Repeat:
                 args[place] = values[number]
             call(args)
             _let_go(args, moves)
+
+    def may_run(self) -> bool:
+        """Whether counters of these launches may be used now: they belong to a stream, or to captures that take turns."""
+        return all(map(counters.are_current, self._counting))
 
 
 def _let_go(args: list[Any], moves: list[tuple[int, int]]) -> None:
@@ -81,8 +93,9 @@ def repeat(
     Args:
         varying: tensors, floats and Nones that the next launches have others in place of, found among the arguments by identity.
         fixed: tensors that the next launches have too; so they have every number.
-        scratch: how many tensors a launcher may make for itself, each written by one of its launches and read by a later one. The
-            next launches use their memory again, in the order of a stream.
+        scratch: how many tensors a launcher may make for itself, each written by one of its launches and read by a later one, or by
+            the same one where that counts which of its programs is the last (`triton.ending`). The next launches use their
+            memory again, in the order of a stream; so they do with the counters.
 
     Returns:
         None where that is not all that a launcher did: no launch, something copied on its way to a kernel, one object in two
@@ -90,6 +103,8 @@ def repeat(
     """
     known = {*map(id, varying), *map(id, fixed)}
     unknown: dict[int, int] = {}  # how many launches take a tensor of the launcher's own
+    ended: set[int] = set()  # those in a launch that counts: it writes and reads them
+    counting: dict[int, Tensor] = {}
     taken: set[int] = set()
     launches = []
     for args, call in made:
@@ -104,11 +119,22 @@ def repeat(
                 return None
             taken.add(number)
             moves.append((number, place))
-        for identity in places.keys() - known:
-            if type(args[places[identity]]) not in _NUMBERS:
+        own = [identity for identity in places.keys() - known if type(args[places[identity]]) not in _NUMBERS]
+        counts = {
+            identity: arg
+            for identity in own
+            if isinstance(arg := args[places[identity]], Tensor) and counters.are_counters(arg)
+        }
+        counting |= counts
+        for identity in own:
+            if identity not in counts:
                 unknown[identity] = unknown.get(identity, 0) + 1
+        if counts:
+            ended.update(own)
         launches.append((call, list(args), moves))
     needed = {number for number, value in enumerate(varying) if value is not None} - set(optional)
-    if not launches or not needed <= taken or len(unknown) > scratch or any(count < 2 for count in unknown.values()):
+    if not launches or not needed <= taken or len(unknown) > scratch:
         return None
-    return Repeat(launches)
+    if any(count < 2 and identity not in ended for identity, count in unknown.items()):
+        return None
+    return Repeat(launches, list(counting.values()))

@@ -2,9 +2,9 @@
 
 Counted are the `triton*.py` files of the op's folder, the modules of ops and of `bertfast.triton` that they import, and the tiles
 that an architecture takes from the launch tables beside them. A candidate, "FOLDER.MODULE", is counted from its own module on, and
-that is none of the op's unless the op imports it. Comments, docstrings, blank lines and the reasons in launch tables
-are not counted: they change no kernel. References, schemas and what launches or checks kernels are not counted either: they
-are tested on every machine. Nothing here loads Triton.
+that is none of the op's unless the op imports it. One whose module is named `cutlass` is made of csrc/cuda too, to the byte.
+Comments, docstrings, blank lines and the reasons in launch tables are not counted: they change no kernel. References, schemas and
+what launches or checks kernels are not counted either: they are tested on every machine. Nothing here loads Triton.
 """
 
 import ast
@@ -15,9 +15,12 @@ import tokenize
 from functools import cache
 from pathlib import Path
 
+from bertfast import _cuda
+
 PACKAGE = Path(__file__).parents[1]
 # Of bertfast.triton: the host's part, which no kernel is compiled from.
 HOST = frozenset(("aot", "interpreter", "launch", "private", "repeats", "sources", "tables", "verified"))
+NATIVE = "cutlass"  # the module of candidates whose kernels lie in csrc/cuda
 # Of an op's folder: what the op means, and who owns it.
 MEANING = frozenset(("op", "reference", "tied", "chunked"))
 
@@ -95,6 +98,12 @@ def _tables(paths: list[Path], package: Path) -> list[Path]:
     return sorted(path for path in beside if path.exists())
 
 
+def _native(package: Path) -> str:
+    """What stands for csrc/cuda and CUTLASS's version: of the checkout, else what an installed library was built from."""
+    script = package.parent.joinpath("csrc", "cuda", "build.py")
+    return _cuda.sources(script) or _cuda.built_from() or ""
+
+
 def digest(op: str, arch: int, package: Path = PACKAGE) -> str:
     """Twelve digits that stand for the kernels of `op`, a folder such as "packing" or a candidate, on `arch`, such as 90."""
     total = hashlib.sha256()
@@ -103,6 +112,8 @@ def digest(op: str, arch: int, package: Path = PACKAGE) -> str:
         total.update(f"{path.relative_to(package).as_posix()}\n{code_of(path.read_text(encoding='utf-8'))}\n".encode())
     for path in _tables(paths, package):
         total.update(f"{path.relative_to(package).as_posix()}\n{tiles(path, arch)}\n".encode())
+    if op.partition(".")[2] == NATIVE:
+        total.update(_native(package).encode())
     return total.hexdigest()[:12]
 
 

@@ -2,8 +2,9 @@
 
 An op's kernels count as verified where all its parity tests passed on that architecture, with that minor release of Triton and
 with these sources (`bertfast.triton.sources`). `python -m benchmarks.gpu verified` writes the file from the lines of `make gpu`.
-A candidate (`_library.candidate`), such as "linear_gelu.cheap_erf" for that module, is an entry of its own: once it is verified it
-runs in place of the owner of its ops.
+A candidate (`_library.candidate`), such as "linear_gelu.cheap_erf" for that module, is an entry of its own. It runs in place of
+the owner of an op where it is verified and where committed lines show it faster at that op: by the median over the op's cases of
+the owner's time over its own, measured in turn (`gain`). Of several candidates the one with the largest gain runs.
 This module imports no Triton. It is asked once for each op, at the first call with a tensor on a GPU (`resolve`).
 """
 
@@ -27,10 +28,15 @@ FILE = Path(__file__).with_name("verified.json")
 # 1: run the kernels of every op, verified or not. What `allow_unverified` does for a whole process and those it starts.
 ENVIRONMENT = "BERTFAST_UNVERIFIED_KERNELS"
 
-Entry = dict[str, str]  # date, device, commit, sources and, where something is to be known, note
+# date, device, commit, sources; note, where something is to be known; of a candidate that was timed, gains: {op: {gain, cases,
+# losing, owner}}: the median, the number of cases, {case that lost: its ratio}, and the digest of the owner beside it.
+Entry = dict[str, Any]
+# Folders of ops that no model calls: training takes torch's own where they are not verified, and no model is the worse for it.
+_BESIDE_MODELS = frozenset({"optimizer"})
 _allowed = 0
 _torch_only = 0
-_preferred: bool | str | None = None  # every candidate (True), one by name, or owners (False), whatever is verified
+# Every candidate (True), those that are named, of several for an op the first, or owners (False), whatever is verified.
+_preferred: bool | tuple[str, ...] | None = None
 _noticed: set[int] = set()
 
 
@@ -75,8 +81,10 @@ def verification(op: str, arch: int) -> Entry | None:
 
     With the installed Triton.
 
-    None where there is none, or where the sources are no longer those that passed.
+    None where there is none, where the sources are no longer those that passed, or where a candidate is not in this installation.
     """
+    if _library.absence_of(op) is not None:
+        return None
     entry = _table().get(str(arch), {}).get(op, {}).get(triton_minor() or "")
     return entry if entry is not None and entry["sources"] == sources.here(op, arch) else None
 
@@ -88,6 +96,8 @@ def verified(op: str, arch: int) -> bool:
 
 def why_not(op: str, arch: int) -> str | None:
     """Why the kernels of `op` do not count as verified on `arch`, in plain words; None where they do."""
+    if (absence := _library.absence_of(op)) is not None:
+        return absence
     minor = triton_minor()
     if minor is None:
         return "Triton is not installed"
@@ -103,15 +113,56 @@ def why_not(op: str, arch: int) -> str | None:
     return f"its kernels have not passed their parity tests on sm_{arch} with Triton {minor}{others}"
 
 
-def why_not_candidate(name: str, arch: int) -> str | None:
-    """Why a candidate, such as "linear_gelu.cheap_erf", does not run on `arch` in place of the owner; None where it does."""
+def gain(name: str, op: str, arch: int) -> float | None:
+    """How many times as fast as the owner of `op` a verified candidate was on `arch`; None where no committed line compares them.
+
+    The median over the cases of `op`. None as well where the owner's kernels have changed since.
+    """
+    timed = ((verification(name, arch) or {}).get("gains") or {}).get(op)
+    return timed["gain"] if timed is not None and timed["owner"] == sources.here(folder_of(op), arch) else None
+
+
+def _slower(name: str, op: str, arch: int) -> str | None:
+    """Why the times of a verified candidate do not speak for it at `op`; None where they do."""
+    timed = ((verification(name, arch) or {}).get("gains") or {}).get(op)
+    if timed is None:
+        return f"no committed line compares its time with the owner's at {op}"
+    faster = gain(name, op, arch)
+    if faster is None:
+        return f"the owner's kernels have changed since their times were compared at {op}"
+    if faster > 1:
+        return None
+    return f"it was {faster:.2f} times as fast as the owner at {op}, the median of {timed['cases']} cases"
+
+
+def why_not_candidate(name: str, arch: int, op: str | None = None) -> str | None:
+    """Why a candidate, such as "linear_gelu.cheap_erf", does not run on `arch` in place of the owner of `op`; None where it does.
+
+    op: one of the ops that it is a candidate for. By default all: None then says that it runs at one of them at least.
+    """
     if _torch_only:
         return "its kernels were switched off"
-    if _preferred is None:
-        return why_not(name, arch)
-    if isinstance(_preferred, str):
-        return None if _preferred == name else f"this process asked for {_preferred}"
-    return None if _preferred else "this process asked for the owners"
+    if (absence := _library.absence_of(name)) is not None:
+        return absence
+    if isinstance(_preferred, tuple):
+        return None if name in _preferred else f"this process asked for {', '.join(_preferred)}"
+    if _preferred is not None:
+        return None if _preferred else "this process asked for the owners"
+    if (reason := why_not(name, arch)) is not None:
+        return reason
+    reasons = [_slower(name, each, arch) for each in ([op] if op is not None else candidates()[name])]
+    return None if None in reasons else "; ".join(filter(None, reasons))
+
+
+def running_candidate(op: str, arch: int) -> str | None:
+    """The candidate that runs on `arch` in place of the owner of `op`: of several the fastest, or the first of equal ones."""
+    names = map(_library.candidate_of, _library.candidates().get(op, ()))
+    ready = [name for name in names if why_not_candidate(name, arch, op) is None]
+    if isinstance(_preferred, tuple):
+        ready.sort(key=_preferred.index)
+    if not ready or _preferred is not None:
+        return ready[0] if ready else None
+    return max(ready, key=lambda name: gain(name, op, arch) or 0.0)
 
 
 def gate(arch: int) -> dict[str, str]:
@@ -131,9 +182,14 @@ def is_asked_for(op: str) -> bool:
     return op.startswith("fp8_")
 
 
+def is_on_every_path(op: str) -> bool:
+    """Whether models call the ops of a folder by default; the trainer's optimizer, for one, is called by no model."""
+    return op not in _BESIDE_MODELS and not is_asked_for(op)
+
+
 def default_gate(arch: int) -> dict[str, str]:
     """`gate` of the ops that every model's path has."""
-    return {op: reason for op, reason in gate(arch).items() if not is_asked_for(op)}
+    return {op: reason for op, reason in gate(arch).items() if is_on_every_path(op)}
 
 
 def known_architectures() -> list[int]:
@@ -143,7 +199,7 @@ def known_architectures() -> list[int]:
 
 def architectures() -> list[int]:
     """Architectures on which the kernels of every op of `default_gate` are verified with the installed Triton."""
-    needed = [op for op in folders() if not is_asked_for(op)]
+    needed = [op for op in folders() if is_on_every_path(op)]
     return sorted(int(arch) for arch in _table() if not any(why_not(op, int(arch)) for op in needed))
 
 
@@ -169,13 +225,14 @@ def allow_unverified() -> Iterator[None]:
 
 
 @contextmanager
-def prefer(candidates: bool | str) -> Iterator[None]:
+def prefer(candidates: bool | str | tuple[str, ...]) -> Iterator[None]:
     """Run candidates in place of owners, verified or not: for those who test and measure both.
 
-    candidates: True for every one (of several for an op the first), False for none, or the name of one.
+    candidates: True for every one (of several for an op the first), False for none, or the name of one or of several (of
+        several for an op the one that is named first).
     """
     global _preferred
-    before, _preferred = _preferred, candidates
+    before, _preferred = _preferred, (candidates,) if isinstance(candidates, str) else candidates
     _library.forget("CUDA")
     try:
         yield
@@ -229,14 +286,14 @@ def devices() -> tuple[int, ...]:
 
 def _chosen(name: str, arch: int) -> Callable[..., Any]:
     """What runs `bertfast::name` on `arch`."""
-    for candidate in map(_library.candidate_of, _library.candidates().get(name, ())):
-        if why_not_candidate(candidate, arch) is None:
-            return _library.candidate_function(name, candidate)
+    candidate = running_candidate(name, arch)
+    if candidate is not None:
+        return _library.candidate_function(name, candidate)
     return _library.meaning(name) if folder_of(name) in gate(arch) else _library.owner(name, "CUDA")
 
 
 def resolve(name: str) -> Callable[..., Any]:
-    """What runs `bertfast::name` on the GPUs of this process: candidate or owner where it is verified, else its reference.
+    """What runs `bertfast::name` on the GPUs of this process: a candidate, the owner where it is verified, else its reference.
 
     Where the GPUs do not agree, the device of a call's first tensor on a GPU decides.
     """

@@ -11,6 +11,7 @@ from benchmarks.gpu.cases import attention
 
 NOT_ON_A_CPU = {"sdpa efficient", "sdpa cudnn", "varlen flash"}
 OTHER_WORK = {"linear alone"}
+WRITTEN = {"fp8_cast_weights": 1, "fp8_update_scales": 2}  # the argument that holds the result of an op without one
 
 
 def smallest() -> dict[str, Case]:
@@ -29,10 +30,15 @@ def test_peers_do_the_same_work(case, monkeypatch):
     torch.manual_seed(3)
     arguments = case.make(torch.device("cpu"))
     wanted = measure.tensors(getattr(torch.ops.bertfast_reference, case.op)(*arguments))
+    if case.op in WRITTEN:
+        wanted = [arguments[WRITTEN[case.op]].clone()]
     assert case.peers or not case.kernels
     for name, build in case.peers.items():
         if name in NOT_ON_A_CPU | OTHER_WORK:
             continue
+        if case.op in WRITTEN:  # not what the op has already changed
+            torch.manual_seed(3)
+            arguments = case.make(torch.device("cpu"))
         got = measure.tensors(build(arguments)())
         if case.op.endswith("_bwd") and "attention" not in case.op:  # statistics are made up, so only sizes can agree
             sizes = {

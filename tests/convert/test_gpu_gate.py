@@ -108,6 +108,20 @@ def test_report_says_what_is_captured_and_what_is_not(hopper):
     assert "run from CUDA graphs" not in text
 
 
+def test_report_says_of_float32_that_autocast_would_do(hopper):
+    def layers(**options):
+        rows = bertfast.report(on_a_gpu(bertfast.optimize(pair()[0], **options))).rows
+        return {(row.state, row.reason) for row in rows if row.kind == "BertLayer"}
+
+    ((state, reason),) = layers()
+    assert state == "fallback"
+    assert reason.startswith("without autocast no committed result shows float32 faster than stock on sm_90")
+    assert layers(gpu_kernels=False) == {("fallback", "gpu_kernels=False")}
+    hopper.setattr(torch, "is_autocast_enabled", lambda kind: True)
+    hopper.setattr(torch, "get_autocast_dtype", lambda kind: torch.bfloat16)
+    assert layers() == {("fallback", "hidden states are FakeTensor")}  # of the pretended parameters: nothing else is wrong
+
+
 def test_report_quotes_sizes_that_lose(hopper):
     hopper.setattr(faster, "_table", lambda: {"90": [LINE, LINE | {"ratio": 2.3, "case": "half padding"}]})
     text = notes_of(pair()[0].bfloat16())

@@ -19,11 +19,15 @@ run; and that in those runs every access to shared memory is ordered after all t
 not by luck: `memory` follows what each partition knows of the others' work, so a missing wait is found in an order of events
 in which it did no harm. `faults.Fault` lists what is found.
 
+Of global memory it says whether a program reads or writes what another one wrote, or what a TMA store wrote (`global_memory`).
+
 What it cannot show: layouts, of which only shapes are checked, so bank conflicts, a conversion that is not trivial, a slice that
-swizzling forbids; registers and spills; speed; the order inside a partition, whose threads are taken for one (Triton puts
-barriers between their accesses); memory order of global memory, between programs or of TMA stores that are read in the same kernel;
-the narrow sums of FP8 wgmmas and the last bits of approximate instructions; what the compiler makes of the source, which has to
-compile besides (types that change in a branch or a loop, an accumulator that is no tensor yet).
+swizzling forbids; registers and spills; speed; the order inside a partition, whose threads are taken for one (Triton puts barriers
+between their accesses); the order of global memory inside a program, or of programs that use atomics; the narrow sums of FP8 wgmmas
+and the last bits of approximate instructions; what the compiler makes of the source, which has to compile besides (types that
+change in a branch or a loop, an accumulator that is no tensor yet).
+
+`mutants` plants faults in a kernel, to see that its runs here would show them.
 """
 
 import itertools

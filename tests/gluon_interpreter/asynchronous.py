@@ -31,6 +31,7 @@ class Descriptor:
         self.strides = [int(stride) for stride in described.strides]
         self.block_shape = [int(size) for size in described.block_shape]
         self.layout = described.layout
+        self.matrix = self.base.as_strided(self.shape, self.strides)
 
     @property
     def dtype(self) -> Any:
@@ -63,9 +64,6 @@ class Descriptor:
             of_block.append(slice(first - place, last - place))
         return tuple(of_matrix), tuple(of_block)
 
-    def matrix(self) -> Tensor:
-        return self.base.as_strided(self.shape, self.strides)
-
 
 class Operation:
     """Something asynchronous; `where` is its place in the kernel."""
@@ -90,11 +88,15 @@ class Operation:
 class Load(Operation):
     def __init__(self, task: Task, descriptor: Descriptor, coordinates: Any, barrier: Barrier, view: Shared) -> None:
         self.begin = descriptor.box(coordinates, view)
+        barrier.check_fence(task)
         super().__init__(task, "TMA load")
         self.descriptor, self.barrier, self.view = descriptor, barrier, view
         agent, time = (barrier, "copies"), barrier.phase + 1
         memory.touch(task, view, writes=True, what="TMA load", agent=agent, time=time)
         task.program.loads[barrier] = (time, self)
+        inside = descriptor.inside(self.begin)
+        if inside is not None:
+            task.machine.owners.read(task.program, descriptor.matrix[inside[0]])
         barrier.copies += 1
         self.clock, self.fenced = dict(task.clock), dict(task.fenced)
         view.tensor().copy_(_poison(view))
@@ -109,7 +111,7 @@ class Load(Operation):
         inside = self.descriptor.inside(self.begin)
         if inside is not None:
             of_matrix, of_block = inside
-            block[of_block] = self.descriptor.matrix()[of_matrix]
+            block[of_block] = self.descriptor.matrix[of_matrix]
         self.view.tensor()[first:last] = block[first:last]
         self.barrier.brought += (last - first) * prod(self.view.shape[1:]) * self.view.kind.itemsize
         if not self.pieces:
@@ -128,6 +130,9 @@ class Store(Operation):
         self.begin = descriptor.box(coordinates, view)
         super().__init__(task, "TMA store")
         self.descriptor, self.view = descriptor, view
+        inside = descriptor.inside(self.begin)
+        if inside is not None:
+            task.machine.owners.write(task.program, descriptor.matrix[inside[0]], by_copy=True)
         task.issued_stores += 1
         self.number = task.issued_stores
         memory.touch(task, view, writes=False, what="TMA store", agent=(task, "stores"), time=self.number)
@@ -145,7 +150,7 @@ class Store(Operation):
         inside = self.descriptor.inside(self.begin)
         if inside is not None:
             of_matrix, of_block = inside
-            self.descriptor.matrix()[of_matrix] = self.block[of_block]
+            self.descriptor.matrix[of_matrix] = self.block[of_block]
         return True
 
 
@@ -173,8 +178,10 @@ class Product(Operation):
         self.result: Any = None
         self.retired = False
 
-    def shape_of_result(self) -> Tensor:
-        return torch.empty(self.a.shape[0], self.b.shape[1], device="meta")
+    @property
+    def shape(self) -> list[int]:
+        """Of its result."""
+        return [self.a.shape[0], self.b.shape[1]]
 
     def first(self) -> Operation:
         return next(product for product in self.task.products if product.result is None)
@@ -216,6 +223,9 @@ def _check_operands(a: Any, b: Shared, sums: Value) -> None:
 
 
 def fence(task: Task) -> None:
-    """What `task` knows to be stored is seen by asynchronous work that is started, by whoever learns of this, from now on."""
-    memory.join(task.fenced, task.clock)
+    """What `task` stored is seen by asynchronous work of whoever learns of this, from now on.
+
+    A fence by who reads, after a barrier, may do as well by PTX's rules; nobody relies on that, so it counts for nothing here.
+    """
+    task.fenced[task] = task.clock[task]
     task.released()

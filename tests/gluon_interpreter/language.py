@@ -1,5 +1,6 @@
-"""What Gluon's builtin functions do here: of programs, partitions, shared memory, barriers, asynchronous work. Layouts are ignored."""
+"""What Gluon's builtin functions do here: of programs, partitions, shared memory, barriers and asynchronous work."""
 
+import functools
 import linecache
 import operator
 import sys
@@ -52,7 +53,7 @@ def warp_specialize(partitions: Sequence, worker_warps: Sequence[int], worker_re
             task.program,
             task,
             int(warps),
-            lambda other=other, given=given: other(*given),
+            functools.partial(other, *given),
         )
         for number, ((other, given), warps) in enumerate(zip(others, worker_warps, strict=True), 1)
     ]
@@ -81,11 +82,14 @@ def allocate_shared_memory(element_ty: Any, shape: Sequence[int], layout: Any, v
 
 
 def init(mbarrier: Shared, count: int) -> None:
+    task = scheduler.current()
     if mbarrier.shape != (1,) or mbarrier.dtype != gl.int64:
         raise Fault("shape", f"a barrier is int64 [1], not {mbarrier.dtype} {list(mbarrier.shape)}")
     if mbarrier.offset in mbarrier.allocation.barriers:
         raise Fault("barrier", f"{mbarrier.name} is initialised twice")
-    mbarrier.allocation.barriers[mbarrier.offset] = Barrier(mbarrier.name, operator.index(count))
+    mbarrier.allocation.barriers[mbarrier.offset] = Barrier(
+        mbarrier.name, operator.index(count), task, task.clock[task]
+    )
 
 
 def invalidate(mbarrier: Shared) -> None:

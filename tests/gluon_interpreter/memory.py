@@ -3,7 +3,8 @@
 Every partition and every kind of asynchronous work has a counter of its own, an agent. A clock says for each agent how far its work
 is known to be done: clocks travel with arrivals at barriers and waits for them. Two accesses are ordered if the later one's clock
 contains the earlier one, whatever the order that this run happened to take, so one run finds a missing wait that few runs would
-show. `fenced` is the part of a clock that an asynchronous access may rely on: what was stored before a `fence_async_shared`.
+show. `fenced` is the part of a clock that an asynchronous access may rely on: what a partition stored before a
+`fence_async_shared` of its own.
 """
 
 import operator
@@ -211,6 +212,8 @@ class Barrier:
 
     name: str
     count: int
+    maker: "scheduler.Task"
+    made: int  # in the maker's time
     pending: int = 0
     expected: int = 0  # bytes, of this phase
     brought: int = 0
@@ -223,6 +226,13 @@ class Barrier:
 
     def __post_init__(self) -> None:
         self.pending = self.count
+
+    def check_fence(self, task: "scheduler.Task") -> None:
+        """Copies see a barrier from the first `fence_async_shared` after its `init` on."""
+        if task.fenced.get(self.maker, 0) < self.made:
+            raise Fault(
+                "fence", f"a copy to {self.name} at {scheduler.place()}, and no fence_async_shared since its init"
+            )
 
     def passed(self, parity: int) -> bool:
         return self.phase & 1 != parity

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .faults import Fault
+from .global_memory import Owners
 
 if TYPE_CHECKING:
     from .asynchronous import Operation, Product, Store
@@ -82,8 +83,9 @@ class Task:
 class Program:
     """One program of the grid, and the copies into its shared memory that somebody has to wait for."""
 
-    def __init__(self, place: tuple[int, int, int]) -> None:
-        self.place = place
+    def __init__(self, number: int, place: tuple[int, int, int]) -> None:
+        self.number, self.place = number, place
+        self.uses_atomics = False
         self.name = str(place[0]) if place[1:] == (0, 0) else str(place)
         self.loads: dict[Barrier, tuple[int, Any]] = {}
 
@@ -103,6 +105,7 @@ class Machine:
         self.resident = resident
         self.tasks: list[Task] = []
         self.operations: list[Operation] = []
+        self.owners = Owners()
         self.failure: BaseException | None = None
         self.finished = threading.Event()
         self.steps = 0
@@ -111,7 +114,8 @@ class Machine:
     def run(self, body: Callable[[], Any], warps: int) -> None:
         """Call `body` once for each program."""
         x, y, z = self.grid
-        self._waiting = [Program((i, j, k)) for k in range(z) for j in range(y) for i in range(x)]
+        places = ((i, j, k) for k in range(z) for j in range(y) for i in range(x))
+        self._waiting = [Program(number, place) for number, place in enumerate(places, 1)]
         self._body, self._warps = body, warps
         for _ in range(self.resident):
             self._start_program()

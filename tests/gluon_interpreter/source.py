@@ -61,6 +61,11 @@ class Translation:
                     names[name] = self.of(original.__globals__[name])
         return made
 
+    def reachable(self, jitted: Any) -> list[FunctionType]:
+        """The Python functions that a kernel consists of, as they were written."""
+        self.function(jitted)
+        return [each.fn for each in self._functions]
+
 
 class _Module:
     def __init__(self, translation: Translation, module: ModuleType) -> None:

@@ -25,8 +25,9 @@ from .values import (
 
 
 def load(pointer: Pointer, mask: Any = None, other: Any = None, **_: Any) -> Any:
-    scheduler.step()
+    task = scheduler.step()
     places, active = pointer.lanes(mask)
+    task.machine.owners.read(task.program, pointer.memory, places if active is None else places[active])
     if active is None:
         return scalar_or_value(pointer.memory[places])
     # What is masked and has no other value is undefined: the memory's own poison would be luck.
@@ -39,17 +40,18 @@ def load(pointer: Pointer, mask: Any = None, other: Any = None, **_: Any) -> Any
 
 
 def store(pointer: Pointer, value: Any, mask: Any = None, **_: Any) -> None:
-    scheduler.step()
+    task = scheduler.step()
     places, active = pointer.lanes(mask)
     data = as_tensor(cast(value, kernel_dtype(pointer.memory.dtype))).expand(places.shape)
     if active is not None:
         places, data = places[active], data[active]
+    task.machine.owners.write(task.program, pointer.memory, places.flatten())
     pointer.memory[places.flatten()] = data.flatten()
 
 
 def atomic(combine: Callable[[Tensor, Tensor], Tensor]) -> Callable:
     def apply(pointer: Pointer, val: Any, mask: Any = None, **_: Any) -> Any:
-        scheduler.step()
+        scheduler.step().program.uses_atomics = True
         places, active = pointer.lanes(mask)
         data = as_tensor(cast(val, kernel_dtype(pointer.memory.dtype))).expand(places.shape).flatten()
         before = torch.zeros_like(data)
@@ -64,7 +66,7 @@ def atomic(combine: Callable[[Tensor, Tensor], Tensor]) -> Callable:
 
 
 def atomic_cas(pointer: Pointer, cmp: Any, val: Any, **_: Any) -> Any:
-    scheduler.step()
+    scheduler.step().program.uses_atomics = True
     place = int(pointer.lanes(None)[0])
     before = pointer.memory[place].clone()
     if before == as_tensor(cmp):

@@ -160,11 +160,13 @@ class Value:
 
     @property
     def shape(self) -> list[int]:
-        return list((self._data if self.product is None else self.product.shape_of_result()).shape)
+        if self.product is not None:
+            return self.product.shape
+        return list(self.data.shape)
 
     @property
     def dtype(self) -> Any:
-        return kernel_dtype(torch.float32 if self.product is not None else self._data.dtype)
+        return kernel_dtype(torch.float32 if self.product is not None else self.data.dtype)
 
     @property
     def type(self) -> "Value":
@@ -183,7 +185,7 @@ class Value:
         return bool(self.data)
 
     def __index__(self) -> int:
-        return operator.index(self.data.item())
+        return operator.index(self.data)
 
     def __neg__(self) -> "Value":
         return Value(-self.data)

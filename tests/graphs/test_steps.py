@@ -6,7 +6,7 @@ from stepping import SteppingTape
 from torch.nn import Parameter
 
 from bertfast.graphs import backend as backends
-from bertfast.graphs import steps
+from bertfast.graphs import capturing, steps
 
 
 @pytest.fixture
@@ -155,8 +155,8 @@ def test_differing_numbers_are_counted_by_their_bits():
 
 
 def test_out_of_memory_behind_another_error():
-    assert steps.is_out_of_memory(torch.OutOfMemoryError("none left"))
-    assert not steps.is_out_of_memory(RuntimeError("no"))
+    assert capturing.is_out_of_memory(torch.OutOfMemoryError("none left"))
+    assert not capturing.is_out_of_memory(RuntimeError("no"))
     later = RuntimeError("operation failed due to a previous error during capture")
     later.__context__ = torch.OutOfMemoryError("none left")
-    assert steps.is_out_of_memory(later)
+    assert capturing.is_out_of_memory(later)

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bertfast.nn import joined
 from bertfast.nn.joined import Joined
 from bertfast.nn.parts import parts_of
-from bertfast.nn.stamps import stamp
+from bertfast.ops.stamps import stamp
 
 
 def weights_of(stack, dtype=torch.float32):

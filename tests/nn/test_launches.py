@@ -4,9 +4,10 @@ import pytest
 import torch
 from half_cases import E, at_once, encoder, result
 
+from bertfast import _library
 from bertfast.nn import device, launches, seeds
 from bertfast.nn.layout import Packed
-from bertfast.triton import launch, repeats, verified
+from bertfast.triton import counters, launch, repeats, verified
 
 pytest.importorskip("triton", reason="Triton is not installed")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU runs the captured stack's tests")
@@ -42,6 +43,31 @@ def test_bits(own, poisoned, monkeypatch, lengths, p, dtype):
     called = run()
     assert len(made) == 18
     assert torch.equal(repeated.output, called.output)
+    for name, gradient in repeated.gradients.items():
+        assert torch.equal(gradient, called.gradients[name])
+
+
+def test_bits_with_sums_that_end_in_their_own_launch(own, poisoned, monkeypatch):
+    """Every launch of further layers is a repeated one with these candidates too, and on other counters none is."""
+    made = []
+    original = repeats.Repeat.__call__
+    monkeypatch.setattr(repeats.Repeat, "__call__", lambda self, *values: made.append(self) or original(self, *values))
+    ending = {"linear_bwd": "linear.ending_sums", "bias_gelu_bwd": "linear_gelu.cheap_erf"}
+    resolved = _library.resolved
+
+    def chosen(name, key):
+        return _library.candidate_function(name, ending[name]) if name in ending else resolved(name, key)
+
+    monkeypatch.setattr(_library, "resolved", chosen)
+    _, _, run = case((5, 8), 0.2, torch.bfloat16)
+    repeated = run()
+    assert len(made) == 2 * (4 + 5)
+    assert sum(bool(repeat._counting) for repeat in made) == 2 * 2
+    made.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(counters, "are_current", lambda x: False)
+        called = run()
+    assert len(made) == 2 * (4 + 5 - 2)
     for name, gradient in repeated.gradients.items():
         assert torch.equal(gradient, called.gradients[name])
 

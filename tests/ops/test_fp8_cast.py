@@ -68,6 +68,33 @@ def test_rows(implementation, size, kind, dtype):
         torch.testing.assert_close(largest, x.float().abs().amax(1), rtol=1e-6, atol=0.0)
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_other_layouts_give_the_same_bits(implementation, transposed):
+    x = torch.randn(64, 48).bfloat16()
+    for view in (x.t(), x[:, 8:40], x[::2]):
+        results = []
+        for each in (view, view.contiguous()):
+            amax = torch.tensor(0.0)
+            y, yt = implementation.fp8_cast(each, torch.tensor(0.01), amax, E4M3, transposed)
+            results.append((bits(y), bits(yt), amax))
+            assert y.is_contiguous()
+            assert yt.is_contiguous()
+        for one, other in zip(*results, strict=True):
+            assert torch.equal(one, other)
+        by_rows = [implementation.fp8_cast_rows(each, E4M3) for each in (view, view.contiguous())]
+        assert torch.equal(bits(by_rows[0][0]), bits(by_rows[1][0]))
+        assert torch.equal(by_rows[0][1], by_rows[1][1])
+
+
+def test_weights_of_any_layout_and_dtype(implementation):
+    weights = [torch.randn(16, 32), torch.randn(48, 32).bfloat16().t()]
+    casts = [torch.empty(w.shape, dtype=E4M3) for w in weights]
+    scales = torch.empty(2)
+    implementation.fp8_cast_weights(weights, scales, casts, [])
+    for weight, cast, scale in zip(weights, casts, scales, strict=True):
+        torch.testing.assert_close(cast.float() * scale, weight.float(), rtol=2**-4, atol=1e-3 * 2**-4)
+
+
 @pytest.mark.parametrize("with_transposed", [False, True])
 def test_weights(implementation, with_transposed):
     weights = [

@@ -15,6 +15,8 @@ COMPOSITES = {
     *("linear_fwd", "linear_bwd", "linear_add_dx", "linear_dweight"),
     *("linear_gelu_fwd", "linear_gelu_bwd", "linear_gelu_infer", "linear_dgelu"),
 }
+# On a CPU torch's own optimizers run.
+OPTIMIZER = {"gradient_norm", "adamw_step", "lamb_moments", "lamb_step"}
 
 
 def owns(name: str, key: str) -> bool:
@@ -26,7 +28,7 @@ def test_cpu_owner(name):
     if _ext.load() is None:
         pytest.skip(f"no C++ kernels: {_ext.why_absent()}")
     # FP8 is a GPU's; on a CPU its references say what it means.
-    assert owns(name, "CPU") == (name not in COMPOSITES and not name.startswith("fp8_"))
+    assert owns(name, "CPU") == (name not in COMPOSITES | OPTIMIZER and not name.startswith("fp8_"))
 
 
 def test_cpu_owners_in_python():
@@ -62,7 +64,8 @@ def test_verified_kernels_exist():
 
 
 def test_candidates():
-    assert set(verified.candidates()) == {"linear.ending_sums", "linear_gelu.cheap_erf"}
+    linear, gelu = {"linear.ending_sums", "linear.gluon", "linear.cutlass"}, {"cheap_erf", "gluon", "cutlass"}
+    assert set(verified.candidates()) == linear | {f"linear_gelu.{module}" for module in gelu}
 
 
 def assert_takes_what_the_schema_says(function, name):

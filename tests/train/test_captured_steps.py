@@ -14,10 +14,12 @@ from safetensors.torch import load_file
 from small_corpus import write_corpus
 from stepping import SteppingTape, stepping
 
+from bertfast import _library
 from bertfast.graphs import backend as backends
 from bertfast.models import BertConfig, BertForPreTraining
 from bertfast.nn import joined
-from bertfast.train import captured, journal
+from bertfast.ops.optimizer import addresses
+from bertfast.train import captured, journal, one_pass
 from bertfast.train.config import TrainConfig
 from bertfast.train.distributed import Ranks
 from bertfast.train.errors import NotFiniteError, StoppedError
@@ -97,6 +99,35 @@ def test_captured_equals_eager(corpora, tmp_path, name):
     said = [note for note in notes(tmp_path / "captured") if "steps" in note]
     assert said == [f"steps are captured in CUDA graphs: {graphs} graphs, 0.0 GiB"]
     assert "steps run eagerly: cuda_graphs is false" in notes(tmp_path / "eager")
+
+
+@pytest.mark.parametrize("name", ["plain", "lamb", "bfloat16", "without clipping"])
+def test_captured_in_one_pass(corpora, tmp_path, name, monkeypatch):
+    """With optimizers that clip and write copies themselves; where tensors lie is noted before the update is captured."""
+    placed = []
+
+    def op(name, device):
+        launch = _library.resolved(name, "CUDA")
+
+        def call(*args):
+            if not addresses.is_placing():
+                return launch(*args)
+            placed.append(name)
+            return torch.zeros(len(args[0]), 2)
+
+        return call
+
+    monkeypatch.setattr(one_pass, "runs", lambda name, device: True)
+    monkeypatch.setattr(one_pass, "op", op)
+    config = config_of(corpora, **CASES[name])
+    with stepping():
+        run(tmp_path / "eager", eager_of(config))
+    assert placed == []
+    with stepping():
+        run(tmp_path / "captured", config)
+    assert placed == ["gradient_norm", *(["lamb_moments", "lamb_step"] if name == "lamb" else ["adamw_step"])]
+    assert_same(tmp_path / "eager", tmp_path / "captured")
+    assert any("steps are captured in CUDA graphs" in note for note in notes(tmp_path / "captured"))
 
 
 def eager_of(config):

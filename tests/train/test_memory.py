@@ -9,6 +9,7 @@ import pytest
 import torch
 from toy import ToyModel
 
+from bertfast.graphs import capturing
 from bertfast.models import BertConfig, BertForPreTraining
 from bertfast.train import memory
 from bertfast.train.config import TrainConfig
@@ -65,10 +66,10 @@ def test_advice(monkeypatch):
 def test_which_errors_are_of_memory():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60)
-    assert memory.is_out_of_memory(caught.value)
-    assert memory.is_out_of_memory(MemoryError())
-    assert memory.is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
-    assert not memory.is_out_of_memory(RuntimeError("shapes differ"))
+    assert capturing.is_out_of_memory(caught.value)
+    assert capturing.is_out_of_memory(MemoryError())
+    assert capturing.is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not capturing.is_out_of_memory(RuntimeError("shapes differ"))
 
 
 def test_available_is_at_most_a_limit(monkeypatch):

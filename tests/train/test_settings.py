@@ -35,6 +35,8 @@ def test_later_sources_win_and_defaults_fill_the_rest(tmp_path):
             ["run.yaml:3", "train.learnin_rate", "did you mean learning_rate?"],
         ),
         ("trian:\n  steps: 5\n", ["run.yaml:1", "unknown option trian", "did you mean train?"]),
+        ("cuda_graphs: false\n", ["run.yaml:1", "unknown option cuda_graphs; did you mean train.cuda_graphs?"]),
+        ("nothing_like_it: false\n", ["unknown option nothing_like_it; known here: corpus, "]),
         ("train:\n  steps: many\n", ["run.yaml:2", "train.steps must be a whole number or nothing", "'many'"]),
         ("train:\n  steps: 1.5\n", ["run.yaml:2", "whole number"]),
         ("train:\n  steps: true\n", ["train.steps", "True"]),

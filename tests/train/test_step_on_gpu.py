@@ -1,6 +1,7 @@
 """A step of pre-training on a pretended GPU: nothing in it waits for the device, and its procedures launch the same each time."""
 
 from collections import Counter
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from bertfast.train.pretrain_config import PretrainConfig
 from bertfast.train.reduce import Reducer
 from bertfast.train.settings import resolve
 from bertfast.train.window import Window
+from bertfast.triton import verified
 
 pytest.importorskip("triton", reason="Triton is not installed")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="pretends to have a GPU")
@@ -41,6 +43,13 @@ def make(corpus, options):
     return task, [next(loader) for _ in range(MICRO_BATCHES)]
 
 
+@pytest.fixture(params=[False, True], ids=["torch", "kernels"])
+def kernels(request):
+    """Whether kernels run that no GPU has verified yet; the optimizers' are among them."""
+    with verified.allow_unverified() if request.param else nullcontext():
+        yield request.param
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -52,7 +61,7 @@ def make(corpus, options):
     ],
     ids=str,
 )
-def test_no_wait(corpus, options, monkeypatch):
+def test_no_wait(corpus, options, kernels, monkeypatch):
     task, batches = make(corpus, options)
     if task.config.train.gradient_checkpointing:
         task.model.gradient_checkpointing_enable()
@@ -100,6 +109,13 @@ def test_no_wait(corpus, options, monkeypatch):
     assert launched["judge"][0] == launched["judge"][1]
     assert launched["apply"][1] == launched["apply"][2]
     assert sum(launched["first"][0].values()) > 100, "forward and backward are in it"
+    if kernels:
+        assert launched["judge"][0]["triton"] == 2, "squares of all chunks, and their sum"
+        lamb = options.get("train.optimizer") == "lamb"
+        # Factors and the step; of LAMB factors, moments, the sums of each parameter, factors and the step. Beside them are copies
+        # to the device: of the rate, and of the tables.
+        assert launched["apply"][1]["triton"] == (5 if lamb else 2)
+        assert sum(launched["apply"][1].values()) <= (10 if lamb else 5)
 
 
 class Done:

@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 import bertfast.ops  # noqa: F401  defines the ops
+from bertfast import _cuda
 from bertfast.triton import sources, verified
 
 OP = "dropout_add_norm"
@@ -101,3 +102,31 @@ def test_tiles_of_newer_architectures_do_not_count(package):
 def test_strings_that_look_like_comments_stay():
     code = 'def f():\n    """Doc.\n\n    More.\n    """\n    return f"# {1}"  # why\n\n\n# nothing\n'
     assert sources.code_of(code) == 'def f():\n    return f"# {1}"'
+
+
+def test_a_candidate_by_cutlass_is_made_of_the_cuda_sources_too(package):
+    native = package.parent / "csrc" / "cuda"
+    shutil.copytree(sources.PACKAGE.parent / "csrc" / "cuda", native)
+    others = ("linear", "linear_gelu", CANDIDATE, "linear_gelu.gluon")
+    before = {op: sources.digest(op, 90) for op in (*others, "linear.cutlass", "linear_gelu.cutlass")}
+    assert {op: sources.digest(op, 90, package) for op in before} == before
+    for file, text in (("gelu_math.h", "// a word\n"), ("build.py", 'VERSION = "4.3.0"\n')):
+        script = native / file
+        kept = script.read_text()
+        script.write_text(
+            kept.replace("\n\ndef digest", f"\n\n{text}\n\ndef digest") if file == "build.py" else kept + text
+        )
+        _cuda.forget()
+        changed = {op for op in before if sources.digest(op, 90, package) != before[op]}
+        assert changed == {"linear.cutlass", "linear_gelu.cutlass"}
+        script.write_text(kept)
+
+
+def test_an_installed_candidate_has_the_digest_of_what_it_was_built_from(package, monkeypatch):
+    digests = set()
+    for built in (None, "0123456789ab", "ba9876543210"):
+        monkeypatch.setattr(_cuda, "built_from", lambda built=built: built)
+        digests.add(sources.digest("linear_gelu.cutlass", 90, package))
+    assert len(digests) == 3
+    monkeypatch.setattr(_cuda, "built_from", _cuda.sources)
+    assert sources.digest("linear_gelu.cutlass", 90, package) == sources.digest("linear_gelu.cutlass", 90)

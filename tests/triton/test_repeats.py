@@ -9,7 +9,7 @@ pytest.importorskip("triton")
 
 from fake_kernel import FakeKernel
 
-from bertfast.triton import launch, repeats
+from bertfast.triton import counters, launch, repeats
 
 
 def launched(x, bias, y, eps, grid=(3,)):
@@ -95,6 +95,34 @@ def test_what_is_more_than_launches_is_not_repeated(on_gpu, case):
         "in two places": (launched(x, w, w, 0.25)[1], (w,), (x, y)),
     }
     assert repeats.repeat(*cases[case]) is None
+
+
+def test_sums_that_end_in_their_own_launch_are_repeated_on_their_counters_alone(on_gpu, monkeypatch):
+    """Partial sums and counters are in one launch only; the counters must still be those of the launches of now."""
+    monkeypatch.setattr(counters, "_streams", {})
+    x, out = torch.zeros(64), torch.zeros(8)
+    counting, partial, copy = counters.of(x, 1), torch.zeros(64), torch.zeros(64)
+
+    def noted(*args):
+        kernel = FakeKernel()
+        with repeats.noting() as made:
+            launch.launch(kernel, (3,), args, {})
+        return kernel, made
+
+    kernel, made = noted(x, partial, counting, out, 48)
+    again = repeats.repeat(made, (x, out), (), scratch=1)
+    assert again.may_run()
+    other, sums = torch.ones(64), torch.zeros(8)
+    again(other, sums)
+    assert kernel.arguments[0] is other
+    assert kernel.arguments[1] is partial
+    assert kernel.arguments[2] is counting
+    assert kernel.arguments[3] is sums
+    assert repeats.repeat(made, (x, out), ()) is None  # a launcher that makes nothing for itself, as it says
+    assert repeats.repeat(noted(x, partial, counting, out, copy)[1], (x, out), (), scratch=1) is None
+    assert repeats.repeat(noted(x, partial, None, out, 48)[1], (x, out), (), scratch=1) is None  # nothing ends in it
+    monkeypatch.setattr(counters, "_streams", {})  # as on another stream, or in a capture
+    assert not again.may_run()
 
 
 def test_a_thread_notes_its_own_launches(on_gpu):

@@ -100,6 +100,23 @@ def test_an_op_that_is_not_verified_runs_its_reference_and_says_so_once(triton_o
     assert list(verified.gate(90)) == ["packing"]
 
 
+def test_ops_that_no_model_needs_keep_no_model_from_its_kernels(gpu):
+    """Those that run where somebody asked for them, and the trainer's."""
+    beside = {op for op in verified.folders() if op.startswith("fp8_")} | {"optimizer"}
+    assert beside < set(verified.folders())
+    gpu([op for op in verified.folders() if op not in beside])
+    assert set(verified.gate(90)) == beside
+    assert verified.default_gate(90) == {}
+    assert verified.notice(90) is None
+    assert verified.architectures() == [90]
+
+
+def test_the_committed_results_verify_every_op_that_models_need():
+    """Or every model on an H200 would go back to stock without a word of a test."""
+    if verified.triton_minor() == "3.6":
+        assert 90 in verified.architectures()
+
+
 def test_who_tests_kernels_runs_all_of_them_in_every_thread(triton_ops, gpu, runs):
     gpu([])
     with verified.allow_unverified():
@@ -174,10 +191,22 @@ def bias_gelu():
     on_gpu("bias_gelu_fwd", torch.randn(2, 16).bfloat16(), torch.randn(16).bfloat16(), False)
 
 
-def test_a_candidate_takes_over_where_it_is_verified_and_only_there(triton_ops, gpu, sources_that_ran):
+def faster(gain, op="bias_gelu_fwd", **more):
+    """Gains as verified.json has them."""
+    owner = sources.here(verified.folder_of(op), 90)
+    return {op: {"gain": gain, "cases": 3, "losing": {}, "owner": owner} | more}
+
+
+def timed(gains, name=CANDIDATE):
+    """Put times into the entry of a candidate."""
+    verified._table()["90"][name][verified.triton_minor()]["gains"] = gains
+
+
+def test_a_candidate_takes_over_where_it_is_verified_and_faster_and_only_there(triton_ops, gpu, sources_that_ran):
     gpu(verified.folders())
     bias_gelu()
     gpu([*verified.folders(), CANDIDATE])
+    timed(faster(1.2))
     bias_gelu()
     with verified.torch_only(), pytest.warns(UserWarning, match="switched off"):
         bias_gelu()
@@ -185,8 +214,59 @@ def test_a_candidate_takes_over_where_it_is_verified_and_only_there(triton_ops, 
     assert verified.gate(90) == {}
 
 
+@pytest.mark.parametrize(
+    ("gains", "words"),
+    [
+        ({}, "no committed line compares its time with the owner's at bias_gelu_fwd"),
+        ({"bias_gelu_bwd": 1.5}, "no committed line compares"),
+        ({"bias_gelu_fwd": 0.97}, "it was 0.97 times as fast as the owner at bias_gelu_fwd, the median of 3 cases"),
+        ({"bias_gelu_fwd": 1.0}, "it was 1.00 times as fast"),
+    ],
+)
+def test_a_candidate_that_is_right_but_not_known_to_be_faster_leaves_the_owner(
+    triton_ops, gpu, sources_that_ran, gains, words
+):
+    gpu([*verified.folders(), CANDIDATE])
+    timed({op: value for name, gain in gains.items() for op, value in faster(gain, name).items()})
+    bias_gelu()
+    assert sources_that_ran == ["owner"]
+    assert words in verified.why_not_candidate(CANDIDATE, 90, "bias_gelu_fwd")
+
+
+def test_times_beside_an_owner_that_has_changed_count_no_more(triton_ops, gpu, sources_that_ran):
+    gpu([*verified.folders(), CANDIDATE])
+    timed(faster(1.2, owner="before"))
+    bias_gelu()
+    assert sources_that_ran == ["owner"]
+    assert "have changed since" in verified.why_not_candidate(CANDIDATE, 90, "bias_gelu_fwd")
+
+
+def test_a_candidate_is_judged_by_op(gpu):
+    gpu([*verified.folders(), CANDIDATE])
+    timed(faster(1.2) | faster(0.9, "bias_gelu_bwd"))
+    assert verified.running_candidate("bias_gelu_fwd", 90) == CANDIDATE
+    assert verified.running_candidate("bias_gelu_bwd", 90) is None
+    assert verified.why_not_candidate(CANDIDATE, 90) is None  # it runs at one of its ops
+
+
+def test_of_several_candidates_the_fastest_runs(gpu, monkeypatch):
+    other = "linear.ending_sums"
+    paths = tuple(_library.candidates()[op][0] for op in ("bias_gelu_fwd", "linear_bwd"))
+    monkeypatch.setitem(_library._CANDIDATES, "bias_gelu_fwd", paths)
+    gpu([*verified.folders(), CANDIDATE, other])
+    for first, second, fastest in ((1.2, 1.3, other), (1.2, 1.1, CANDIDATE), (1.2, 1.2, CANDIDATE), (0.9, 0.95, None)):
+        timed(faster(first))
+        timed(faster(second), other)
+        assert verified.running_candidate("bias_gelu_fwd", 90) == fastest
+    timed(faster(1.3), other)
+    for preferred, name in ((True, CANDIDATE), (CANDIDATE, CANDIDATE), (other, other), (False, None)):
+        with verified.prefer(candidates=preferred):
+            assert verified.running_candidate("bias_gelu_fwd", 90) == name
+
+
 def test_tests_say_which_of_owner_and_candidate_runs(triton_ops, gpu, sources_that_ran):
     gpu([*verified.folders(), CANDIDATE])
+    timed(faster(1.2))
     with verified.prefer(candidates=False):
         bias_gelu()
     gpu([])

@@ -15,6 +15,8 @@ FORWARD = (
     *((16384, 1024, 4096), (16384, 4096, 1024), (16384, 1024, 3072), (16384, 1024, 1024)),
 )
 WEIGHTS = ((3072, 16384, 768), (2304, 16384, 768), (4096, 16384, 1024), (3072, 16384, 1024))
+# Microseconds on an H200 that torch's product took in another run, e4m3 with fast accumulation, by a tensor's or by rows' scales.
+MEASURED = dict(zip(FORWARD, (71.0, 57.0, 56.0, 22.0, 111.0, 96.0, 85.0, None), strict=True))
 
 
 def stored(device: torch.device, dtype: torch.dtype, *shape: int) -> torch.Tensor:
@@ -25,16 +27,19 @@ def product(m: int, k: int, n: int, kind: torch.dtype, dtype: torch.dtype, *, by
     def make(device: torch.device) -> Arguments:
         a, b = stored(device, kind, m, k), stored(device, E4M3, n, k)
         sizes = ((m, 1), (n, 1)) if by_rows else ((), ())
-        scales = [torch.rand(size, device=device) for size in sizes]
+        scales = [torch.randint(-4, 1, size, device=device).float().exp2() for size in sizes]  # exact in bfloat16
         return a, b, *scales, None, dtype, kind is E4M3
 
     def bf16(args: Arguments) -> Callable[[], Any]:
-        a, b = args[0].to(BF16), args[1].to(BF16)
+        a, b = ((stored.float() * scale).to(BF16) for stored, scale in ((args[0], args[2]), (args[1], args[3])))
         return lambda: torch.mm(a, b.t())
 
     moved = m * k + n * k + m * n * dtype.itemsize
     shape = f"{m}x{k}x{n} {'e4m3' if kind is E4M3 else 'e5m2'}" + " by rows" * by_rows
-    return Case("fp8_linear", shape, dtype, make, moved, 2 * m * n * k, peers={"bfloat16": bf16}, kernels=False)
+    return Case(
+        "fp8_linear", shape, dtype, make, moved, 2 * m * n * k, peers={"bfloat16": bf16}, kernels=False,
+        predicted_us=MEASURED.get((m, k, n)) if kind is E4M3 else None, reason="as torch's product took in another run",
+    )  # fmt: skip
 
 
 CASES: list[Case] = [

@@ -39,7 +39,7 @@ def _backward_peer(stock: Any, arguments: Arguments) -> Any:
     return lambda: torch.autograd.grad(y, leaves, dy, retain_graph=True)
 
 
-def _cases(rows: int, cols: int, dtype: torch.dtype, p: float, residual: torch.dtype | None = None) -> list[Case]:
+def cases(rows: int, cols: int, dtype: torch.dtype, p: float, residual: torch.dtype | None = None) -> list[Case]:
     other = residual or dtype
     matrix, wide_matrix = rows * cols * dtype.itemsize, rows * cols * other.itemsize
 
@@ -75,18 +75,18 @@ def _cases(rows: int, cols: int, dtype: torch.dtype, p: float, residual: torch.d
 
 _B, _H, _F = torch.bfloat16, torch.float16, torch.float32
 CASES: list[Case] = [
-    *_cases(65536, 768, _B, 0.1),
-    *_cases(65536, 768, _B, 0.0),
-    *_cases(65536, 1024, _B, 0.1),
-    *_cases(65536, 1024, _B, 0.0),
-    *_cases(8192, 768, _B, 0.1),
-    *_cases(8192, 1024, _B, 0.1),
-    *_cases(8192, 768, _B, 0.1, _F),
-    *_cases(8192, 768, _H, 0.1),
-    *_cases(8192, 768, _F, 0.1),
-    *_cases(128, 768, _B, 0.0),
-    *_cases(8192, 128, _B, 0.1),
-    *_cases(8192, 384, _B, 0.1),
-    *_cases(8192, 2048, _B, 0.1),
-    *_cases(8192, 4096, _B, 0.1),
+    *cases(65536, 768, _B, 0.1),
+    *cases(65536, 768, _B, 0.0),
+    *cases(65536, 1024, _B, 0.1),
+    *cases(65536, 1024, _B, 0.0),
+    *cases(8192, 768, _B, 0.1),
+    *cases(8192, 1024, _B, 0.1),
+    *cases(8192, 768, _B, 0.1, _F),
+    *cases(8192, 768, _H, 0.1),
+    *cases(8192, 768, _F, 0.1),
+    *cases(128, 768, _B, 0.0),
+    *cases(8192, 128, _B, 0.1),
+    *cases(8192, 384, _B, 0.1),
+    *cases(8192, 2048, _B, 0.1),
+    *cases(8192, 4096, _B, 0.1),
 ]

@@ -2,7 +2,8 @@
 
 fp8_cast          a program a tile; the largest magnitude by one atomic a program
 fp8_cast_rows     a program a row, kept in registers until its scale is known
-fp8_cast_weights  torch's largest magnitudes of all weights, in a launch or two, then fp8_cast's kernel for each weight
+fp8_cast_weights  torch's largest magnitudes of all weights, in a few launches, then fp8_cast's kernel for each weight: its columns
+                  are a constant of the code, and the start of a launch in a graph is short beside a weight's bytes
 fp8_update_scales a lane a tensor
 """
 
@@ -73,7 +74,7 @@ def fp8_cast_rows_kernel(
         col = piece * PIECE + tl.arange(0, PIECE)  # [PIECE]
         x = tl.load(x_ptr + row * C + col, mask=col < C, other=0.0).to(tl.float32)  # [PIECE]
         largest = words.larger(largest, x)
-        pieces = pieces + (x,)
+        pieces = pieces + (x,)  # type: ignore[assignment]
     scale = words.row_scale(words.bits_of_largest(largest, 0), LARGEST)
     inverse = tl.div_rn(1.0, scale)
     for piece in tl.static_range(PIECES):
@@ -145,7 +146,7 @@ def fp8_cast_weights(weights: list[Tensor], scales: Tensor, casts: list[Tensor],
     if not all(taken(weight) and weight.is_contiguous() for weight in weights):
         reference.cast_weights(weights, scales, casts, transposed)
         return
-    amax = torch.stack([each.float() for each in _torch.foreach("norm")(weights, float("inf"))])  # [n]
+    amax = torch.stack(_torch.foreach("norm")(weights, float("inf"))).float()  # [n]
     largest = LARGEST[casts[0].dtype]
     scales.copy_(torch.where((amax > 0) & amax.isfinite(), amax / largest, 1.0))
     for number, (weight, cast) in enumerate(zip(weights, casts, strict=True)):

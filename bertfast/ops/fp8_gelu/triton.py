@@ -24,6 +24,7 @@ TABLES = tables.load("fp8_gelu", Path(__file__).with_name("launch.json"))
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 HAS_FP8 = 89  # the least architecture with instructions for e4m3
 MAX_COLS = 8192  # of a row in registers
+MANY_ROWS = 4096  # from here on a chunk of several tiles a program leaves programs for every multiprocessor
 
 
 @triton.jit
@@ -195,7 +196,7 @@ def fp8_gelu_bwd(
     dy, pre, bias = dy.contiguous(), pre.contiguous(), bias.contiguous()
     rows, cols = pre.shape
     tile = TABLES.find("backward", architecture(pre.device))
-    chunk = min(max(sums.chunk_rows(rows), 4 * tile["quads"]), tile["chunk"])
+    chunk = tile["chunk"] if rows >= MANY_ROWS else 4 * tile["quads"]
     dpre = torch.empty_like(pre, dtype=dtype)
     dpret = dpre.new_empty((cols, rows) if transposed else (0,))
     grid = cdiv(cols, tile["cols"]), cdiv(rows, chunk)

@@ -1,4 +1,8 @@
-"""fp8_linear by torch's scaled product: cuBLASLt's FP8 kernels on a GPU."""
+"""fp8_linear by torch's scaled product: cuBLASLt's FP8 kernels on a GPU.
+
+What torch does not take is multiplied in float32 (`reference`): no elements, columns of the result that are no multiple of 16, two
+matrices in e5m2, a result by row scales that is not bfloat16.
+"""
 
 import torch
 from torch import Tensor
@@ -20,7 +24,8 @@ def fp8_linear(
     fast: bool,
 ) -> Tensor:
     by_rows = bool(scale_a.dim() or scale_b.dim())
-    if not a.numel() or b.shape[0] % _MULTIPLE or (by_rows and dtype is not torch.bfloat16):
+    both_e5m2 = a.dtype is b.dtype is torch.float8_e5m2
+    if not a.numel() or b.shape[0] % _MULTIPLE or both_e5m2 or (by_rows and dtype is not torch.bfloat16):
         return reference.forward(a, b, scale_a, scale_b, bias, dtype, fast)
     if lacking := -a.shape[1] % _MULTIPLE:  # a weight's gradient, over any number of tokens; zeros add nothing
         a, b = _padded(a, lacking), _padded(b, lacking)

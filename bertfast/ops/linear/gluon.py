@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bertfast.ops.linear import gluon_launch, torch_products
 from bertfast.ops.linear import triton as owner
-from bertfast.ops.linear.gluon_product import ADD, PLAIN
+from bertfast.ops.linear.gluon_tiles import ADD, PLAIN
 from bertfast.triton import tables
 
 TABLES = tables.load("linear.gluon", Path(__file__).with_suffix(".json"))

@@ -1,9 +1,12 @@
 """Launches of the product kernel in `gluon_product`: how operands lie, which tile, how many programs, and what becomes of parts."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from bertfast.ops.linear import gluon_product as kernels
+from bertfast.ops.linear import gluon_tiles as tiling
+from bertfast.ops.linear.gluon_product import product_kernel
 from bertfast.ops.linear.part_sums import add_parts
 from bertfast.triton import launch, tables
 
@@ -13,10 +16,9 @@ ALIGNMENT = 16  # bytes, of memory and of rows, that TMA asks for
 WIDEST = 256  # columns of a tile
 # Registers of a thread of the warpgroups: four of them share 512, and the one that loads needs 32.
 REGISTERS, EPILOGUE_REGISTERS = 168, 144
-LEAST_FILLED = (
-    0.5  # with fewer tiles than this share of the multiprocessors torch's library splits K. Predicted, never measured.
-)
-# Tiles in whole rounds that leave fewer multiprocessors idle than this are not cut in parts: adding parts up costs as much. Predicted.
+# With tiles for a smaller share of the multiprocessors torch's library splits K. Predicted, never measured.
+LEAST_FILLED = 0.5
+# Tiles whose rounds leave a smaller share of multiprocessors idle are not cut in parts, which cost as much to add up. Predicted.
 MOST_IDLE = 0.07
 
 
@@ -32,7 +34,7 @@ def is_aligned(x: Tensor) -> bool:
 
 
 def takes(*operands: Tensor) -> bool:
-    """Whether the kernel runs here and takes these matrices: 16-bit types, one for all, rows or their transpose's whole and aligned."""
+    """Whether the kernel runs here and takes these matrices: one 16-bit type, and memory that TMA copies."""
     first = operands[0]
     return (
         launch.architecture(first.device) == ARCH
@@ -43,10 +45,10 @@ def takes(*operands: Tensor) -> bool:
 
 
 def tile_of(
-    found: tables.Tables, table: str, rows: int, columns: int, device: torch.device, **key: int | str
+    found: tables.Tables, table: str, rows: int, columns: int, device: torch.device, **key: Any
 ) -> tables.Tile | None:
     """The tile for a result [rows, columns]; None where it has tiles for too few of the multiprocessors."""
-    processors, tiles_m = launch.multiprocessors(device), launch.cdiv(rows, kernels.BLOCK_M)
+    processors, tiles_m = launch.multiprocessors(device), launch.cdiv(rows, tiling.BLOCK_M)
     size = "few" if tiles_m * launch.cdiv(columns, WIDEST) < processors else "many"
     tile = found.find(table, ARCH, size=size, **key)
     return tile if tiles_m * launch.cdiv(columns, tile["n"]) >= LEAST_FILLED * processors else None
@@ -81,13 +83,13 @@ def product(
     """
     (tokens, depth), columns = a.shape, out.shape[1]
     width, stages, steps = tile["n"], tile["stages"], tile["k"]
-    a_block, a_rows = _operand(a, True, kernels.BLOCK_M, steps)
+    a_block, a_rows = _operand(a, True, tiling.BLOCK_M, steps)
     b_block, b_rows = _operand(b, b_first, width, steps)
-    result = (kernels.BLOCK_M, kernels.SLICE_BYTES // out.element_size())
+    result = (tiling.BLOCK_M, tiling.SLICE_BYTES // out.element_size())
     blocks = {0: a_block, 1: b_block, 2: result}
     if pre is not None:
         blocks[3] = result
-    tiles = launch.cdiv(tokens, kernels.BLOCK_M) * launch.cdiv(columns, width)
+    tiles = launch.cdiv(tokens, tiling.BLOCK_M) * launch.cdiv(columns, width)
     constants = {
         "M": 0,
         "N": columns,
@@ -106,7 +108,7 @@ def product(
     }
     args = (a, b, out, pre, bias, None, sums, tokens)
     grid = (min(tiles, launch.multiprocessors(a.device)),)
-    launch.launch(kernels.product_kernel, grid, args, constants, blocks=blocks)
+    launch.launch(product_kernel, grid, args, constants, blocks=blocks)
 
 
 def weight_product(tile: tables.Tile, dy: Tensor, x: Tensor, dweight: Tensor, dbias: Tensor | None) -> None:
@@ -114,17 +116,17 @@ def weight_product(tile: tables.Tile, dy: Tensor, x: Tensor, dweight: Tensor, db
     tokens, (rows, columns) = dy.shape[0], dweight.shape
     width, depth = tile["n"], tile["k"]
     tiles_n, programs = launch.cdiv(columns, width), launch.multiprocessors(dy.device)
-    tiles = launch.cdiv(rows, kernels.BLOCK_M) * tiles_n
+    tiles = launch.cdiv(rows, tiling.BLOCK_M) * tiles_n
     idle = 1 - tiles / (launch.cdiv(tiles, programs) * programs)
     stream = idle > MOST_IDLE
     if not stream:
         programs = min(programs, tiles)
     partial = sums = None
     if stream:
-        partial = dy.new_empty(2 * programs * kernels.BLOCK_M, width, dtype=torch.float32)
+        partial = dy.new_empty(2 * programs * tiling.BLOCK_M, width, dtype=torch.float32)
     if dbias is not None:
-        sums = dy.new_empty(2 * programs + tiles, kernels.BLOCK_M, dtype=torch.float32)
-    blocks = {0: (depth, kernels.BLOCK_M), 1: (depth, width)}
+        sums = dy.new_empty(2 * programs + tiles, tiling.BLOCK_M, dtype=torch.float32)
+    blocks = {0: (depth, tiling.BLOCK_M), 1: (depth, width)}
     constants = {
         "M": rows,
         "N": columns,
@@ -135,13 +137,13 @@ def weight_product(tile: tables.Tile, dy: Tensor, x: Tensor, dweight: Tensor, db
         "GROUP": 1,
         "A_ROWS": True,
         "B_ROWS": True,
-        "EPILOGUE": kernels.WEIGHT,
+        "EPILOGUE": tiling.WEIGHT,
         "STREAM": stream,
         "TANH": False,
         "REGISTERS": REGISTERS,
         "EPILOGUE_REGISTERS": EPILOGUE_REGISTERS,
     }
     args = (dy, x, dweight, None, None, partial, sums, tokens)
-    launch.launch(kernels.product_kernel, (programs,), args, constants, blocks=blocks)
+    launch.launch(product_kernel, (programs,), args, constants, blocks=blocks)
     if partial is not None or sums is not None:
         add_parts(partial, sums, dweight, dbias, programs, launch.cdiv(tokens, depth), width)

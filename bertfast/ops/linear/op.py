@@ -6,7 +6,7 @@ and `linear_dweight`, which gives the weight's gradient in the weight's dtype, a
 
 from torch import Tensor
 
-from bertfast import _library
+from bertfast import _cuda, _library
 from bertfast.ops.linear import reference
 
 _library.define("linear_fwd(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
@@ -68,6 +68,7 @@ for _name in ("linear_add_dx", "linear_dweight"):
 _library.candidate("linear_bwd", "bertfast.ops.linear.ending_sums:linear_bwd")
 for _name in ("linear_fwd", "linear_add_dx", "linear_dweight"):
     _library.candidate(_name, f"bertfast.ops.linear.gluon:{_name}", fused=True)
+_library.candidate("linear_dweight", "bertfast.ops.linear.cutlass:linear_dweight", fused=True, absence=_cuda.absence)
 
 
 def check_shapes(name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:

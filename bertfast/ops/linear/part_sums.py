@@ -1,22 +1,18 @@
-"""The end of a weight's gradient whose tiles were made in parts (`gluon_product._part`): the parts of a tile are added in order.
+"""The end of a weight's gradient whose tiles were made in parts (`gluon_tiles.part_of`): the parts of a tile are added in order.
 
-In float32, in an order that the sizes and the number of multiprocessors decide. The first programs each add some rows of one tile, SET
-parts at a time; the last ones the column sums of a row of tiles.
+In float32, in an order that the sizes and the number of multiprocessors decide. The first programs each add some rows of one tile,
+SET parts at a time; the last ones the column sums of a row of tiles.
 """
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from bertfast.ops.linear.gluon_product import BLOCK_M
+from bertfast.ops.linear.gluon_tiles import BLOCK_M
 from bertfast.triton import launch
 
-ROWS, SET, ROWS_OF_SUMS, WARPS = (
-    8,
-    4,
-    32,
-    4,
-)  # predicted, never measured: a set is 4 loads of 16 bytes a thread under way at 128 columns
+# Predicted, never measured: a set is eight loads of 16 bytes a thread under way, at 128 columns.
+ROWS, SET, ROWS_OF_SUMS, WARPS = 8, 4, 32, 4
 _BM, _ROWS, _SET, _SUMS = (tl.constexpr(n) for n in (BLOCK_M, ROWS, SET, ROWS_OF_SUMS))
 
 
@@ -82,12 +78,10 @@ def part_sums_kernel(
     """whole: how many tiles were made whole by plan. steps, share: of a tile and of a program. shared: programs that add tiles."""
     TILES_N: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
     program = tl.program_id(0)
-    if partial_ptr is not None:
-        if program < shared:
-            _add_tile(dweight_ptr, partial_ptr, program, whole, steps, share, M, N, BLOCK_N)
-    if sums_ptr is not None:
-        if program >= shared:
-            _add_sums(dbias_ptr, sums_ptr, program - shared, whole, steps, share, M, TILES_N, PROGRAMS)
+    if partial_ptr is not None and program < shared:
+        _add_tile(dweight_ptr, partial_ptr, program, whole, steps, share, M, N, BLOCK_N)
+    if sums_ptr is not None and program >= shared:
+        _add_sums(dbias_ptr, sums_ptr, program - shared, whole, steps, share, M, TILES_N, PROGRAMS)
 
 
 def add_parts(

@@ -1,7 +1,7 @@
 """Candidate for linear_gelu on sm_90: bias and GELU, or GELU's gradient, in the epilogue of a product of our own (`gluon_product`).
 
-The erf form is `cheap_erf`'s. What the kernel does not take is the owner's: float32 and float64, rows that are not aligned to 16 bytes,
-results of few tiles, and other architectures.
+The erf form is `cheap_erf`'s. What the kernel does not take is the owner's: float32 and float64, rows that are not aligned to
+16 bytes, results of few tiles, and other architectures.
 """
 
 from pathlib import Path
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bertfast.ops.linear import gluon_launch
-from bertfast.ops.linear.gluon_product import BLOCK_M, DGELU, GELU
+from bertfast.ops.linear.gluon_tiles import BLOCK_M, DGELU, GELU
 from bertfast.ops.linear_gelu import torch_products
 from bertfast.ops.linear_gelu import triton as owner
 from bertfast.triton import launch, sums, tables

@@ -6,7 +6,7 @@ more forms: `linear_gelu_infer`, which saves nothing, and `linear_dgelu`, back t
 
 from torch import Tensor
 
-from bertfast import _library
+from bertfast import _cuda, _library
 from bertfast.ops.linear.op import check_shapes
 from bertfast.ops.linear_gelu import reference
 
@@ -89,6 +89,7 @@ for _name in ("linear_gelu_infer", "linear_dgelu"):
     _library.implement(_name, "CUDA", f"bertfast.ops.linear_gelu.torch_products:{_name}")
 for _name in ("linear_gelu_fwd", "linear_gelu_infer", "linear_dgelu"):
     _library.candidate(_name, f"bertfast.ops.linear_gelu.gluon:{_name}", fused=True)
+    _library.candidate(_name, f"bertfast.ops.linear_gelu.cutlass:{_name}", fused=True, absence=_cuda.absence)
 
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor, *, approximate: str = "none") -> Tensor:

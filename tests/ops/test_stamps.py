@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from bertfast import _ext
-from bertfast.nn import stamps
+from bertfast.ops import stamps
 
 
 @pytest.fixture(params=["python", "extension"])

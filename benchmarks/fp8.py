@@ -1,7 +1,7 @@
 """`python -m benchmarks.fp8`: what products in FP8 do to a model, on a CPU by the references of the ops.
 
-`curves CORPUS` (`draw` shows its results again): pre-training of a small model from one seed, over the same batches and with the same elements dropped, by several
-recipes of FP8 beside bfloat16; how far loss curves part, and the held-out loss afterwards.
+`curves CORPUS` (`draw` shows its results again): pre-training of a small model from one seed, over the same batches and with the
+same elements dropped, by several recipes of FP8 beside bfloat16; how far loss curves part, and the held-out loss afterwards.
 `sentences`: MiniLM's sentence embeddings in FP8 beside bfloat16, against float32.
 """
 

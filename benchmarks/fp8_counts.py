@@ -1,7 +1,7 @@
 """`python -m benchmarks.fp8_counts`: what FP8 should save on an H200, from measured times of its products and casts. A prediction.
 
-Of 16,384 tokens. Products and casts are medians of prototypes (`results/runs/nvidia-h200-prototypes.jsonl`); what only writes or reads
-more or fewer bytes is counted at the measured rate of a copy. What no prototype has is in proportion to the nearest measured.
+Of 16,384 tokens. Products and casts are medians of prototypes (`results/runs/nvidia-h200-prototypes.jsonl`); what only writes or
+reads more or fewer bytes is counted at the measured rate of a copy. What no prototype has is in proportion to the nearest measured.
 """
 
 import json

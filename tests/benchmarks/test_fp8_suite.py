@@ -52,4 +52,6 @@ def test_counts(name):
     training, inference = fp8_counts.training(columns, layers), fp8_counts.inference(columns, layers)
     assert 0 < training["a step"] < step
     assert 0 < inference["a pass"] < call
-    assert all((value > 0) == part.startswith("products") for part, value in training.items() if not part.startswith("a "))
+    assert all(
+        (value > 0) == part.startswith("products") for part, value in training.items() if not part.startswith("a ")
+    )

@@ -15,6 +15,7 @@ from bertfast.train.distributed import Ranks
 from bertfast.train.errors import CheckpointError, ConfigError
 from bertfast.train.loop import train
 from bertfast.train.pretrain import PretrainTask
+from bertfast.triton import verified
 
 pytestmark = [pytest.mark.usefixtures("no_pictures"), pytest.mark.filterwarnings("ignore:precision fp8 on a CPU")]
 
@@ -104,6 +105,7 @@ def test_on_a_cpu_it_says_that_it_emulates(corpora, tmp_path):  # noqa: F811
 REFUSED = {
     "fp8_last_layers is an option of precision fp8, and precision is bf16": {"precision": "bf16", "fp8_last_layers": 0},
     "fp8_gradients is an option of precision fp8": {"fp8_gradients": "e4m3"},
+    "precision fp8 is in the kernels that gpu_kernels false": {"precision": "fp8", "gpu_kernels": False},
     "precision fp8 runs through kernels that torch.compile does not see": {"precision": "fp8", "compile": True},
 }
 
@@ -112,6 +114,18 @@ REFUSED = {
 def test_settings_that_make_no_sense(said):
     with pytest.raises(ConfigError, match=said):
         TrainConfig(steps=1, **REFUSED[said])
+
+
+def test_what_a_run_says_of_ops_that_are_not_verified(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda where: (9, 0))
+    monkeypatch.setattr(verified, "gate", lambda arch: {"fp8_norm": "why", "packing": "why"})
+    config, where = TrainConfig(steps=1, precision="fp8"), torch.device("cuda", 0)
+    (note,) = fp8.notes(config, where)
+    assert note.startswith("precision fp8: fp8_norm not verified on sm_90")
+    assert fp8.notes(TrainConfig(steps=1, precision="bf16"), where) == []
+    assert fp8.notes(config, torch.device("cpu")) == []
+    monkeypatch.setattr(verified, "gate", lambda arch: {"packing": "why"})
+    assert fp8.notes(config, where) == []
 
 
 def test_models_that_cannot(corpora, tmp_path):  # noqa: F811

@@ -1,7 +1,7 @@
 """`python -m benchmarks.fp8`: what products in FP8 do to a model, on a CPU by the references of the ops.
 
-`curves CORPUS`: pre-training of a small model from one seed, over the same batches and with the same elements dropped, by several
-recipes of FP8 beside bfloat16; how far loss curves part, and the held-out loss afterwards.
+`curves CORPUS` (`draw` shows its results again): pre-training of a small model from one seed, over the same batches and with the
+same elements dropped, by several recipes of FP8 beside bfloat16; how far loss curves part, and the held-out loss afterwards.
 `sentences`: MiniLM's sentence embeddings in FP8 beside bfloat16, against float32.
 """
 
@@ -22,6 +22,7 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.pretraining.measure import BANDS, BFLOAT16
+from bertfast.bench.cases import minilm_folder, sentence_batches
 from bertfast.bench.run import environment
 from bertfast.data.batches import Batch
 from bertfast.data.corpus import Corpus
@@ -29,7 +30,7 @@ from bertfast.data.loader import PretrainLoader
 from bertfast.data.pairs import PairOptions
 from bertfast.data.plan import PretrainDataOptions
 from bertfast.data.tokenizer import load_tokenizer
-from bertfast.models import BertConfig, BertForPreTraining
+from bertfast.models import BertConfig, BertForPreTraining, BertModel
 from bertfast.nn import device
 from bertfast.nn.fp8_state import Recipe
 from bertfast.train.config import TrainConfig
@@ -187,11 +188,69 @@ def curves(
             "runs": runs,
         }
         (out / "fp8_curves.json").write_text(json.dumps(found, indent=1) + "\n")
-    console.print(curves_table(runs))
-    plot(runs, out / "fp8_curves.png")
+    draw(out)
     default = [run for run in runs if run["name"] == VARIANTS[1].name]
     if any(run["of_band"] > 1 for run in default):
         raise typer.Exit(1)
+
+
+def embeddings(model: Any, batches: Iterable[Any]) -> tuple[Tensor, Tensor]:
+    """Hidden states [T, E] of all real tokens, and means over tokens of each sentence, of length 1."""
+    tokens, means = [], []
+    for batch in batches:
+        mask = batch.attention_mask.bool()
+        y = model(batch.input_ids, batch.attention_mask).last_hidden_state.float()
+        tokens.append(y[mask])
+        means.append((y * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
+    return torch.cat(tokens), torch.nn.functional.normalize(torch.cat(means), dim=-1)
+
+
+@app.command()
+def draw(out: Annotated[Path, typer.Option(help="folder of fp8_curves.json")] = RESULTS) -> None:
+    """The table and the picture of what `curves` wrote, of a run that is still going on too."""
+    runs = json.loads((out / "fp8_curves.json").read_text())["runs"]
+    Console(width=None if Console().is_terminal else 150).print(curves_table(runs))
+    plot(runs, out / "fp8_curves.png")
+
+
+@app.command("sentences")
+def sentences_command(
+    out: Annotated[Path, typer.Option(help="folder for fp8_sentences.json")] = RESULTS,
+) -> None:
+    """MiniLM's sentence embeddings in bfloat16 and in FP8, against float32's."""
+    folder = minilm_folder()
+    batches = sentence_batches(folder)
+    with torch.no_grad():
+        exact, exact_means = embeddings(BertModel.from_pretrained(folder), batches)
+        exact_alike = exact_means @ exact_means.t()
+        pairs = torch.triu(torch.ones_like(exact_alike, dtype=torch.bool), 1)
+        rows = []
+        model = BertModel.from_pretrained(folder, dtype=torch.bfloat16)
+        for name in ("bfloat16", "fp8"):
+            with device.on_cpu():
+                model.set_precision("fp8" if name == "fp8" else None)
+                tokens, means = embeddings(model, batches)
+            cosines = (means * exact_means).sum(-1)
+            rows.append(
+                {
+                    "products": name,
+                    "sentences": len(means),
+                    "token_error": float((tokens - exact).norm() / exact.norm()),
+                    "cosine_mean": float(cosines.mean()),
+                    "cosine_least": float(cosines.min()),
+                    "similarity_error": float((means @ means.t() - exact_alike)[pairs].abs().max()),
+                    "similarity_correlation": float(
+                        torch.corrcoef(torch.stack(((means @ means.t())[pairs], exact_alike[pairs])))[0, 1]
+                    ),
+                }
+            )
+    table = Table(title="MiniLM against float32")
+    for column in rows[0]:
+        table.add_column(column.replace("_", " "), justify="right")
+    for row in rows:
+        table.add_row(*(f"{value:.5f}" if isinstance(value, float) else str(value) for value in row.values()))
+    Console(width=None if Console().is_terminal else 150).print(table)
+    (out / "fp8_sentences.json").write_text(json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

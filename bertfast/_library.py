@@ -117,7 +117,7 @@ def _is_fused(function: Callable[..., Any]) -> bool:
 
 @contextmanager
 def dispatched() -> Iterator[None]:
-    """What `resolved` gives for CUDA is the op the dispatcher runs it, on whatever device its tensors lie: for a GPU's path on a CPU.
+    """What `resolved` gives for CUDA is the op through the dispatcher, for tensors of a CPU: a GPU's path there.
 
     It holds for the whole process, because backward runs on threads of its own.
     """

@@ -204,7 +204,11 @@ def _fp8(arch: int) -> str:
     if arch < 10 * fp8_state.LEAST[0] + fp8_state.LEAST[1]:
         return f"an error: FP8 products begin with sm_{fp8_state.LEAST[0]}{fp8_state.LEAST[1]}"
     missing = [op for op in verified.gate(arch) if verified.is_asked_for(op)]
-    kernels = f"; torch's own functions, which are slow, run for {', '.join(missing)}, not verified on sm_{arch}" if missing else ""
+    kernels = (
+        f"; torch's own functions, which are slow, run for {', '.join(missing)}, not verified on sm_{arch}"
+        if missing
+        else ""
+    )
     return f"only where asked for, with precision fp8{kernels}"
 
 

@@ -87,7 +87,10 @@ def pretrain(
         float | None, typer.Option("--learning-rate", "--lr", help="Highest of the schedule, 1e-4 where not given.")
     ] = None,
     warmup_steps: Annotated[int | None, typer.Option(help="A tenth of all steps where not given.")] = None,
-    precision: Annotated[Precision | None, typer.Option(help="bf16: autocast with float32 weights. fp8: that, the layers' products in FP8.")] = None,
+    precision: Annotated[
+        Precision | None,
+        typer.Option(help="bf16: autocast with float32 weights. fp8: that, the layers' products in FP8."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, order, masks and dropout; 0.")] = None,
     threads: Annotated[int | None, typer.Option(help="torch's threads; another number may change last bits.")] = None,
     parallel: Annotated[Parallel | None, typer.Option(help="Under torchrun; ddp.")] = None,

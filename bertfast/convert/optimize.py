@@ -84,7 +84,9 @@ def _check_precision(precision: str | None, dtype: str | None, gpu_kernels: bool
     if dtype is not None:
         raise ValueError(f'precision="fp8" is for GPUs and dtype="{dtype}" for CPUs: leave one of them out')
     if gpu_kernels is False:
-        raise ValueError('precision="fp8" is in the GPU kernels, which gpu_kernels=False switches off: leave one of them out')
+        raise ValueError(
+            'precision="fp8" is in the GPU kernels, which gpu_kernels=False switches off: leave one of them out'
+        )
     reason = fp8_state.unavailable()
     if reason is not None:
         raise ValueError(
@@ -149,7 +151,8 @@ def optimize(
 
     Raises:
         ValueError: for another `dtype`, for "int8" with `prepack=False`, or where this processor has no int8 kernels; for
-            another `precision`, for "fp8" with `dtype="int8"` or `gpu_kernels=False`, or where no GPU here has FP8 products; for another `max_graphs` or `max_graph_bytes` than an integer of 0 or more, or another `gpu_kernels`.
+            another `precision`, for "fp8" with `dtype="int8"` or `gpu_kernels=False`, or where no GPU here has FP8 products; for
+            another `max_graphs` or `max_graph_bytes` than an integer of 0 or more, or another `gpu_kernels`.
         UnsupportedModelError: where nothing inside is a BERT that bertfast knows, positions are relative, or parameters
             are sharded already; where `masked_head` is asked for and no BertForPreTraining or BertForMaskedLM is inside.
     """

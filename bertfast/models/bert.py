@@ -150,7 +150,7 @@ class BertPreTrainedModel(nn.Module):
 
         Args:
             precision: "fp8", or None for the model's own again.
-            recipe: of training; the default of docs/fp8.md where it is None. In inference every layer is in FP8, with scales for rows.
+            recipe: of training; the default of docs/fp8.md where it is None. In inference every layer is in FP8, by scales of rows.
 
         Raises:
             ValueError: for another precision, or where no GPU here has FP8 products.

@@ -103,7 +103,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @contextmanager
 def on_cpu() -> Iterator[None]:
-    """Models on a CPU compute as on a GPU, by the ops that a CPU has for it: slower than its own way, for what only a GPU's way does.
+    """Models on a CPU compute as on a GPU, by the ops that a CPU has for it: slowly, for what only a GPU's way does.
 
     It holds for the whole process, because backward runs on threads of its own.
     """

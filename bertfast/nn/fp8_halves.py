@@ -4,8 +4,8 @@
                pre = y8 W8^T, hidden8 = gelu(pre), out = hidden8 W8^T, (z, z8) = norm(y + dropout(out))
     backward   of each product: dx = dout8 W8, dW = dout8^T x8, both with the inner dimension contiguous: hence transposed copies
 
-The residual stream, norms, attention itself and GELU are as in 16 bits, and so are the dropped elements. x8 [N, E] and its transpose go
-from half to half beside x; they take no gradient.
+The residual stream, norms, attention itself and GELU are as in 16 bits, and so are the dropped elements. x8 [N, E] and its
+transpose go from half to half beside x; they take no gradient.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from torch import Tensor
 from bertfast import _library
 from bertfast.nn import products
 from bertfast.nn.fp8_state import Scaling, Weight
-from bertfast.nn.halves import Mixing, no_autocast
+from bertfast.nn.halves import Mixing, no_autocast, rows_of, spread
 from bertfast.nn.launches import run
 
 X, CONTEXT, ROWS, HIDDEN, DOUT, DQKV, DOUT_FEED, DPRE = range(8)
@@ -67,12 +67,11 @@ class Mixing8(NamedTuple):
 
 def _scaled(name: str, args: tuple[Any, ...], scaling: Scaling, calibrating: bool) -> tuple[Tensor, ...]:
     """An op that casts, with a transposed copy where one is read; `args` are those before its scale."""
-    rest = scaling
     if calibrating:
-        run(name, (*args, *rest))
+        run(name, (*args, *scaling))
         largest = torch.finfo(scaling.dtype).max
         scaling.scale.copy_(torch.where(scaling.amax > 0, scaling.amax / largest, scaling.scale))
-    return run(name, (*args, *rest))
+    return run(name, (*args, *scaling))
 
 
 def cast(x: Tensor, scaling: Scaling, calibrating: bool) -> Cast:
@@ -105,9 +104,11 @@ def _backward(
     return _Gradient(cast(wide, scaling, calibrating), wide), tuple(others)
 
 
-def _product(a: Tensor, scale: Tensor, b: Tensor, scale_b: Tensor, dtype: torch.dtype, *, fast: bool) -> Tensor:
-    """a [M, K] times b [N, K] transposed: [M, N]. Fast accumulation serves forward; gradients are summed in full."""
-    return run("fp8_linear", (a, b, scale, scale_b, None, dtype, fast))[0]
+def _product(
+    a: Tensor, scale: Tensor, b: Tensor, scale_b: Tensor, dtype: torch.dtype, bias: Tensor | None = None, *, fast: bool
+) -> Tensor:
+    """a [M, K] times b [N, K] transposed, plus bias [N]: [M, N]. Fast accumulation serves forward; gradients are summed in full."""
+    return run("fp8_linear", (a, b, scale, scale_b, bias, dtype, fast))[0]
 
 
 def _input(gradient: _Gradient, weight: Weight, dtype: torch.dtype) -> Tensor:
@@ -117,7 +118,7 @@ def _input(gradient: _Gradient, weight: Weight, dtype: torch.dtype) -> Tensor:
 
 
 def attention(call: Mixing8, x: Tensor, x8: Cast, *parameters: Tensor | None) -> tuple[Tensor, Cast]:
-    """The attention half of x [N, E], cast as x8: to [N, E], and the same cast.
+    """The attention half of x [N, E], cast as x8: to [N, E] or [R, E] of the rows that are read, and the same cast.
 
     parameters: as of `halves.attention`.
     """
@@ -140,12 +141,13 @@ class _Attention8(torch.autograd.Function):
         mixing = call.mixing
         with no_autocast(x):
             *_, dense_bias, norm, norm_bias = parameters
-            qkv_weight, dense, *_ = call.weights
-            args = x8, qkv_weight.cast, x_scale, qkv_weight.scale, call.qkv_bias, mixing.dtype, True
-            split, context, lse = mixing.attend(run("fp8_linear", args)[0])
-            context8 = cast(context.view(x.shape[0], -1), call.scalings[CONTEXT], call.calibrating)
+            qkv_weight, dense = call.weights[:2]
+            qkv = _product(x8, x_scale, qkv_weight.cast, qkv_weight.scale, mixing.dtype, call.qkv_bias, fast=True)
+            split, context, lse = mixing.attend(qkv)
+            kept, residual = rows_of(context.view(x.shape[0], -1), mixing.read), rows_of(x, mixing.read)
+            context8 = cast(kept, call.scalings[CONTEXT], call.calibrating)
             out = _product(context8.stored, context8.scale, dense.cast, dense.scale, mixing.dtype, fast=True)
-            args = out, dense_bias, x, norm, norm_bias, mixing.eps, mixing.rates[1], mixing.seeds[1]
+            args = out, dense_bias, residual, norm, norm_bias, mixing.eps, mixing.rates[1], mixing.seeds[1]
             y, mean, rstd, y8, y8t = _scaled("fp8_norm_fwd", args, call.scalings[ROWS], call.calibrating)
         ctx.save_for_backward(x, x8t, split, context, lse, context8.transposed, out, mean, rstd, *parameters)
         # Not saved: all scales of a call are one tensor, and while they are found out others of it are written.
@@ -162,15 +164,20 @@ class _Attention8(torch.autograd.Function):
         *projections, dense, dense_bias, norm, _ = parameters
         _, needs_x, _, _, _, *needs = ctx.needs_input_grad
         gradients: list[Tensor | None] = [None] * len(parameters)
-        qkv_weight, dense8, *_ = call.weights
+        qkv_weight, dense8 = call.weights[:2]
         with no_autocast(x):
-            args = dy.contiguous(), out, dense_bias, x, norm, mean, rstd, mixing.rates[1], mixing.seeds[1]
-            dout, (dx, dbias, gradients[8], gradients[9]) = _backward(*_NORM, args, call.scalings[DOUT], call.calibrating)
+            residual = rows_of(x, mixing.read)
+            args = dy.contiguous(), out, dense_bias, residual, norm, mean, rstd, mixing.rates[1], mixing.seeds[1]
+            dout, (dx, dbias, gradients[8], gradients[9]) = _backward(
+                *_NORM, args, call.scalings[DOUT], call.calibrating
+            )
+            dx = spread(dx, mixing.read, x.shape[0])
             gradients[7] = None if dense_bias is None else dbias
             if needs[6]:
-                rows = lambda: context.view(x.shape[0], -1)  # noqa: E731
+                rows = lambda: rows_of(context.view(x.shape[0], -1), mixing.read)  # noqa: E731
                 gradients[6] = dout.weight(context8t, ctx.context_scale, rows, dense.dtype)
-            dqkv = mixing.attend_backward(_input(dout, dense8, mixing.dtype), split, context, lse)
+            dcontext = spread(_input(dout, dense8, mixing.dtype), mixing.read, x.shape[0])
+            dqkv = mixing.attend_backward(dcontext, split, context, lse)
             dqkv8 = cast(dqkv, call.scalings[DQKV], call.calibrating)
             gradient = _Gradient(dqkv8, None if call.scalings[DQKV].transposed else dqkv)
             sizes = [weight.shape[0] for weight in projections[::2]]
@@ -191,9 +198,11 @@ class _FeedForward8(torch.autograd.Function):
     def forward(ctx: Any, call: Feeding8, x: Tensor, x8: Tensor, x8t: Tensor, x_scale: Tensor, *parameters: Any) -> Any:
         with no_autocast(x):
             _, up_bias, _, down_bias, norm, norm_bias = parameters
-            *_, up, down = call.weights
+            up, down = call.weights[2:]
             pre = _product(x8, x_scale, up.cast, up.scale, call.dtype, fast=True)
-            hidden, hidden_t = _scaled("fp8_gelu_fwd", (pre, up_bias, call.tanh), call.scalings[HIDDEN], call.calibrating)
+            hidden, hidden_t = _scaled(
+                "fp8_gelu_fwd", (pre, up_bias, call.tanh), call.scalings[HIDDEN], call.calibrating
+            )
             hidden_scale = call.scalings[HIDDEN].scale
             out = _product(hidden, hidden_scale, down.cast, down.scale, call.dtype, fast=True)
             args = out, down_bias, x, norm, norm_bias, call.eps, call.rate, call.seed
@@ -214,7 +223,7 @@ class _FeedForward8(torch.autograd.Function):
         x, x8t, pre, hidden_t, out, mean, rstd, *parameters = ctx.saved_tensors
         up, up_bias, down, down_bias, norm, _ = parameters
         _, needs_x, _, _, _, *needs = ctx.needs_input_grad
-        *_, up8, down8 = call.weights
+        up8, down8 = call.weights[2:]
         dup = ddown = None
         with no_autocast(x):
             args = dy.contiguous(), out, down_bias, x, norm, mean, rstd, call.rate, call.seed
@@ -223,8 +232,8 @@ class _FeedForward8(torch.autograd.Function):
             if needs[2]:
                 hidden = lambda: run("bias_gelu_fwd", (pre, up_bias, call.tanh))[0]  # noqa: E731
                 ddown = dout.weight(hidden_t, ctx.hidden_scale, hidden, down.dtype)
-            args = _input(dout, down8, call.dtype), pre, up_bias, call.tanh
-            dpre, (dup_bias,) = _backward(*_GELU, args, call.scalings[DPRE], call.calibrating)
+            given = _input(dout, down8, call.dtype), pre, up_bias, call.tanh
+            dpre, (dup_bias,) = _backward(*_GELU, given, call.scalings[DPRE], call.calibrating)
             if needs[0]:
                 dup = dpre.weight(x8t, ctx.x_scale, lambda: x, up.dtype)
             if needs_x:

@@ -3,8 +3,8 @@
     x8, s = rows of x          qkv = x8 Wqkv8^T          context = attention(qkv)          out = context Wo^T (16 bits)
     (y, y8) = norm(x + out)    pre = y8 Wup8^T           hidden8 = gelu(pre)               z, z8 = norm(y + hidden8 Wdown8^T)
 
-Norm and GELU cast what they make in the pass that makes it. The output product stays in 16 bits: no pass of ours makes the context, and a
-cast of its own costs what FP8 would save. Weights are e4m3 with a scale for each output, cast anew at the beginning of every call, as
+Norm and GELU cast what they make in the pass that makes it. The output product stays in 16 bits: no pass of ours makes the
+context, and a cast of its own costs what FP8 would save. Weights are e4m3 with a scale for each output, cast anew in every call, as
 the copies of `joined` are written: no look at a weight on a GPU says without a wait whether it was edited in place.
 
 Nothing here waits for the device or depends on what tensors hold, so that a CUDA graph can hold it all.
@@ -92,7 +92,7 @@ def _fed(
     *,
     is_last: bool,
 ) -> tuple[Tensor, Rows]:
-    """The rest of a layer, in which each row is by itself: [R, H D] and the residual [R, E] to [R, E], and its cast for the next layer."""
+    """The rest of a layer, in which each row is by itself: context [R, H D] and residual [R, E] to [R, E], and that cast."""
     up, down = casts
     w = weights
     out = products.linear(None, context, w.dense.t(), slot=0)

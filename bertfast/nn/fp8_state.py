@@ -7,7 +7,8 @@ scales: after the optimizer's step where somebody holds the weights' copies (`jo
 follows a backward, outside of what is captured. All of it are tensors that stay where they are, on the device, so that a graph can
 hold a step. The first calls have no history: every pass runs twice then, the first time for its amax alone (`is_calibrating`).
 
-Source: Micikevicius et al., "FP8 formats for deep learning", 2022 (arXiv:2209.05433); delayed scaling as in NVIDIA's Transformer Engine.
+Source: Micikevicius et al., "FP8 formats for deep learning", 2022 (arXiv:2209.05433); delayed scaling as in NVIDIA's Transformer
+Engine.
 """
 
 from collections.abc import Iterator, Sequence
@@ -89,7 +90,9 @@ class State:
             formats = [fp8.LARGEST[recipe.format(tensor)] for tensor in range(len(TENSORS))]
             self._largest = torch.tensor(formats * layers, device=device)
         self._amaxes = [list(row.unbind()) for row in self.amax.unbind()]
-        self._differentiated = False  # whether a backward came here since the last update: before it, gradients have no amax
+        self._differentiated = (
+            False  # whether a backward came here since the last update: before it, gradients have no amax
+        )
         self._calibrating = True
 
     def of_call(self) -> list[list[Scaling]]:
@@ -166,7 +169,9 @@ class State:
             given = tensors.get(name)
             if given is None or given.shape != own.shape:
                 shape = None if given is None else tuple(given.shape)
-                raise ValueError(f"FP8 scales: {name} must be {tuple(own.shape)}, found {shape}: of another model or recipe")
+                raise ValueError(
+                    f"FP8 scales: {name} must be {tuple(own.shape)}, found {shape}: of another model or recipe"
+                )
             own.copy_(given)
         self._calibrating = False
 
@@ -193,11 +198,11 @@ class Weights:
             copies: of each layer; the joined one is cast. Others are cast from the parameters, whatever their dtype.
         """
         self._state = state
-        self._sources = sources = []
+        sources: list[Tensor] = []
         for number in range(state.layers):
             first = number * PARAMETERS
             sources += [copies[number].qkv, parameters[first + 6], parameters[first + 10], parameters[first + 12]]
-        device = sources[0].device
+        self._sources, device = sources, sources[0].device
         with torch.inference_mode(False), torch.no_grad():
             self._scales = torch.ones(len(sources), device=device)
             self._casts = [torch.empty(w.shape, dtype=torch.float8_e4m3fn, device=device) for w in sources]
@@ -226,7 +231,7 @@ class Weights:
 
 
 def why_not(device: torch.device, dtype: torch.dtype, *columns: int) -> str | None:
-    """Why a stack on a device, its rows of so many columns and its products in `dtype`, cannot multiply in FP8; None where it can."""
+    """Why a stack on a device cannot multiply in FP8 rows of so many columns, where products are in `dtype`; None where it can."""
     if dtype is not torch.bfloat16:
         name = str(dtype).removeprefix("torch.")
         return f"products are in {name}: FP8 takes the place of bfloat16, that of the model or of autocast"

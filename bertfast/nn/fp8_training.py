@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bertfast.nn import fp8_halves, fp8_state, joined
 from bertfast.nn.fp8_halves import Cast
-from bertfast.nn.fp8_state import Recipe, Scaling, State, Weight, Weights
+from bertfast.nn.fp8_state import Recipe, Scaling, Weight, Weights
 from bertfast.nn.halves import Mixing
 from bertfast.nn.joined import Copies
 from bertfast.nn.layout import Packed
@@ -30,6 +30,7 @@ class _Layer(NamedTuple):
     weights: list[Weight]
     calibrating: bool
     output: Scaling | None  # how the next layer's input is cast
+    given: torch.dtype | None  # of the stack's output, where this is its last layer
 
     def __call__(self, x: Tensor, x8: Cast, *parameters: Tensor | None) -> tuple[Tensor, Cast | None]:
         kind, shared = self.kind, (self.scalings, self.weights, self.calibrating)
@@ -38,10 +39,10 @@ class _Layer(NamedTuple):
         )
         mixing8 = fp8_halves.Mixing8(mixing, self.qkv_bias, *shared)
         x, x8 = fp8_halves.attention(mixing8, x, x8, *parameters[:_OF_ATTENTION])
+        if self.given is not None:
+            x = x.to(self.given)
         tanh = kind.approximate == "tanh"
-        feeding = fp8_halves.Feeding8(
-            tanh, self.dtype, self.eps[1], self.rates[2], self.seeds[2], *shared, self.output
-        )
+        feeding = fp8_halves.Feeding8(tanh, self.dtype, self.eps[1], self.rates[2], self.seeds[2], *shared, self.output)
         return fp8_halves.feed_forward(feeding, x, x8, *parameters[_OF_ATTENTION:])
 
 
@@ -50,6 +51,8 @@ def layers(
     recipe: Recipe,
     x: Tensor,
     every: Packed,
+    last: Packed,
+    given: torch.dtype,
     kind: Kind,
     dtype: torch.dtype,
     parts: Sequence[LayerParts],
@@ -59,11 +62,12 @@ def layers(
     copies: Sequence[Copies],
     checkpointing: bool,
 ) -> Tensor:
-    """Packed tokens x [N, E] through the first `recipe.layers(len(parts))` layers.
+    """Packed tokens x [N, E] through the first `recipe.layers(len(parts))` layers: [N, E], or [R, E] where these are all.
 
     Args:
         owner: the stack, whose scales these are.
-        every: bounds of the sequences.
+        every: bounds of the sequences; last: of the stack's last layer, the rows that it makes too.
+        given: dtype of the stack's output.
         parts, parameters, rates, copies: of all layers, as in `training`.
         seeds: of all dropouts that are on; those of these layers are taken from it.
     """
@@ -82,8 +86,9 @@ def layers(
     for number in range(state.layers):
         if x8 is None:
             x8 = fp8_halves.cast(x.detach(), scalings[number][fp8_halves.X], calibrating)
+        is_last = number == len(parts) - 1
         layer = _Layer(
-            every,
+            last if is_last else every,
             kind,
             dtype,
             tuple(float(norm.eps) for norm in parts[number].norms),
@@ -94,6 +99,7 @@ def layers(
             weights.layers[number],
             calibrating,
             scalings[number + 1][fp8_halves.X] if number + 1 < state.layers else None,
+            given if is_last else None,
         )
         own = parameters[number * PARAMETERS : (number + 1) * PARAMETERS]
         if checkpointing:

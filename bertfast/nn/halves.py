@@ -127,7 +127,7 @@ class _Attention(torch.autograd.Function):
             *projections, dense, dense_bias, norm, norm_bias = parameters
             qkv = products.linear(call.launches, _cast(x, call.dtype), *_joined(call, projections), slot=_QKV)
             split, context, lse = call.attend(qkv)
-            kept, residual = _rows(context.view(x.shape[0], -1), call.read), _rows(x, call.read)
+            kept, residual = rows_of(context.view(x.shape[0], -1), call.read), rows_of(x, call.read)
             weight = _weight(call.copies and call.copies.dense, dense, call.dtype)
             out = products.linear(call.launches, kept, weight, slot=_DENSE)
             args = out, dense_bias, residual, norm, norm_bias, call.eps, call.rates[1], call.seeds[1]
@@ -145,20 +145,20 @@ class _Attention(torch.autograd.Function):
         needs = ctx.needs_input_grad[1:]
         gradients: list[Tensor | None] = [None] * len(parameters)
         with no_autocast(x):
-            residual = _rows(x, call.read)
+            residual = rows_of(x, call.read)
             args = dy.contiguous(), out, dense_bias, residual, norm, mean, rstd, call.rates[1], call.seeds[1]
             dout, dresidual, dbias, gradients[8], gradients[9] = launched(
                 call.launches, "dropout_add_norm_bwd", args, _NORM_BACKWARD_VARYING, scratch=1
             )
             gradients[7] = None if dense_bias is None else dbias
             if needs[7]:
-                kept = _rows(context.view(x.shape[0], -1), call.read)
+                kept = rows_of(context.view(x.shape[0], -1), call.read)
                 gradients[6] = products.weight_gradient(call.launches, dout, kept, dense.dtype, slot=_DENSE)
-            dx = _spread(dresidual, call.read, x.shape[0]) if needs[0] else None
+            dx = spread(dresidual, call.read, x.shape[0]) if needs[0] else None
             if any(needs[:7]):
                 weight = _weight(call.copies and call.copies.dense, dense, call.dtype)
                 dcontext = products.linear(call.launches, dout, weight.t(), slot=_DENSE_BACK)
-                dqkv = call.attend_backward(_spread(dcontext, call.read, x.shape[0]), split, context, lse)
+                dqkv = call.attend_backward(spread(dcontext, call.read, x.shape[0]), split, context, lse)
                 if any(needs[1:7]):
                     _projection_gradients(gradients, call, dqkv, _cast(x, call.dtype), projections, needs[1:7])
                 if dx is not None:
@@ -275,12 +275,12 @@ def _projection_gradients(
         gradients[1:6:2] = torch.split_with_sizes(sums, sizes)
 
 
-def _rows(values: Tensor, read: Tensor | None) -> Tensor:
+def rows_of(values: Tensor, read: Tensor | None) -> Tensor:
     """The rows that are read. Every token is a key and a value; behind attention a token that nobody reads ceases to matter."""
     return values if read is None else values.index_select(0, read)
 
 
-def _spread(values: Tensor, read: Tensor | None, rows: int) -> Tensor:
+def spread(values: Tensor, read: Tensor | None, rows: int) -> Tensor:
     """Gradients of the rows that are read, [R, E], among all [N, E]; those of one that is named twice are added.
 
     Whatever their order: two numbers added to zero have one sum, and of a row that is named more often, as empty slots of masked

@@ -310,7 +310,9 @@ class Held:
 
     def nbytes(self) -> int:
         """Bytes of all copies."""
-        kept: list[Any] = [copies for copies, _ in self._copies.values()] + [other for _, other in self._others.values()]
+        kept: list[Any] = [copies for copies, _ in self._copies.values()] + [
+            other for _, other in self._others.values()
+        ]
         return sum(copies.nbytes() for copies in kept)
 
 

@@ -59,7 +59,11 @@ class Layers:
             return self
         if x.device.type in device.KINDS:
             at_once: device.Launched | training.Trained | None = device.find(self.owner, self.modules, x, self.kind)
-            if at_once is not None and self.infer_fp8 and why_not(x.device, at_once.joined.dtype, *widths(at_once.parts)) is None:
+            if (
+                at_once is not None
+                and self.infer_fp8
+                and why_not(x.device, at_once.joined.dtype, *widths(at_once.parts)) is None
+            ):
                 at_once = fp8_inference.Launched8(at_once.parts, at_once.kind, at_once.joined)
             if at_once is None:
                 options = self.checkpointing, self.narrow_stream, self.fp8

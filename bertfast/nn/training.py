@@ -76,7 +76,7 @@ class Trained:
         """Those of the layers in FP8; None where none is."""
         if self.fp8 is None:
             return None
-        return state_of(self.owner, self.fp8, len(self.parts), self.parameters[0].device)  # type: ignore[union-attr]
+        return state_of(self.owner, self.fp8, len(self.parts), self.parameters[0].device)
 
     def begin(self) -> None:
         """Before a forward, outside of what is captured: scales move on, where it is not a trainer that says when."""
@@ -111,7 +111,7 @@ class Trained:
         if self.fp8 is not None:
             first = self.fp8.layers(len(self.parts))
             shared = self.kind, self.dtype, self.parts, self.parameters, self.rates, rest, copies, self.checkpointing
-            x = fp8_training.layers(self.owner, self.fp8, x, every, *shared)
+            x = fp8_training.layers(self.owner, self.fp8, x, every, last, given, *shared)
         for number, rates in enumerate(self.rates[first:], first):
             layer = _Layer(
                 last if number == len(self.rates) - 1 else every,
@@ -130,8 +130,6 @@ class Trained:
                 x = checkpoint(layer, x, *parameters, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = layer(x, *parameters)
-        if first == len(self.parts):
-            x = x.to(given) if read is None else x.index_select(0, read).to(given)
         return x
 
     def _copies(self) -> Sequence[Copies]:

@@ -76,7 +76,13 @@ class TrainConfig:
     def _check_fp8(self) -> None:
         if self.precision == "fp8":
             if self.compile:
-                raise ConfigError("precision fp8 runs through kernels that torch.compile does not see: leave out compile")
+                raise ConfigError(
+                    "precision fp8 runs through kernels that torch.compile does not see: leave out compile"
+                )
+            if not self.gpu_kernels:
+                raise ConfigError(
+                    "precision fp8 is in the kernels that gpu_kernels false switches off: leave out one of them"
+                )
             return
         for own in fields(TrainConfig):
             if own.name.startswith("fp8_") and getattr(self, own.name) != own.default:

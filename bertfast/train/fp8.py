@@ -13,6 +13,7 @@ from bertfast.nn.parts import parts_of
 from bertfast.train.config import TrainConfig
 from bertfast.train.distributed import Ranks
 from bertfast.train.errors import CheckpointError, ConfigError
+from bertfast.triton import verified
 
 _GRADIENTS = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 
@@ -27,7 +28,7 @@ def recipe(config: TrainConfig) -> Recipe:
 
 
 def running(config: TrainConfig, where: torch.device, *, quietly: bool = False) -> AbstractContextManager[None]:
-    """What a run needs around it: on a CPU, which has no such products, it emulates a GPU's numbers and, unless `quietly`, says so."""
+    """What a run needs around it: a CPU, which has no such products, emulates a GPU's numbers and, unless `quietly`, says so."""
     return _emulated(quietly) if config.precision == "fp8" and where.type == "cpu" else nullcontext()
 
 
@@ -71,6 +72,24 @@ def _why_not(model: nn.Module, config: TrainConfig, ranks: Ranks) -> str | None:
 
 def _encoders(model: nn.Module) -> list[BertEncoder]:
     return [module for module in model.modules() if isinstance(module, BertEncoder)]
+
+
+def notes(config: TrainConfig, where: torch.device) -> list[str]:
+    """What a run says of FP8's ops on its GPU that are not verified there."""
+    if config.precision != "fp8" or where.type != "cuda":
+        return []
+    text = unverified(where)
+    return [] if text is None else [f"precision fp8: {text}"]
+
+
+def unverified(where: torch.device) -> str | None:
+    """Which of FP8's ops run torch's own functions on a GPU; None where all run their kernels."""
+    major, minor = torch.cuda.get_device_capability(where)
+    arch = 10 * major + minor
+    ops = [op for op in verified.gate(arch) if verified.is_asked_for(op)]
+    if not ops:
+        return None
+    return f"{', '.join(ops)} not verified on sm_{arch}: torch's own functions, slower than bfloat16's kernels, run in their place"
 
 
 class Scales:

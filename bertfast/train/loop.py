@@ -82,7 +82,7 @@ def train(
             fp8.running(config, ranks.device),
         ):
             trainer = Trainer(task, config, folder, resume, ranks, stop, files, read_every)
-            trainer.notes += kernel_notes(ranks.device)
+            trainer.notes += kernel_notes(ranks.device) + fp8.notes(config, ranks.device)
             return trainer.fit()
 
 

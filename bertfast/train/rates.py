@@ -61,8 +61,8 @@ class Peak(NamedTuple):
 
 
 def peak(device: torch.device, precision: str) -> Peak:
-    """The matrix rate of a device in "fp32" (without TF32 on a GPU) or "bf16", which is also what "fp8" is compared with: not all of
-    its products are in FP8."""
+    """The matrix rate of a device in "fp32" (without TF32 on a GPU) or "bf16", with which "fp8" is compared too: not all of its
+    products are in FP8."""
     precision = "fp32" if precision == "fp32" else "bf16"
     if device.type == "cpu":
         # bfloat16 is only storage on many processors, whose float32 is then the faster way.

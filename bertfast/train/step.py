@@ -202,7 +202,10 @@ class Step:
         self._row.add_(1)
 
     def exchange(self, own: list[bool]) -> list[bool]:
-        """Add up the sums of all ranks, and their gradients if no backward did; agree on scales of FP8; the flags that are known now, as `run` has them."""
+        """Add up the sums of all ranks, and their gradients if no backward did; agree on what scales of FP8 follow.
+
+        Returns the flags that are known now, as `run` has them.
+        """
         if self._reducer is not None:
             self._reducer.sum()
         for amax in self._copies.amaxes() if self._copies is not None else ():

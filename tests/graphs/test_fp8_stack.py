@@ -39,9 +39,7 @@ def test_bits_and_scales_are_those_of_eager_calls(two):
         x, layout = rows_of(LENGTHS, number, torch.bfloat16)
         x = (x.detach() * (1 + number)).requires_grad_()
         again = x.detach().clone().requires_grad_()
-        assert_equal(
-            step(captured, x, layout, captured=True, how=how), step(eager, again, layout, captured=False)
-        )
+        assert_equal(step(captured, x, layout, captured=True, how=how), step(eager, again, layout, captured=False))
         assert state(captured).knows_scales == state(eager).knows_scales
         for name, tensor in state(captured).tensors().items():
             assert torch.equal(tensor, state(eager).tensors()[name]), (number, name)
@@ -55,9 +53,7 @@ def test_weights_are_followed(two):
                 layers.layer[0].intermediate.dense.weight.mul_(1.1)
         x, layout = rows_of(LENGTHS, number, torch.bfloat16)
         again = x.detach().clone().requires_grad_()
-        assert_equal(
-            step(captured, x, layout, captured=True, how=how), step(eager, again, layout, captured=False)
-        )
+        assert_equal(step(captured, x, layout, captured=True, how=how), step(eager, again, layout, captured=False))
 
 
 def test_another_recipe_is_another_graph(two):
@@ -82,7 +78,8 @@ def test_two_forwards_before_a_backward(two):
     moved = state(layers).scale.clone()
     torch.manual_seed(7)
     two, how = run(layers, x, layout)  # on the scales of the first
-    assert how.startswith("eager") and torch.equal(one, two)
+    assert how.startswith("eager")
+    assert torch.equal(one, two)
     assert torch.equal(state(layers).scale, moved)
 
 
@@ -128,5 +125,5 @@ def test_precision_of_a_model():
 def test_precision_of_a_model_without_a_gpu(monkeypatch):
     monkeypatch.setattr(devices, "KINDS", frozenset({"cuda"}))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="torch sees no GPU here. It needs an NVIDIA GPU of sm_89"):
+    with pytest.raises(ValueError, match=r"torch sees no GPU here\. It needs an NVIDIA GPU of sm_89"):
         model_of().set_precision("fp8")

@@ -1,5 +1,7 @@
 """Inference in FP8 with row scales, beside the same maths composed of numbers that eager functions quantise."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -36,7 +38,7 @@ def composed(stack, x, layout):
         qkv = product(x, torch.cat([linear.weight for linear in projections]))
         qkv = qkv + torch.cat([linear.bias for linear in projections]) if projections[0].bias is not None else qkv
         heads, contexts = qkv.view(-1, 3, HEADS, E // HEADS), []
-        for begin, end in zip(bounds, bounds[1:], strict=False):
+        for begin, end in pairwise(bounds):
             query, key, value = heads[begin:end].permute(1, 2, 0, 3)
             scores = query @ key.transpose(1, 2) * (E // HEADS) ** -0.5
             contexts.append((scores.softmax(-1) @ value).transpose(0, 1).flatten(1))

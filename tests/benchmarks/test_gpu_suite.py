@@ -331,7 +331,7 @@ def test_a_candidate_has_a_line_of_its_own():
     chosen = {(collect.candidate(case), case.op) for case in races.chosen(cases)}
     assert {(name, op) for name, op in chosen if name is not None} == by_candidate
     rows = [row for row in docs.candidates([line]).splitlines() if row.startswith("| linear_gelu.cheap_erf |")]
-    assert rows[-1].endswith("| NVIDIA H200 | passed (2026-01-01, abc) |")
+    assert "| NVIDIA H200 | passed (2026-01-01, abc) |" in rows[-1]
     assert docs.candidates([]).splitlines()[-1].endswith("|  | never run |")
 
 

@@ -332,7 +332,7 @@ def test_a_candidate_has_a_line_of_its_own():
     assert {(name, op) for name, op in chosen if name is not None} == by_candidate
     rows = [row for row in docs.candidates([line]).splitlines() if row.startswith("| linear_gelu.cheap_erf |")]
     assert "| NVIDIA H200 | passed (2026-01-01, abc) |" in rows[-1]
-    assert docs.candidates([]).splitlines()[-1].endswith("|  | never run |")
+    assert "|  | never run |" in docs.candidates([]).splitlines()[-1]
 
 
 def test_an_absent_candidate_is_not_judged(monkeypatch):

@@ -7,7 +7,6 @@ pytest.importorskip("triton", reason="Triton is not installed")
 from bertfast.ops.linear import gluon_launch
 from bertfast.triton import launch, tables
 
-HALVES = [torch.bfloat16, torch.float16]
 WIDTHS = [128, 256]  # columns of a tile
 ON_GPU = torch.cuda.is_available()
 runs_kernels = pytest.mark.skipif(

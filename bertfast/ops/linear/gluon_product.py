@@ -5,7 +5,7 @@ Persistent programs, each of four warpgroups that hand tiles to one another thro
     loads      asks TMA for blocks of a and b, STAGES ahead
     two        multiply 64 rows of the tile each (wgmma, accumulators in registers), leave the finished tile in shared memory
                and go on with the next one
-    epilogue   adds the bias, applies GELU or its gradient, sums columns, and has TMA store the results meanwhile
+    epilogue   applies bias and GELU or its gradient, sums columns, and has TMA store the results meanwhile
 
     barrier     completed by                                        waited for by
     full[s]     the bytes of a and b of stage s                      both multiplying warpgroups (and the epilogue, SUMS)

@@ -332,7 +332,9 @@ def test_a_candidate_has_a_line_of_its_own():
     assert {(name, op) for name, op in chosen if name is not None} == by_candidate
     rows = [row for row in docs.candidates([line]).splitlines() if row.startswith("| linear_gelu.cheap_erf |")]
     assert rows[-1].endswith("| NVIDIA H200 | passed (2026-01-01, abc) | not timed |")
-    assert "| passed (2026-01-01, abc) | bias_gelu_fwd 1.25x, loses 0 of 1 |" in docs.candidates([line, _timed("a", 1.25)])
+    assert "| passed (2026-01-01, abc) | bias_gelu_fwd 1.25x, loses 0 of 1 |" in docs.candidates(
+        [line, _timed("a", 1.25)]
+    )
     assert docs.candidates([]).splitlines()[-1].endswith("|  | never run |  |")
 
 

@@ -119,7 +119,9 @@ def test_report_says_of_float32_that_autocast_would_do(hopper):
     assert layers(gpu_kernels=False) == {("fallback", "gpu_kernels=False")}
     hopper.setattr(torch, "is_autocast_enabled", lambda kind: True)
     hopper.setattr(torch, "get_autocast_dtype", lambda kind: torch.bfloat16)
-    assert layers() == {("fallback", "hidden states are FakeTensor")}  # of the pretended parameters: nothing else is wrong
+    assert layers() == {
+        ("fallback", "hidden states are FakeTensor")
+    }  # of the pretended parameters: nothing else is wrong
 
 
 def test_report_quotes_sizes_that_lose(hopper):

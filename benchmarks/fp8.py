@@ -146,7 +146,7 @@ def plot(runs: list[dict[str, Any]], path: Path) -> None:
         style = {"color": "black", "linewidth": 2.0} if run is runs[0] else {"linewidth": 1.0}
         curves.plot(losses.unfold(0, width, 1).mean(1), label=run["name"], **style)
         if run is not runs[0]:
-            apart.plot((losses - base).unfold(0, width, 1).mean(1), linewidth=1.2, label=run["name"])
+            apart.plot((losses - base).unfold(0, width, 1).mean(1), linewidth=1.2)
     curves.set(title=f"loss, mean of {width} steps", xlabel="step", ylabel="nats")
     apart.set(title=f"difference from bfloat16, mean of {width} steps", xlabel="step", ylabel="nats")
     band = BANDS[BFLOAT16]
@@ -159,8 +159,7 @@ def plot(runs: list[dict[str, Any]], path: Path) -> None:
     for axis in (curves, apart):
         axis.grid(alpha=0.3)
     apart.axhline(0, color="black", linewidth=0.8)
-    curves.legend()
-    apart.legend(loc="upper left")
+    curves.legend()  # of both: colours are the same
     figure.savefig(path, dpi=110)
 
 
@@ -178,8 +177,9 @@ def curves(
         if runs and only and variant.name not in only:
             continue
         run = train(variant, corpus, steps)
+        seconds = run.pop("seconds")
         runs.append(compared(run, runs[0] if runs else run))
-        console.print(f"{variant.name}: {run['losses'][-1]:.3f} in {run['seconds']:.0f} s", highlight=False)
+        console.print(f"{variant.name}: {run['losses'][-1]:.3f} in {seconds:.0f} s", highlight=False)
         found = {
             "environment": environment(),
             "sizes": {"hidden": HIDDEN, "layers": LAYERS, "heads": HEADS, "length": LENGTH, "tokens": TOKENS},

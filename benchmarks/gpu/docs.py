@@ -131,7 +131,7 @@ def compiled(rows: "list[Row]") -> str:
             lines.append([*name, str(len(variants)), "does not compile", "", "", "", "", ""])
             continue
         got = [row.resources or {} for row in good]
-        tensor = [row.count("HMMA", "HGMMA", "UTCHMMA") for row in good]
+        tensor = [row.count("HMMA", "HGMMA", "QGMMA", "UTCHMMA") for row in good]
         bulk = [row.count("UTMALDG", "UTMASTG") for row in good]
         lines.append(
             [
@@ -175,7 +175,7 @@ def render(cases: list[Case], rows: "list[Row]", lines: list[results.Line] | Non
         candidates(lines),
         "## What comes out of the compiler\n",
         "Spans are over the variants that the cases reach. Spilling counts variants with loads or stores of local memory; tensor\n"
-        "core and bulk count instructions (HMMA, HGMMA or UTCHMMA; UTMALDG and UTMASTG).\n",
+        "core and bulk count instructions (HMMA, HGMMA, QGMMA or UTCHMMA; UTMALDG and UTMASTG).\n",
         compiled(rows),
         "## Launch tables\n",
         "From `launch.json` beside each op. An entry serves its architecture and newer ones that have none of their own, and of\n"

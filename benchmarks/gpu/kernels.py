@@ -24,7 +24,7 @@ from benchmarks.gpu.case import Case
 from bertfast.triton.tables import ARCHITECTURES
 
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # what one block can ask for
-TENSOR_CORE = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
+TENSOR_CORE = {80: ("HMMA",), 90: ("HGMMA", "QGMMA"), 100: ("UTCHMMA",)}  # QGMMA: of FP8
 WORKERS = 2
 
 
@@ -175,11 +175,12 @@ def judge(case: Case, arch: int, rows: list[Row]) -> list[str]:
             wrong.append(f"{row.kernel} {row.constants}: {row.resources['shared']} bytes of shared memory")
         if row.launch is not None and row.launch.is_gluon and "setmaxnreg" not in row.resources["ptx"]:
             wrong.append(f"{row.kernel} {row.constants}: its warpgroups share registers evenly")
-        if arch == 90 and 1 < row.count("HGMMA") <= row.resources.get("waits", 0):
+        if arch == 90 and 1 < row.count(*TENSOR_CORE[90]) <= row.resources.get("waits", 0):
             wrong.append(f"{row.kernel} {row.constants}: its wgmmas wait for one another")
-    instructions = TENSOR_CORE.values() if case.dot == "any" else (TENSOR_CORE[arch],)
+    every = tuple(name for names in TENSOR_CORE.values() for name in names)
+    instructions = every if case.dot == "any" else TENSOR_CORE[arch]
     if case.dot and not any(row.count(*instructions) for row in own):
-        wrong.append(f"no {TENSOR_CORE[arch]} in its kernels")
+        wrong.append(f"no {' or '.join(TENSOR_CORE[arch])} in its kernels")
     if case.tma and arch >= 90 and not any(row.count("UTMALDG", "UTMASTG") for row in own):
         wrong.append("no bulk tensor copies in its kernels")
     moved = sum(row.resources["moved"] for row in own)
@@ -216,7 +217,10 @@ def table(rows: list[Row]) -> Table:
             continue
         got = row.resources
         stack = f"{got['stack']}{' SPILLS' if row.spills else ''}"
-        counts = (str(row.count(*TENSOR_CORE.values())), str(row.count("UTMALDG", "UTMASTG")))
+        counts = (
+            str(row.count(*(name for names in TENSOR_CORE.values() for name in names))),
+            str(row.count("UTMALDG", "UTMASTG")),
+        )
         table.add_row(*start, str(got["registers"]), stack, str(got["shared"]), f"{got['wide']:.2f}", *counts)
     return table
 

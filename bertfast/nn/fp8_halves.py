@@ -117,6 +117,12 @@ def _input(gradient: _Gradient, weight: Weight, dtype: torch.dtype) -> Tensor:
     return _product(dy.stored, dy.scale, weight.transposed, weight.scale, dtype, fast=False)
 
 
+def _add_input(total: Tensor, gradient: _Gradient, weight: Weight) -> None:
+    """total [T, K] += the gradient of what the product by `weight` [N, K] read."""
+    dy = gradient.cast
+    run("fp8_linear_add", (dy.stored, weight.transposed, dy.scale, weight.scale, total))
+
+
 def attention(call: Mixing8, x: Tensor, x8: Cast, *parameters: Tensor | None) -> tuple[Tensor, Cast]:
     """The attention half of x [N, E], cast as x8: to [N, E] or [R, E] of the rows that are read, and the same cast.
 
@@ -188,7 +194,7 @@ class _Attention8(torch.autograd.Function):
                 sums = products.column_sums(None, dqkv, x, projections[0]).to(projections[1].dtype)
                 gradients[1:6:2] = torch.split_with_sizes(sums, sizes)
             if needs_x:
-                dx = dx.add_(_input(gradient, qkv_weight, mixing.dtype))
+                _add_input(dx, gradient, qkv_weight)
         kept = [gradient if need else None for gradient, need in zip(gradients, needs, strict=True)]
         return None, dx if needs_x else None, None, None, None, *kept
 
@@ -237,7 +243,7 @@ class _FeedForward8(torch.autograd.Function):
             if needs[0]:
                 dup = dpre.weight(x8t, ctx.x_scale, lambda: x, up.dtype)
             if needs_x:
-                dx = dx.add_(_input(dpre, up8, call.dtype))
+                _add_input(dx, dpre, up8)
         gradients = dup, dup_bias, ddown, None if down_bias is None else ddown_bias, dnorm, dnorm_bias
         kept = [gradient if need else None for gradient, need in zip(gradients, needs, strict=True)]
         return None, dx if needs_x else None, None, None, None, *kept

@@ -14,7 +14,21 @@ import triton
 from bertfast.triton import private
 from bertfast.triton.launch import FP_FUSION, Launch
 
-_SASS = ("HGMMA", "HMMA", "UTCHMMA", "UTMALDG", "UTMASTG", "LDGSTS", "LDSM", "LDG", "STG", "LDL", "STL", "MUFU")
+_SASS = (
+    "HGMMA",
+    "QGMMA",
+    "HMMA",
+    "UTCHMMA",
+    "UTMALDG",
+    "UTMASTG",
+    "LDGSTS",
+    "LDSM",
+    "LDG",
+    "STG",
+    "LDL",
+    "STL",
+    "MUFU",
+)
 _BYTES = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
 _PTX = ("wgmma.mma_async", "mma.sync", "tcgen05.mma", "cp.async.bulk.tensor", "cp.async.cg", "mbarrier", "setmaxnreg")
 

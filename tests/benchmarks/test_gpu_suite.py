@@ -413,7 +413,7 @@ def _row(**more) -> kernels.Row:
     [
         ({}, {"sass": {"LDL": 1}, "stack": 8}, "spills"),
         ({}, {"shared": 300_000}, "shared memory"),
-        ({"dot": True}, {"sass": {"HMMA": 4}}, "no HGMMA"),
+        ({"dot": True}, {"sass": {"HMMA": 4}}, "no HGMMA or QGMMA"),
         ({"tma": True}, {}, "no bulk"),
         ({"dot": True}, {"sass": {"HGMMA": 16}, "waits": 16}, "wait for one another"),
         ({}, {"wide": 0.2}, "0.20 of its bytes"),

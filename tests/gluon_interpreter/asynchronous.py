@@ -21,6 +21,8 @@ from .memory import Barrier, Shared
 from .scheduler import Task
 from .values import FP8, Value, kernel_dtype
 
+_FP8_TYPES = (gl.float8e4nv, gl.float8e5)
+
 
 class Descriptor:
     """What a kernel sees of a tensor descriptor."""
@@ -210,7 +212,8 @@ def wait_for_products(task: Task, outstanding: int) -> None:
 
 def _check_operands(a: Any, b: Shared, sums: Value) -> None:
     """What wgmma takes: 64 rows at a time, K in pieces of 32 bytes, 8-bit types with contiguous K."""
-    if not isinstance(b, Shared) or a.dtype != b.dtype:
+    both_fp8 = isinstance(b, Shared) and a.dtype in _FP8_TYPES and b.dtype in _FP8_TYPES  # either format each
+    if not isinstance(b, Shared) or (a.dtype != b.dtype and not both_fp8):
         raise Fault("shape", f"wgmma of {a.dtype} and {b.dtype}, the second of which lies in shared memory")
     (m, k), (inner, n) = a.shape, b.shape
     if k != inner or list(sums.shape) != [m, n] or sums.dtype != gl.float32:

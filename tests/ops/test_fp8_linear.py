@@ -37,9 +37,25 @@ def test_parity(product, size, by_rows, bias, kinds, dtype):
     assert_within_budget(y, multiplied(torch.float32).to(dtype), multiplied(torch.float64), "y")
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("size", SIZES)
+def test_added(product, size, dtype):
+    rows, k, n = size
+    a, b = torch.randn(rows, k).to(E5M2), torch.randn(n, k).to(E4M3)
+    scales, before = (torch.tensor(0.25), torch.tensor(3.0)), torch.randn(rows, n).to(dtype)
+    total = before.clone()
+    assert product.fp8_linear_add(a, b, *scales, total) is None
+    exact = before.double() + (a.double() * 0.25) @ (b.double() * 3).t()
+    # The owner's product is in bfloat16 before it is added, as eager's.
+    eager = before + ((a.float() * 0.25) @ (b.float() * 3).t()).bfloat16()
+    assert_within_budget(total, eager, exact, "total")
+
+
 def test_opcheck():
     a, b, one = torch.randn(6, 16).to(E4M3), torch.randn(8, 16).to(E4M3), torch.tensor(1.0)
     args = a, b, one, one, torch.randn(8), torch.float32, True
     # The schema's own test multiplies, which torch does not in FP8 on a CPU.
     utils = "test_autograd_registration", "test_faketensor"
     torch.library.opcheck(torch.ops.bertfast.fp8_linear.default, args, test_utils=utils)
+    args = a, b, one, one, torch.randn(6, 8)
+    torch.library.opcheck(torch.ops.bertfast.fp8_linear_add.default, args, test_utils=utils)

@@ -19,3 +19,8 @@ def forward(
     """
     y = (a.float() @ b.float().t()) * scale_a * (scale_b.t() if scale_b.dim() else scale_b)
     return (y if bias is None else y + bias.float()).to(dtype)
+
+
+def add(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, total: Tensor) -> None:
+    """total [M, N], float32 or a 16-bit type, += (a scale_a) (b scale_b)^T."""
+    total.add_(forward(a, b, scale_a, scale_b, None, torch.float32, False))

@@ -38,6 +38,11 @@ def fp8_linear(
     return y if bias is None or fused else y + bias
 
 
+def fp8_linear_add(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, total: Tensor) -> None:
+    """In two passes: torch's scaled product has no addition."""
+    total.add_(fp8_linear(a, b, scale_a, scale_b, None, torch.bfloat16, False))
+
+
 def _padded(matrix: Tensor, columns: int) -> Tensor:
     """With so many columns of zeros more; as bytes, since torch does not pad FP8."""
     return torch.nn.functional.pad(matrix.view(torch.uint8), (0, columns)).view(matrix.dtype)

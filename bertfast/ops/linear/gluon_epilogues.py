@@ -53,7 +53,7 @@ def _apply_gelu(results, barriers, pointers, sizes, TILE: gl.constexpr, N: gl.co
     """GELU: pre is stored from where it was left and the result from `side`; without pre the result takes its place."""
     out_desc, pre_desc, slices, side = results
     _, _, left, free, _ = barriers
-    bias_ptr, _, _ = pointers
+    bias_ptr, _, _, _, _ = pointers
     tiles_m, tiles, steps = sizes
     SLICES: gl.constexpr = slices.shape[0]
     W: gl.constexpr = slices.shape[2]
@@ -90,7 +90,7 @@ def _apply_dgelu(results, barriers, pointers, sizes, TILE: gl.constexpr, N: gl.c
     """DGELU: pre comes into `side` a slice ahead; the result takes the place of what was left."""
     out_desc, pre_desc, slices, side = results
     _, _, left, free, side_full = barriers
-    bias_ptr, _, sums_ptr = pointers
+    bias_ptr, _, sums_ptr, _, _ = pointers
     tiles_m, tiles, steps = sizes
     SLICES: gl.constexpr = slices.shape[0]
     W: gl.constexpr = slices.shape[2]
@@ -154,7 +154,7 @@ def _sum_rows(operands, barriers, sums_ptr, sizes, TILE: gl.constexpr, STREAM: g
 def finish(operands, barriers, results, pointers, sizes, TILE: gl.constexpr, FORM: gl.constexpr, N: gl.constexpr,
               TANH: gl.constexpr):  # fmt: skip
     EPILOGUE: gl.constexpr = FORM[0]
-    _, _, sums_ptr = pointers
+    _, _, sums_ptr, _, _ = pointers
     if EPILOGUE == IS_WEIGHT:
         if sums_ptr is not None:
             _sum_rows(operands, barriers, sums_ptr, sizes, TILE, FORM[3])

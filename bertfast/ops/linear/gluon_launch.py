@@ -71,15 +71,18 @@ def product(
     pre: Tensor | None = None,
     bias: Tensor | None = None,
     sums: Tensor | None = None,
+    scales: tuple[Tensor, Tensor] | None = None,
+    full: bool = False,
     tanh: bool = False,
 ) -> None:
     """out [T, N] from a [T, K] and b [N, K], or [K, N] without `b_first`, as the epilogue has it.
 
     Args:
-        out: of a's dtype; ADD: or float32.
+        out: of a's dtype, of operands in FP8 of a 16-bit type; ADD: or float32.
         pre: [T, N] of a's dtype, written by GELU and read by DGELU.
         bias: [N] of any floating dtype.
         sums: DGELU: [tile rows, N] float32, column sums of each tile row.
+        scales: of a and b in FP8, float32 []; full: such products are added up in float32.
     """
     (tokens, depth), columns = a.shape, out.shape[1]
     width, stages, steps = tile["n"], tile["stages"], tile["k"]
@@ -102,11 +105,12 @@ def product(
         "B_ROWS": b_rows,
         "EPILOGUE": epilogue,
         "STREAM": False,
+        "FULL": full,
         "TANH": tanh,
         "REGISTERS": REGISTERS,
         "EPILOGUE_REGISTERS": EPILOGUE_REGISTERS,
     }
-    args = (a, b, out, pre, bias, None, sums, tokens)
+    args = (a, b, out, pre, bias, None, sums, *(scales or (None, None)), tokens)
     grid = (min(tiles, launch.multiprocessors(a.device)),)
     launch.launch(product_kernel, grid, args, constants, blocks=blocks)
 
@@ -139,11 +143,12 @@ def weight_product(tile: tables.Tile, dy: Tensor, x: Tensor, dweight: Tensor, db
         "B_ROWS": True,
         "EPILOGUE": tiling.WEIGHT,
         "STREAM": stream,
+        "FULL": False,
         "TANH": False,
         "REGISTERS": REGISTERS,
         "EPILOGUE_REGISTERS": EPILOGUE_REGISTERS,
     }
-    args = (dy, x, dweight, None, None, partial, sums, tokens)
+    args = (dy, x, dweight, None, None, partial, sums, None, None, tokens)
     launch.launch(product_kernel, (programs,), args, constants, blocks=blocks)
     if partial is not None or sums is not None:
         add_parts(partial, sums, dweight, dbias, programs, launch.cdiv(tokens, depth), width)

@@ -1,4 +1,4 @@
-"""One product kernel for sm_90, in Gluon: out [M, N] = a [M, K] b [N, K]^T in 16-bit types, with what follows it in its epilogue.
+"""One product kernel for sm_90, in Gluon: out [M, N] = a [M, K] b [N, K]^T of 16-bit types or FP8, with what follows it.
 
 Persistent programs, each of four warpgroups that hand tiles to one another through shared memory and barriers:
 
@@ -28,7 +28,8 @@ ADD         out += a b, in one rounding: slices of out are read to where the sum
 WEIGHT      out = a b where K is many tokens, with STREAM in parts (`part_of`), stored from registers; and sums of a's rows over K
 
 With PLAIN, GELU, DGELU and ADD the number of rows M is `tokens`, with WEIGHT it is K; the other sizes are constants. Functions
-take TILE = (BN, BK, STAGES, tiles in a row, GROUP), FORM = (EPILOGUE, A_ROWS, B_ROWS, STREAM), sizes = (tile rows, tiles, steps).
+take TILE = (BN, BK, STAGES, tiles in a row, GROUP), FORM = (EPILOGUE, A_ROWS, B_ROWS, STREAM, FULL) and sizes = (tile rows, tiles,
+steps). FP8 operands are K-major both, and have scales.
 """
 
 from triton.experimental import gluon
@@ -83,14 +84,16 @@ def _multiply(operands, barriers, results, pointers, sizes, TILE: gl.constexpr, 
     a_buffers, b_buffers = operands
     full, empty, left, free, _ = barriers
     out, _, slices, _ = results
-    bias_ptr, partial_ptr, _ = pointers
+    bias_ptr, partial_ptr, _, scale_ptr, scale_b_ptr = pointers
     tiles_m, tiles, steps = sizes
     BN: gl.constexpr = TILE[0]
     STAGES: gl.constexpr = TILE[2]
     EPILOGUE: gl.constexpr = FORM[0]
     STREAM: gl.constexpr = FORM[3]
-    # Of wgmmas 256 wide ptxas wants 154 registers at entry.
-    L: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 16])
+    # Of wgmmas 256 wide ptxas wants 154 registers at entry. 32 bytes of a row each.
+    L: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 256 // a_buffers.dtype.primitive_bitwidth])
+    if scale_ptr is not None:
+        scale = gl.load(scale_ptr) * gl.load(scale_b_ptr)
     count = 0
     for i in range(parts_of(tiles, steps, STREAM)):
         tile, begin, end = part_of(i, tiles, steps, STREAM)
@@ -99,7 +102,10 @@ def _multiply(operands, barriers, results, pointers, sizes, TILE: gl.constexpr, 
         if EPILOGUE == IS_PLAIN and bias_ptr is not None:
             # The sums begin with the bias: at the end every slice would wait for its part of it.
             c = col + gl.arange(0, BN, layout=gl.SliceLayout(0, L))  # [BN]
-            sums += gl.expand_dims(gl.load(bias_ptr + c, mask=c < N, other=0.0).to(gl.float32), 0)
+            bias = gl.load(bias_ptr + c, mask=c < N, other=0.0).to(gl.float32)  # [BN]
+            if scale_ptr is not None:
+                bias = bias / scale
+            sums += gl.expand_dims(bias, 0)
         for step in range(begin, end):
             s = count % STAGES
             mbarrier.wait(full.index(s), (count // STAGES) & 1)
@@ -108,12 +114,22 @@ def _multiply(operands, barriers, results, pointers, sizes, TILE: gl.constexpr, 
             else:
                 a = a_buffers.index(s).slice(C * HALF, HALF, dim=0)  # [HALF, BK]
             b = b_buffers.index(s) if FORM[2] else b_buffers.index(s).permute((1, 0))  # [BK, BN]
-            sums = warpgroup_mma(a, b, sums, is_async=True)
-            sums = warpgroup_mma_wait(1, deps=[sums])
-            mbarrier.arrive(empty.index((count + STAGES - 1) % STAGES), count=1, pred=step > begin)
+            if FORM[4]:  # tensor cores sum FP8 in fewer bits than float32: no more than BK at a time
+                part = gl.zeros([HALF, BN], gl.float32, L)
+                part = warpgroup_mma(a, b, part, use_acc=False, is_async=True)
+                part = warpgroup_mma_wait(0, deps=[part])
+                mbarrier.arrive(empty.index(s), count=1)
+                sums += part
+            else:
+                sums = warpgroup_mma(a, b, sums, is_async=True)
+                sums = warpgroup_mma_wait(1, deps=[sums])
+                mbarrier.arrive(empty.index((count + STAGES - 1) % STAGES), count=1, pred=step > begin)
             count += 1
-        sums = warpgroup_mma_wait(0, deps=[sums])
-        mbarrier.arrive(empty.index((count + STAGES - 1) % STAGES), count=1)
+        if not FORM[4]:
+            sums = warpgroup_mma_wait(0, deps=[sums])
+            mbarrier.arrive(empty.index((count + STAGES - 1) % STAGES), count=1)
+        if scale_ptr is not None:
+            sums *= scale
         if EPILOGUE == IS_WEIGHT:
             if partial_ptr is None or end - begin == steps:
                 _store_rows(sums, out, row + C * HALF, col, M, N, N, L)
@@ -179,10 +195,10 @@ def _barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):
 
 @gluon.jit(do_not_specialize=["tokens"])
 def product_kernel(
-    a_desc, b_desc, out, pre_desc, bias_ptr, partial_ptr, sums_ptr, tokens,
+    a_desc, b_desc, out, pre_desc, bias_ptr, partial_ptr, sums_ptr, scale_ptr, scale_b_ptr, tokens,
     M: gl.constexpr, N: gl.constexpr, K: gl.constexpr,
     BLOCK_N: gl.constexpr, BLOCK_K: gl.constexpr, STAGES: gl.constexpr, GROUP: gl.constexpr,
-    A_ROWS: gl.constexpr, B_ROWS: gl.constexpr, EPILOGUE: gl.constexpr, STREAM: gl.constexpr,
+    A_ROWS: gl.constexpr, B_ROWS: gl.constexpr, EPILOGUE: gl.constexpr, STREAM: gl.constexpr, FULL: gl.constexpr,
     TANH: gl.constexpr, REGISTERS: gl.constexpr, EPILOGUE_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """See above.
@@ -195,7 +211,9 @@ def product_kernel(
         bias_ptr: [N] or None.
         partial_ptr: STREAM: [2 programs, BM, BN] float32; else None.
         sums_ptr: DGELU: [tile rows, N] float32, WEIGHT: [2 programs + tiles, BM] float32 or None.
+        scale_ptr, scale_b_ptr: float32 [], of a and b in FP8; else None.
         tokens: M, or with WEIGHT K, whose constant is 0 then.
+        FULL: of FP8, add up in float32 what each BLOCK_K gives.
     """
     NT: gl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
     TILE: gl.constexpr = (BLOCK_N, BLOCK_K, STAGES, NT, GROUP)
@@ -224,11 +242,11 @@ def product_kernel(
         steps = (K + BLOCK_K - 1) // BLOCK_K
     fence_async_shared()
     sizes = (tiles_m, tiles_m * NT, steps)
-    FORM: gl.constexpr = (EPILOGUE, A_ROWS, B_ROWS, STREAM)
+    FORM: gl.constexpr = (EPILOGUE, A_ROWS, B_ROWS, STREAM, FULL)
     operands = (a_buffers, b_buffers)
     barriers = (full, empty, left, free, side_full)
     results = (out, pre_desc, slices, side)
-    pointers = (bias_ptr, partial_ptr, sums_ptr)
+    pointers = (bias_ptr, partial_ptr, sums_ptr, scale_ptr, scale_b_ptr)
     gl.warp_specialize(
         [
             (_loads, ((a_desc, b_desc), operands, barriers, sizes, TILE, FORM)),

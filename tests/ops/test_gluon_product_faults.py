@@ -15,6 +15,7 @@ from torch import Tensor
 pytest.importorskip("triton", reason="Triton is not installed")
 from gluon_interpreter import mutants
 
+from bertfast.ops.fp8_linear import gluon as gluon_fp8
 from bertfast.ops.linear import gluon, gluon_launch
 from bertfast.ops.linear.gluon_product import product_kernel
 from bertfast.ops.linear_gelu import gluon as gluon_gelu
@@ -72,7 +73,16 @@ def weight_gradient() -> bool:
     return same(dweight, dy.double().t() @ x.double()) and same(dbias, dy.double().sum(0))
 
 
-CALLS: tuple[Callable[[], bool], ...] = (plain, added, gelu, gelu_alone, dgelu, weight_gradient)
+def fp8_added() -> bool:
+    """In FP8, each step's products added up in float32."""
+    a, b = (made(rows, 3 * 128).to(torch.float8_e4m3fn) for rows in (TOKENS, COLUMNS))
+    total, scale = made(TOKENS, COLUMNS), torch.tensor(0.5)
+    exact = total.double() + (0.5 * a.double()) @ (0.5 * b.double()).t()
+    gluon_fp8.fp8_linear_add(a, b, scale, scale, total)
+    return same(total, exact)
+
+
+CALLS: tuple[Callable[[], bool], ...] = (plain, added, gelu, gelu_alone, dgelu, weight_gradient, fp8_added)
 # The calls that go through a function, where these are not all.
 THROUGH = {
     "_apply_gelu": (gelu, gelu_alone),
@@ -94,7 +104,7 @@ def small(triton_ops, poisoned, monkeypatch):
 
 
 def tiles(width: int, stages: int) -> AbstractContextManager[None]:
-    entries = (*gluon.TABLES.entries, *gluon_gelu.TABLES.entries)
+    entries = (*gluon.TABLES.entries, *gluon_gelu.TABLES.entries, *gluon_fp8.TABLES.entries)
     return tables.override({entry: {**entry.tile, "n": width, "stages": stages} for entry in entries})
 
 

@@ -47,7 +47,7 @@ kernels: $(VENV)/.built
 
 # The CUDA C++ products, where there is an nvcc: no GPU is needed. Its headers are installed alone, without what their package asks for.
 cuda: $(VENV)/.built
-	@command -v $${CUDA_HOME:+$$CUDA_HOME/bin/}nvcc >/dev/null || { echo "No nvcc: the CUDA C++ products are not compiled here."; exit 0; }; \
+	@{ command -v nvcc || test -x "$$CUDA_HOME/bin/nvcc" || test -x /usr/local/cuda/bin/nvcc; } >/dev/null || { echo "No nvcc: the CUDA C++ products are not compiled here."; exit 0; }; \
 	test -n "$$BERTFAST_CUTLASS" || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(CUTLASS) || exit 1; \
 	$(BIN)/python csrc/cuda/build.py
 

@@ -7,6 +7,7 @@ reads more or fewer bytes is counted at the measured rate of a copy. What no pro
 import json
 from pathlib import Path
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
@@ -94,6 +95,7 @@ def inference(columns: int, layers: int) -> dict[str, float]:
 
 
 def main() -> None:
+    """What FP8 should save of a training step and an inference pass, by kind of work."""
     console = Console(width=110)
     for title, function, place, last in (
         ("training", training, 2, "a step"),
@@ -120,4 +122,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

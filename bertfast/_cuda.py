@@ -14,7 +14,7 @@ from pathlib import Path
 LIBRARY = Path(__file__).with_name("libbertfast_cuda.so")
 BUILD = Path(__file__).parents[1] / "csrc" / "cuda" / "build.py"  # in a checkout
 NOT_POSSIBLE = 3  # its exit status where nvcc or CUTLASS's headers are not here
-_MEND = "BERTFAST_BUILD=cuda pip install --no-build-isolation -e . builds it, where nvcc and nvidia-cutlass are"
+_MEND = "`make cuda` builds it where nvcc is, or BERTFAST_BUILD=cuda pip install --no-build-isolation -e . with the extra `cuda`"
 
 
 class Launch(ctypes.Structure):

@@ -49,6 +49,8 @@ def owner(name: str, key: str) -> str:
     """What runs `bertfast::name` on a dispatch key, "CPU" or "CUDA", in plain words."""
     if name in _library.owners(key):
         composite = name.startswith("linear")
+        if ".torch_products:" in _library.owners(key)[name]:
+            return "torch's products, and passes of other ops"
         if key == "CUDA":
             return "cuBLAS + Triton" if composite else "Triton"
         return "chunked BLAS"

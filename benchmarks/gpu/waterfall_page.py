@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from benchmarks.gpu import results, waterfall, whole_steps
 from benchmarks.gpu.docs import as_table
 from benchmarks.gpu.waterfall import COLUMNS, Work, kinds_of, works
@@ -66,8 +68,9 @@ def goals(work: Work) -> str:
     for precision, seconds in (("bf16", work.in_bf16), ("fp8", work.in_fp8)):
         target, rate = work.row.targets[precision], work.row.count / sum(seconds.values())
         share = rate / target.goal
-        words.append(f"{share:.2f} of {target.goal:,.0f} in {precision}")
-    return f"Predicted {work.row.unit} are, of the goals, {' and '.join(words)}"
+        beyond = "" if target.moonshot is None else f" (beyond it: {target.moonshot:,.0f})"
+        words.append(f"{share:.2f} of {target.goal:,.0f} in {precision}{beyond}")
+    return f"Predicted {work.row.unit} are, of this project's targets, {' and '.join(words)}"
 
 
 def left(work: Work) -> str:
@@ -146,6 +149,12 @@ def write(file: Path = PAGE) -> None:
     file.write_text(page(results.read()), encoding="utf-8")
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Write docs/waterfall.md and its picture anew, from counts and committed results."""
     write()
     draw()
+    print(f"wrote {PAGE} and its picture")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -40,7 +40,7 @@ OWNERS, CANDIDATES, FP8 = "bf16 by owners", "bf16 by candidates", "fp8"
 
 @dataclass(frozen=True)
 class Target:
-    """Real tokens or sequences a second on an H200: what was measured before, the goal, and what would be a feat."""
+    """Real tokens or sequences a second on an H200: what was measured before, the goal, and what would be more than that."""
 
     before: float | None
     goal: float

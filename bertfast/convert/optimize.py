@@ -133,9 +133,9 @@ def optimize(
             and dropout or gradients in general, use them. Not the same numbers any more: compare before you trust it.
             None, the default, computes in the model's own dtype.
         gpu_kernels: on a GPU, True takes the fast path in every call and False in none. None, the default, takes it where the
-            kernels of every op are verified on that architecture, in whole inference calls and in training's layers forward and
-            backward, which run from CUDA graphs, in dtypes and sizes that no committed line shows slower than stock; all else
-            stays stock, and `report` says so.
+            kernels of every op that it needs are verified on that architecture, in whole inference calls and in training's
+            layers forward and backward, which run from CUDA graphs, in dtypes and sizes that no committed line shows slower than
+            stock; all else stays stock, and `report` says so.
             Ops whose kernels never passed parity on such a GPU are computed by torch's own functions. No effect on a CPU.
         precision: "fp8" multiplies in FP8 on a GPU of sm_89 (Ada, Hopper) or newer, wherever the fast path multiplies in bfloat16:
             the model's own or autocast's. In inference weights have a scale for each output and activations one for each token; in

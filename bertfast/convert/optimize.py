@@ -140,7 +140,8 @@ def optimize(
         precision: "fp8" multiplies in FP8 on a GPU of sm_89 (Ada, Hopper) or newer, wherever the fast path multiplies in bfloat16:
             the model's own or autocast's. In inference weights have a scale for each output and activations one for each token; in
             training scales follow earlier steps, and the last layer stays in bfloat16. Not the same numbers any more: compare
-            before you trust it (docs/fp8.md). Weights stay as they are. None, the default, never does; no effect on a CPU.
+            before you trust it (docs/fp8.md). Weights stay as they are. None, the default, never does. Where no GPU here can, an
+            error; a model that is on a CPU meanwhile computes as without it, and `report` names what else keeps it from FP8.
         max_graphs: how many captured calls each BertModel inside may keep, of inference and of training together, one for each
             bucket of sizes; the least recently used goes first. 0 for none: calls then launch kernel by kernel, which only
             `gpu_kernels=True` takes.

@@ -15,6 +15,7 @@ from bertfast.convert.layers import FastBertEmbeddings, FastBertLayer
 from bertfast.convert.model import FastBertModel
 from bertfast.convert.options import option
 from bertfast.nn import fp8_state, prepack
+from bertfast.nn.fp8_state import Recipe
 from bertfast.triton import faster, verified
 
 
@@ -159,7 +160,11 @@ def _fp8_notes(model: nn.Module) -> list[str]:
             notes[f"precision fp8 has no effect: {reason}"] = None
             continue
         when = "" if weight.dtype is torch.bfloat16 else " under bfloat16 autocast"
-        notes[f"fast calls on a GPU multiply in FP8{when}: not the numbers of the model's own dtype"] = None
+        trained = Recipe().layers(len(module.encoder.layer))
+        which = (
+            "" if trained else "in inference (training keeps the last layer in bfloat16, and this model has no other) "
+        )
+        notes[f"fast calls on a GPU multiply {which}in FP8{when}: not the numbers of the model's own dtype"] = None
         if weight.device.type == "cuda":
             arch = checks.architecture(weight.device.index)
             unverified = {op: why for op, why in verified.gate(arch).items() if verified.is_asked_for(op)}

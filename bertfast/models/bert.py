@@ -153,7 +153,8 @@ class BertPreTrainedModel(nn.Module):
             recipe: of training; the default of docs/fp8.md where it is None. In inference every layer is in FP8, by scales of rows.
 
         Raises:
-            ValueError: for another precision, or where no GPU here has FP8 products.
+            ValueError: for another precision or kind of recipe, where no GPU here has FP8 products, or for rows whose number of
+                columns is no multiple of 16.
         """
         if precision not in (None, "fp8"):
             raise ValueError(f'precision must be None (the model\'s own) or "fp8", got {precision!r}')
@@ -162,6 +163,14 @@ class BertPreTrainedModel(nn.Module):
             raise ValueError(
                 f'precision "fp8" cannot be had: {reason}. It needs an NVIDIA GPU of sm_89 (Ada, Hopper) or newer; '
                 "model.to(torch.bfloat16) works everywhere"
+            )
+        if recipe is not None and not isinstance(recipe, Recipe):
+            raise ValueError(f"recipe must be a bertfast.nn.fp8_state.Recipe or None, got {recipe!r}")
+        sizes = self.config.hidden_size, self.config.intermediate_size
+        if precision == "fp8" and (odd := [size for size in sizes if size % fp8_state.MULTIPLE]):
+            raise ValueError(
+                f'precision "fp8" cannot be had: rows of this model have {odd[0]} columns, and FP8 products take multiples of '
+                f"{fp8_state.MULTIPLE}; model.to(torch.bfloat16) works with any"
             )
         encoder = self.base.encoder
         encoder.infer_fp8 = precision == "fp8"

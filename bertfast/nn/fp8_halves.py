@@ -16,11 +16,12 @@ from torch import Tensor
 
 from bertfast import _library
 from bertfast.nn import products
-from bertfast.nn.fp8_state import Scaling, Weight
+from bertfast.nn.fp8_state import TENSORS, Scaling, Weight
 from bertfast.nn.halves import Mixing, no_autocast, rows_of, spread
 from bertfast.nn.launches import run
+from bertfast.ops import fp8
 
-X, CONTEXT, ROWS, HIDDEN, DOUT, DQKV, DOUT_FEED, DPRE = range(8)
+X, CONTEXT, ROWS, HIDDEN, DOUT, DQKV, DOUT_FEED, DPRE = range(len(TENSORS))
 # Backward ops: the one that casts its result, and the plain one.
 _NORM = "fp8_norm_bwd", "dropout_add_norm_bwd"
 _GELU = "fp8_gelu_bwd", "bias_gelu_bwd"
@@ -40,7 +41,7 @@ class Feeding8(NamedTuple):
     Attributes:
         scalings: of the layer's tensors, as `fp8_state.TENSORS` orders them.
         weights: of both products.
-        calibrating: run each pass twice, the first time for the scale alone.
+        calibrating: the margin of scales, where each pass runs twice, the first time for the scale alone; else None.
         output: how y is cast for the next layer; None where that takes 16 bits.
     """
 
@@ -51,7 +52,7 @@ class Feeding8(NamedTuple):
     seed: Tensor | None
     scalings: list[Scaling]
     weights: list[Weight]
-    calibrating: bool
+    calibrating: float | None
     output: Scaling | None
 
 
@@ -62,19 +63,19 @@ class Mixing8(NamedTuple):
     qkv_bias: Tensor | None
     scalings: list[Scaling]
     weights: list[Weight]
-    calibrating: bool
+    calibrating: float | None
 
 
-def _scaled(name: str, args: tuple[Any, ...], scaling: Scaling, calibrating: bool) -> tuple[Tensor, ...]:
+def _scaled(name: str, args: tuple[Any, ...], scaling: Scaling, calibrating: float | None) -> tuple[Tensor, ...]:
     """An op that casts, with a transposed copy where one is read; `args` are those before its scale."""
-    if calibrating:
+    if calibrating is not None:
         run(name, (*args, *scaling))
-        largest = torch.finfo(scaling.dtype).max
-        scaling.scale.copy_(torch.where(scaling.amax > 0, scaling.amax / largest, scaling.scale))
+        scale, amax, dtype, _ = scaling
+        scale.copy_(fp8.scale_of(amax, fp8.LARGEST[dtype], scale, calibrating))
     return run(name, (*args, *scaling))
 
 
-def cast(x: Tensor, scaling: Scaling, calibrating: bool) -> Cast:
+def cast(x: Tensor, scaling: Scaling, calibrating: float | None) -> Cast:
     """x [T, C] by a pass of its own, for what no pass of ours makes."""
     with torch.no_grad():
         return Cast(*_scaled("fp8_cast", (x.contiguous(),), scaling, calibrating), scaling.scale)
@@ -94,7 +95,7 @@ class _Gradient(NamedTuple):
 
 
 def _backward(
-    name: str, plain: str, args: tuple[Any, ...], scaling: Scaling, calibrating: bool
+    name: str, plain: str, args: tuple[Any, ...], scaling: Scaling, calibrating: float | None
 ) -> tuple[_Gradient, tuple[Tensor, ...]]:
     """The first result of a backward op, cast by it, and its others; or by the `plain` op, and cast by a pass of its own."""
     if scaling.transposed:

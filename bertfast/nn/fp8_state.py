@@ -31,21 +31,27 @@ FORWARD = ("x", "context", "rows", "hidden")
 BACKWARD = ("dout", "dqkv", "dout_feed", "dpre")
 TENSORS = (*FORWARD, *BACKWARD)
 LEAST = (8, 9)  # of a GPU's capability
-_MULTIPLE = 16  # of a product's inner dimension and of its output's columns
+MULTIPLE = 16  # of a product's inner dimension and of its output's columns
 _WEIGHTS = 4  # of a layer: query, key and value joined, the output product, both of the feed-forward half
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """
+    """How layers train in FP8: `model.set_precision("fp8", Recipe(...))` of `bertfast.models`.
+
+    The trainer's options set `gradients`, `last` and `weight_gradients`; `optimize` takes the defaults.
+
     Attributes:
-        gradients: format of gradients; what forward makes and weights are e4m3.
-        history: steps whose largest magnitude decides a scale; 1 is that of the last step alone.
+        gradients: format of gradients, torch.float8_e5m2 or float8_e4m3fn; what forward makes and weights are e4m3.
+        history: steps, 1 or more, whose largest magnitude decides a scale; 1 is that of the last step alone.
         margin: powers of two that are left free above it.
-        last: how many of the last layers stay in 16 bits.
+        last: how many of the last layers, 0 or more, stay in 16 bits.
         current: scales from the very tensor that is cast, by a pass more; for comparison.
         weight_gradients: whether gradients of weights are products in FP8 too, of transposed copies. In 16 bits they need none, and
             a pass more for each gradient, which is then cast by itself.
+
+    Raises:
+        ValueError: for another format, a history below 1 or a negative number of layers.
     """
 
     gradients: torch.dtype = torch.float8_e5m2
@@ -54,6 +60,16 @@ class Recipe:
     last: int = 1
     current: bool = False
     weight_gradients: bool = True
+
+    def __post_init__(self) -> None:
+        if self.gradients not in fp8.LARGEST:
+            raise ValueError(
+                f"Recipe: gradients must be torch.float8_e5m2 or torch.float8_e4m3fn, got {self.gradients!r}"
+            )
+        if self.history < 1:
+            raise ValueError(f"Recipe: history must be 1 step or more, got {self.history}")
+        if self.last < 0:
+            raise ValueError(f"Recipe: last must be 0 layers or more, got {self.last}")
 
     def layers(self, depth: int) -> int:
         """How many of `depth` layers are in FP8: the first ones."""
@@ -90,9 +106,7 @@ class State:
             formats = [fp8.LARGEST[recipe.format(tensor)] for tensor in range(len(TENSORS))]
             self._largest = torch.tensor(formats * layers, device=device)
         self._amaxes = [list(row.unbind()) for row in self.amax.unbind()]
-        self._differentiated = (
-            False  # whether a backward came here since the last update: before it, gradients have no amax
-        )
+        self._differentiated = False  # since the last update; without a backward gradients have no amax
         self._calibrating = True
 
     def of_call(self) -> list[list[Scaling]]:
@@ -236,8 +250,8 @@ def why_not(device: torch.device, dtype: torch.dtype, *columns: int) -> str | No
         name = str(dtype).removeprefix("torch.")
         return f"products are in {name}: FP8 takes the place of bfloat16, that of the model or of autocast"
     for width in columns:
-        if width % _MULTIPLE:
-            return f"its rows have {width} columns: FP8 products take multiples of {_MULTIPLE}"
+        if width % MULTIPLE:
+            return f"the model's rows have {width} columns: FP8 products take multiples of {MULTIPLE}"
     return unsupported(device)
 
 

@@ -28,7 +28,7 @@ class _Layer(NamedTuple):
     qkv_bias: Tensor | None
     scalings: list[Scaling]
     weights: list[Weight]
-    calibrating: bool
+    calibrating: float | None
     output: Scaling | None  # how the next layer's input is cast
     given: torch.dtype | None  # of the stack's output, where this is its last layer
 
@@ -81,7 +81,7 @@ def layers(
     weights = joined.held_also(owner, copies, written)
     if weights is None:  # nobody holds them: the casts are this call's own
         weights = written()
-    scalings, calibrating = state.of_call(), state.is_calibrating()
+    scalings, calibrating = state.of_call(), recipe.margin if state.is_calibrating() else None
     x8: Cast | None = None
     for number in range(state.layers):
         if x8 is None:

@@ -51,7 +51,7 @@ class Lamb(OnePass):
 
     Steps are counted on the parameters' device and nothing is read from there, so that `step` may be captured. As with torch's
     fused optimizers, `lr` may be a scalar tensor, and where an attribute `found_inf` is set, a float32 scalar on the device that is
-    0 or 1, a step changes neither weights nor state while it is 1; the gradients are then zeroed.
+    0 or 1, a step changes neither weights nor state while it is 1.
     """
 
     def __init__(

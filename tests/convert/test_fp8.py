@@ -84,7 +84,7 @@ def test_report(gpu):
     assert "under bfloat16 autocast" in str(bertfast.report(fast.float()))
     assert "precision fp8 has no effect: products are in float16" in str(bertfast.report(fast.half()))
     _, odd = pair(dtype=torch.bfloat16, options=ASKED, intermediate_size=40)
-    assert "precision fp8 has no effect: its rows have 40 columns" in str(bertfast.report(odd))
+    assert "precision fp8 has no effect: the model's rows have 40 columns" in str(bertfast.report(odd))
     assert torch.equal(hidden(odd), hidden(pair(dtype=torch.bfloat16, intermediate_size=40)[1]))
     assert "fp8" not in str(bertfast.report(bertfast.restore(fast))).lower()
 

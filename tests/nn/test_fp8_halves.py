@@ -276,3 +276,23 @@ def test_recipe_of_no_layer():
     before = at_once(stack, x, layout)
     stack.fp8 = Recipe()
     assert torch.equal(at_once(stack, x, layout), before)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"last": -1}, "last must be 0 layers or more, got -1"),
+        ({"history": 0}, "history must be 1 step or more, got 0"),
+        ({"gradients": "e4m3"}, "gradients must be torch.float8_e5m2"),
+    ],
+)
+def test_recipes_that_are_none(options, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe(**options)
+
+
+@pytest.mark.parametrize("largest", [float("inf"), float("nan"), 0.0])
+def test_a_scale_is_finite_and_leaves_its_margin(largest):
+    amax = torch.tensor([largest, 3.0])
+    scale = fp8.scale_of(amax, 448.0, torch.tensor([0.5, 0.5]), 2.0)
+    assert scale.tolist() == pytest.approx([0.5, 4 * 3.0 / 448])

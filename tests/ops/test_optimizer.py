@@ -313,6 +313,14 @@ def test_public_functions_check():
         lamb_moments(*columns[:5], [2], SETTINGS)
     with pytest.raises(ValueError, match="squares 1 has shape"):
         lamb_step(weights, means, [squares[0], means[0]], steps, copies, [2], SETTINGS[:4], rate, torch.ones(2, 2))
+    with pytest.raises(ValueError, match=r"rates have shape \(3,\)"):
+        adamw_step(*columns, [2], SETTINGS[:4], torch.ones(3))
+    with pytest.raises(ValueError, match="groups of"):
+        adamw_step(*columns, [3, -1], SETTINGS[:4] * 2, rate)
+    with pytest.raises(ValueError, match="copies 0 has shape"):
+        adamw_step(*columns[:5], [torch.ones(1, 1), copies[1]], [2], SETTINGS[:4], rate)
+    with pytest.raises(ValueError, match=r"sums have shape \(1, 2\)"):
+        lamb_step(weights, *columns[2:], [2], SETTINGS[:4], rate, torch.ones(1, 2))
     wanted = clone(columns)
     reference.adamw_step(*wanted, [2], SETTINGS[:4], rate, None, 0.0, None)
     adamw_step(*columns, [2], SETTINGS[:4], rate)

@@ -22,7 +22,7 @@ def cast_weights(weights: list[Tensor], scales: Tensor, casts: list[Tensor], tra
         wide = _wide(weight)
         amax = wide.abs().max().float()
         largest = fp8.LARGEST[target.dtype]
-        scales[number] = torch.where((amax > 0) & amax.isfinite(), amax / largest, 1.0)
+        scales[number] = fp8.scale_of(amax, largest, 1.0)
         target.copy_(fp8.quantise(wide, scales[number], target.dtype))
         if transposed:
             transposed[number].copy_(target.t())
@@ -37,7 +37,7 @@ def update_scales(history: Tensor, amax: Tensor, scale: Tensor, largest: Tensor,
     kept = torch.where(amax.isfinite(), amax, history[0])
     history.copy_(torch.cat((kept[None], history[:-1])))
     top = history.amax(0)
-    scale.copy_(torch.where(top > 0, top * 2.0**margin / largest, scale))
+    scale.copy_(fp8.scale_of(top, largest, scale, margin))
     amax.zero_()
 
 

@@ -32,7 +32,6 @@ from bertfast.ops.stamps import Stamp, stamp
 
 CHUNK = 8192  # numbers of a parameter that one program updates
 WEIGHT, GRADIENT, MEAN, SQUARE, STEP, COPY, SIZE, WIDE, GROUP, FIRST, FIELDS = range(11)
-_COLUMNS = 6
 _RECENT = 8  # tables of eager steps: a step has up to three
 _DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16))
 _PLAIN = frozenset((Tensor, torch.nn.Parameter))

@@ -57,17 +57,34 @@ def _(weights, means, squares, steps, copies, sizes, settings, rates, sums, with
     return None
 
 
-def _check(name: str, columns: dict[str, Sequence[Tensor]], sizes: Sequence[int], settings: Sequence[float]) -> None:
+def _check(
+    name: str,
+    columns: dict[str, Sequence[Tensor]],
+    sizes: Sequence[int],
+    settings: Sequence[float],
+    rates: Tensor | None = None,
+    sums: Tensor | None = None,
+) -> None:
     count = len(columns["weights"])
     for column, tensors in columns.items():
         if len(tensors) != count:
             raise ValueError(f"{name}: {column} has {len(tensors)} tensors but there are {count} weights")
-    if sum(sizes) != count:
+    if sum(sizes) != count or any(size < 0 for size in sizes):
         raise ValueError(f"{name}: groups of {list(sizes)} parameters, but there are {count} weights")
     if len(settings) != reference.SETTINGS * len(sizes):
         raise ValueError(
             f"{name}: {len(settings)} settings for {len(sizes)} groups; each has beta1, beta2, eps, weight decay"
         )
+    if rates is not None and rates.shape not in ((), (len(sizes),)):  # kernels read one for each group
+        raise ValueError(
+            f"{name}: rates have shape {tuple(rates.shape)}; give [] or one for each of {len(sizes)} groups"
+        )
+    if sums is not None and sums.shape != (count, 2):
+        raise ValueError(f"{name}: sums have shape {tuple(sums.shape)}; lamb_moments gives [{count}, 2]")
+    for number, (weight, copy) in enumerate(zip(columns["weights"], columns.get("copies", ()), strict=False)):
+        if copy.numel() and copy.shape != weight.shape:
+            shapes = f"{tuple(copy.shape)}, the weight's {tuple(weight.shape)}"
+            raise ValueError(f"{name}: copies {number} has shape {shapes}; [0] stands for none")
     for column in columns.keys() - {"weights", "steps", "copies"}:
         for number, (weight, tensor) in enumerate(zip(columns["weights"], columns[column], strict=True)):
             if tensor.shape != weight.shape:
@@ -110,7 +127,7 @@ def adamw_step(
         ValueError: where lists, groups or shapes do not fit.
     """
     columns = {"weights": weights, "gradients": gradients, "means": means, "squares": squares}
-    _check("adamw_step", columns | {"steps": steps, "copies": copies}, sizes, settings)
+    _check("adamw_step", columns | {"steps": steps, "copies": copies}, sizes, settings, rates)
     arguments = (weights, gradients, means, squares, steps, copies, sizes, settings, rates, norm, max_norm, withheld)
     _library.op("adamw_step")(*arguments)
 
@@ -132,6 +149,9 @@ def lamb_moments(
     Returns:
         [n, 2] float32: of each parameter the sums of squares of its weight and of its direction with decay, zeros of a withheld
         step. Of sharded parameters they are to be added up over the ranks.
+
+    Raises:
+        ValueError: where lists, groups or shapes do not fit.
     """
     columns = {"weights": weights, "gradients": gradients, "means": means, "squares": squares, "steps": steps}
     _check("lamb_moments", columns, sizes, settings)
@@ -151,7 +171,14 @@ def lamb_step(
     sums: Tensor,
     withheld: Tensor | None = None,
 ) -> None:
-    """The second half: weights and their copies, in place, from the moments and what `lamb_moments` returned."""
+    """The second half: weights and their copies, in place, from the moments. Arguments as of `adamw_step`, and
+
+    Args:
+        sums: [n, 2] float32, what `lamb_moments` returned, added up over the ranks where parameters are sharded.
+
+    Raises:
+        ValueError: where lists, groups or shapes do not fit.
+    """
     columns = {"weights": weights, "means": means, "squares": squares, "steps": steps, "copies": copies}
-    _check("lamb_step", columns, sizes, settings)
+    _check("lamb_step", columns, sizes, settings, rates, sums)
     _library.op("lamb_step")(weights, means, squares, steps, copies, sizes, settings, rates, sums, withheld)

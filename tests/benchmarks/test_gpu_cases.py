@@ -11,14 +11,25 @@ from benchmarks.gpu.cases import attention
 
 NOT_ON_A_CPU = {"sdpa efficient", "sdpa cudnn", "varlen flash"}
 OTHER_WORK = {"linear alone"}
-WRITTEN = {"fp8_cast_weights": 1, "fp8_update_scales": 2}  # the argument that holds the result of an op without one
+WRITTEN = {
+    "fp8_cast_weights": 1,
+    "fp8_update_scales": 2,
+    "fp8_linear_add": 4,
+}  # the argument that holds the result of an op without one
+CAST = {"fp8_norm_fwd": 3, "fp8_norm_rows": 1}  # the result that the peers of an op end with
+# Of a hundred million parameters at least; tests/ops/test_optimizer.py has smaller ones beside torch's optimizers.
+TOO_LARGE = {"gradient_norm", "adamw_step", "lamb_moments", "lamb_step"}
 
 
 def smallest() -> dict[str, Case]:
     """Of each op the case of the fewest bytes without dropout."""
     found: dict[str, Case] = {}
     for case in collect.all_cases():
-        plain = case.run is None and (("attention" not in case.op and "norm" not in case.op) or "p0.0" in case.shape)
+        plain = (
+            case.run is None
+            and case.op not in TOO_LARGE
+            and (("attention" not in case.op and "norm" not in case.op) or "p0.0" in case.shape)
+        )
         if plain and (case.op not in found or case.bytes < found[case.op].bytes):
             found[case.op] = case
     return found
@@ -32,6 +43,7 @@ def test_peers_do_the_same_work(case, monkeypatch):
     wanted = measure.tensors(getattr(torch.ops.bertfast_reference, case.op)(*arguments))
     if case.op in WRITTEN:
         wanted = [arguments[WRITTEN[case.op]].clone()]
+    wanted = wanted[CAST.get(case.op, 0) :]
     assert case.peers or not case.kernels
     for name, build in case.peers.items():
         if name in NOT_ON_A_CPU | OTHER_WORK:
@@ -48,7 +60,7 @@ def test_peers_do_the_same_work(case, monkeypatch):
             continue
         # Attention peers have the heads before the tokens.
         first = got[0].transpose(-3, -2) if name.startswith("sdpa") and case.op.endswith("fwd") else got[0]
-        step = 2**-6 if first.element_size() == 2 else 1e-4
+        step = {1: 2**-3, 2: 2**-6}.get(first.element_size(), 1e-4)  # one step of e4m3 and two of bfloat16
         torch.testing.assert_close(
             first.reshape(wanted[0].shape).float(), wanted[0].float(), atol=step, rtol=step, msg=name
         )

@@ -19,8 +19,9 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 class Checked(repeats.Repeat):
     """A repeat whose launches are such as the compiled kernel is for. The interpreter would take any."""
 
-    def __init__(self, launches):
-        super().__init__([(self.checking(call, self.of(args)), args, moves) for call, args, moves in launches])
+    def __init__(self, launches, *counting):
+        checked = [(self.checking(call, self.of(args)), args, moves) for call, args, moves in launches]
+        super().__init__(checked, *counting)
 
     def checking(self, call, traits):
         def checked(args):

@@ -86,6 +86,7 @@ def owners(rows: int, depth: int, columns: int) -> Case:
 
 CASES: list[Case] = [
     *[product(*sizes, fast=True) for sizes in FORWARD],
+    product(4096, 768, 768, fast=True),  # fewer tiles of 256 columns than multiprocessors
     *[product(*sizes, fast=False) for sizes in FORWARD],
     *[owners(*sizes) for sizes in ADDED],
     *[added(*sizes) for sizes in ADDED],

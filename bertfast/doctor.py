@@ -211,7 +211,7 @@ def _fp8(arch: int) -> str:
         if missing
         else ""
     )
-    return f"only where asked for, with precision fp8{kernels}"
+    return f'only where asked for, as by optimize(model, precision="fp8"){kernels}'
 
 
 def _gpu_model(arch: int, dtype: torch.dtype) -> str:

@@ -44,11 +44,8 @@ KINDS = {
     "seeds, joined weights, memsets": r"Memset|distribution_elementwise|CatArray|copy_kernel",
 }
 REST, GAPS = "other kernels", "between kernels"
-FUSED = (
-    "GELU passes",
-    "column sums",
-    "adds of gradients",
-)  # fit into a product's epilogue: no work of their own at the limit
+# They fit into a product's epilogue: no work of their own at the limit.
+FUSED = ("GELU passes", "column sums", "adds of gradients")
 
 
 @cache
@@ -219,10 +216,7 @@ class Work:
         took, e, t, train = self.in_bf16, self.hidden, self.tokens, self.row.train
         now, layers = self.measured, self.layers - (FP8_LAYERS_LEFT if train else 0)
         share = layers / self.layers
-        cells, copies = (
-            sum(self.rows[: self.layers]) * share,
-            2 if train else 1,
-        )  # an FP8 result, and its transposed copy
+        cells, copies = sum(self.rows[: self.layers]) * share, 2 if train else 1  # an FP8 result, and its transpose
         gelu = 4 * e * cells * ((2 + copies) + (4 + copies if train else 0)) / COPY / PASS
         # The result of a norm is written twice more forward, its gradient in FP8 alone.
         extra = 2 * e * cells * (copies + (copies - 2 if train else 0)) / COPY

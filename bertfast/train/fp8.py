@@ -49,7 +49,7 @@ def check(model: nn.Module, config: TrainConfig, ranks: Ranks) -> None:
     """ConfigError where a run asks for FP8 and its model, device or options cannot have it."""
     reason = _why_not(model, config, ranks) if config.precision == "fp8" else None
     if reason is not None:
-        raise ConfigError(f"precision fp8: {reason}; precision bf16 runs everywhere")
+        raise ConfigError(f"precision fp8: {reason}, or precision bf16, which runs everywhere")
 
 
 def _why_not(model: nn.Module, config: TrainConfig, ranks: Ranks) -> str | None:
@@ -57,16 +57,16 @@ def _why_not(model: nn.Module, config: TrainConfig, ranks: Ranks) -> str | None:
         return "parallel fsdp shards the weights that it casts: choose parallel ddp"
     encoders = _encoders(model)
     if not encoders:
-        return "the model has no encoder of bertfast's"
+        return "the model has no encoder of bertfast's: choose a model that has one"
     for encoder in encoders:
         depth, last = len(encoder.layer), config.fp8_last_layers
         if depth <= last:
-            return f"the model has {depth} layer(s), and fp8_last_layers keeps the last {last} in bf16"
+            return f"fp8_last_layers keeps the last {last} of {depth} layers in bf16, and leaves none: choose less than {depth}"
         up = parts_of(encoder.layer[0]).mlp.up
         with running(config, ranks.device, quietly=True):
             reason = fp8_state.why_not(ranks.device, torch.bfloat16, up.in_features, up.out_features)
         if reason is not None:
-            return reason
+            return f"{reason}; choose another device or model"
     return None
 
 

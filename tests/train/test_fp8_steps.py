@@ -132,7 +132,7 @@ def test_models_that_cannot(corpora, tmp_path):  # noqa: F811
     for sizes, said in (
         ({"hidden": 24, "feed_forward": 32}, "24 columns"),
         ({"feed_forward": 40}, "40 columns"),
-        ({"layers": 1}, "fp8_last_layers keeps the last 1 in bf16"),
+        ({"layers": 1}, "fp8_last_layers keeps the last 1 of 1 layers in bf16"),
     ):
         config = config_of(corpora, precision="fp8")
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, **sizes))

@@ -13,9 +13,8 @@ DEVICE = "cuda"
 ARCH = 90  # wgmma is of this architecture alone
 ALIGNMENT = 16  # bytes, of memory and of rows, that TMA asks for
 BLOCK_M, BLOCK_N = 64, 256  # a warpgroup's tile
-LEAST_FILLED = (
-    0.5  # with fewer tiles than this share of the multiprocessors torch's library splits K. Predicted, never measured.
-)
+# With tiles for a smaller share of the multiprocessors torch's library splits K. Predicted, never measured.
+LEAST_FILLED = 0.5
 LARGEST = 2**31 - 1  # sizes are 32 bits wide
 
 

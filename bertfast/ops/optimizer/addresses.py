@@ -77,9 +77,8 @@ class Table:
         device = tensors[0].device
         keys = _dtypes(columns)
         places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
-        order = sorted(
-            range(self.parameters), key=lambda number: places[keys[number]]
-        )  # stable: one part after another
+        # Stable: one part after another.
+        order = sorted(range(self.parameters), key=lambda number: places[keys[number]])
         counts = [-(-tensors[number].numel() // CHUNK) for number in order]
         self.chunks = _chunks(tuple(order), tuple(counts), device)
         first, begin = [0] * self.parameters, 0

@@ -28,6 +28,7 @@ _ABSENCES: dict[
 ] = {}  # by candidate: why what it is made of is not here, None where it is
 _REFERENCES: dict[str, Callable[..., Any]] = {}
 _RESOLVED: dict[tuple[str, str], Callable[..., Any]] = {}  # what runs now, by op and dispatch key
+_RUNNING: dict[str, Callable[..., Any] | None] = {}  # what `fused` found
 _dispatched = 0
 
 # Every op is a pure function of its tensors, or its schema says what it writes to, so opcheck, functionalisation and CUDA graphs
@@ -106,8 +107,11 @@ def candidate(name: str, path: str, *, fused: bool = False, absence: Callable[[]
 
 def fused(name: str) -> Callable[..., Any] | None:
     """What runs `bertfast::name` on a GPU now, where that is a candidate with a product of its own; None elsewhere."""
+    if name in _RUNNING:  # a layer asks ten times
+        return _RUNNING[name]
     function = resolved(name, "CUDA")
-    return function if _is_fused(function) else None
+    _RUNNING[name] = running = function if _is_fused(function) else None
+    return running
 
 
 @cache
@@ -146,6 +150,7 @@ def forget(key: str) -> None:
     """Decide anew, at the next call of each op, what runs for one dispatch key."""
     for place in [place for place in _RESOLVED if place[1] == key]:
         _RESOLVED.pop(place, None)
+    _RUNNING.clear()
 
 
 def owner(name: str, key: str) -> Callable[..., Any]:

@@ -157,7 +157,7 @@ class _Attention(torch.autograd.Function):
             dx = spread(dresidual, call.read, x.shape[0]) if needs[0] else None
             if any(needs[:7]):
                 weight = _weight(call.copies and call.copies.dense, dense, call.dtype)
-                dcontext = products.linear(call.launches, dout, weight.t(), slot=_DENSE_BACK)
+                dcontext = products.input_gradient(call.launches, dout, weight, slot=_DENSE_BACK)
                 dqkv = call.attend_backward(spread(dcontext, call.read, x.shape[0]), split, context, lse)
                 if any(needs[1:7]):
                     _projection_gradients(gradients, call, dqkv, _cast(x, call.dtype), projections, needs[1:7])

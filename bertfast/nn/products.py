@@ -25,12 +25,18 @@ def launched(
 def linear(launches: Launches | None, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, slot: int) -> Tensor:
     """x [T, K] times weight [N, K] transposed, plus bias [N]: [T, N].
 
-    weight: of any layout; a product by a weight as it is gets its transposed view.
     slot: tells the products of a layer apart whose x are of one shape.
     """
     if _library.fused("linear_fwd") is None:
         return F.linear(x, weight, bias)
     return launched(launches, "linear_fwd", (x, weight, bias), (0, 1, 2), slot=slot)[0]
+
+
+def input_gradient(launches: Launches | None, dy: Tensor, weight: Tensor, *, slot: int) -> Tensor:
+    """dy [T, N] times weight [N, K]: [T, K], the gradient of what a product by `weight` read."""
+    if _library.fused("linear_fwd") is None:
+        return torch.mm(dy, weight)
+    return launched(launches, "linear_fwd", (dy, weight.t(), None), (0, 1, 2), slot=slot)[0]
 
 
 def linear_gelu(

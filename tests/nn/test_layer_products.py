@@ -31,6 +31,7 @@ def chosen():
         functions.update({name: candidate(name) for name in NAMES})
         other = _library.resolved
         patch.setattr(_library, "resolved", lambda name, key: functions.get(name) or other(name, key))
+        patch.setattr(_library, "_RUNNING", {})
         patch.setattr(_library, "_FUSED", {f"candidate:{name}" for name in NAMES})
         yield ran, functions
 
@@ -43,6 +44,7 @@ def test_training(chosen):
     layer = {"linear_fwd": 4, "linear_gelu_fwd": 1, "linear_dgelu": 1, "linear_dweight": 4, "linear_add_dx": 2}
     assert {name: ran.count(name) for name in ran} == {name: 2 * count for name, count in layer.items()}
     functions.clear()
+    _library.forget("CUDA")
     plain = result(lambda x: at_once(stack, x, layout), stack, x)
     assert len(ran) == 24
     torch.testing.assert_close(ours.output, plain.output, rtol=1e-5, atol=1e-5)
@@ -70,4 +72,5 @@ def test_inference(chosen, read):
         ours = at_once(stack, x, layout)
         assert {name: ran.count(name) for name in ran} == {"linear_fwd": 6, "linear_gelu_infer": 2}
         functions.clear()
+        _library.forget("CUDA")
         torch.testing.assert_close(ours, at_once(stack, x, layout), rtol=1e-5, atol=1e-5)

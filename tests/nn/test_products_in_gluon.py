@@ -54,6 +54,7 @@ def gluon_products(triton_ops):
 
     with captured_on_cpu(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "gluon_interpreter", interpreted)
+        patch.setattr(_library, "_RUNNING", {})
         patch.setattr(gluon_launch, "LEAST_FILLED", 0.0)
         patch.setattr(linear, "LEAST_TOKENS", 1)
         patch.setattr(_library, "resolved", lambda name, key: (chosen[0] and functions.get(name)) or other(name, key))
@@ -69,6 +70,7 @@ def test_training(gluon_products):
     assert {name: calls.count(name) for name in calls} == layer
     assert len(launches) == DEPTH * len(calls)
     chosen[0] = False
+    _library.forget("CUDA")
     plain = result(lambda x: at_once(stack, x, layout), stack, x)
     wide, x = copy.deepcopy(stack).double(), x.detach().double().requires_grad_()
     exact = result(lambda x: plainly(wide, x, layout), wide, x)
@@ -87,4 +89,5 @@ def test_inference(gluon_products):
         assert {name: calls.count(name) for name in calls} == {"linear_fwd": 3, "linear_gelu_infer": 1}
         assert len(launches) == DEPTH * len(calls)
         chosen[0] = False
+        _library.forget("CUDA")
         torch.testing.assert_close(ours, at_once(stack, x.detach(), layout), rtol=0.05, atol=0.05)

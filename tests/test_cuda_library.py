@@ -238,7 +238,7 @@ def other(monkeypatch, tmp_path):
 
 
 def test_an_absent_library_says_so(other):
-    assert _cuda.absence().startswith("libbertfast_cuda.so was not built: BERTFAST_BUILD=cuda pip install")
+    assert _cuda.absence().startswith("libbertfast_cuda.so was not built: `make cuda` builds it")
     assert _cuda.built_from() is None
 
 

@@ -81,15 +81,15 @@ def function(name: str, pointers: int, sizes: int) -> Callable[..., bytes]:
 
     It returns why it launched nothing, and b"" where it did.
     """
-    found = getattr(_opened(), f"bertfast_{name}")
-    found.restype = ctypes.c_char_p
-    found.argtypes = (ctypes.POINTER(Launch), *[ctypes.c_void_p] * pointers, *[ctypes.c_int64] * sizes)
-    return found
+    function = getattr(_opened(), f"bertfast_{name}")
+    function.restype = ctypes.c_char_p
+    function.argtypes = (ctypes.POINTER(Launch), *[ctypes.c_void_p] * pointers, *[ctypes.c_int64] * sizes)
+    return function
 
 
 @cache
 def dweight_workspace(multiprocessors: int, tokens: int, rows: int, columns: int) -> int:
     """Bytes that `linear_dweight` needs beside its tensors."""
-    found = getattr(_opened(), "bertfast_linear_dweight_workspace")  # noqa: B009  an attribute of a C library
-    found.restype, found.argtypes = ctypes.c_int64, (ctypes.c_int32, *[ctypes.c_int64] * 3)
-    return found(multiprocessors, tokens, rows, columns)
+    function = getattr(_opened(), "bertfast_linear_dweight_workspace")  # noqa: B009  an attribute of a C library
+    function.restype, function.argtypes = ctypes.c_int64, (ctypes.c_int32, *[ctypes.c_int64] * 3)
+    return function(multiprocessors, tokens, rows, columns)

@@ -114,10 +114,10 @@ def tests(names: list[str], deadline: measure.Deadline) -> Iterator[results.Line
                 yield results.line("parity", name, ok=None, op=name, error=deadline.text)
             continue
         files = {name: parity.files_of(name) for name in same}
-        for name in [name for name, found in files.items() if not found]:
+        for name in [name for name, tests in files.items() if not tests]:
             yield results.line("parity", name, ok=False, op=name, error="it has no test file in tests/ops")
         if any(files.values()):
-            yield from parity.judged([file for found in files.values() for file in found], deadline.left)
+            yield from parity.judged([file for tests in files.values() for file in tests], deadline.left)
 
 
 def times(cases: list[Case], failed: set[str], deadline: measure.Deadline) -> Iterator[results.Line]:

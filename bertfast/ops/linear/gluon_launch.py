@@ -45,12 +45,12 @@ def takes(*operands: Tensor) -> bool:
 
 
 def tile_of(
-    found: tables.Tables, table: str, rows: int, columns: int, device: torch.device, **key: Any
+    known: tables.Tables, table: str, rows: int, columns: int, device: torch.device, **key: Any
 ) -> tables.Tile | None:
     """The tile for a result [rows, columns]; None where it has tiles for too few of the multiprocessors."""
     processors, tiles_m = launch.multiprocessors(device), launch.cdiv(rows, tiling.BLOCK_M)
     size = "few" if tiles_m * launch.cdiv(columns, WIDEST) < processors else "many"
-    tile = found.find(table, ARCH, size=size, **key)
+    tile = known.find(table, ARCH, size=size, **key)
     return tile if tiles_m * launch.cdiv(columns, tile["n"]) >= LEAST_FILLED * processors else None
 
 

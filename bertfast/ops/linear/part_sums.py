@@ -64,8 +64,8 @@ def _add_sums(
         alone = (tile < whole) | (parts == 1)
         inside = (number < TILES_N * most) & (part < tl.where(alone, 1, parts))
         place = tl.where(alone, 2 * PROGRAMS + tile, 2 * (first + part) + (part == 0).to(tl.int32))
-        found = sums_ptr + place[:, None] * _BM + r[None, :]
-        total += tl.sum(tl.load(found, mask=inside[:, None], other=0.0), 0)  # [SUMS, BM]
+        sums_at = sums_ptr + place[:, None] * _BM + r[None, :]
+        total += tl.sum(tl.load(sums_at, mask=inside[:, None], other=0.0), 0)  # [SUMS, BM]
     out = tile_row * _BM + r
     tl.store(dbias_ptr + out, total.to(dbias_ptr.dtype.element_ty), mask=out < M)
 

@@ -39,18 +39,18 @@ _LANES, _END = 128, 4096
 
 
 def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
-    found = table(Columns(gradients=gradients)) if gradients else None
-    if found is None or is_placing():
-        return reference.gradient_norm(gradients if found is None and not is_placing() else ())
-    device, chunks = gradients[0].device, found.chunks.shape[0]
+    addressed = table(Columns(gradients=gradients)) if gradients else None
+    if addressed is None or is_placing():
+        return reference.gradient_norm(gradients if addressed is None and not is_placing() else ())
+    device, chunks = gradients[0].device, addressed.chunks.shape[0]
     partial = torch.empty(chunks, dtype=torch.float32, device=device)
     norm = torch.empty((), dtype=torch.float32, device=device)
     tile = TABLES.find("norm", architecture(device))
-    for part in found.parts:
+    for part in addressed.parts:
         launch(
             norm_kernel,
             (part.chunks,),
-            (found.rows, found.chunks, partial, part.first),
+            (addressed.rows, addressed.chunks, partial, part.first),
             {"TYPE": _TYPES[_there(part.gradient)], "BLOCK": tile["block"]},
             warps=tile["warps"],
         )
@@ -64,7 +64,7 @@ def _there(dtype: torch.dtype | None) -> torch.dtype:
 
 
 def _factors(
-    found: Table,
+    addressed: Table,
     device: torch.device,
     withheld: Tensor | None,
     *,
@@ -75,14 +75,14 @@ def _factors(
     advance: bool = False,
 ) -> Tensor:
     """Factors [n, 8] of an update, float32. advance: count the step."""
-    count = found.parameters
+    count = addressed.parameters
     factors = torch.empty(count, FACTORS, dtype=torch.float32, device=device)
     if rates is not None:
         rates = rates.contiguous()
     launch(
         factors_kernel,
         (cdiv(count, _LANES),),
-        (found.rows, rates, norm, sums, withheld, factors, count, float(max_norm)),
+        (addressed.rows, rates, norm, sums, withheld, factors, count, float(max_norm)),
         {"PER_GROUP": rates is not None and rates.numel() > 1, "ADVANCE": advance, "LANES": _LANES},
         warps=4,
     )
@@ -90,10 +90,10 @@ def _factors(
 
 
 def _step(
-    found: Table, factors: Tensor, withheld: Tensor | None, partial: Tensor | None, *, moments: bool, weights: bool
+    addressed: Table, factors: Tensor, withheld: Tensor | None, partial: Tensor | None, *, moments: bool, weights: bool
 ) -> None:
     """One launch for each part, which is one for a model of one dtype."""
-    for part in found.parts:
+    for part in addressed.parts:
         types, alignments = _types(part)
         bits = 8 * _there(part.weight).itemsize
         tile = TABLES.find("step", architecture(factors.device), bits=bits)
@@ -105,7 +105,7 @@ def _step(
             "COPIES": part.copy is not None,
             "BLOCK": tile["block"],
         }
-        arguments = (found.rows, found.chunks, factors, withheld, partial, part.first)
+        arguments = (addressed.rows, addressed.chunks, factors, withheld, partial, part.first)
         launch(step_kernel, (part.chunks,), arguments, constants, warps=tile["warps"])
 
 
@@ -132,16 +132,16 @@ def adamw_step(
 ) -> None:
     if not weights:
         return
-    found = table(Columns(weights, gradients, means, squares, steps, copies), sizes, settings)
+    addressed = table(Columns(weights, gradients, means, squares, steps, copies), sizes, settings)
     if is_placing():
         return
-    if found is None:
+    if addressed is None:
         columns = (weights, gradients, means, squares, steps, copies)
         reference.adamw_step(*columns, sizes, settings, rates, norm, max_norm, withheld)
         return
     device = weights[0].device
-    factors = _factors(found, device, withheld, rates=rates, norm=norm, max_norm=max_norm, advance=True)
-    _step(found, factors, withheld, None, moments=True, weights=True)
+    factors = _factors(addressed, device, withheld, rates=rates, norm=norm, max_norm=max_norm, advance=True)
+    _step(addressed, factors, withheld, None, moments=True, weights=True)
 
 
 def lamb_moments(
@@ -156,18 +156,18 @@ def lamb_moments(
     max_norm: float,
     withheld: Tensor | None,
 ) -> Tensor:
-    found = table(Columns(weights, gradients, means, squares, steps), sizes, settings) if weights else None
+    addressed = table(Columns(weights, gradients, means, squares, steps), sizes, settings) if weights else None
     if is_placing():
         return weights[0].new_empty(len(weights), 2, dtype=torch.float32) if weights else torch.zeros(0, 2)
-    if found is None:
+    if addressed is None:
         columns = (weights, gradients, means, squares, steps)
         return reference.lamb_moments(*columns, sizes, settings, norm, max_norm, withheld)
     device = weights[0].device
-    factors = _factors(found, device, withheld, norm=norm, max_norm=max_norm, advance=True)
-    partial = torch.empty(found.chunks.shape[0], 2, dtype=torch.float32, device=device)
-    _step(found, factors, withheld, partial, moments=True, weights=False)
-    sums = torch.empty(found.parameters, 2, dtype=torch.float32, device=device)
-    launch(sums_kernel, (found.parameters,), (found.rows, partial, withheld, sums), {"BLOCK": _LANES}, warps=1)
+    factors = _factors(addressed, device, withheld, norm=norm, max_norm=max_norm, advance=True)
+    partial = torch.empty(addressed.chunks.shape[0], 2, dtype=torch.float32, device=device)
+    _step(addressed, factors, withheld, partial, moments=True, weights=False)
+    sums = torch.empty(addressed.parameters, 2, dtype=torch.float32, device=device)
+    launch(sums_kernel, (addressed.parameters,), (addressed.rows, partial, withheld, sums), {"BLOCK": _LANES}, warps=1)
     return sums
 
 
@@ -186,11 +186,11 @@ def lamb_step(
     if not weights:
         return
     columns = Columns(weights, means=means, squares=squares, steps=steps, copies=copies)
-    found = table(columns, sizes, settings)
+    addressed = table(columns, sizes, settings)
     if is_placing():
         return
-    if found is None:
+    if addressed is None:
         reference.lamb_step(weights, means, squares, steps, copies, sizes, settings, rates, sums, withheld)
         return
-    factors = _factors(found, weights[0].device, withheld, rates=rates, sums=sums.contiguous())
-    _step(found, factors, withheld, None, moments=False, weights=True)
+    factors = _factors(addressed, weights[0].device, withheld, rates=rates, sums=sums.contiguous())
+    _step(addressed, factors, withheld, None, moments=False, weights=True)

@@ -180,14 +180,14 @@ def curves(
         seconds = run.pop("seconds")
         runs.append(compared(run, runs[0] if runs else run))
         console.print(f"{variant.name}: {run['losses'][-1]:.3f} in {seconds:.0f} s", highlight=False)
-        found = {
+        results = {
             "environment": environment(),
             "sizes": {"hidden": HIDDEN, "layers": LAYERS, "heads": HEADS, "length": LENGTH, "tokens": TOKENS},
             "rate": RATE,
             "band": asdict(BANDS[BFLOAT16]),
             "runs": runs,
         }
-        (out / "fp8_curves.json").write_text(json.dumps(found, indent=1) + "\n")
+        (out / "fp8_curves.json").write_text(json.dumps(results, indent=1) + "\n")
     draw(out)
     default = [run for run in runs if run["name"] == VARIANTS[1].name]
     if any(run["of_band"] > 1 for run in default):

@@ -68,10 +68,10 @@ def training(columns: int, layers: int) -> dict[str, float]:
         "gradients of the residual added by a pass": -times.moved(2 * 6 * e),
     }
     weights = 12 * e * e * (layers - 1)
-    found = {f"products: {name}": value for name, value in saved.items()} | costs
-    layer = sum(found.values())
+    parts = {f"products: {name}": value for name, value in saved.items()} | costs
+    layer = sum(parts.values())
     # Each is read twice in float32, for its amax and to be cast, and written twice.
-    return found | {
+    return parts | {
         "a layer": layer,
         "casts of weights, a step": -weights * 10 / COPY,
         "a step": layer * (layers - 1) - weights * 10 / COPY,
@@ -82,12 +82,12 @@ def inference(columns: int, layers: int) -> dict[str, float]:
     """The same of an inference pass, all of whose layers are in FP8."""
     times, e = Times(columns), columns
     bfloat16, rows = (times.products(name) for name in (BFLOAT16, FAST_ROWS))
-    found = {f"products: {name}": bfloat16[name] - rows[name] for name in ("qkv", "up", "down")}
-    found["products: out, were it in FP8 (it is not)"] = bfloat16["out"] - rows["out"] - times.cast(e, CAST_ROWS)
-    found |= {"norms write y in FP8": -times.moved(2 * e), "GELU writes half": times.moved(4 * e)}
-    layer = sum(value for name, value in found.items() if "is not" not in name)
+    parts = {f"products: {name}": bfloat16[name] - rows[name] for name in ("qkv", "up", "down")}
+    parts["products: out, were it in FP8 (it is not)"] = bfloat16["out"] - rows["out"] - times.cast(e, CAST_ROWS)
+    parts |= {"norms write y in FP8": -times.moved(2 * e), "GELU writes half": times.moved(4 * e)}
+    layer = sum(value for name, value in parts.items() if "is not" not in name)
     weights = -11 * e * e * layers * 3 / COPY
-    return found | {
+    return parts | {
         "a layer": layer,
         "casts of weights, a call": weights,
         "a pass": layer * layers + weights - times.cast(e, CAST_ROWS),

@@ -145,12 +145,12 @@ def batch_of(row: Row) -> Batch:
     places = torch.randperm(tokens, generator=generator)[:masked].sort().values
     labels = torch.full((tokens,), -100)
     labels[places] = ids[places]
-    wanted = {"labels": labels, "masked_positions": places, "next_sentence_label": integers(0, 2, len(row.lengths))}
+    to_predict = {"labels": labels, "masked_positions": places, "next_sentence_label": integers(0, 2, len(row.lengths))}
     return Batch(
         input_ids=ids,
         token_type_ids=integers(0, 2, tokens),
         position_ids=torch.cat([torch.arange(length) for length in row.lengths]),
-        labels=wanted if row.train else {},
+        labels=to_predict if row.train else {},
         counts={"mlm": masked, "nsp": len(row.lengths)},
         real_tokens=tokens,
         sequences=len(row.lengths),
@@ -214,7 +214,7 @@ def replaying(once: backend.Function, pool: str, device: torch.device) -> Callab
 
 
 def training_step(row: Row, batch: Batch, fp8: bool, device: torch.device, held: ExitStack) -> Callable[[], Any]:
-    """A function that replays the row's whole training step. held: closes when no step is wanted any more."""
+    """A function that replays the row's whole training step. held: closes when no step is asked for any more."""
     with device:
         model = BertForPreTraining(config_of(row)).bfloat16().train()
     if fp8:

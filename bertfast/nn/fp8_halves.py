@@ -239,8 +239,8 @@ class _FeedForward8(torch.autograd.Function):
             if needs[2]:
                 hidden = lambda: run("bias_gelu_fwd", (pre, up_bias, call.tanh))[0]  # noqa: E731
                 ddown = dout.weight(hidden_t, ctx.hidden_scale, hidden, down.dtype)
-            given = _input(dout, down8, call.dtype), pre, up_bias, call.tanh
-            dpre, (dup_bias,) = _backward(*_GELU, given, call.scalings[DPRE], call.calibrating)
+            gelu_args = _input(dout, down8, call.dtype), pre, up_bias, call.tanh
+            dpre, (dup_bias,) = _backward(*_GELU, gelu_args, call.scalings[DPRE], call.calibrating)
             if needs[0]:
                 dup = dpre.weight(x8t, ctx.x_scale, lambda: x, up.dtype)
             if needs_x:

@@ -12,6 +12,20 @@ Casts on a GPU round to nearest even and saturate (cvt.rn.satfinite), infinities
 import triton
 import triton.language as tl
 
+HAS_FP8 = 90  # the least architecture that kernels are compiled for here and that casts to e4m3
+MAX_COLS = 8192  # of a row in registers
+
+
+def piece_of(cols: int) -> int:
+    """Columns of a piece of a row, 8 a thread: as many as divide it, so that no lane is idle, up to four warps' worth."""
+    return next((piece for piece in (1024, 512) if cols % piece == 0), 256 if cols <= 1024 else 1024)
+
+
+@triton.jit
+def place(quad, step: tl.constexpr, col, C: tl.constexpr):
+    """Where row `step` of each quad, a group of four rows, lies in [T, C]."""
+    return (quad.to(tl.int64) * 4 + step) * C + col
+
 
 @triton.jit
 def inverse_of(scale_ptr):
@@ -44,8 +58,8 @@ def bits_of_largest(magnitude, axis: tl.constexpr):
 @triton.jit
 def raise_amax(amax_ptr, magnitude):
     """Raise the float32 at amax_ptr to the largest of a [R, C] tile of magnitudes."""
-    place = amax_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
-    tl.atomic_max(place, tl.max(bits_of_largest(magnitude, 1), 0), sem="relaxed")
+    bits_ptr = amax_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
+    tl.atomic_max(bits_ptr, tl.max(bits_of_largest(magnitude, 1), 0), sem="relaxed")
 
 
 @triton.jit

@@ -23,15 +23,7 @@ from bertfast.triton.launch import architecture, cdiv, launch
 
 TABLES = tables.load("fp8_cast", Path(__file__).with_name("launch.json"))
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-HAS_FP8 = 89  # the least architecture with instructions for e4m3
-MAX_COLS = 8192  # of a row in registers
 _LANES = 128
-
-
-@triton.jit
-def _place(quad, step: tl.constexpr, col, C: tl.constexpr):
-    """Where row `step` of each quad, a group of four rows, lies in [T, C]."""
-    return (quad.to(tl.int64) * 4 + step) * C + col
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -46,7 +38,7 @@ def fp8_cast_kernel(
     largest = tl.zeros((QUADS, COLS), tl.float32)
     for step in tl.static_range(4):
         mask = words.inside(quad, step, rows, 4, WHOLE) & (col < C)
-        place = _place(quad, step, col, C)
+        place = words.place(quad, step, col, C)
         x = tl.load(x_ptr + place, mask=mask, other=0.0).to(tl.float32)  # [QUADS, COLS]
         largest = words.larger(largest, x)
         stored = (x * inverse).to(y_ptr.dtype.element_ty)
@@ -107,7 +99,7 @@ def fp8_update_scales_kernel(
 
 
 def taken(x: Tensor) -> bool:
-    return x.dtype in DTYPES and architecture(x.device) >= HAS_FP8
+    return x.dtype in DTYPES and architecture(x.device) >= words.HAS_FP8
 
 
 def fp8_cast(x: Tensor, scale: Tensor, amax: Tensor, dtype: torch.dtype, transposed: bool) -> tuple[Tensor, Tensor]:
@@ -129,12 +121,11 @@ def _cast(x: Tensor, scale: Tensor, amax: Tensor | None, y: Tensor, yt: Tensor |
 
 
 def fp8_cast_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    if not taken(x) or x.shape[1] > MAX_COLS:
+    if not taken(x) or x.shape[1] > words.MAX_COLS:
         return reference.cast_rows(x, dtype)
     x = x.contiguous()
     rows, cols = x.shape
-    # Columns of a piece of a row, 8 a thread: as many as divide it, so that no lane is idle, up to four warps' worth.
-    piece = next((piece for piece in (1024, 512) if cols % piece == 0), 256 if cols <= 1024 else 1024)
+    piece = words.piece_of(cols)
     y = torch.empty(x.shape, dtype=dtype, device=x.device)
     scale = torch.empty((rows, 1), dtype=torch.float32, device=x.device)
     constants = {"C": cols, "LARGEST": LARGEST[dtype], "PIECE": piece, "PIECES": cdiv(cols, piece)}

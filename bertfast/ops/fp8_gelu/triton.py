@@ -22,8 +22,6 @@ from bertfast.triton.launch import architecture, cdiv, launch
 
 TABLES = tables.load("fp8_gelu", Path(__file__).with_name("launch.json"))
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-HAS_FP8 = 90  # the least architecture that kernels are compiled for here and that casts to e4m3
-MAX_COLS = 8192  # of a row in registers
 MANY_ROWS = 4096  # from here on a chunk of several tiles a program leaves programs for every multiprocessor
 
 
@@ -45,12 +43,6 @@ def gelu_gradient(v, TANH: tl.constexpr, CHEAP: tl.constexpr):
     return slope
 
 
-@triton.jit
-def _place(quad, step: tl.constexpr, col, F: tl.constexpr):
-    """Where row `step` of each quad, a group of four rows, lies in [T, F]."""
-    return (quad.to(tl.int64) * 4 + step) * F + col
-
-
 @triton.jit(do_not_specialize=["rows"])
 def fp8_gelu_fwd_kernel(
     pre_ptr, bias_ptr, scale_ptr, amax_ptr, y_ptr, yt_ptr, rows,
@@ -61,7 +53,7 @@ def fp8_gelu_fwd_kernel(
     loaded = ()  # all four rows are asked for before the first is worked on
     for step in tl.static_range(4):
         mask = words.inside(quad, step, rows, 4, WHOLE) & (col < F)
-        pre = tl.load(pre_ptr + _place(quad, step, col, F), mask=mask, other=0.0)  # [QUADS, COLS]
+        pre = tl.load(pre_ptr + words.place(quad, step, col, F), mask=mask, other=0.0)  # [QUADS, COLS]
         loaded = loaded + (pre,)  # type: ignore[assignment]
     bias = tl.load(bias_ptr + col, mask=col < F, other=0.0).to(tl.float32)  # [1, COLS]
     inverse = words.inverse_of(scale_ptr)
@@ -74,7 +66,7 @@ def fp8_gelu_fwd_kernel(
             y = tl.where(mask, y, 0.0)
         largest = words.larger(largest, y)
         stored = (y * inverse).to(y_ptr.dtype.element_ty)
-        tl.store(y_ptr + _place(quad, step, col, F), stored, mask=mask)
+        tl.store(y_ptr + words.place(quad, step, col, F), stored, mask=mask)
         if yt_ptr is not None:
             if WHOLE:
                 word = words.push(word, stored)
@@ -107,7 +99,7 @@ def fp8_gelu_bwd_kernel(
         word = tl.zeros((QUADS, COLS), tl.uint32)
         for step in tl.static_range(4):
             mask = words.inside(quad, step, rows, 4, WHOLE) & (col < F)
-            place = _place(quad, step, col, F)
+            place = words.place(quad, step, col, F)
             dy = tl.load(dy_ptr + place, mask=mask, other=0.0).to(tl.float32)  # [QUADS, COLS]
             pre = tl.load(pre_ptr + place, mask=mask, other=0.0).to(tl.float32)  # [QUADS, COLS]
             # Past the last row dy is 0, but an infinite bias would make NaN of it.
@@ -153,16 +145,11 @@ def fp8_gelu_rows_kernel(
 
 
 def taken(pre: Tensor) -> bool:
-    return pre.dtype in DTYPES and architecture(pre.device) >= HAS_FP8
+    return pre.dtype in DTYPES and architecture(pre.device) >= words.HAS_FP8
 
 
 def _form(pre: Tensor, tanh: bool) -> dict[str, bool]:
     return {"TANH": tanh, "CHEAP": not tanh and pre.dtype != torch.float32}
-
-
-def _piece(cols: int) -> int:
-    """Columns of a piece of a row, 8 a thread: as many as divide it, so that no lane is idle, up to four warps' worth."""
-    return next((piece for piece in (1024, 512) if cols % piece == 0), 256 if cols <= 1024 else 1024)
 
 
 def fp8_gelu_fwd(
@@ -210,11 +197,11 @@ def fp8_gelu_bwd(
 
 
 def fp8_gelu_rows(pre: Tensor, bias: Tensor, tanh: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    if not taken(pre) or pre.shape[1] > MAX_COLS:
+    if not taken(pre) or pre.shape[1] > words.MAX_COLS:
         return reference.rows(pre, bias, tanh, dtype)
     pre, bias = pre.contiguous(), bias.contiguous()
     rows, cols = pre.shape
-    piece = _piece(cols)
+    piece = words.piece_of(cols)
     y = torch.empty_like(pre, dtype=dtype)
     scale = torch.empty((rows, 1), dtype=torch.float32, device=pre.device)
     sizes = {"PIECE": piece, "PIECES": cdiv(cols, piece)}

@@ -26,7 +26,6 @@ TABLES = tables.load("fp8_norm", Path(__file__).with_name("launch.json"))
 COLS = tl.constexpr(
     128
 )  # of a tile that is transposed: with 256 its registers let three programs of backward in instead of four
-HAS_FP8 = 90  # the least architecture that kernels are compiled for here and that casts to e4m3
 
 
 @triton.jit
@@ -170,7 +169,7 @@ def fp8_norm_bwd_kernel(
 
 def taken(x: Tensor, *others: Tensor | None) -> bool:
     """Whether the kernels take these dtypes, this width and this device; the reference takes the others."""
-    return architecture(x.device) >= HAS_FP8 and taken_by_rows(x, *others)
+    return architecture(x.device) >= words.HAS_FP8 and taken_by_rows(x, *others)
 
 
 def _tile_rows(rows: int, device: torch.device) -> int:

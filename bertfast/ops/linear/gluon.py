@@ -20,15 +20,8 @@ TABLES = tables.load("linear.gluon", Path(__file__).with_suffix(".json"))
 LEAST_TOKENS = 1024
 
 
-def _tile(table: str, a: Tensor, b: Tensor, columns: int, **key: int) -> tables.Tile | None:
-    """The tile of a times b to [T, columns], None where the kernel does not take them."""
-    if not gluon_launch.takes(a, b) or columns * a.element_size() % gluon_launch.ALIGNMENT:
-        return None
-    return gluon_launch.tile_of(TABLES, table, a.shape[0], columns, a.device, **key)
-
-
 def linear_fwd(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    tile = _tile("plain", x, weight, weight.shape[0])
+    tile = gluon_launch.tile_for(TABLES, "plain", x, weight, weight.shape[0])
     if tile is None:
         return owner.linear_fwd(x, weight, bias)
     y = torch.empty(x.shape[0], weight.shape[0], dtype=x.dtype, device=x.device)
@@ -39,7 +32,7 @@ def linear_fwd(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def linear_add_dx(dy: Tensor, weight: Tensor, total: Tensor) -> None:
     tile = None
     if total.dtype in (dy.dtype, torch.float32) and total.is_contiguous() and gluon_launch.is_aligned(total):
-        tile = _tile("add", dy, weight, total.shape[1], bits=8 * total.element_size())
+        tile = gluon_launch.tile_for(TABLES, "add", dy, weight, total.shape[1], bits=8 * total.element_size())
     if tile is None:
         torch_products.linear_add_dx(dy, weight, total)
     else:

@@ -54,6 +54,13 @@ def tile_of(
     return tile if tiles_m * launch.cdiv(columns, tile["n"]) >= LEAST_FILLED * processors else None
 
 
+def tile_for(known: tables.Tables, table: str, a: Tensor, b: Tensor, columns: int, **key: Any) -> tables.Tile | None:
+    """The tile of a times b to [T, columns] of their dtype; None where the kernel does not take them."""
+    if not takes(a, b) or columns * a.element_size() % ALIGNMENT:
+        return None
+    return tile_of(known, table, a.shape[0], columns, a.device, **key)
+
+
 def _operand(x: Tensor, rows_first: bool, rows: int, depth: int) -> tuple[tuple[int, int], bool]:
     """The block of an operand [R, K], given as x or, without rows_first, as its transpose; and whether it lies rows-major."""
     rows_major = rows_first == (x.stride(1) != 1)

@@ -18,15 +18,8 @@ from bertfast.triton import launch, sums, tables
 TABLES = tables.load("linear_gelu.gluon", Path(__file__).with_suffix(".json"))
 
 
-def _tile(table: str, a: Tensor, b: Tensor, columns: int) -> tables.Tile | None:
-    """The tile of a times b to [T, columns], None where the kernel does not take them."""
-    if not gluon_launch.takes(a, b) or columns * a.element_size() % gluon_launch.ALIGNMENT:
-        return None
-    return gluon_launch.tile_of(TABLES, table, a.shape[0], columns, a.device)
-
-
 def linear_gelu_fwd(x: Tensor, weight: Tensor, bias: Tensor, tanh: bool) -> tuple[Tensor, Tensor]:
-    tile = _tile("gelu", x, weight, weight.shape[0])
+    tile = gluon_launch.tile_for(TABLES, "gelu", x, weight, weight.shape[0])
     if tile is None:
         return owner.linear_gelu_fwd(x, weight, bias, tanh)
     y = torch.empty(x.shape[0], weight.shape[0], dtype=x.dtype, device=x.device)
@@ -36,7 +29,7 @@ def linear_gelu_fwd(x: Tensor, weight: Tensor, bias: Tensor, tanh: bool) -> tupl
 
 
 def linear_gelu_infer(x: Tensor, weight: Tensor, bias: Tensor, tanh: bool) -> Tensor:
-    tile = _tile("gelu", x, weight, weight.shape[0])
+    tile = gluon_launch.tile_for(TABLES, "gelu", x, weight, weight.shape[0])
     if tile is None:
         return torch_products.linear_gelu_infer(x, weight, bias, tanh)
     y = torch.empty(x.shape[0], weight.shape[0], dtype=x.dtype, device=x.device)
@@ -45,7 +38,7 @@ def linear_gelu_infer(x: Tensor, weight: Tensor, bias: Tensor, tanh: bool) -> Te
 
 
 def linear_dgelu(dy: Tensor, weight: Tensor, pre: Tensor, bias: Tensor, tanh: bool) -> tuple[Tensor, Tensor]:
-    tile = _tile("dgelu", dy, weight, pre.shape[1])
+    tile = gluon_launch.tile_for(TABLES, "dgelu", dy, weight, pre.shape[1])
     if tile is None or pre.dtype is not dy.dtype or not (pre.is_contiguous() and gluon_launch.is_aligned(pre)):
         return torch_products.linear_dgelu(dy, weight, pre, bias, tanh)
     dpre = torch.empty_like(pre)

@@ -104,8 +104,7 @@ def preset_config(name: str) -> Any:
 
 
 def load_model(model: str) -> nn.Module:
-    """A stock base model in float32, sdpa attention where its family has that, evaluation mode, from a preset's name or a checkpoint's
-    folder."""
+    """A stock base model in float32 and evaluation mode, with sdpa where its family has that, from a preset's name or a folder."""
     try:
         from transformers import AutoModel, BertModel
         from transformers.utils import logging
@@ -150,7 +149,7 @@ def _lengths(batch: int, length: int, padding: float) -> Tensor:
 def random_batch(
     vocabulary: int, batch: int, length: int, padding: float, *, left: bool = False, padding_idx: int = 0
 ) -> Batch:
-    """Random ids, `padding_idx` at padding; lengths spread around (1 - padding) * length in a shuffled order, one of several sequences full."""
+    """Random ids; lengths spread around (1 - padding) * length in a shuffled order, one of several sequences full."""
     if batch < 1 or length < 1 or not 0.0 <= padding < 1.0:
         raise BenchError(
             f"batch and length must be at least 1 and padding in [0, 1), got {batch}, {length} and {padding}"

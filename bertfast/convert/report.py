@@ -8,7 +8,7 @@ from torch import nn
 
 from bertfast import _ext, graphs
 from bertfast.convert import checks, trial
-from bertfast.convert.counts import calls
+from bertfast.convert.counts import FAST, UNPADDED, calls
 from bertfast.convert.families import STOCK, SWAPS
 from bertfast.convert.heads import HEADS, head_reason
 from bertfast.convert.layers import FastBertEmbeddings, FastBertLayer
@@ -195,6 +195,12 @@ def report(model: nn.Module) -> Report:
             reason = _static_reason(module, module in captured)
             kind = STOCK.get(type(module), type(module)).__name__
             rows.append(Row(name or "(model)", kind, "fallback" if reason else "fast", reason, calls(module)))
+        elif calls(module):  # an attention of transformers that is called by our name
+            outcomes = calls(module)
+            reason = "" if FAST in outcomes or UNPADDED in outcomes else next(iter(outcomes))
+            rows.append(
+                Row(name or "(model)", type(module).__name__, "fallback" if reason else "fast", reason, outcomes)
+            )
     notes = []
     absent = _ext.why_absent()
     if absent is not None:

@@ -83,8 +83,7 @@ def test_training_and_evaluation(family, tmp_path):
         trainers.append(trainer)
     assert len(losses(trainers[0])) == 6
     assert_trains_alike(trainers)
-    assert set(outcomes(models[0], "Layer")) <= {"fast", UNPADDED}
-    assert outcomes(models[0], "Encoder")[UNPADDED] >= 4
+    assert outcomes(models[0])[UNPADDED] >= 4 * 3  # in each step, of the encoder and two layers
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,8 @@ def padding_mask(*args: Any, **kwargs: Any) -> Tensor | None:
 
     sdpa's has the same elements, made Q times over, and not to be told from other masks.
     """
-    padding, keys, queries = (kwargs.get(name) for name in ("attention_mask", "kv_length", "q_length"))
+    padding: Any = kwargs.get("attention_mask")
+    keys, queries = kwargs.get("kv_length"), kwargs.get("q_length")
     is_padding_alone = (
         not args
         and isinstance(padding, Tensor)

@@ -26,6 +26,7 @@ import transformers
 from torch import nn
 from torch.nn import functional
 from transformers import activations, masking_utils, modeling_utils
+from transformers.models.auto import modeling_auto
 
 try:
     from transformers.utils.output_capturing import _active_collector
@@ -85,6 +86,14 @@ def unknown(arguments: Mapping[str, Any], known: frozenset[str]) -> str | None:
         if name not in known and asked(value):
             return name
     return None
+
+
+def averages_over_labels(head: type[nn.Module]) -> bool:
+    """Whether a head's loss is a mean over `labels`. Causal language models divide by `num_items_in_batch` themselves; question
+    answering has positions in place of labels, and Trainer, which cannot count them, divides its loss by the micro-batches."""
+    return "labels" in inspect.signature(head.forward).parameters and head.__name__ not in set(
+        modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    )
 
 
 # ---------------------------------------------------------------- recorded outputs

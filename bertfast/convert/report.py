@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from bertfast import _ext, graphs
-from bertfast.convert import checks, trial
+from bertfast.convert import accumulation, checks, trial
 from bertfast.convert.counts import FAST, UNPADDED, calls
 from bertfast.convert.embeddings import FastEmbeddings
 from bertfast.convert.families import FAMILIES, fast_class, of, stock_class
@@ -226,6 +226,8 @@ def report(model: nn.Module) -> Report:
         notes.append("where padding is removed, hidden states at padding positions are zeros")
     if any(isinstance(module, FastMaskedHead) for module in model.modules()):
         notes.append("logits are not made in training: only those of masked tokens, inside the loss")
+    if any(option(module, accumulation.NAME) for module in model.modules()):
+        notes.append("losses are averaged over the labels of a whole step, where the caller gives num_items_in_batch")
     if any(option(module, "loss_over_padding") for module in model.modules()):
         notes.append("this head stays padded while gradients are enabled: its loss runs over padding too")
     if any(option(module, "int8") for module in model.modules()):

@@ -5,7 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, Trainer, TrainingArguments
+from transformers import (
+    AutoModelForSequenceClassification,
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainingArguments,
+)
 from transformers_cases import FAMILIES_TRIED, TEXTS, outcomes, stock_model, tokenizer_of, trio
 
 import bertfast
@@ -120,3 +126,49 @@ def test_save_and_resume(tmp_path):
     stock = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
     assert stock.config.architectures == ["BertForSequenceClassification"]
     assert torch.equal(weights(stock), weights(whole))
+
+
+TOKEN_LABELS = [[0, 1, 2, 1, 0, 2, 0, 1, 2, 0, 1, 0], [1, 2], [2, 2, 0, 1, 0], [0]]
+
+
+def step_of(head: str, folder: Any, cut: int, model: Any) -> torch.Tensor:
+    """What one step over the same four texts, in `cut` micro-batches, changes of the weights."""
+    model = copy.deepcopy(model)
+    before = weights(model).clone()
+    data = [
+        {"input_ids": [2, *range(5, 5 + len(labels)), 3], "labels": i % 3 if head == HEAD else [-100, *labels, -100]}
+        for i, labels in enumerate(TOKEN_LABELS)
+    ]
+    tokenizer = tokenizer_of("bert")
+    trainer = trainer_of(
+        model,
+        folder,
+        per_device_train_batch_size=4 // cut,
+        gradient_accumulation_steps=cut,
+        max_steps=1,
+        max_grad_norm=0.0,
+    )
+    trainer.train_dataset = data
+    trainer.data_collator = (DataCollatorWithPadding if head == HEAD else DataCollatorForTokenClassification)(tokenizer)
+    trainer.train()
+    return weights(model) - before
+
+
+@pytest.mark.parametrize("head", [HEAD, "ForTokenClassification", "ForMaskedLM"])
+@pytest.mark.tool("transformers", "Trainer: gradient accumulation, as stock does it or averaged over the step", "fast")
+def test_gradient_accumulation(head, tmp_path):
+    """Stock adds the means of the micro-batches: four times the step, and not its mean where they have unequal labels."""
+    _, stock, exact = trio("bert", head, **({} if head == "ForMaskedLM" else {"num_labels": 3}))
+    by_default, right = (
+        bertfast.optimize(copy.deepcopy(stock), average_over_accumulation=asked, masked_head=head == "ForMaskedLM")
+        for asked in (False, True)
+    )
+    whole, cut = (step_of(head, tmp_path, pieces, exact) for pieces in (1, 4))
+    assert_within_budget(
+        step_of(head, tmp_path, 4, by_default), step_of(head, tmp_path, 4, stock), cut, measure=rms_error
+    )
+    assert_within_budget(step_of(head, tmp_path, 4, right), step_of(head, tmp_path, 1, stock), whole, measure=rms_error)
+    if head == HEAD:
+        assert float((cut - 4 * whole).norm()) < 1e-6 * float(whole.norm())
+    else:
+        assert float(cut.norm()) > 1.5 * float(whole.norm())

@@ -131,9 +131,9 @@ def optimize(
     """Swap the encoder layers inside `model` for fused ones, in place.
 
     Works on every head class of the families that it knows (`bertfast.convert.families`) in transformers 5.x, and on modules that
-    hold one (sentence-transformers, PEFT, your own). Weights, names and hooks stay as they are; calls that the fast path cannot take
-    go to the stock code, and `report(model)` says why. Decoder layers are left untouched, and reported. Calling it twice is the same
-    as calling it once with the later options.
+    hold one (sentence-transformers, PEFT, your own). Weights, names and hooks stay as they are; calls that the fast path cannot
+    take go to the stock code, and `report(model)` says why. Decoder layers are left untouched, and reported. Calling it twice is the
+    same as calling it once with the later options.
 
     Args:
         model: any module with such an encoder inside. On a CPU the kernels take float32 and bfloat16, on a GPU float16 as well.

@@ -84,6 +84,8 @@ def _static_reason(module: nn.Module, captured: bool) -> str:
             return "it is a decoder, left untouched"
         family = of(type(module))
         return (family and trial.verdict(family)) or "not optimised: call bertfast.optimize(model)"
+    if checks.forward_is_replaced(module):
+        return "its forward was replaced"
     if isinstance(module, FastMaskedHead):
         return head_reason(module) or ""
     parameter = next(module.parameters(), None)

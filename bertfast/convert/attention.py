@@ -62,6 +62,8 @@ def padding_mask(*args: Any, **kwargs: Any) -> Tensor | None:
     """
     padding: Any = kwargs.get("attention_mask")
     keys, queries = kwargs.get("kv_length"), kwargs.get("q_length")
+    if queries is None and "cache_position" in kwargs:  # up to transformers 5.2
+        queries = len(kwargs["cache_position"])
     is_padding_alone = (
         not args
         and isinstance(padding, Tensor)

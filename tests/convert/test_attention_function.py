@@ -1,5 +1,6 @@
 """The function behind attn_implementation="bertfast", called as transformers calls it, beside the one registered as "sdpa"."""
 
+import inspect
 from typing import Any
 
 import pytest
@@ -134,7 +135,12 @@ def mask_of(**given: Any) -> tuple[Tensor | None, Tensor | None]:
         "allow_is_causal_skip": False,
         "allow_is_bidirectional_skip": True,
     }
-    return tuple(f(**common | given) for f in (attention.padding_mask, AttentionMaskInterface()["sdpa"]))
+    arguments = common | given
+    stock = AttentionMaskInterface()["sdpa"]
+    if "cache_position" in inspect.signature(stock).parameters:  # up to transformers 5.2
+        del arguments["q_offset"]
+        arguments["cache_position"] = torch.arange(arguments.pop("q_length"))
+    return tuple(f(**arguments) for f in (attention.padding_mask, stock))
 
 
 PADDING = torch.tensor([[True, True, True, False, False], [True] * 5])

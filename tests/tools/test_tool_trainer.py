@@ -1,6 +1,8 @@
 """transformers' Trainer over optimised models: the losses, weights and files of stock."""
 
 import copy
+import gc
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,6 +21,14 @@ from bertfast.testing import assert_within_budget, rms_error
 
 HEAD = "ForSequenceClassification"
 UNPADDED = "fast, padding removed"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def frozen() -> Iterator[None]:
+    """Trainer collects garbage in each `train`, a quarter of a second over all that the imports left."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def examples(family: str) -> list[dict[str, Any]]:
@@ -93,7 +103,15 @@ def test_training_and_evaluation(family, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"bf16": True}, {"gradient_checkpointing": True}], ids=lambda options: next(iter(options))
+    "options",
+    [
+        pytest.param({"bf16": True}, marks=pytest.mark.tool("transformers", "Trainer: bf16 on a CPU", "fast")),
+        pytest.param(
+            {"gradient_checkpointing": True},
+            marks=pytest.mark.tool("transformers", "Trainer: gradient checkpointing", "fast"),
+        ),
+    ],
+    ids=lambda options: next(iter(options)),
 )
 def test_options(options, tmp_path):
     trainers = []

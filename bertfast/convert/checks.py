@@ -79,11 +79,14 @@ def hook_reason(module: nn.Module, name: str) -> str | None:
         or (module._forward_hooks and _foreign(module._forward_hooks))
     ):
         return f"{name} has hooks"
+    return f"the forward of {name} was replaced" if forward_is_replaced(module) else None
+
+
+def forward_is_replaced(module: nn.Module) -> bool:
+    """Whether somebody has set another forward on the instance, as accelerate does for a device_map over several devices."""
     own = module.__dict__.get("forward")
     # transformers 5.0 and 5.1 set `forward` while they record, and leave the class's own one on the instance afterwards.
-    if own is not None and getattr(own, "__func__", None) is not type(module).forward:
-        return f"the forward of {name} was replaced"
-    return None
+    return own is not None and getattr(own, "__func__", None) is not type(module).forward
 
 
 def _plain(module: Any, kind: type, name: str, device: torch.device, dtype: torch.dtype | None = None) -> str | None:

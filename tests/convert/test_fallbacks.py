@@ -32,6 +32,7 @@ def check(stock, fast, reason, kind="BertLayer"):
 
 @pytest.mark.tool("transformers", "output_hidden_states", "fast")
 @pytest.mark.parametrize("how", ["argument", "config"])
+@pytest.mark.tool("transformers", "output_hidden_states (such calls stay padded)", "fast")
 def test_hidden_states(how):
     stock, fast = pair(**({"output_hidden_states": True} if how == "config" else {}))
     inputs = batch_of("right") | ({"output_hidden_states": True} if how == "argument" else {})
@@ -47,6 +48,7 @@ def test_hidden_states(how):
 
 @pytest.mark.tool("transformers", "output_attentions", "falls back")
 @pytest.mark.parametrize("how", ["argument", "config"])
+@pytest.mark.tool("transformers", "output_attentions", "falls back")
 def test_attentions(how):
     stock, fast = pair(attn_implementation="eager", **({"output_attentions": True} if how == "config" else {}))
     inputs = batch_of("right") | ({"output_attentions": True} if how == "argument" else {})

@@ -7,6 +7,7 @@ returns its gradient for nothing.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from bertfast import ops
 from bertfast.nn import device, halves, prepack
 from bertfast.nn.adapters import LowRank, added
 from bertfast.nn.feed_forward import feed_forward
-from bertfast.nn.layout import Layout, Packed
+from bertfast.nn.layout import Biased, Layout, Packed
 from bertfast.nn.linear import joined_linear
 from bertfast.nn.parts import AttentionParts, MlpParts
 from bertfast.nn.plain import is_unwatched, product_dtype
@@ -108,6 +109,17 @@ def _seed(x: Tensor, p: float) -> Tensor | None:
     return new_rng(x.device) if p > 0.0 else None
 
 
+def _biased_attention(qkv: Tensor, layout: Biased, scale: float | None) -> Tensor:
+    """qkv [T, 3, H, D] to [T, H, D], a sequence at a time, so that no score of padding is made."""
+    context = torch.empty_like(qkv[:, 0])
+    bounds = layout.cu_seqlens.tolist()
+    for begin, end in pairwise(bounds):
+        if end > begin:
+            bias = layout.bias[:, : end - begin, : end - begin]
+            context[begin:end] = ops.attention_padded(qkv[begin:end][None], bias[None], scale=scale)[0]
+    return context
+
+
 def attention_block(
     x: Tensor,
     layout: Layout,
@@ -128,7 +140,7 @@ def attention_block(
         attention_p, hidden_p: dropout as it is to be applied now, so 0 in evaluation.
         use_prepack: whether inference on a CPU may keep reordered copies of the weights.
         int8: whether the products from these copies are of 8-bit integers.
-        beside: the adapters of query, key, value and dense; () where none of them has any.
+        beside: the adapters of query, key, value and dense, or ().
 
     Returns:
         The shape of x, or [R, E] where the layout names R tokens to be read. Under autocast products run in its dtype and the
@@ -138,7 +150,7 @@ def attention_block(
     flat = x.reshape(-1, x.shape[-1])
     projections = parts[:3]
     size = parts.query.weight.shape[0] // heads
-    parameters = None if beside else _for_halves(x, parts)
+    parameters = None if any(beside) else _for_halves(x, parts)
     if parameters is not None:
         scale = size**-0.5 if scale is None else scale
         seeds, rates = (_seed(x, attention_p), _seed(x, hidden_p)), (attention_p, hidden_p)
@@ -152,7 +164,9 @@ def attention_block(
         qkv = joined_linear(rows, projections, bias=True)
     qkv = _beside(qkv, rows, projections, beside[:3])
     rng = new_rng(x.device) if attention_p > 0.0 else None
-    if isinstance(layout, Packed):
+    if isinstance(layout, Biased):
+        context = _biased_attention(qkv.view(-1, 3, heads, size), layout, scale)
+    elif isinstance(layout, Packed):
         context = ops.attention(
             qkv.view(-1, 3, heads, size),
             layout.cu_seqlens,
@@ -187,7 +201,7 @@ def mlp_block(
     up, down, norm = parts[:3]
     dtype = product_dtype(x)
     flat = x.reshape(-1, x.shape[-1])
-    if beside:
+    if any(beside):
         out, bias = _adapted_feed_forward(flat.to(dtype), up, down, approximate, use_prepack, int8, beside)
         return _shaped(_add_norm(out, flat, bias, norm, hidden_p), x)
     parameters = _for_halves(x, parts)

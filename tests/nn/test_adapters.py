@@ -144,8 +144,8 @@ def eager_layer(x, parts, beside, heads=2):
 
 def fast_layer(x, parts, beside, use_prepack):
     first, second = beside[:4], beside[4:]
-    h = attention_block(x, Padded(), parts.attention, 2, use_prepack=use_prepack, beside=first if any(first) else ())
-    return mlp_block(h, parts.mlp, use_prepack=use_prepack, beside=second if any(second) else ())
+    h = attention_block(x, Padded(), parts.attention, 2, use_prepack=use_prepack, beside=first)
+    return mlp_block(h, parts.mlp, use_prepack=use_prepack, beside=second)
 
 
 @pytest.mark.parametrize("where", [(0, 2, 3), (4,), (5,), range(6)])

@@ -107,7 +107,7 @@ class FastEncoder(Swapped):
         return faster.slower_reason(arch, product_dtype(x), *size, seqlen=x.shape[1], train=True)
 
     def padding_reason(self: Any) -> str | None:
-        """Padding stays in where a head reads it, or a loss runs over it. In training a pass without gradients is no exception: with
+        """Padding stays in where a head reads it or a loss runs over it. In training a pass without gradients is no exception: with
         the same random state it must drop what the pass with gradients drops, and packed tokens are numbered otherwise."""
         if option(self, "padding_read"):
             return "the head reads hidden states at padding"

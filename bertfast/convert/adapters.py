@@ -50,22 +50,24 @@ def low_ranks(module: Any) -> tuple[LowRank, ...]:
     return tuple(beside)
 
 
-def product_reason(module: Any, name: str, device: torch.device, dtype: torch.dtype | None = None) -> str | None:
+def product_reason(
+    module: Any, name: str, device: torch.device, dtype: torch.dtype | None = None, sharded: bool = False
+) -> str | None:
     """What about a Linear, or an adapter around one, keeps a layer from the fast path; as `plain.module_reason`."""
     if not is_adapter(module):
-        return module_reason(module, nn.Linear, name, device, dtype)
+        return module_reason(module, nn.Linear, name, device, dtype, sharded)
     reason = hook_reason(module, name) or module_reason(
-        module._modules.get("base_layer"), nn.Linear, f"{name}.base_layer", device, dtype
+        module._modules.get("base_layer"), nn.Linear, f"{name}.base_layer", device, dtype, sharded
     )
     if reason is not None:
         return reason
     try:
-        return _state_reason(module, name, device)
+        return _state_reason(module, name, device, sharded)
     except (AttributeError, KeyError, TypeError) as error:
         return f"{name} is an adapter of a form that bertfast does not know ({type(error).__name__}: {error})"
 
 
-def _state_reason(module: Any, name: str, device: torch.device) -> str | None:
+def _state_reason(module: Any, name: str, device: torch.device, sharded: bool) -> str | None:
     if module.disable_adapters and module.merged_adapters:
         return f"the merged adapters of {name} are disabled, and stock's code takes them out first"
     if module.fan_in_fan_out:
@@ -76,8 +78,8 @@ def _state_reason(module: Any, name: str, device: torch.device) -> str | None:
         if adapter in module.lora_variant:
             return f"adapter {adapter!r} of {name} is {type(module.lora_variant[adapter]).__name__}, not plain LoRA"
         down, up, dropout = _parts(module, adapter)
-        reason = module_reason(down, nn.Linear, f"{name}.lora_A.{adapter}", device) or module_reason(
-            up, nn.Linear, f"{name}.lora_B.{adapter}", device, down._parameters["weight"].dtype
+        reason = module_reason(down, nn.Linear, f"{name}.lora_A.{adapter}", device, None, sharded) or module_reason(
+            up, nn.Linear, f"{name}.lora_B.{adapter}", device, down._parameters["weight"].dtype, sharded
         )
         if reason is None and type(dropout) is not nn.Identity:
             reason = module_reason(dropout, nn.Dropout, f"{name}.lora_dropout.{adapter}", device)

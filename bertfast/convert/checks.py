@@ -129,18 +129,24 @@ def _places(family: Any) -> tuple[tuple[tuple[str, type[nn.Module]], ...], tuple
     return (*family.holders.items(), *plain), (*names.linears[:3], names.mlp.up)
 
 
-def layer_reason(layer: Any, device: torch.device, dtype: torch.dtype | None = None) -> str | None:
-    """What about a layer as it stands now keeps it from the fast path on hidden states of `device` and `dtype`."""
+def layer_reason(
+    layer: Any, device: torch.device, dtype: torch.dtype | None = None, sharded: bool = False
+) -> str | None:
+    """What about a layer as it stands now keeps it from the fast path on hidden states of `device` and `dtype`.
+
+    sharded: its parameters are whole only when it is called, and of the dtype that `fully_shard` was asked for.
+    """
     family = layer.family
     if getattr(layer, "is_decoder", False) or getattr(layer, "add_cross_attention", False):
         return "it is a decoder layer"
     places, with_bias = _places(family)
+    dtype = None if sharded else dtype
     for name, kind in places:
         module = below(layer, name, _ABSENT)
         if kind is nn.Linear:
-            reason = adapters.product_reason(module, name, device, dtype)
+            reason = adapters.product_reason(module, name, device, dtype, sharded)
         else:
-            reason = module_reason(module, kind, name, device, dtype)
+            reason = module_reason(module, kind, name, device, dtype, sharded)
         if reason is not None:
             return reason
     holder, _, chunk = family.chunk.rpartition(".")

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from bertfast import _torch
 from bertfast.convert import adapters, checks, installed
 from bertfast.convert.counts import FAST, UNPADDED, count
 from bertfast.convert.options import option
@@ -63,7 +64,9 @@ class FastLayer(Swapped):
         kind = checks.kind_of(self)
         parts, beside = adapters.apart(parts_of(self))
         # In training every step would change the copies; reentrant checkpointing runs its first forward without gradients.
-        prepack, int8 = not self.training and option(self, "prepack") is not False, option(self, "int8") is True
+        # Gathered weights lie elsewhere in every call.
+        changing = self.training or _torch.is_sharded(self)
+        prepack, int8 = not changing and option(self, "prepack") is not False, option(self, "int8") is True
         x = attention_block(
             x,
             layout,

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bertfast import _torch
 from bertfast.convert import installed
 
 
@@ -13,14 +14,15 @@ def _foreign(hooks: dict[int, Any]) -> bool:
     return not all(map(installed.is_recorder, hooks.values()))
 
 
-def hook_reason(module: nn.Module, name: str) -> str | None:
-    """A user's hooks, or a patched forward, on `module` itself."""
-    if (
-        module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or (module._forward_hooks and _foreign(module._forward_hooks))
-    ):
+def hook_reason(module: nn.Module, name: str, sharded: bool = False) -> str | None:
+    """A user's hooks, or a patched forward, on `module` itself.
+
+    sharded: hooks of `fully_shard` are none, since the module is to be called.
+    """
+    before, after = module._forward_pre_hooks, module._forward_hooks
+    if sharded:
+        before, after = _without_sharding(before), _without_sharding(after)
+    if before or module._backward_hooks or module._backward_pre_hooks or (after and _foreign(after)):
         return f"{name} has hooks"
     own = module.__dict__.get("forward")
     # transformers 5.0 and 5.1 set `forward` while they record, and leave the class's own one on the instance afterwards.
@@ -29,10 +31,22 @@ def hook_reason(module: nn.Module, name: str) -> str | None:
     return None
 
 
+def _without_sharding(hooks: Any) -> dict[int, Any]:
+    return {key: hook for key, hook in hooks.items() if not _torch.is_sharding_hook(hook)}
+
+
 def module_reason(
-    module: Any, kind: type, name: str, device: torch.device, dtype: torch.dtype | None = None
+    module: Any,
+    kind: type,
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    sharded: bool = False,
 ) -> str | None:
-    """`module` is exactly `kind`, unhooked, and its parameters are ordinary tensors on `device`, of `dtype` where given."""
+    """`module` is exactly `kind`, unhooked, and its parameters are ordinary tensors on `device`, of `dtype` where given.
+
+    sharded: they are so when a layer around it is called, which `fully_shard` has pieces of now.
+    """
     if type(module) is not kind:
         found = type(module)
         # An adapter may have the name of what it wraps, as LoRA's Linear has.
@@ -44,7 +58,7 @@ def module_reason(
     for parameter in module._parameters.values():
         if parameter is None:
             continue
-        if type(parameter) not in (nn.Parameter, Tensor) or parameter.device != device:
+        if (not sharded and type(parameter) not in (nn.Parameter, Tensor)) or parameter.device != device:
             where = f"on the {parameter.device.type} device" if parameter.device != device else type(parameter).__name__
             return f"the weights of {name} are {where}"
         if dtype is not None and parameter.dtype != dtype:

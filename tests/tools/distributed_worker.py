@@ -1,7 +1,7 @@
 """Two gloo ranks that train a stock model and its optimised copy by every way of sharing the work.
 
-python distributed_worker.py OUT: rank r leaves OUT/rank-r.pt, for each way what both models came to; test_tool_distributed.py compares.
-The ranks are forks of one process, since imports take longer than all the rest.
+python distributed_worker.py OUT: rank r leaves OUT/rank-r.pt, for each way what both models came to, which test_tool_distributed.py
+compares. The ranks are forks of one process, since imports take longer than all the rest.
 """
 
 import copy
@@ -142,6 +142,21 @@ def logits(model: Any) -> Tensor:
     return y.clone()
 
 
+def accumulated(accelerator: Any, model: nn.Module, optimizer: Any, those: list[Any]) -> list[float]:
+    """The losses of steps on these batches; the gradients of the last one are left."""
+    losses = []
+    model.zero_grad()
+    for batch in those:
+        with accelerator.accumulate(model):
+            loss = model(**batch).loss
+            accelerator.backward(loss)
+            optimizer.step()
+            if batch is not those[-1]:
+                optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
 def accelerated(rank: int, folder: Path, **options: Any) -> list[Result]:
     """Accumulation over two batches; the state saved after the first step and loaded after the second, which is then done again."""
     results = []
@@ -150,26 +165,13 @@ def accelerated(rank: int, folder: Path, **options: Any) -> list[Result]:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         loader = DataLoader(batches(8), batch_size=1, collate_fn=operator.itemgetter(0))
         model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-        losses: list[float] = []
-
-        def steps(those: list[Any]) -> None:
-            model.zero_grad()
-            for batch in those:
-                with accelerator.accumulate(model):
-                    loss = model(**batch).loss
-                    accelerator.backward(loss)
-                    optimizer.step()
-                    if batch is not those[-1]:  # whose gradients are looked at
-                        optimizer.zero_grad()
-                losses.append(loss.item())
-
         mine = list(loader)
-        steps(mine[:2])
+        losses = accumulated(accelerator, model, optimizer, mine[:2])
         accelerator.save_state(str(folder / str(number)))
-        steps(mine[2:])
+        losses += accumulated(accelerator, model, optimizer, mine[2:])
         after = result(accelerator.unwrap_model(model), [])["parameters"]
         accelerator.load_state(str(folder / str(number)))
-        steps(mine[2:])
+        losses += accumulated(accelerator, model, optimizer, mine[2:])
         each = result(accelerator.unwrap_model(model), losses)
         results.append(each | {"before": after})
         accelerator.free_memory()

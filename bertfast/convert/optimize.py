@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from bertfast import _ext, graphs
+from bertfast import _ext, _torch, graphs
 from bertfast.convert import accumulation, counts, installed, options, trial, verdicts
 from bertfast.convert.accumulation import FastAveragedHead
 from bertfast.convert.encoder import FastEncoder
@@ -271,9 +271,16 @@ def restore(model: Model) -> Model:
 
     Raises:
         TypeError: where `model` is no module.
+        UnsupportedModelError: where a swapped module was sharded since; nothing is changed then.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"bertfast.restore takes a torch.nn.Module, got {type(model).__name__}")
+    for name, module in model.named_modules():
+        if stock_class(module) is not None and _torch.is_sharded(module):
+            raise UnsupportedModelError(
+                f"{name or type(module).__name__} was sharded after bertfast.optimize, and fully_shard has made a class of its own "
+                "for it: call bertfast.restore before fully_shard, or load its state dict into a new model"
+            )
     _forget(model)
     for module in model.modules():
         stock = stock_class(module)

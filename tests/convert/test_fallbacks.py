@@ -30,7 +30,6 @@ def check(stock, fast, reason, kind="BertLayer"):
     return reasons
 
 
-@pytest.mark.tool("transformers", "output_hidden_states", "fast")
 @pytest.mark.parametrize("how", ["argument", "config"])
 @pytest.mark.tool("transformers", "output_hidden_states (such calls stay padded)", "fast")
 def test_hidden_states(how):
@@ -46,7 +45,6 @@ def test_hidden_states(how):
     assert outcome(fast, "BertEncoder") == {"kept padded: hidden_states were asked for": 1}
 
 
-@pytest.mark.tool("transformers", "output_attentions", "falls back")
 @pytest.mark.parametrize("how", ["argument", "config"])
 @pytest.mark.tool("transformers", "output_attentions", "falls back")
 def test_attentions(how):

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 import bertfast
-from bertfast.cli import data, finetune, measure, predict, pretrain
+from bertfast.cli import data, encode, finetune, measure, predict, pretrain
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Fused kernels and unpadding for BERT encoders.")
 
@@ -23,6 +23,7 @@ def main(version: Annotated[bool, typer.Option("--version", callback=_version, i
 
 for command in (measure.doctor, measure.verify, measure.bench, predict.predict, predict.fill_mask):
     app.command()(command)
+app.command(epilog=encode.EPILOG)(encode.encode)
 app.add_typer(data.app, name="data")
 app.command(epilog=pretrain.EPILOG)(pretrain.pretrain)
 app.add_typer(finetune.app, name="finetune")

@@ -8,11 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import activations
-from transformers.models.bert import modeling_bert as hf
 
 from bertfast import _torch
 from bertfast.convert import installed
-from bertfast.nn.parts import HOLDERS, NAMES, Kind, below, parts_of
+from bertfast.nn.parts import Kind, below, parts_of
 from bertfast.nn.plain import dropout_rate
 from bertfast.triton import faster, verified
 
@@ -131,70 +130,90 @@ def approximate_of(activation: Any) -> str | None:
     return approximate if is_own else None
 
 
+def attention_of(layer: Any) -> Any:
+    """The module of a layer that has its heads, or whatever stands in its place."""
+    return below(layer, layer.family.attention, _ABSENT)
+
+
+def config_of(encoder: Any) -> Any:
+    """The config that a stack of layers goes by; where it has none itself, that of its first layer's attention."""
+    config = getattr(encoder, "config", None)
+    if config is not None or not encoder.layer:
+        return config
+    first = encoder.layer[0]
+    return getattr(attention_of(first), "config", None) if hasattr(first, "family") else None
+
+
+def _activation_of(layer: Any) -> Any:
+    holder, _, name = layer.family.activation.rpartition(".")
+    module = below(layer, holder, _ABSENT)
+    return module._modules.get(name, module.__dict__.get(name))
+
+
 def kind_of(layer: Any) -> Kind:
-    """Heads, scale of the scores and form of GELU of a BertLayer that `layer_reason` found plain."""
-    children = layer._modules
-    attention = children["attention"]._modules["self"]
-    activation = children["intermediate"]._modules["intermediate_act_fn"]
-    return Kind(heads_of(attention), attention.scaling, approximate_of(activation) or "none")
-
-
-def heads_of(attention: Any) -> int:
-    """The heads that stock makes: its forward reads the size of one, and as many follow as the query is wide."""
-    return attention._modules["query"].weight.shape[0] // attention.attention_head_size
+    """Heads, scale of the scores and form of GELU of a layer that `layer_reason` found plain."""
+    attention = attention_of(layer)
+    scale = getattr(attention, "scaling", None)
+    size = attention.attention_head_size
+    # The heads that stock makes: its forward reads the size of one, and as many follow as the query is wide.
+    heads = parts_of(layer).attention.query.weight.shape[0] // size
+    return Kind(heads, size**-0.5 if scale is None else scale, approximate_of(_activation_of(layer)) or "none")
 
 
 def drops(layer: Any) -> bool:
-    """Whether any dropout of a BertLayer that `layer_reason` finds plain is on, which may be so outside training."""
+    """Whether any dropout of a layer that `layer_reason` finds plain is on, which may be so outside training."""
     return any(dropout_rate(dropout) > 0.0 for dropout in parts_of(layer).dropouts)
 
 
-# What must stand at each place below a layer for the fused code to take its place: holders first, since one that was replaced may
-# lack what is below.
-_HOLDERS = (hf.BertAttention, hf.BertSelfAttention, hf.BertSelfOutput, hf.BertIntermediate, hf.BertOutput)
-_LEAVES = ((NAMES.linears, nn.Linear), (NAMES.norms, nn.LayerNorm), (NAMES.dropouts, nn.Dropout))
-_PLACES: tuple[tuple[str, type[nn.Module]], ...] = (
-    *zip(HOLDERS, _HOLDERS, strict=True),
-    *((name, kind) for names, kind in _LEAVES for name in names),
-)
-_WITH_BIAS = (*NAMES.linears[:3], NAMES.mlp.up)
+@functools.cache
+def _places(family: Any) -> tuple[tuple[tuple[str, type[nn.Module]], ...], tuple[str, ...]]:
+    """What must stand at each place below a layer for the fused code to take over, and which of these need a bias. Holders come
+    first, since one that was replaced may lack what is below."""
+    names = family.places.names
+    leaves = ((names.linears, nn.Linear), (names.norms, nn.LayerNorm), (names.dropouts, nn.Dropout))
+    plain = [(name, kind) for each, kind in leaves for name in each if name is not None]
+    return (*family.holders.items(), *plain), (*names.linears[:3], names.mlp.up)
 
 
 def layer_reason(layer: Any, device: torch.device, dtype: torch.dtype | None = None) -> str | None:
-    """What about a BertLayer as it stands now keeps it from the fast path on hidden states of `device` and `dtype`."""
-    if layer.is_decoder or layer.add_cross_attention:
+    """What about a layer as it stands now keeps it from the fast path on hidden states of `device` and `dtype`."""
+    family = layer.family
+    if getattr(layer, "is_decoder", False) or getattr(layer, "add_cross_attention", False):
         return "it is a decoder layer"
-    if "feed_forward_chunk" in layer.__dict__:
-        return "its feed_forward_chunk was replaced"
-    if layer.chunk_size_feed_forward:
-        return "chunk_size_feed_forward is set"
-    for name, kind in _PLACES:
+    places, with_bias = _places(family)
+    for name, kind in places:
         reason = _plain(below(layer, name, _ABSENT), kind, name, device, dtype)
         if reason is not None:
             return reason
-    attention, intermediate = layer._modules["attention"], layer._modules["intermediate"]
-    activation = intermediate._modules.get("intermediate_act_fn", intermediate.__dict__.get("intermediate_act_fn"))
+    holder, _, chunk = family.chunk.rpartition(".")
+    chunked = below(layer, holder, _ABSENT)
+    if chunk in chunked.__dict__:
+        return f"its {chunk} was replaced"
+    if getattr(chunked, "chunk_size_feed_forward", 0):
+        return "chunk_size_feed_forward is set"
+    activation = _activation_of(layer)
     if approximate_of(activation) is None:
         return f"its activation is {getattr(activation, '__name__', type(activation).__name__)}, not GELU"
-    reason = hook_reason(activation, "intermediate.intermediate_act_fn")
+    reason = hook_reason(activation, family.activation)
     if reason is not None:
         return reason
-    for name in _WITH_BIAS:
+    for name in with_bias:
         if below(layer, name, _ABSENT)._parameters["bias"] is None:
             return f"{name} has no bias"
-    projections = attention._modules["self"]
-    if projections.is_causal or getattr(attention, "is_cross_attention", False):
+    attention = attention_of(layer)
+    outer = below(layer, family.attention.rpartition(".")[0], _ABSENT)
+    if getattr(attention, "is_causal", False) or getattr(outer, "is_cross_attention", False):
         return "its attention is causal, or across"
-    if projections._modules["query"].weight.shape[0] % projections.attention_head_size:
+    if parts_of(layer).attention.query.weight.shape[0] % attention.attention_head_size:
         return "its heads do not fill the width of its query"
-    if getattr(projections, "num_key_value_groups", 1) != 1:
+    if getattr(attention, "num_key_value_groups", 1) != 1:
         return "its keys are shared by groups of heads"
-    return implementation_reason(projections.config)
+    return implementation_reason(getattr(attention, "config", None))
 
 
 def implementation_reason(config: Any) -> str | None:
     """An attention function, or the mask made for it, other than the eager one and sdpa."""
-    implementation = installed.attention_implementation(config)
+    implementation = None if config is None else installed.attention_implementation(config)
     if implementation not in ("eager", "sdpa", None):
         return f'its attention implementation is "{implementation}"'
     return None
@@ -313,61 +332,77 @@ def key_padding(mask: Tensor | None, batch: int, seqlen: int) -> Tensor | None:
     return row.expand(batch, seqlen)
 
 
-def predictions_reason(head: Any, kind: type) -> str | None:
-    """What about a masked-LM head, `kind` holding BertLMPredictionHead, keeps it from `ops.masked_lm_loss`."""
-    predictions = getattr(head, "predictions", _ABSENT)
-    transform, decoder = (predictions._modules.get(name, _ABSENT) for name in ("transform", "decoder"))
-    dense, norm = (transform._modules.get(name, _ABSENT) for name in ("dense", "LayerNorm"))
-    activation = getattr(transform, "transform_act_fn", None)
+def predictions_reason(model: Any, head: Any) -> str | None:
+    """What about a model's masked-LM head, as its record (`families.record.MaskedHead`) describes it, keeps it from
+    `ops.masked_lm_loss`."""
+    dense, decoder = (below(model, name, _ABSENT) for name in (head.dense, head.decoder))
     if type(decoder) is not nn.Linear:
-        return f"cls.predictions.decoder is {type(decoder).__name__}, not a plain Linear"
+        return f"{head.decoder} is {type(decoder).__name__}, not a plain Linear"
     device, dtype = decoder.weight.device, decoder.weight.dtype
-    for module, wanted, name in (
-        (head, kind, "cls"),
-        (predictions, hf.BertLMPredictionHead, "cls.predictions"),
-        (transform, hf.BertPredictionHeadTransform, "cls.predictions.transform"),
-        (dense, nn.Linear, "cls.predictions.transform.dense"),
-        (norm, nn.LayerNorm, "cls.predictions.transform.LayerNorm"),
-        (decoder, nn.Linear, "cls.predictions.decoder"),
-    ):
-        reason = _plain(module, wanted, name, device, dtype)
+    leaves = ((head.dense, nn.Linear), (head.norm, nn.LayerNorm), (head.decoder, nn.Linear))
+    for name, kind in (*head.holders.items(), *leaves):
+        reason = _plain(below(model, name, _ABSENT), kind, name, device, dtype)
         if reason is not None:
             return reason
-    if dense.bias is None or decoder.bias is None:
-        return f"cls.predictions.{'transform.dense' if dense.bias is None else 'decoder'} has no bias"
+    for name, module in ((head.dense, dense), (head.decoder, decoder)):
+        if module.bias is None:
+            return f"{name} has no bias"
+    if head.activation is None:
+        return None
+    activation = activation_of(model, head)
     if approximate_of(activation) is None:
         return (
             f"the activation of its transform is {getattr(activation, '__name__', type(activation).__name__)}, not GELU"
         )
-    return hook_reason(activation, "cls.predictions.transform.transform_act_fn")
+    return hook_reason(activation, head.activation)
+
+
+def activation_of(model: Any, head: Any) -> Any:
+    """The activation module or function of a masked-LM head that has one."""
+    holder, _, name = head.activation.rpartition(".")
+    return getattr(below(model, holder, _ABSENT) if holder else model, name, None)
 
 
 def embeddings_reason(module: Any) -> str | None:
-    """What about a BertEmbeddings as it stands now keeps it from the fast path."""
+    """What about embeddings as they stand now keeps them from the fast path."""
+    family = module.family
     device = getattr(getattr(module.word_embeddings, "weight", None), "device", None)
-    for name in ("word_embeddings", "position_embeddings", "token_type_embeddings"):
-        table = getattr(module, name)
+    names = ["word_embeddings", "position_embeddings"]
+    names += ["token_type_embeddings"] if family.segments else []
+    names += ["task_type_embeddings"] if getattr(module, "use_task_id", False) else []
+    for name in names:
+        table = getattr(module, name, None)
         reason = _plain(table, nn.Embedding, name, device)
         if reason is not None:
             return reason
         if table.max_norm is not None or table.scale_grad_by_freq or table.sparse:
             return f"{name} uses max_norm, scale_grad_by_freq or sparse gradients"
-        if name != "word_embeddings" and table.padding_idx is not None:
+        if name.endswith("type_embeddings") and table.padding_idx is not None:
             return f"{name} has a padding_idx"
-    if (
-        not module.word_embeddings.weight.dtype
-        == module.position_embeddings.weight.dtype
-        == module.token_type_embeddings.weight.dtype
-    ):
+    if len({getattr(module, name).weight.dtype for name in names}) > 1:
         return "the tables have several dtypes"
-    for name in ("position_ids", "token_type_ids"):
-        # Stock gathers from the second only where it is there.
+    if "task_type_embeddings" in module._modules and "task_type_embeddings" not in names:
+        return "use_task_id is off, and there is a table of tasks"
+    if family.positions_follow_tokens and type(getattr(module, "padding_idx", None)) is not int:
+        return f"padding_idx is {getattr(module, 'padding_idx', None)}"
+    buffers = [] if family.positions_follow_tokens else ["position_ids"]
+    # Stock gathers from the second only where it is there.
+    buffers += ["token_type_ids"] if family.segments and hasattr(module, "token_type_ids") else []
+    for name in buffers:
         buffer = getattr(module, name, None)
-        if buffer is None and name == "token_type_ids" and not hasattr(module, name):
-            continue
         if not isinstance(buffer, Tensor):
             return f"{name} is {type(buffer).__name__}, not a tensor"
         if buffer.dtype != torch.int64 or buffer.dim() != 2 or buffer.device != device:
             return f"{name} is {buffer.dtype} {tuple(buffer.shape)} on {buffer.device}"
     norm, dropout = module.LayerNorm, module.dropout
     return _plain(norm, nn.LayerNorm, "LayerNorm", device) or _plain(dropout, nn.Dropout, "dropout", device)
+
+
+def projection_reason(model: Any) -> str | None:
+    """What about the product between a model's embeddings and its layers, where it has one, keeps it from being run uncalled."""
+    name = model.family.projection
+    projection = None if name is None else model._modules.get(name)
+    if projection is None:
+        return None
+    word = model._modules["embeddings"].word_embeddings.weight
+    return _plain(projection, nn.Linear, str(name), word.device, word.dtype)

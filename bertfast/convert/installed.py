@@ -25,7 +25,6 @@ import transformers
 from torch import nn
 from torch.nn import functional
 from transformers import activations, masking_utils, modeling_utils
-from transformers.models.bert import modeling_bert
 
 try:
     from transformers.utils.output_capturing import _active_collector
@@ -134,27 +133,9 @@ def attention_implementation(config: Any) -> str | None:
 
 # ---------------------------------------------------------------- code and tables outside the modules
 
-_FUSED = (
-    "BertEmbeddings",
-    "BertSelfAttention",
-    "BertSelfOutput",
-    "BertAttention",
-    "BertIntermediate",
-    "BertOutput",
-    "BertLayer",
-    "BertEncoder",
-    "BertModel",
-    "BertPredictionHeadTransform",
-    "BertLMPredictionHead",
-    "BertOnlyMLMHead",
-    "BertPreTrainingHeads",
-    "BertForMaskedLM",
-    "BertForPreTraining",
-)
 _GELU = ("GELUActivation", "GELUTanh", "NewGELUActivation")
 _LEAVES = ("Linear", "LayerNorm", "Dropout", "Embedding", "GELU")
 _CALL = ("__call__", nn.Module.__call__)  # what a class has where nobody gave it one of its own
-_HELPERS = ("eager_attention_forward", "apply_chunking_to_forward", "create_bidirectional_mask", "CrossEntropyLoss")
 _FUNCTIONS = ("linear", "layer_norm", "dropout", "embedding", "gelu", "softmax", "scaled_dot_product_attention")
 _UNREAD_METHODS = frozenset(
     {"__init__", "get_input_embeddings", "set_input_embeddings", "get_output_embeddings", "set_output_embeddings"}
@@ -197,14 +178,13 @@ def _methods(module: Any, classes: Iterable[str]) -> list[str]:
         for name in classes
         if hasattr(module, name)
         for method, value in [*vars(getattr(module, name)).items(), _CALL]
-        if isinstance(value, FunctionType) and method not in _UNREAD_METHODS
+        if isinstance(value, FunctionType | staticmethod) and method not in _UNREAD_METHODS
     ]
 
 
-def _collect() -> tuple[_Code, ...]:
-    """All code outside the modules that the fused code takes the place of."""
+def _collect() -> list[_Code]:
+    """Code outside the modules that the fused code takes the place of, whatever the family."""
     parts = [
-        _of_module(modeling_bert, [*_methods(modeling_bert, _FUSED), *_HELPERS]),
         _of_module(activations, _methods(activations, _GELU)),
         _of_module(nn, [f"{name}.{method}" for name in _LEAVES for method in ("forward", "__call__")]),
         _of_module(functional, _FUNCTIONS, "torch.nn.functional."),
@@ -215,7 +195,7 @@ def _collect() -> tuple[_Code, ...]:
     ):
         if registry is not None:
             parts.append(_of_registry(registry, kind))
-    return tuple(parts)
+    return parts
 
 
 def _is_own(function: Any) -> bool:
@@ -227,17 +207,27 @@ def _is_own(function: Any) -> bool:
     return True
 
 
-_CODE = _collect()
-# Replaced before bertfast was imported: what is there now is not what the fused code computes.
-_REPLACED_BEFORE = next(
-    (name for code in _CODE for name, value in zip(code.names, code.first, strict=True) if not _is_own(value)), None
-)
+def _replaced_before(code: _Code) -> str | None:
+    """What was replaced before it was looked at: what is there is not what the fused code computes."""
+    return next((name for name, value in zip(code.names, code.first, strict=True) if not _is_own(value)), None)
+
+
+_code = _collect()
+_replaced_early = next(filter(None, map(_replaced_before, _code)), None)
+
+
+def watch(module: Any, classes: Iterable[str], helpers: Iterable[str]) -> None:
+    """Watch a modeling module as well: the methods of these classes, and these functions."""
+    global _replaced_early
+    code = _of_module(module, [*_methods(module, classes), *helpers])
+    _code.append(code)
+    _replaced_early = _replaced_early or _replaced_before(code)
 
 
 def _first_replaced() -> str | None:
-    if _REPLACED_BEFORE is not None:
-        return _REPLACED_BEFORE
-    for code in _CODE:
+    if _replaced_early is not None:
+        return _replaced_early
+    for code in _code:
         try:
             functions = code.read()
         except AttributeError:

@@ -5,12 +5,13 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from transformers.models.bert.modeling_bert import BertForQuestionAnswering, BertLMHeadModel, BertModel
 
 from bertfast import _ext, graphs
-from bertfast.convert import counts, installed, layers, options, trial, verdicts
-from bertfast.convert.families import FAMILIES, STOCK, SWAPS
-from bertfast.convert.heads import HEADS
+from bertfast.convert import counts, installed, options, trial, verdicts
+from bertfast.convert.encoder import FastEncoder
+from bertfast.convert.families import fast_class, masked_class, of, of_instance, stock_class
+from bertfast.convert.masked_heads import FastMaskedHead
+from bertfast.convert.report import unsupported
 from bertfast.graphs import Limits
 from bertfast.nn import fp8_state
 from bertfast.nn import prepack as prepack_cache
@@ -35,7 +36,7 @@ def _check(model: nn.Module) -> None:
         if type(parameter).__name__ == "DTensor" or type(parameter.data).__name__ == "DTensor":
             raise UnsupportedModelError(f"{name} is a DTensor already: call bertfast.optimize before fully_shard")
     for module in model.modules():
-        if type(module) not in SWAPS and type(module) not in STOCK:
+        if fast_class(module) is None and stock_class(module) is None:
             continue
         config = getattr(module, "config", None)
         kind = getattr(config, "position_embedding_type", "absolute") or "absolute"
@@ -48,11 +49,11 @@ def _check(model: nn.Module) -> None:
 
 def _heads(model: nn.Module, wanted: bool) -> list[nn.Module]:
     """The pre-training heads inside, stock or swapped; an error where `wanted` and there is none."""
-    heads = [m for m in model.modules() if type(m) in HEADS or type(m) in HEADS.values()]
+    heads = [m for m in model.modules() if isinstance(m, FastMaskedHead) or masked_class(m) is not None]
     heads = [head for head in heads if not _is_decoder(head)]
     if wanted and not heads:
         raise UnsupportedModelError(
-            f"masked_head=True needs {' or '.join(head.__name__ for head in HEADS)}, and {type(model).__name__} holds neither "
+            f"masked_head=True needs a masked-LM or pre-training head, and {type(model).__name__} holds none that bertfast knows "
             "(a subclass may compute another loss): leave the option out. The model was not changed."
         )
     return heads
@@ -98,6 +99,7 @@ def _check_precision(precision: str | None, dtype: str | None, gpu_kernels: bool
 def optimize(
     model: Model,
     *,
+    strict: bool = True,
     unpad: bool = True,
     prepack: bool = True,
     masked_head: bool = False,
@@ -107,23 +109,25 @@ def optimize(
     max_graphs: int = Limits.max_graphs,
     max_graph_bytes: int = Limits.max_bytes,
 ) -> Model:
-    """Swap the BERT layers inside `model` for fused ones, in place.
+    """Swap the encoder layers inside `model` for fused ones, in place.
 
-    Works on every BERT head class of transformers 5.x and on modules that hold one (sentence-transformers, PEFT, your
-    own). Weights, names and hooks stay as they are; calls that the fast path cannot take go to the stock code, and
-    `report(model)` says why. Decoder layers are left untouched, and reported. Calling it twice is the same as calling it
-    once with the later options.
+    Works on every head class of the families that it knows (`bertfast.convert.families`) in transformers 5.x, and on modules that
+    hold one (sentence-transformers, PEFT, your own). Weights, names and hooks stay as they are; calls that the fast path cannot
+    take go to the stock code, and `report(model)` says why. Decoder layers are left untouched, and reported. Calling it twice is the
+    same as calling it once with the later options.
 
     Args:
-        model: any module with BERT inside. On a CPU the kernels take float32 and bfloat16, on a GPU float16 as well.
+        model: any module with such an encoder inside. On a CPU the kernels take float32 and bfloat16, on a GPU float16 as well.
+        strict: raise an error for a model that holds nothing that bertfast knows. False returns it as it is, so that a caller may
+            try any model; `report` says why.
         unpad: compute real tokens only. Hidden states at padding positions are then zeros, as with transformers' flash
             attention; heads that would read them (a pooler under left padding; with gradients enabled the losses of
-            BertForQuestionAnswering and BertLMHeadModel) stay padded.
+            question answering and causal language modelling heads) stay padded.
         prepack: keep reordered copies of the weights for inference on a CPU. They take as much memory as the encoder's
             Linear weights (twice that where calls for the hidden states of every layer alternate with others), follow
             changes of the weights, and go with `restore` or the model. An edit of a few elements through `.data`, which
             torch does not count as a change, can be missed: call `optimize` again after it.
-        masked_head: in training, make the logits of the masked tokens only. BertForPreTraining and BertForMaskedLM then
+        masked_head: in training, make the logits of the masked tokens only. Pre-training and masked-LM heads then
             return None for `prediction_logits` or `logits` while the model is in training mode and labels are given; the loss
             is stock's mean over the labels other than -100, in float32, except that a batch without any counts 0 where stock
             gives NaN. What nobody reads of the last layer is not computed either. Evaluation,
@@ -142,7 +146,7 @@ def optimize(
             training scales follow earlier steps, and the last layer stays in bfloat16. Not the same numbers any more: compare
             before you trust it (docs/fp8.md). Weights stay as they are. None, the default, never does. Where no GPU here can, an
             error; a model that is on a CPU meanwhile computes as without it, and `report` names what else keeps it from FP8.
-        max_graphs: how many captured calls each BertModel inside may keep, of inference and of training together, one for each
+        max_graphs: how many captured calls each base model inside may keep, of inference and of training together, one for each
             bucket of sizes; the least recently used goes first. 0 for none: calls then launch kernel by kernel, which only
             `gpu_kernels=True` takes.
         max_graph_bytes: device memory that these graphs may hold, in bytes; 4 GiB by default.
@@ -154,8 +158,8 @@ def optimize(
         ValueError: for another `dtype`, for "int8" with `prepack=False`, or where this processor has no int8 kernels; for
             another `precision`, for "fp8" with `dtype="int8"` or `gpu_kernels=False`, or where no GPU here has FP8 products; for
             another `max_graphs` or `max_graph_bytes` than an integer of 0 or more, or another `gpu_kernels`.
-        UnsupportedModelError: where nothing inside is a BERT that bertfast knows, positions are relative, or parameters
-            are sharded already; where `masked_head` is asked for and no BertForPreTraining or BertForMaskedLM is inside.
+        UnsupportedModelError: where nothing inside belongs to a family that bertfast knows, unless `strict` is False; where
+            positions are relative, or parameters are sharded already; where `masked_head` is asked for and no such head is inside.
     """
     _check(model)
     _check_dtype(dtype, prepack)
@@ -165,17 +169,19 @@ def optimize(
             raise ValueError(f"{name} must be an integer of 0 or more, got {number!r}")
     if not any(gpu_kernels is choice for choice in (None, True, False)):
         raise ValueError(f"gpu_kernels must be True, False or None, got {gpu_kernels!r}")
+    known = _known(model)
+    if not known and not strict:
+        return model
     heads = _heads(model, masked_head)
-    if not _known(model):
-        kind = getattr(getattr(model, "config", None), "model_type", None)
+    if not known:
         raise UnsupportedModelError(
-            f"{type(model).__name__}{f' (model_type {kind!r})' if kind else ''} holds no module that bertfast knows; "
-            f"supported families: {', '.join(FAMILIES)}. The model was not changed."
+            f"{unsupported(model)}. The model was not changed; strict=False returns such a model."
         )
-    reason = trial.run(_swap_for_trial)
-    if reason is not None:
-        warnings.warn(f"bertfast: {reason}", stacklevel=2)
-        return restore(model)
+    for family in dict.fromkeys(filter(None, (of(type(module)) for module in known))):
+        reason = trial.run(family, _swap_for_trial)
+        if reason is not None:
+            warnings.warn(f"bertfast: {reason}", stacklevel=2)
+            return restore(model)
     common: dict[str, Any] = {"prepack": prepack, "gpu_kernels": gpu_kernels}
     if dtype == "int8":
         common["int8"] = True
@@ -196,7 +202,12 @@ def _forget(model: nn.Module) -> None:
 
 def _known(model: nn.Module) -> list[nn.Module]:
     """The modules inside that have a fast class, stock or swapped, pre-training heads apart."""
-    return [m for m in model.modules() if (type(m) in SWAPS or type(m) in STOCK) and STOCK.get(type(m)) not in HEADS]
+    return [
+        module
+        for module in model.modules()
+        if fast_class(module) is not None
+        or (stock_class(module) is not None and not isinstance(module, FastMaskedHead))
+    ]
 
 
 def _swap_for_trial(model: nn.Module, masked_head: bool) -> None:
@@ -207,21 +218,41 @@ def _swap_in(model: nn.Module, heads: list[nn.Module], masked_head: bool, unpad:
     """Give every known module its fast class, and its options; decoders stay as they are."""
     encoder_options: dict[nn.Module, dict[str, bool]] = {}
     for module in model.modules():
-        if isinstance(module, BertModel):
-            encoder_options.setdefault(module.encoder, {})["first_token_read"] = module.pooler is not None
-        if isinstance(module, (BertForQuestionAnswering, BertLMHeadModel)):
-            encoder_options.setdefault(module.bert.encoder, {})["loss_over_padding"] = True
+        for stack, name in _read_by(module):
+            encoder_options.setdefault(stack, {})[name] = True
     for module in _known(model):
         if _is_decoder(module):
             continue
-        _swap(module, SWAPS.get(type(module), type(module)))
-        own = {"unpad": unpad, **encoder_options.get(module, {})} if isinstance(module, layers.FastBertEncoder) else {}
+        _swap(module, fast_class(module) or type(module))
+        own = {"unpad": unpad, **encoder_options.get(module, {})} if isinstance(module, FastEncoder) else {}
         options.give(module, {**common, **own})
     for head in heads:
-        _swap(head, HEADS.get(type(head), type(head)) if masked_head else STOCK.get(type(head), type(head)))
+        _swap(head, (masked_class(head) if masked_head else stock_class(head)) or type(head))
         options.drop(head)
         if masked_head:
             options.give(head, {"gpu_kernels": common.get("gpu_kernels")})
+
+
+def _read_by(module: nn.Module) -> list[tuple[nn.Module, str]]:
+    """What a base model or a head, a user's subclass as well, reads of a stack of layers: the stack, and the name of its option."""
+    family = of_instance(module)
+    if family is None:
+        return []
+    if isinstance(module, family.model):
+        pooler = getattr(module, "pooler", None)
+        return [] if pooler is None else [(family.encoder_of(module), "first_token_read")]
+    base: Any = getattr(module, "base_model", None)
+    if not isinstance(base, family.model):
+        return []
+    reads = []
+    if isinstance(module, family.first_token_heads):
+        reads.append((family.encoder_of(base), "first_token_read"))
+    if isinstance(module, family.summary_heads):
+        reads_first = module.sequence_summary.summary_type == "first"
+        reads.append((family.encoder_of(base), "first_token_read" if reads_first else "padding_read"))
+    if isinstance(module, family.losses_over_padding):
+        reads.append((family.encoder_of(base), "loss_over_padding"))
+    return reads
 
 
 def restore(model: Model) -> Model:
@@ -234,7 +265,7 @@ def restore(model: Model) -> Model:
         raise TypeError(f"bertfast.restore takes a torch.nn.Module, got {type(model).__name__}")
     _forget(model)
     for module in model.modules():
-        stock = STOCK.get(type(module))
+        stock = stock_class(module)
         if stock is not None:
             _swap(module, stock)
             options.drop(module)

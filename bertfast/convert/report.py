@@ -9,10 +9,11 @@ from torch import nn
 from bertfast import _ext, graphs
 from bertfast.convert import checks, trial
 from bertfast.convert.counts import calls
-from bertfast.convert.families import STOCK, SWAPS
-from bertfast.convert.heads import HEADS, head_reason
-from bertfast.convert.layers import FastBertEmbeddings, FastBertLayer
-from bertfast.convert.model import FastBertModel
+from bertfast.convert.embeddings import FastEmbeddings
+from bertfast.convert.families import FAMILIES, fast_class, of, stock_class
+from bertfast.convert.layer import FastLayer
+from bertfast.convert.masked_heads import FastMaskedHead, head_reason
+from bertfast.convert.model import FastModel
 from bertfast.convert.options import option
 from bertfast.nn import fp8_state, prepack
 from bertfast.nn.fp8_state import Recipe
@@ -61,7 +62,7 @@ class Report:
 
     def __str__(self) -> str:
         fast = sum(row.state == "fast" for row in self.rows)
-        lines = [f"bertfast: {fast} of {len(self.rows)} BERT modules of {self.model} take the fast path"]
+        lines = [f"bertfast: {fast} of {len(self.rows)} modules of {self.model} take the fast path"]
         width = max((len(row.name) for row in self.rows), default=0)
         for row in self.rows:
             outcomes = "; ".join(f"{n} x {what}" for what, n in row.calls.items())
@@ -77,12 +78,13 @@ class Report:
 
 def _static_reason(module: nn.Module, captured: bool) -> str:
     """Why this module cannot be fast as it stands; empty where it can. `captured`: it is part of whole calls."""
-    if type(module) in SWAPS:
+    if fast_class(module) is not None:
         decoder = getattr(module, "is_decoder", False) or getattr(getattr(module, "config", None), "is_decoder", False)
         if decoder:
             return "it is a decoder, left untouched"
-        return trial.verdict() or "not optimised: call bertfast.optimize(model)"
-    if type(module) in HEADS.values():
+        family = of(type(module))
+        return (family and trial.verdict(family)) or "not optimised: call bertfast.optimize(model)"
+    if isinstance(module, FastMaskedHead):
         return head_reason(module) or ""
     parameter = next(module.parameters(), None)
     reason = None
@@ -91,11 +93,11 @@ def _static_reason(module: nn.Module, captured: bool) -> str:
         reason = checks.environment_reason() or checks.tensor_reason(parameter.detach(), asked, captured)
         if reason is not None and _is_for_want_of_autocast(parameter, asked, captured):
             reason = f"without autocast {reason}"
-    if reason is None and isinstance(module, FastBertLayer) and parameter is not None:
+    if reason is None and isinstance(module, FastLayer) and parameter is not None:
         reason = checks.layer_reason(module, parameter.device)
-    if reason is None and isinstance(module, FastBertModel):
+    if reason is None and isinstance(module, FastModel):
         reason = module.structure_reason()
-    if reason is None and isinstance(module, FastBertEmbeddings):
+    if reason is None and isinstance(module, FastEmbeddings):
         reason = checks.embeddings_reason(module)
     return reason or ""
 
@@ -109,7 +111,7 @@ def _is_for_want_of_autocast(parameter: nn.Parameter, asked: bool | None, captur
 
 def _captured(model: nn.Module) -> set[nn.Module]:
     """Modules that take part in whole calls from ids to hidden states, which a GPU runs captured: models, their parts and heads."""
-    models = {module for module in model.modules() if isinstance(module, FastBertModel)}
+    models = {module for module in model.modules() if isinstance(module, FastModel)}
     heads = {module for module in model.modules() if not models.isdisjoint(module.modules())}
     return heads.union(*(module.modules() for module in models))
 
@@ -118,7 +120,7 @@ def _gpu_notes(model: nn.Module) -> list[str]:
     """What of the models inside that lie on a GPU is captured and fast, and how that compares with stock."""
     notes: dict[str, None] = {}  # in their order, each once
     for module in model.modules():
-        parameter = next(module.parameters(), None) if isinstance(module, FastBertModel) else None
+        parameter = next(module.parameters(), None) if isinstance(module, FastModel) else None
         if parameter is None or parameter.device.type != "cuda" or option(module, "gpu_kernels") is False:
             continue
         index, asked = parameter.device.index, option(module, "gpu_kernels")
@@ -150,7 +152,7 @@ def _fp8_notes(model: nn.Module) -> list[str]:
     """Of models that were asked to multiply in FP8, which of them do, and what there is to know of it."""
     notes: dict[str, None] = {}
     for module in model.modules():
-        if not isinstance(module, FastBertModel) or option(module, "precision") != "fp8":
+        if not isinstance(module, FastModel) or option(module, "precision") != "fp8":
             continue
         weight = module.embeddings.word_embeddings.weight
         # A float32 model multiplies in bfloat16 under autocast.
@@ -176,10 +178,18 @@ def _fp8_notes(model: nn.Module) -> list[str]:
     return list(notes)
 
 
-def report(model: nn.Module) -> Report:
-    """Say of every BERT module inside `model` whether it takes the fast path, and why not; stock or optimised alike.
+def unsupported(model: nn.Module) -> str:
+    """Why there is nothing in a model for optimize() to swap."""
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    kind = f" (model_type {kind!r})" if kind else ""
+    known = ", ".join(family.model_type for family in FAMILIES.values())
+    return f"{type(model).__name__}{kind} holds no module that bertfast knows; supported families: {known}"
 
-    The state is that of the module now; counts are of all calls since `optimize`. Those of a BertModel tell how many calls it
+
+def report(model: nn.Module) -> Report:
+    """Say of every module of a known family inside `model` whether it takes the fast path, and why not; stock or optimised alike.
+
+    The state is that of the module now; counts are of all calls since `optimize`. Those of a base model tell how many calls it
     did itself ("from ids to hidden states": plain inference) and why others went module by module, which may be
     fast too; those of an encoder how many ran without padding, on a GPU in training also whether from a captured graph
     or why not, and why others stayed padded.
@@ -191,19 +201,21 @@ def report(model: nn.Module) -> Report:
         raise TypeError(f"bertfast.report takes a torch.nn.Module, got {type(model).__name__}")
     rows, captured = [], _captured(model)
     for name, module in model.named_modules():
-        if type(module) in SWAPS or type(module) in STOCK:
+        stock = stock_class(module)
+        if stock is not None or fast_class(module) is not None:
             reason = _static_reason(module, module in captured)
-            kind = STOCK.get(type(module), type(module)).__name__
+            kind = (stock or type(module)).__name__
             rows.append(Row(name or "(model)", kind, "fallback" if reason else "fast", reason, calls(module)))
     notes = []
     absent = _ext.why_absent()
     if absent is not None:
         notes.append(f"the C++ kernels are missing, so the fast path is slow: {absent}")
     if not rows:
-        notes.append("there is no BERT module inside; the model was left untouched")
-    if any(row.kind == "BertLayer" and row.state == "fast" for row in rows):
+        notes.append(f"{unsupported(model)}; the model was left untouched")
+    fast = {row.name for row in rows if row.state == "fast"}
+    if any(isinstance(module, FastLayer) and name in fast for name, module in model.named_modules()):
         notes.append("where padding is removed, hidden states at padding positions are zeros")
-    if any(type(module) in HEADS.values() for module in model.modules()):
+    if any(isinstance(module, FastMaskedHead) for module in model.modules()):
         notes.append("logits are not made in training: only those of masked tokens, inside the loss")
     if any(option(module, "loss_over_padding") for module in model.modules()):
         notes.append("this head stays padded while gradients are enabled: its loss runs over padding too")

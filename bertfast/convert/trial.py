@@ -14,44 +14,46 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers.models.bert import modeling_bert as hf
 
 from bertfast.convert import checks
+from bertfast.convert.families.record import Family
 
 Swap = Callable[[nn.Module, bool], None]
 _TOLERANCE = 1e-4  # of the largest element; float32 rounding in two layers stays below 1e-5
 _LENGTHS = (7, 3, 5)
 _lock = threading.Lock()
-_verdicts: list[str | None] = []  # one entry once tried: None, or why models stay stock
+_verdicts: dict[str, str | None] = {}  # of the families that were tried: None, or why models stay stock
 
 
-def verdict() -> str | None:
-    """Why models stay stock, where a trial found that out; None where it passed and where none was made."""
-    return _verdicts[0] if _verdicts else None
+def verdict(family: Family) -> str | None:
+    """Why models of a family stay stock, where a trial found that out; None where it passed and where none was made."""
+    return _verdicts.get(family.name)
 
 
-def run(swap: Swap) -> str | None:
+def run(family: Family, swap: Swap) -> str | None:
     """The verdict, by a trial where none was made yet.
 
     swap(model, masked_head) puts the fast classes into a model.
     """
     with _lock:
         # With somebody's code in the place of stock's, fast models run stock code, and a trial would say nothing.
-        if not _verdicts and checks.environment_reason() is None:
+        if family.name not in _verdicts and checks.environment_reason() is None:
             # A thread of its own has none of the caller's modes: gradients, autocast, default device, fake tensors.
-            thread = threading.Thread(target=lambda: _verdicts.append(_tried(swap)), name="bertfast-trial")
+            thread = threading.Thread(
+                target=lambda: _verdicts.update({family.name: _tried(family, swap)}), name="bertfast-trial"
+            )
             thread.start()
             thread.join()
-        return verdict()
+        return verdict(family)
 
 
-def _tried(swap: Swap) -> str | None:
+def _tried(family: Family, swap: Swap) -> str | None:
     what = "a tiny model"
     try:
         with torch.random.fork_rng(devices=[]), torch.device("cpu"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for what, stock, fast in _models(swap):
-                for call, outcome in _outcomes(stock, fast):
+            for what, stock, fast in _models(family, swap):
+                for call, outcome in _outcomes(family, stock, fast):
                     what = f"{type(stock).__name__} {call}"
                     for name, ours, theirs in outcome:
                         difference = _difference(ours, theirs)
@@ -69,48 +71,39 @@ def _sentence(difference: str) -> str:
     )
 
 
-def _models(swap: Swap) -> Iterator[tuple[str, nn.Module, nn.Module]]:
-    """Small models of random weights, stock and fast, ready for `_outcomes`."""
+def _models(family: Family, swap: Swap) -> Iterator[tuple[str, nn.Module, nn.Module]]:
+    """Small models of random weights, stock and fast, ready for `_outcomes`: a base model, and a head of each kind."""
     generator = torch.Generator().manual_seed(0)
-    for head, implementation in (
-        (hf.BertModel, "eager"),
-        (hf.BertForSequenceClassification, "sdpa"),
-        (hf.BertForMaskedLM, "sdpa"),
-    ):
-        config = transformers.BertConfig(
-            vocab_size=50,
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=64,
-            max_position_embeddings=16,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            attn_implementation=implementation,
-        )
+    first = [*family.first_token_heads, *family.pooled_heads]
+    for head in (family.model, *first[:1], *list(family.masked_heads)[-1:]):
+        implementation = "eager" if head is family.model else family.trial_attention
+        config = family.tiny(attn_implementation=implementation)
         stock = head(config).to(torch.float32)
         for parameter in stock.parameters():
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
         fast = copy.deepcopy(stock)
-        swap(fast, head is hf.BertForMaskedLM)
+        swap(fast, head in family.masked_heads)
         yield head.__name__, stock, fast
 
 
 _Outcome = Iterator[tuple[str, Any, Any]]
 
 
-def _outcomes(stock: Any, fast: Any) -> Iterator[tuple[str, _Outcome]]:
+def _outcomes(family: Family, stock: Any, fast: Any) -> Iterator[tuple[str, _Outcome]]:
     """What both make of each kind of call: its name, and pairs of named values."""
     batch, seqlen = len(_LENGTHS), max(_LENGTHS)
     generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(1, 50, (batch, seqlen), generator=generator)
+    ids = torch.randint(2, 50, (batch, seqlen), generator=generator)
     mask = (torch.arange(seqlen) < torch.tensor(_LENGTHS)[:, None]).long()
     real = mask.bool()
-    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "token_type_ids": ids % 2}
-    if isinstance(stock, hf.BertForSequenceClassification):
-        inputs["labels"] = torch.tensor([0, 1, 1])
-    elif isinstance(stock, hf.BertForMaskedLM):
+    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+    if family.segments:
+        inputs["token_type_ids"] = ids % stock.config.type_vocab_size
+    kind = type(stock)
+    if kind in family.masked_heads:
         inputs["labels"] = ids.masked_fill(~real | (ids % 3 > 0), -100)
+    elif kind is not family.model:
+        inputs["labels"] = torch.tensor([0, 1, 1])
 
     def both(grad: bool, **arguments: Any) -> _Outcome:
         with torch.set_grad_enabled(grad):
@@ -120,7 +113,7 @@ def _outcomes(stock: Any, fast: Any) -> Iterator[tuple[str, _Outcome]]:
                 yield name, _at(ours[name], real), _at(value, real)
 
     def training() -> _Outcome:
-        losses = []
+        losses, key_bias = [], f"{family.places.attention.key}.bias"
         for model in (fast, stock):
             outputs = model.train()(**inputs)
             loss = outputs.loss if "labels" in inputs else outputs.last_hidden_state[real].square().sum()
@@ -129,7 +122,7 @@ def _outcomes(stock: Any, fast: Any) -> Iterator[tuple[str, _Outcome]]:
             model.eval()
         yield "loss", *losses
         for (name, theirs), ours in zip(stock.named_parameters(), fast.parameters(), strict=True):
-            if theirs.grad is not None and not name.endswith("key.bias"):  # zero but for rounding
+            if theirs.grad is not None and not name.endswith(key_bias):  # zero but for rounding
                 yield f"the gradient of {name}", ours.grad, theirs.grad
 
     stock.eval(), fast.eval()
@@ -137,9 +130,9 @@ def _outcomes(stock: Any, fast: Any) -> Iterator[tuple[str, _Outcome]]:
     yield "with gradients", both(True, **inputs)
     yield "in training", training()
     yield "asked for hidden states", both(False, **inputs, output_hidden_states=True)
-    if isinstance(stock, hf.BertModel):
+    if kind is family.model:
         yield "asked for attentions", both(False, **inputs, output_attentions=True)
-        embeds = torch.randn(batch, seqlen, 32, generator=generator)
+        embeds = torch.randn(batch, seqlen, stock.get_input_embeddings().embedding_dim, generator=generator)
         yield "given inputs_embeds", both(False, inputs_embeds=embeds, attention_mask=mask)
 
 

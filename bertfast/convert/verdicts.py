@@ -11,6 +11,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
@@ -21,6 +22,7 @@ from bertfast.convert.options import limits_of
 from bertfast.graphs.encode import Encoder
 from bertfast.nn import snapshots
 from bertfast.nn.device import Launched
+from bertfast.nn.embedding import tables
 from bertfast.nn.stack import Native
 from bertfast.nn.through import Layers
 from bertfast.nn.tokens import Tokens
@@ -34,24 +36,33 @@ class Verdict:
 
     Attributes:
         layers: of its encoder, and what computes them.
-        tables: word, position and segment table, weight and bias of the norm, no padding_idx, which has no say here, and eps.
+        embeddings: of the model.
+        word: the table of words.
+        projection: from the width of the embeddings to that of the layers, where they differ.
         counters: of the modules that are not called, and what is to be counted.
         encoder: what runs it on a GPU; None where the layers are called one by one, and on a CPU.
         snapshot: of the model, everything inside and their configs; None where it is for one call alone.
     """
 
     layers: Layers
-    tables: tuple[Any, ...]
+    embeddings: Any
+    word: Tensor
+    projection: Any
     counters: tuple[tuple[Counter[str], str], ...]
     encoder: Encoder | None = None
     snapshot: snapshots.Snapshot | None = None
 
     def embed(self, tokens: Tokens) -> Tensor:
-        """The embeddings [N, E] of tokens in inference."""
+        """The embeddings [N, E] of tokens in inference, as the layers take them."""
         ids, segments = tokens.input_ids, tokens.token_type_ids
         segments = ids.new_zeros(()).expand_as(ids) if segments is None else segments
         flat = [t.to(torch.int64) for t in (ids, tokens.position_ids, segments)]
-        return _library.op("embedding_sum_norm_fwd")(*flat, *self.tables, 0.0, None)[0]
+        norm = self.embeddings._modules["LayerNorm"]
+        scale = norm._parameters["weight"], norm._parameters["bias"]
+        # No padding_idx, which has no say without gradients.
+        arguments = (*flat, *tables(self.embeddings), *scale, -1, norm.eps, 0.0, None)
+        x = _library.op("embedding_sum_norm_fwd")(*arguments)[0]
+        return x if self.projection is None else F.linear(x, self.projection.weight, self.projection.bias)
 
     def count(self) -> None:
         for each, outcome in self.counters:
@@ -79,17 +90,18 @@ def make(model: Any, *, keep: bool) -> Verdict:
     keep: for the calls to come too, which it is where the layers run at once.
     """
     _kept.pop(model, None)
-    embeddings = model.embeddings
-    word, norm = embeddings.word_embeddings, embeddings.LayerNorm
-    tables = (word.weight, embeddings.position_embeddings.weight, embeddings.token_type_embeddings.weight)
-    layers = model.encoder.layers().ready(word.weight.detach())
-    not_called = [model.encoder] if layers.at_once is None else [model.encoder, *model.encoder.layer]
+    family, embeddings = model.family, model.embeddings
+    encoder, word = family.encoder_of(model), embeddings.word_embeddings.weight
+    projection = None if family.projection is None else model._modules.get(family.projection)
+    example = word if projection is None else projection.weight.t()  # of as many columns as the layers have
+    layers = encoder.layers().ready(example.detach())
+    not_called = [encoder] if layers.at_once is None else [encoder, *encoder.layer]
     counters = [(counter(embeddings), FAST), *((counter(module), UNPADDED) for module in not_called)]
-    encoder = Encoder.of(embeddings, layers, limits_of(model))
-    verdict = Verdict(layers, (*tables, norm.weight, norm.bias, -1, norm.eps), tuple(counters), encoder)
+    captured = Encoder.of(embeddings, layers, limits_of(model), projection)
+    verdict = Verdict(layers, embeddings, word, projection, tuple(counters), captured)
     if not keep or not isinstance(layers.at_once, Native | Launched):
         return verdict
-    if any(isinstance(module.__dict__.get("act"), MethodType) for module in model.encoder.modules()):
+    if any(isinstance(module.__dict__.get("act"), MethodType) for module in encoder.modules()):
         return verdict  # "gelu_python": a change of its method would not show
     configs = {id(m.config): m.config for m in model.modules() if "config" in m.__dict__}
     snapshot = snapshots.take(model, configs.values(), (PretrainedConfig,))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bertfast.graphs.cache import Limits
@@ -25,6 +26,7 @@ class Encoder:
         limits: of the captured calls, which belong to the layers' owner.
         weights: every tensor that a call reads by address.
         eps: of all norms, numbers that a graph holds as they were. Who keeps an encoder makes another where one changes.
+        projection: from the width of the embeddings to that of the layers, where they differ (ELECTRA).
     """
 
     embeddings: nn.Module
@@ -32,16 +34,20 @@ class Encoder:
     limits: Limits
     weights: Sequence[Tensor | None]
     eps: tuple[float, ...]
+    projection: nn.Linear | None = None
 
     @classmethod
-    def of(cls, embeddings: nn.Module, layers: Layers, limits: Limits) -> "Encoder | None":
+    def of(
+        cls, embeddings: nn.Module, layers: Layers, limits: Limits, projection: nn.Linear | None = None
+    ) -> "Encoder | None":
         """None where the layers do not run at once on a GPU."""
         if not isinstance(layers.at_once, device.Launched):
             return None
         norms: list[Any] = [embeddings.get_submodule("LayerNorm")]
         norms += [norm for part in layers.at_once.parts for norm in part.norms]
         weights = [*embeddings.parameters(), *layers.at_once.joined.tensors]
-        return cls(embeddings, layers, limits, weights, tuple(float(norm.eps) for norm in norms))
+        weights += [] if projection is None else [*projection.parameters()]
+        return cls(embeddings, layers, limits, weights, tuple(float(norm.eps) for norm in norms), projection)
 
     def is_ready(self) -> bool:
         """Whether a call without gradients may go this way still; asked once a call."""
@@ -53,6 +59,8 @@ class Encoder:
     def rows(self, tokens: Tokens, read: Tensor | None) -> Tensor:
         """The last layer's output [N, E], or [R, E] of the rows that are read, [R] int64."""
         x = device.embed(self.embeddings, tokens.input_ids, tokens.token_type_ids, tokens.position_ids)
+        if self.projection is not None:
+            x = F.linear(x, self.projection.weight, self.projection.bias)
         return through(self.layers, x, tokens.layout(read))
 
     def encode(self, tokens: Tokens, read: Read, finish: Callable[[Tensor], Any]) -> Outcome:

@@ -6,13 +6,15 @@ launchers (`halves`); otherwise they are differentiable ops, and the bias of eac
 returns its gradient for nothing.
 """
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
 from bertfast import ops
 from bertfast.nn import device, halves, prepack
 from bertfast.nn.feed_forward import feed_forward
-from bertfast.nn.layout import Layout, Packed
+from bertfast.nn.layout import Biased, Layout, Packed
 from bertfast.nn.linear import joined_linear
 from bertfast.nn.parts import AttentionParts, MlpParts
 from bertfast.nn.plain import is_unwatched, product_dtype
@@ -66,6 +68,17 @@ def _seed(x: Tensor, p: float) -> Tensor | None:
     return new_rng(x.device) if p > 0.0 else None
 
 
+def _biased_attention(qkv: Tensor, layout: Biased, scale: float | None) -> Tensor:
+    """qkv [T, 3, H, D] to [T, H, D], a sequence at a time, so that no score of padding is made."""
+    context = torch.empty_like(qkv[:, 0])
+    bounds = layout.cu_seqlens.tolist()
+    for begin, end in pairwise(bounds):
+        if end > begin:
+            bias = layout.bias[:, : end - begin, : end - begin]
+            context[begin:end] = ops.attention_padded(qkv[begin:end][None], bias[None], scale=scale)[0]
+    return context
+
+
 def attention_block(
     x: Tensor,
     layout: Layout,
@@ -106,7 +119,9 @@ def attention_block(
     else:
         qkv = joined_linear(flat.to(dtype), projections, bias=True)
     rng = new_rng(x.device) if attention_p > 0.0 else None
-    if isinstance(layout, Packed):
+    if isinstance(layout, Biased):
+        context = _biased_attention(qkv.view(-1, 3, heads, size), layout, scale)
+    elif isinstance(layout, Packed):
         context = ops.attention(
             qkv.view(-1, 3, heads, size),
             layout.cu_seqlens,

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from bertfast import _library
+from bertfast.nn.embedding import tables
 from bertfast.nn.joined import Joined, Weights, is_aligned
 from bertfast.nn.layout import Packed
 from bertfast.nn.parts import Kind, LayerParts
@@ -27,7 +28,6 @@ from bertfast.nn.plain import inference_parts, is_unwatched, needs_gradients, pr
 from bertfast.triton import repeats
 
 _TYPES = (nn.Parameter, Tensor)
-_TABLES = ("word_embeddings", "position_embeddings", "token_type_embeddings")
 
 
 def embed(embeddings: nn.Module, input_ids: Tensor, token_type_ids: Tensor | None, position_ids: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def embed(embeddings: nn.Module, input_ids: Tensor, token_type_ids: Tensor | Non
     Args:
         embeddings: a module with BERT's names inside, its tables plain parameters of one dtype.
         input_ids, position_ids: [N], int64 or int32.
-        token_type_ids: [N] likewise, or None for zeros.
+        token_type_ids: [N] likewise, rows of `embedding.segment_table`, or None for zeros.
 
     Returns:
         [N, E] in the tables' dtype.
@@ -45,9 +45,7 @@ def embed(embeddings: nn.Module, input_ids: Tensor, token_type_ids: Tensor | Non
         IndexError: on an id outside its table; on a GPU at a later call.
     """
     input_ids = input_ids.to(torch.int64)
-    children = embeddings._modules
-    tables = [children[name]._parameters["weight"] for name in _TABLES]
-    norm: Any = children["LayerNorm"]
+    norm: Any = embeddings._modules["LayerNorm"]
     ids = (
         input_ids,
         position_ids.to(torch.int64),
@@ -56,7 +54,7 @@ def embed(embeddings: nn.Module, input_ids: Tensor, token_type_ids: Tensor | Non
     launcher = _library.resolved("embedding_sum_norm_fwd", "CUDA")
     scale = norm._parameters["weight"], norm._parameters["bias"]
     with torch.no_grad(), on(input_ids.device):
-        return launcher(*ids, *tables, *scale, -1, float(norm.eps), 0.0, None)[0]
+        return launcher(*ids, *tables(embeddings), *scale, -1, float(norm.eps), 0.0, None)[0]
 
 
 def layers(x: Tensor, parts: Sequence[LayerParts], kind: Kind, layout: Packed, joined: Joined) -> Tensor:

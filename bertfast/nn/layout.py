@@ -1,6 +1,6 @@
 """The two layouts of tokens that a layer takes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -15,6 +15,16 @@ class Packed:
     cu_seqlens: Tensor
     max_seqlen: int
     read: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Biased(Packed):
+    """Packed tokens to whose scores something is added that depends on places in the sequence alone. On a CPU, without gradients.
+
+    bias: [H, S, S], S at least the longest sequence's length.
+    """
+
+    bias: Tensor = field(kw_only=True)
 
 
 @dataclass(frozen=True)

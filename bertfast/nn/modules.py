@@ -3,7 +3,6 @@
 They need no transformers. Each takes padded tokens [B, S, E] or packed ones [T, E].
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,10 +10,10 @@ from torch import Tensor, nn
 
 from bertfast import ops
 from bertfast.nn.core import attention_block, mlp_block
+from bertfast.nn.embedding import embed
 from bertfast.nn.layout import Layout, Packed, Padded
 from bertfast.nn.parts import attention_parts, mlp_parts
 from bertfast.nn.plain import dropout_rate
-from bertfast.ops.rng import new_rng
 
 ACTIVATIONS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
 
@@ -73,31 +72,6 @@ class BertEmbeddings(nn.Module):
             )
         op = ops.tied_embedding_sum_norm if tied else ops.embedding_sum_norm
         return embed(self, input_ids, token_type_ids, position_ids, op)
-
-
-def embed(
-    module: nn.Module,
-    input_ids: Tensor,
-    token_type_ids: Tensor | None,
-    position_ids: Tensor | None,
-    op: Callable[..., Any] = ops.embedding_sum_norm,
-) -> Any:
-    """The fused embedding of any module with BERT's names, or its tied form; dropout as its Dropout's own mode says."""
-    p = dropout_rate(module.dropout)
-    return op(
-        input_ids,
-        module.word_embeddings.weight,
-        module.position_embeddings.weight,
-        module.token_type_embeddings.weight,
-        module.LayerNorm.weight,
-        module.LayerNorm.bias,
-        position_ids=position_ids,
-        segment_ids=token_type_ids,
-        padding_idx=module.word_embeddings.padding_idx,
-        eps=module.LayerNorm.eps,
-        dropout_p=p,
-        rng=new_rng(input_ids.device) if p > 0.0 else None,
-    )
 
 
 class _Projections(nn.Module):

@@ -1,16 +1,15 @@
-"""The modules of one BERT layer by what they do, the same for `bertfast.nn.BertLayer` and for transformers' BertLayer.
+"""The modules of one layer by what they do, the same for `bertfast.nn.BertLayer` and for every family of transformers.
 
-No other file knows where they stand. They are read through `_modules`: nn.Module's own lookup is ten times slower, and a call on 16
-tokens takes a few milliseconds.
+No other file knows where they stand, but a family's record, which has `Places` of its own where its names are not BERT's. They are
+read through `_modules`: nn.Module's own lookup is ten times slower, and a call on 16 tokens takes a few milliseconds.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-
-# What holds the parts, each below a layer.
-HOLDERS = ("attention", "attention.self", "attention.output", "intermediate", "output")
 
 PARAMETERS = 16  # of a layer: weight and bias of eight modules, as `LayerParts.parameters` orders them
 
@@ -78,8 +77,37 @@ class LayerParts(NamedTuple):
         return [p for part in self.with_parameters for p in (part._parameters["weight"], part._parameters["bias"])]
 
 
-# Where each part stands below a layer.
-NAMES = LayerParts(
+@dataclass(frozen=True)
+class Places:
+    """Where the modules of a layer stand below it: dotted names, None for a dropout that a family does not have."""
+
+    attention: AttentionParts
+    mlp: MlpParts
+
+    @property
+    def names(self) -> LayerParts:
+        return LayerParts(self.attention, self.mlp)
+
+    @cached_property
+    def _paths(self) -> tuple[tuple[str, ...] | None, ...]:
+        return tuple(None if name is None else tuple(name.split(".")) for name in (*self.attention, *self.mlp))
+
+    def parts(self, layer: nn.Module) -> LayerParts:
+        """Whatever stands in these places; KeyError where there is nothing."""
+        modules: list[Any] = []
+        for path in self._paths:
+            module: Any = NO_DROPOUT
+            if path is not None:
+                module = layer
+                for name in path:
+                    module = module._modules[name]
+            modules.append(module)
+        return LayerParts(AttentionParts(*modules[:7]), MlpParts(*modules[7:]))
+
+
+NO_DROPOUT = nn.Dropout(0.0)  # stands where a family has none
+
+BERT = Places(
     AttentionParts(
         "attention.self.query",
         "attention.self.key",
@@ -102,7 +130,7 @@ class Kind(NamedTuple):
 
 
 def attention_parts(attention: Any) -> AttentionParts:
-    """The parts below a layer's `attention`, whatever stands in their places; KeyError where there is nothing."""
+    """The parts below the `attention` of a layer with BERT's names, whatever stands in their places; KeyError for nothing."""
     projections, output = attention._modules["self"]._modules, attention._modules["output"]._modules
     return AttentionParts(
         projections["query"],
@@ -116,7 +144,7 @@ def attention_parts(attention: Any) -> AttentionParts:
 
 
 def mlp_parts(layer: nn.Module) -> MlpParts:
-    """The parts of a layer's feed-forward half, whatever stands in their places; KeyError where there is nothing."""
+    """The parts of the feed-forward half of a layer with BERT's names; KeyError where there is nothing."""
     intermediate: Any = layer._modules["intermediate"]
     output: Any = layer._modules["output"]
     output = output._modules
@@ -124,8 +152,10 @@ def mlp_parts(layer: nn.Module) -> MlpParts:
 
 
 def parts_of(layer: nn.Module) -> LayerParts:
-    """All parts of a layer, whatever stands in their places; KeyError where there is nothing."""
-    return LayerParts(attention_parts(layer._modules["attention"]), mlp_parts(layer))
+    """All parts of a layer, whatever stands in their places; KeyError where there is nothing. A class whose names are not BERT's
+    says where its parts stand by the attribute `places`."""
+    places: Places = getattr(type(layer), "places", BERT)
+    return places.parts(layer)
 
 
 def widths(layers: Sequence[LayerParts]) -> tuple[int, int]:
@@ -135,9 +165,9 @@ def widths(layers: Sequence[LayerParts]) -> tuple[int, int]:
 
 
 def below(layer: nn.Module, name: str, absent: nn.Module) -> Any:
-    """The module at a dotted `name` below a layer; `absent` where there is none."""
+    """The module at a dotted `name` below a layer, itself where that is empty; `absent` where there is none."""
     module: Any = layer
-    for part in name.split("."):
+    for part in name.split(".") if name else ():
         module = module._modules.get(part)
         if module is None:
             return absent

@@ -86,7 +86,7 @@ def through(layers: Layers, x: Tensor, layout: Packed, seeds: Tensor | None = No
         return layers.at_once.forward(x, layout.cu_seqlens, layout.max_seqlen, layout.read, seeds)
     if layers.at_once is not None:
         return layers.at_once.forward(x, layout.cu_seqlens, layout.max_seqlen, layout.read)
-    every = Packed(layout.cu_seqlens, layout.max_seqlen)
+    every = replace(layout, read=None)
     last = len(layers.modules) - 1
     for i, layer in enumerate(layers.modules):
         # Every row is a key and a value, until the last layer's output.

@@ -9,7 +9,7 @@ from transformers import BertConfig
 from transformers.models.bert import modeling_bert as hf
 
 import bertfast
-from bertfast.convert import layers
+from bertfast.convert import layer
 
 VOCAB, HIDDEN, BATCH, SEQLEN = 99, 64, 4, 12
 LENGTHS = (12, 3, 7, 1)
@@ -134,13 +134,13 @@ def feed_forward_rows(monkeypatch) -> list[int]:
     """A list that gets the number of rows of every later call of a layer's feed-forward half, where layers are called singly."""
     pair()  # the first swap of a process tries a tiny model, whose calls are not to be counted
     rows: list[int] = []
-    original = layers.mlp_block
+    original = layer.mlp_block
 
     def mlp_block(x, parts, **options):
         rows.append(x.shape[0])
         return original(x, parts, **options)
 
-    monkeypatch.setattr(layers, "mlp_block", mlp_block)
+    monkeypatch.setattr(layer, "mlp_block", mlp_block)
     return rows
 
 

@@ -9,8 +9,8 @@ from pretended_gpu import LINE, pretended_hopper
 
 import bertfast
 from bertfast.convert import checks
-from bertfast.convert.layers import FastBertEncoder
-from bertfast.convert.model import FastBertModel
+from bertfast.convert.encoder import FastEncoder
+from bertfast.convert.model import FastModel
 from bertfast.triton import faster, verified
 
 WHOLE = "fast, from ids to hidden states"
@@ -27,22 +27,22 @@ def hopper():
         autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         return checks.gpu_reason(None, gpu_kernels, captured=captured, dtype=autocast, train=train)
 
-    verdict_of = FastBertModel._verdict
+    verdict_of = FastModel._verdict
 
     def with_speed(self, call):
         verdict, reason = verdict_of(self, call)
         reason = reason or self._speed_reason(call["input_ids"], verdict)
         return (verdict, None) if reason is None else (None, reason)
 
-    reason_of = FastBertEncoder._reason
+    reason_of = FastEncoder._reason
 
     def with_training_speed(self, call):
         return reason_of(self, call) or self._speed_reason(call["hidden_states"])
 
     with captured_on_cpu(), pretended_hopper() as patch:
         patch.setattr(checks, "tensor_reason", tensor_reason)
-        patch.setattr(FastBertModel, "_verdict", with_speed)
-        patch.setattr(FastBertEncoder, "_reason", with_training_speed)
+        patch.setattr(FastModel, "_verdict", with_speed)
+        patch.setattr(FastEncoder, "_reason", with_training_speed)
         yield patch
 
 

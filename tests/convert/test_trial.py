@@ -9,14 +9,15 @@ from torch import nn
 from transformers.models.bert import modeling_bert as hf
 
 import bertfast
-from bertfast.convert import layers, trial
+from bertfast.convert import embeddings, layer, trial
+from bertfast.convert.families import bert
 
 swap = importlib.import_module("bertfast.convert.optimize")._swap_for_trial  # the package's `optimize` is the function
 
 
 @pytest.fixture
 def untried(monkeypatch):
-    monkeypatch.setattr(trial, "_verdicts", [])
+    monkeypatch.setattr(trial, "_verdicts", {})
     return monkeypatch
 
 
@@ -27,9 +28,9 @@ def fresh() -> hf.BertModel:
 def test_passes_once(untried):
     calls = []
     original = trial._tried
-    untried.setattr(trial, "_tried", lambda function: calls.append(1) or original(function))
+    untried.setattr(trial, "_tried", lambda *args: calls.append(1) or original(*args))
     for _ in range(3):
-        assert trial.run(swap) is None
+        assert trial.run(bert.FAMILY, swap) is None
     assert calls == [1]
 
 
@@ -47,8 +48,8 @@ def test_in_any_mode_of_the_caller(untried, mode):
     model = fresh()
     with mode():
         bertfast.optimize(model)
-    assert trial.verdict() is None
-    assert isinstance(model, bertfast.convert.families.FastBertModel)
+    assert trial.verdict(bert.FAMILY) is None
+    assert isinstance(model, bert.FastBertModel)
 
 
 def test_leaves_the_random_state_alone(untried):
@@ -67,15 +68,18 @@ def raising_embed(*args, **kwargs):
 
 
 @pytest.mark.parametrize(
-    ("name", "broken", "words"),
-    [("attention_block", broken_attention, "differs by"), ("embed", raising_embed, "KeyError: 'a name that is gone'")],
+    ("file", "name", "broken", "words"),
+    [
+        (layer, "attention_block", broken_attention, "differs by"),
+        (embeddings, "embed", raising_embed, "KeyError: 'a name that is gone'"),
+    ],
 )
-def test_a_difference_keeps_models_stock(untried, name, broken, words):
-    untried.setattr(layers, name, broken)
+def test_a_difference_keeps_models_stock(untried, file, name, broken, words):
+    untried.setattr(file, name, broken)
     model = nn.Sequential(fresh())
     with pytest.warns(UserWarning, match="models stay stock"):
         assert bertfast.optimize(model) is model
-    assert words in trial.verdict()
+    assert words in trial.verdict(bert.FAMILY)
     assert type(model[0]) is hf.BertModel
     assert type(model[0].encoder.layer[0]) is hf.BertLayer
     assert all(words in row["reason"] for row in bertfast.report(model).to_dict()["modules"])
@@ -86,6 +90,6 @@ def test_not_made_while_code_is_replaced(untried):
     with untried.context() as patch:
         patch.setattr(hf.BertOutput, "forward", lambda self, hidden, residual: residual)
         bertfast.optimize(fresh())
-        assert trial._verdicts == []
+        assert trial._verdicts == {}
     bertfast.optimize(fresh())
-    assert trial._verdicts == [None]
+    assert trial._verdicts == {"bert": None}

@@ -11,12 +11,13 @@ from torch import nn
 from transformers.models.bert import modeling_bert as hf
 
 import bertfast
-from bertfast.convert import heads
+from bertfast.convert import masked_heads
+from bertfast.convert.families import bert
 from bertfast.testing import assert_within_budget, rms_error
 
 HEADS = (hf.BertForPreTraining, hf.BertForMaskedLM)
 OPTIONS = {"masked_head": True}
-MASKED = {heads.MASKED_ONLY: 1}
+MASKED = {masked_heads.MASKED_ONLY: 1}
 
 
 def inputs_of(head, padding="right", share=0.4):
@@ -244,7 +245,7 @@ def test_restore_and_later_options():
     bertfast.optimize(fast)
     assert type(fast) is hf.BertForPreTraining
     bertfast.optimize(bertfast.optimize(fast, masked_head=True), masked_head=True)
-    assert type(fast) is heads.FastBertForPreTraining
+    assert type(fast) is bert.FastBertForPreTraining
     bertfast.optimize(fast)
     assert type(fast) is hf.BertForPreTraining
     assert "_bertfast" not in fast.__dict__

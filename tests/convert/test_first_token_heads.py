@@ -8,12 +8,13 @@ from bert_cases import PADDINGS, assert_same, feed_forward_rows, head_inputs, ou
 from transformers.models.bert import modeling_bert as hf
 
 import bertfast
-from bertfast.convert.pooled_heads import FIRST_ALONE, POOLED
+from bertfast.convert.families import FAMILIES
+from bertfast.convert.first_token_heads import FIRST_ALONE
 from bertfast.nn import stack
 from bertfast.ops import packed_linear
 from bertfast.testing import rounding_step
 
-by_name = pytest.mark.parametrize("head", list(POOLED), ids=lambda head: head.__name__)
+by_name = pytest.mark.parametrize("head", FAMILIES["bert"].pooled_heads, ids=lambda head: head.__name__)
 
 
 @pytest.fixture

@@ -1,0 +1,74 @@
+"""The model families that optimize() knows: a record in a file each, which is loaded when a model of the family is met.
+
+To add one: a file here, named as the folder in transformers, with a record `FAMILY`; and its name in `_FILES`.
+"""
+
+import importlib
+import sys
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from bertfast.convert.families.record import Family
+
+_FILES = ("bert", "roberta", "xlm_roberta", "camembert", "electra", "ernie", "distilbert", "mpnet")
+
+
+class _Families(Mapping[str, "Family"]):
+    """Name to record, in the order of `_FILES`."""
+
+    def __getitem__(self, name: str) -> "Family":
+        if name not in _FILES:
+            raise KeyError(name)
+        return importlib.import_module(f"{__name__}.{name}").FAMILY
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_FILES)
+
+    def __len__(self) -> int:
+        return len(_FILES)
+
+
+FAMILIES: Mapping[str, "Family"] = _Families()
+
+
+def loaded() -> "list[Family]":
+    """Those of which a model was met."""
+    return [FAMILIES[name] for name in _FILES if f"{__name__}.{name}" in sys.modules]
+
+
+def of(cls: type) -> "Family | None":
+    """The family of a class of transformers, or of ours; None of any other."""
+    own = getattr(cls, "family", None)
+    if own is not None and cls.__module__ == own.file:
+        return own
+    parts = cls.__module__.split(".")
+    is_known = parts[:2] == ["transformers", "models"] and parts[2:3] and parts[2] in _FILES
+    return FAMILIES[parts[2]] if is_known else None
+
+
+def of_instance(module: nn.Module) -> "Family | None":
+    """The family of a module whose class may be a user's, made of one of transformers'."""
+    return next((family for family in map(of, type(module).__mro__) if family is not None), None)
+
+
+def fast_class(module: nn.Module) -> type[nn.Module] | None:
+    """What optimize() swaps in for a module's class as it is; pre-training heads apart."""
+    family = of(type(module))
+    return None if family is None else family.fast.get(type(module))
+
+
+def masked_class(module: nn.Module) -> type[nn.Module] | None:
+    """What `masked_head` swaps in."""
+    family = of(type(module))
+    return None if family is None else family.fast_masked.get(type(module))
+
+
+def stock_class(module: nn.Module) -> type[nn.Module] | None:
+    """What was swapped out for a module's class; None for a module that is not swapped."""
+    own = getattr(type(module), "family", None)
+    if own is None or type(module).__module__ != own.file:
+        return None
+    return type(module).__dict__.get("stock")

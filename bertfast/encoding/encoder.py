@@ -3,6 +3,7 @@
 import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from bertfast.data.files import missing_extra
 from bertfast.data.sources import hash_file
-from bertfast.encoding.pooling import pool
+from bertfast.encoding.pooling import SINGLE, place, pool
 from bertfast.encoding.recipe import Recipe, RecipeError
 from bertfast.encoding.tokens import TextTokenizer, Tokenized, batches, padded
 from bertfast.tasks.device import choose
@@ -42,7 +43,7 @@ class Encoder:
         device: "auto" (a GPU where there is one), "cpu", "cuda", or a torch.device.
         precision: what the model computes in: "float32", "bfloat16", "float16" (on a GPU), "int8" (on a CPU; not the same numbers
             any more). Sums of the pooling are float32.
-        pooling: in place of the checkpoint's: "mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken", or several.
+        pooling: "mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken" or several; the checkpoint's where None.
         normalize: whether embeddings are divided by their Euclidean length, in place of what the checkpoint says.
         max_length: most tokens of a text, special ones included, in place of the checkpoint's; longer texts are cut.
         prompt_name: of the checkpoint's prompts, the one to put before every text; its own default where None.
@@ -134,8 +135,9 @@ class Encoder:
 
     @torch.inference_mode()
     def embed(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        """[B, E] float32 on the model's device, of ids [B, S] with padding behind the first `lengths` [B] of each, int64 on a CPU."""
-        hidden = self.hidden(ids, lengths)
+        """[B, E] float32 on the model's device, of ids [B, S], padded behind the first `lengths` [B]; int64 on a CPU."""
+        with self._told_what_is_read(ids, lengths):
+            hidden = self.hidden(ids, lengths)
         pooled = pool(hidden, lengths, self.recipe.pooling, self._skip)
         return F.normalize(pooled, dim=1) if self.recipe.normalize else pooled
 
@@ -145,6 +147,25 @@ class Encoder:
         mask = torch.arange(ids.shape[1]) < lengths[:, None]
         here = ids.to(self.device, non_blocking=True)
         return self.model(input_ids=here, attention_mask=mask.to(self.device, torch.int64)).last_hidden_state
+
+    def _told_what_is_read(self, ids: Tensor, lengths: Tensor) -> AbstractContextManager[Any]:
+        """Where one token of each text is pooled, the last layer need make no other: most of its work is spared."""
+        from bertfast.convert import families, handover
+        from bertfast.convert.first_token_heads import only_reader
+
+        family = families.of_instance(self.model)
+        if (
+            not set(self.recipe.pooling) <= set(SINGLE)
+            or self.device.type != "cpu"  # a captured call is of fixed rows
+            or len(lengths) < _LEAST_TOKENS
+            or family is None
+            or not only_reader(self.model, family)
+        ):
+            return nullcontext()
+        read = torch.zeros(ids.shape, dtype=torch.bool)
+        for mode in self.recipe.pooling:
+            read[torch.arange(len(lengths)), place(mode, lengths, self._skip)] = True
+        return handover.offered(handover.Handover(family.encoder_of(self.model), self.model.embeddings, read))
 
     def fingerprint(self) -> str:
         """SHA-256 of the checkpoint's files: weights, configuration, tokenizer, recipe."""

@@ -5,7 +5,7 @@
     OUT/_bertfast/shard-00000.json   written last: rows, counts, the digest of the texts, sizes and checksums of the files
     OUT/_bertfast/finished.json      written when nothing is left to do
 
-Files are written beside their place, forced to the disk and renamed. Readers of Parquet folders pass over names with "_" before them.
+Files are written beside their place, forced to the disk and renamed. Readers of Parquet folders pass over names like `_bertfast`.
 """
 
 import json

@@ -115,12 +115,12 @@ class Shards:
             ) from None
 
     def _begun(self, resume: bool) -> dict[str, Any] | None:
-        """The settings of the run in the folder, None where it is empty."""
-        if not self.folder.exists() or not any(self.folder.iterdir()):
-            return None
+        """The settings of the run in the folder, None where none was begun."""
         begun = self._read_json("settings")
         if begun is None:
-            raise OutputError(f"{self.folder} holds other files: name a new folder")
+            if self.folder.exists() and any(path != self._facts for path in self.folder.iterdir()):
+                raise OutputError(f"{self.folder} holds other files: name a new folder")
+            return None
         if not resume:
             state = "finished embeddings" if self.is_finished() else "embeddings that are not finished"
             raise OutputError(f"{self.folder} holds {state} already: go on with --resume, or name a new folder")
@@ -202,7 +202,7 @@ class Shards:
         path = self._facts / f"{name}.json"
         try:
             return json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except ValueError as error:
             raise OutputError(f"{path} is damaged ({error}): remove it, and the shard is made again") from None

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 import bertfast
-from bertfast.cli import data, fill_mask, finetune, measure, next_sentence, predict, pretrain
+from bertfast.cli import data, encode, fill_mask, finetune, measure, next_sentence, predict, pretrain
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Fused kernels and unpadding for BERT encoders.")
 
@@ -30,6 +30,7 @@ for command in (
     next_sentence.next_sentence,
 ):
     app.command()(command)
+app.command(epilog=encode.EPILOG)(encode.encode)
 app.add_typer(data.app, name="data")
 app.command(epilog=pretrain.EPILOG)(pretrain.pretrain)
 app.add_typer(finetune.app, name="finetune")

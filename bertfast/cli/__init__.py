@@ -6,8 +6,9 @@ import typer
 
 import bertfast
 from bertfast.cli import data, finetune, measure, predict, pretrain
+from bertfast.cli.examples import add_examples
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="Fused kernels and unpadding for BERT encoders.")
+app = typer.Typer(no_args_is_help=True, help="Fused kernels and unpadding for BERT encoders.")
 
 
 def _version(value: bool) -> None:
@@ -26,3 +27,4 @@ for command in (measure.doctor, measure.verify, measure.bench, predict.predict, 
 app.add_typer(data.app, name="data")
 app.command(epilog=pretrain.EPILOG)(pretrain.pretrain)
 app.add_typer(finetune.app, name="finetune")
+add_examples(app)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from bertfast import _ext, graphs
-from bertfast.convert import counts, installed, options, trial, verdicts
+from bertfast.convert import counts, installed, options, sentences, trial, verdicts
 from bertfast.convert.encoder import FastEncoder
 from bertfast.convert.families import fast_class, masked_class, of, of_instance, stock_class
 from bertfast.convert.masked_heads import FastMaskedHead
@@ -189,6 +189,7 @@ def optimize(
         common["precision"] = precision
     common |= {"max_graphs": max_graphs, "max_graph_bytes": max_graph_bytes}
     _swap_in(model, heads, masked_head, unpad, common)
+    sentences.swap(model)
     _forget(model)  # made anew when first needed, whatever happened to the weights
     return model
 
@@ -265,7 +266,7 @@ def restore(model: Model) -> Model:
         raise TypeError(f"bertfast.restore takes a torch.nn.Module, got {type(model).__name__}")
     _forget(model)
     for module in model.modules():
-        stock = stock_class(module)
+        stock = stock_class(module) or sentences.stock_class(module)
         if stock is not None:
             _swap(module, stock)
             options.drop(module)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from bertfast import _ext, graphs
-from bertfast.convert import checks, trial
+from bertfast.convert import checks, sentences, trial
 from bertfast.convert.counts import calls
 from bertfast.convert.embeddings import FastEmbeddings
 from bertfast.convert.families import FAMILIES, fast_class, of, stock_class
@@ -201,7 +201,7 @@ def report(model: nn.Module) -> Report:
         raise TypeError(f"bertfast.report takes a torch.nn.Module, got {type(model).__name__}")
     rows, captured = [], _captured(model)
     for name, module in model.named_modules():
-        stock = stock_class(module)
+        stock = stock_class(module) or sentences.stock_class(module)
         if stock is not None or fast_class(module) is not None:
             reason = _static_reason(module, module in captured)
             kind = (stock or type(module)).__name__

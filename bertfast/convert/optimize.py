@@ -11,7 +11,7 @@ from bertfast.convert import counts, installed, options, sentences, trial, verdi
 from bertfast.convert.encoder import FastEncoder
 from bertfast.convert.families import fast_class, masked_class, of, of_instance, stock_class
 from bertfast.convert.masked_heads import FastMaskedHead
-from bertfast.convert.report import unsupported
+from bertfast.convert.refusals import known, refusal
 from bertfast.graphs import Limits
 from bertfast.nn import fp8_state
 from bertfast.nn import prepack as prepack_cache
@@ -27,24 +27,6 @@ class UnsupportedModelError(ValueError):
 def _is_decoder(module: nn.Module) -> bool:
     config = getattr(module, "config", None)
     return bool(getattr(module, "is_decoder", False) or getattr(config, "is_decoder", False))
-
-
-def _check(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"bertfast.optimize takes a torch.nn.Module, got {type(model).__name__}")
-    for name, parameter in model.named_parameters():
-        if type(parameter).__name__ == "DTensor" or type(parameter.data).__name__ == "DTensor":
-            raise UnsupportedModelError(f"{name} is a DTensor already: call bertfast.optimize before fully_shard")
-    for module in model.modules():
-        if fast_class(module) is None and stock_class(module) is None:
-            continue
-        config = getattr(module, "config", None)
-        kind = getattr(config, "position_embedding_type", "absolute") or "absolute"
-        if kind != "absolute":
-            raise UnsupportedModelError(
-                f'position_embedding_type is "{kind}": transformers 5 accepts the option but no longer computes it, so neither '
-                "stock nor fast numbers would be the checkpoint's. Use a checkpoint with absolute positions."
-            )
 
 
 def _heads(model: nn.Module, wanted: bool) -> list[nn.Module]:
@@ -113,13 +95,13 @@ def optimize(
 
     Works on every head class of the families that it knows (`bertfast.convert.families`) in transformers 5.x, and on modules that
     hold one (sentence-transformers, PEFT, your own). Weights, names and hooks stay as they are; calls that the fast path cannot
-    take go to the stock code, and `report(model)` says why. Decoder layers are left untouched, and reported. Calling it twice is the
-    same as calling it once with the later options.
+    take go to the stock code, and `report(model)` says why. Decoder layers are left untouched, and reported. Calling it twice is
+    the same as calling it once with the later options.
 
     Args:
         model: any module with such an encoder inside. On a CPU the kernels take float32 and bfloat16, on a GPU float16 as well.
-        strict: raise an error for a model that holds nothing that bertfast knows. False returns it as it is, so that a caller may
-            try any model; `report` says why.
+        strict: raise an error for a model that bertfast does not take. False returns it as it is, so that a caller may try any
+            model; `report` says why.
         unpad: compute real tokens only. Hidden states at padding positions are then zeros, as with transformers' flash
             attention; heads that would read them (a pooler under left padding; with gradients enabled the losses of
             question answering and causal language modelling heads) stay padded.
@@ -161,7 +143,8 @@ def optimize(
         UnsupportedModelError: where nothing inside belongs to a family that bertfast knows, unless `strict` is False; where
             positions are relative, or parameters are sharded already; where `masked_head` is asked for and no such head is inside.
     """
-    _check(model)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"bertfast.optimize takes a torch.nn.Module, got {type(model).__name__}")
     _check_dtype(dtype, prepack)
     _check_precision(precision, dtype, gpu_kernels)
     for name, number in (("max_graphs", max_graphs), ("max_graph_bytes", max_graph_bytes)):
@@ -169,15 +152,15 @@ def optimize(
             raise ValueError(f"{name} must be an integer of 0 or more, got {number!r}")
     if not any(gpu_kernels is choice for choice in (None, True, False)):
         raise ValueError(f"gpu_kernels must be True, False or None, got {gpu_kernels!r}")
-    known = _known(model)
-    if not known and not strict:
+    reason = refusal(model)
+    if reason is not None:
+        if strict:
+            raise UnsupportedModelError(
+                f"{reason}. The model was not changed; strict=False returns such a model as it is."
+            )
         return model
-    heads = _heads(model, masked_head)
-    if not known:
-        raise UnsupportedModelError(
-            f"{unsupported(model)}. The model was not changed; strict=False returns such a model."
-        )
-    for family in dict.fromkeys(filter(None, (of(type(module)) for module in known))):
+    heads = _heads(model, masked_head and strict)
+    for family in dict.fromkeys(filter(None, (of(type(module)) for module in known(model)))):
         reason = trial.run(family, _swap_for_trial)
         if reason is not None:
             warnings.warn(f"bertfast: {reason}", stacklevel=2)
@@ -201,16 +184,6 @@ def _forget(model: nn.Module) -> None:
     prepack_cache.clear(model)
 
 
-def _known(model: nn.Module) -> list[nn.Module]:
-    """The modules inside that have a fast class, stock or swapped, pre-training heads apart."""
-    return [
-        module
-        for module in model.modules()
-        if fast_class(module) is not None
-        or (stock_class(module) is not None and not isinstance(module, FastMaskedHead))
-    ]
-
-
 def _swap_for_trial(model: nn.Module, masked_head: bool) -> None:
     _swap_in(model, _heads(model, masked_head), masked_head, True, {"prepack": True})
 
@@ -221,7 +194,7 @@ def _swap_in(model: nn.Module, heads: list[nn.Module], masked_head: bool, unpad:
     for module in model.modules():
         for stack, name in _read_by(module):
             encoder_options.setdefault(stack, {})[name] = True
-    for module in _known(model):
+    for module in known(model):
         if _is_decoder(module):
             continue
         _swap(module, fast_class(module) or type(module))

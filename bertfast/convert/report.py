@@ -10,11 +10,12 @@ from bertfast import _ext, graphs
 from bertfast.convert import checks, sentences, trial
 from bertfast.convert.counts import calls
 from bertfast.convert.embeddings import FastEmbeddings
-from bertfast.convert.families import FAMILIES, fast_class, of, stock_class
+from bertfast.convert.families import fast_class, of, stock_class
 from bertfast.convert.layer import FastLayer
 from bertfast.convert.masked_heads import FastMaskedHead, head_reason
 from bertfast.convert.model import FastModel
 from bertfast.convert.options import option
+from bertfast.convert.refusals import refusal
 from bertfast.nn import fp8_state, prepack
 from bertfast.nn.fp8_state import Recipe
 from bertfast.triton import faster, verified
@@ -178,14 +179,6 @@ def _fp8_notes(model: nn.Module) -> list[str]:
     return list(notes)
 
 
-def unsupported(model: nn.Module) -> str:
-    """Why there is nothing in a model for optimize() to swap."""
-    kind = getattr(getattr(model, "config", None), "model_type", None)
-    kind = f" (model_type {kind!r})" if kind else ""
-    known = ", ".join(family.model_type for family in FAMILIES.values())
-    return f"{type(model).__name__}{kind} holds no module that bertfast knows; supported families: {known}"
-
-
 def report(model: nn.Module) -> Report:
     """Say of every module of a known family inside `model` whether it takes the fast path, and why not; stock or optimised alike.
 
@@ -199,11 +192,11 @@ def report(model: nn.Module) -> Report:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"bertfast.report takes a torch.nn.Module, got {type(model).__name__}")
-    rows, captured = [], _captured(model)
+    rows, captured, refused = [], _captured(model), refusal(model)
     for name, module in model.named_modules():
         stock = stock_class(module) or sentences.stock_class(module)
         if stock is not None or fast_class(module) is not None:
-            reason = _static_reason(module, module in captured)
+            reason = (refused if stock is None else None) or _static_reason(module, module in captured)
             kind = (stock or type(module)).__name__
             rows.append(Row(name or "(model)", kind, "fallback" if reason else "fast", reason, calls(module)))
     notes = []
@@ -211,7 +204,7 @@ def report(model: nn.Module) -> Report:
     if absent is not None:
         notes.append(f"the C++ kernels are missing, so the fast path is slow: {absent}")
     if not rows:
-        notes.append(f"{unsupported(model)}; the model was left untouched")
+        notes.append(f"{refused}; the model was left untouched")
     fast = {row.name for row in rows if row.state == "fast"}
     if any(isinstance(module, FastLayer) and name in fast for name, module in model.named_modules()):
         notes.append("where padding is removed, hidden states at padding positions are zeros")

@@ -61,6 +61,7 @@ def test_dropout_switched_on_alone():
         assert not torch.equal(fast(**inputs).pooler_output, fast(**inputs).pooler_output)
 
 
+@pytest.mark.tool("transformers", "gradient checkpointing", "fast")
 @pytest.mark.parametrize("padding", ["right", "left"])
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_gradient_checkpointing(reentrant, padding):
@@ -99,6 +100,7 @@ def test_checkpointing_while_attentions_are_recorded(reentrant, how):
     assert outcome(fast, "BertLayer") == {"attentions were asked for": 2}, "backward repeats what forward did"
 
 
+@pytest.mark.tool("PyTorch", "autocast to bfloat16", "fast")
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("padding", ["none", "right", "left"])
 def test_autocast(padding, train):
@@ -147,6 +149,7 @@ def test_frozen_parts(part):
     assert_same_gradients(gradients(fast, inputs), gradients(stock, inputs))
 
 
+@pytest.mark.tool("transformers", "inputs_embeds", "fast")
 def test_inputs_embeds_get_their_gradient():
     stock, fast = pair(train=True)
     embeds = torch.randn(4, 12, 64)

@@ -96,7 +96,7 @@ def call_reason(model: Any, inputs: list[Any], arguments: dict[str, Any]) -> str
 def batches(model: Any, inputs: list[Any], batch_size: int, arguments: dict[str, Any]) -> Iterator[Batch]:
     """All inputs, longest first; arguments: what the library's loop gives to `preprocess`.
 
-    A batch holds no more tokens, padding included, than the library's own of the longest `batch_size` texts would, so that it takes no
+    A batch holds no more tokens, padding included, than the library's own of the longest `batch_size` texts, so that it takes no
     more memory.
     """
     characters = [len(text) if isinstance(text, str) else len(text[0]) + len(text[1]) for text in inputs]
@@ -135,7 +135,9 @@ def _cut(texts: Unpadded, tokens: int, tokenizer: Any) -> Iterator[Batch]:
     padding = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
     place = 0
     while place < len(order):
-        length = max(1, int(texts.lengths[order[place]]))  # a text of no tokens is all padding, as in the library's batches
+        length = max(
+            1, int(texts.lengths[order[place]])
+        )  # a text of no tokens is all padding, as in the library's batches
         rows = order[place : place + max(1, tokens // length)]
         place += len(rows)
         real = np.arange(length) < texts.lengths[rows, None]

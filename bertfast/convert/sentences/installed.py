@@ -10,7 +10,15 @@ import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from torch import nn
 
-_ENCODE = {"prompt", "batch_size", "show_progress_bar", "output_value", "normalize_embeddings", "truncate_dim", "device"}
+_ENCODE = {
+    "prompt",
+    "batch_size",
+    "show_progress_bar",
+    "output_value",
+    "normalize_embeddings",
+    "truncate_dim",
+    "device",
+}
 _PREDICT = {"prompt", "batch_size", "show_progress_bar", "activation_fn", "apply_softmax", "device"}
 
 

@@ -14,6 +14,7 @@ from tqdm.autonotebook import tqdm
 
 from bertfast.convert.counts import count
 from bertfast.convert.sentences import batches, installed
+from bertfast.nn import device as gpu
 
 FAST = "fast: batches of equal lengths"
 
@@ -35,14 +36,14 @@ class _Progress:
 
 
 def _reason(model: Any, inputs: list[Any], device: torch.device, arguments: dict[str, Any]) -> str | None:
-    if device.type != "cpu":
-        return f"on {device.type}"
+    if device.type != "cpu" or device.type in gpu.KINDS:
+        return "a GPU has its captured calls for the sizes of the library's batches"
     return batches.model_reason(model) or batches.call_reason(model, inputs, arguments)
 
 
 class FastSentenceTransformer(SentenceTransformer):
     @torch.inference_mode()
-    def _inference(
+    def _inference(  # type: ignore[override]
         self,
         inputs: list[Any],
         *,
@@ -78,7 +79,7 @@ class FastSentenceTransformer(SentenceTransformer):
 
 class FastCrossEncoder(CrossEncoder):
     @torch.inference_mode()
-    def _inference(
+    def _inference(  # type: ignore[override]
         self,
         inputs: list[Any],
         *,
@@ -117,11 +118,12 @@ def _gathered(
     model: Any, inputs: list[Any], batch_size: int, shown: bool, arguments: dict[str, Any], compute: Any
 ) -> Tensor:
     """compute(features) of all batches, [len(inputs), ...] in the order of the inputs."""
-    progress, gathered = _Progress(len(inputs), batch_size, shown), None
+    progress = _Progress(len(inputs), batch_size, shown)
+    gathered = torch.empty(0)
     try:
         for rows, features in batches.batches(model, inputs, batch_size, arguments):
             values = compute(features)
-            if gathered is None:
+            if gathered.shape[0] == 0:
                 gathered = values.new_empty(len(inputs), *values.shape[1:])
             gathered[rows] = values
             progress.add(len(rows))

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 import bertfast
-from bertfast.cli import data, finetune, measure, predict, pretrain
+from bertfast.cli import data, fill_mask, finetune, measure, next_sentence, predict, pretrain
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Fused kernels and unpadding for BERT encoders.")
 
@@ -21,7 +21,14 @@ def main(version: Annotated[bool, typer.Option("--version", callback=_version, i
     """Fused kernels and unpadding for BERT encoders: the same numbers, faster."""
 
 
-for command in (measure.doctor, measure.verify, measure.bench, predict.predict, predict.fill_mask):
+for command in (
+    measure.doctor,
+    measure.verify,
+    measure.bench,
+    predict.predict,
+    fill_mask.fill_mask,
+    next_sentence.next_sentence,
+):
     app.command()(command)
 app.add_typer(data.app, name="data")
 app.command(epilog=pretrain.EPILOG)(pretrain.pretrain)

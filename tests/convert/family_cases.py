@@ -140,9 +140,12 @@ def call(model: Any, inputs: dict[str, Tensor], real: Tensor, train: bool) -> Re
 class Errors:
     """What ours, stock and the oracle gave in several calls, judged together: of a few numbers stock's error may be nearly none, by
     luck. All gradients are one number for the same reason.
+
+    dtype: of the models.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        self.dtype = dtype
         self.triples: dict[str, list[list[Tensor]]] = defaultdict(list)
 
     def add(self, ours: Results, stock: Results, exact: Results, left_out: Iterable[str] = ()) -> None:
@@ -167,7 +170,7 @@ class Errors:
                 continue
             # Single numbers, which stock may hit exactly: they get a few rounding steps of their own.
             error, eager = ((side.double() - exact).abs() for side in (ours, stock))
-            budget = 2 * eager + 8 * rounding_step(ours.dtype) * exact.abs()
+            budget = 2 * eager + 8 * rounding_step(self.dtype) * exact.abs()
             assert bool((error <= budget).all()), f"losses in {when}: {ours.tolist()}, exact {exact.tolist()}"
 
 

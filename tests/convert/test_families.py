@@ -35,7 +35,7 @@ def test_a_head_in_every_mode(name, head, dtype):
     family = FAMILIES[name]
     models = models_of(family, head, dtype)
     for train in (False, True):
-        errors = Errors()
+        errors = Errors(dtype)
         for batch in BATCHES:
             inputs, real = inputs_of(family, head, batch), real_of(batch)
             ours, stock, exact = (call(m, inputs, real, train) for m in (models.fast, models.stock, models.oracle))
@@ -194,3 +194,14 @@ def test_variants(variant):
 
 
 NO_TYPES = {"token_type_ids": None}
+
+
+@pytest.mark.parametrize("wrong", [3, -1])
+def test_a_wrong_task_is_refused_by_name(wrong):
+    """Tasks and segments are one table to the kernel, where a task out of range would be another pair's row."""
+    fast = models_of(FAMILIES["ernie"], "ErnieModel", use_task_id=True, task_type_vocab_size=3).fast
+    inputs = inputs_of(FAMILIES["ernie"], "Model", "packed") | {"task_type_ids": below(3, BATCH, SEQLEN)}
+    inputs["task_type_ids"][1, 0] = wrong
+    for train in (False, True):
+        with pytest.raises(IndexError, match=rf"task_type_ids holds {wrong} at flattened position {SEQLEN}"):
+            call(fast, inputs, real_of("packed"), train)

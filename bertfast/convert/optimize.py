@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from bertfast import _ext, _torch, graphs
-from bertfast.convert import accumulation, counts, installed, options, trial, verdicts
+from bertfast.convert import accumulation, counts, installed, options, sentences, trial, verdicts
 from bertfast.convert.accumulation import FastAveragedHead
 from bertfast.convert.encoder import FastEncoder
 from bertfast.convert.families import averaged_class, fast_class, masked_class, of, of_instance, stock_class
@@ -200,6 +200,7 @@ def optimize(
         common[accumulation.NAME] = True
     common |= {"max_graphs": max_graphs, "max_graph_bytes": max_graph_bytes}
     _swap_in(model, heads, masked_head, unpad, common)
+    sentences.swap(model)
     _forget(model)  # made anew when first needed, whatever happened to the weights
     return model
 
@@ -283,7 +284,7 @@ def restore(model: Model) -> Model:
             )
     _forget(model)
     for module in model.modules():
-        stock = stock_class(module)
+        stock = stock_class(module) or sentences.stock_class(module)
         if stock is not None:
             _swap(module, stock)
             options.drop(module)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from bertfast import _ext, _torch, graphs
-from bertfast.convert import accumulation, checks, trial
+from bertfast.convert import accumulation, checks, sentences, trial
 from bertfast.convert.counts import FAST, UNPADDED, calls
 from bertfast.convert.embeddings import FastEmbeddings
 from bertfast.convert.families import fast_class, of, stock_class
@@ -211,7 +211,7 @@ def report(model: nn.Module) -> Report:
     rows, captured, refused = [], _captured(model), refusal(model)
     sharded = any(map(_torch.is_sharded, model.modules()))
     for name, module in model.named_modules():
-        stock = stock_class(module)
+        stock = stock_class(module) or sentences.stock_class(module)
         if stock is not None or fast_class(module) is not None:
             reason = (refused if stock is None else None) or _static_reason(module, module in captured, sharded)
             kind = (stock or type(module)).__name__

@@ -56,6 +56,10 @@ def config_class(name: str) -> type[FinetuneConfig]:
         [("task", str, named)],
         bases=(task.options, FinetuneConfig),
         kw_only=True,
-        namespace={"task_record": task, "__doc__": f"All of a run of `bertfast finetune {name}`.", "__module__": __name__},
+        namespace={
+            "task_record": task,
+            "__doc__": f"All of a run of `bertfast finetune {name}`.",
+            "__module__": __name__,
+        },
     )
     return cast(type[FinetuneConfig], made)

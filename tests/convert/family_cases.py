@@ -159,7 +159,7 @@ class Errors:
                 continue
             assert one.dtype == other.dtype, f"{name} is {one.dtype}, stock's {other.dtype}"
             group = "all gradients" if name.startswith("gradient") else name
-            self.triples[group].append([tensor.flatten() for tensor in (one, other, value)])
+            self.triples[group].append([tensor.detach().flatten() for tensor in (one, other, value)])
 
     def assert_within_budget(self, when: str) -> None:
         assert self.triples

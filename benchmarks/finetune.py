@@ -288,9 +288,7 @@ def jnli(
     """Japanese sentence pairs (entailment, contradiction, neutral), a fifth of the pictures held out."""
     with tempfile.TemporaryDirectory() as folder:
         files = split_pairs(data / "jnli_v1.3_valid.jsonl", Path(folder))
-        run_seeds(
-            "pair", "jnli", ("accuracy", "macro_f1"), files, model, seeds, batch, epochs, rate, threads, steps
-        )
+        run_seeds("pair", "jnli", ("accuracy", "macro_f1"), files, model, seeds, batch, epochs, rate, threads, steps)
 
 
 if __name__ == "__main__":

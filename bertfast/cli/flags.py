@@ -67,9 +67,7 @@ def _flag(field: "dataclasses.Field[Any]", kind: Any, panel: str | None, path: s
     def complete(begun: str) -> list[str]:
         return [choice for choice in choices if choice.startswith(begun)]
 
-    option: Any = typer.Option(
-        *names, help=text, rich_help_panel=panel, autocompletion=complete if choices else None
-    )
+    option: Any = typer.Option(*names, help=text, rich_help_panel=panel, autocompletion=complete if choices else None)
     return Flag(path, Annotated[plain | None, option], splits, needed)
 
 

@@ -14,13 +14,18 @@ from bertfast.options import option
 class NextSentenceOptions:
     """What `bertfast next-sentence` takes."""
 
-    model: Path = option(help="folder of a model with a next-sentence head, such as RUN/model of pretrain", argument=True)
+    model: Path = option(
+        help="folder of a model with a next-sentence head, such as RUN/model of pretrain", argument=True
+    )
     a: str | None = option(None, "a text", argument=True)
     b: str | None = option(None, "the text that may follow it", argument=True)
     pairs: Path | None = option(
-        None, "in place of A and B: a file of pairs, as for `finetune pair` without labels; a JSON object is printed for each"
+        None,
+        "in place of A and B: a file of pairs, as for `finetune pair` without labels; a JSON object is printed for each",
     )
-    fields: list[str] | None = option(None, "of --pairs in JSONL and CSV: names of both texts; default sentence1,sentence2")
+    fields: list[str] | None = option(
+        None, "of --pairs in JSONL and CSV: names of both texts; default sentence1,sentence2"
+    )
     out: Path | None = option(None, "write JSON lines here; printed where not given")
     bad_lines: str = option("refuse", "of --pairs; skip: left out, counted and named", choices=("refuse", "skip"))
     json: bool = option(False, "print JSON", flags=("--json",))

@@ -19,7 +19,10 @@ EPILOG = (
     + (". torchrun itself ends with 1 and prints the status of each rank.")
 )
 _COMMON: dict[str, tuple[Any, Any]] = {
-    "resume": (Annotated[bool, typer.Option("--resume", help="go on from the newest complete checkpoint in OUT")], False),
+    "resume": (
+        Annotated[bool, typer.Option("--resume", help="go on from the newest complete checkpoint in OUT")],
+        False,
+    ),
     "config": (Annotated[Path | None, typer.Option(help="YAML with any option; flags go over it")], None),
     "sets": (
         Annotated[list[str] | None, typer.Option("--set", help="any option, as train.eps=1e-8; over file and flags")],

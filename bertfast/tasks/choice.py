@@ -60,7 +60,9 @@ def read_choices(path: Path, bad: BadLines, labelled: bool = True) -> list[Choic
     def check(where: str, names: list[str]) -> None:
         for wanted in ((*_CONTEXT, *_QUESTION), ("ending0",), ("ending1",), _ANSWER if labelled else ()):
             if wanted and not set(wanted) & set(names):
-                raise no_column(where, "column ", wanted[0], names, f"A table of choices has {_SHAPE.split(', or ')[1]}.")
+                raise no_column(
+                    where, "column ", wanted[0], names, f"A table of choices has {_SHAPE.split(', or ')[1]}."
+                )
 
     examples = []
     for where, item in read_items(path, bad, check):
@@ -108,7 +110,9 @@ def _choices(item: dict[str, Any]) -> list[str] | tuple[str, str]:
     if given is None:
         name = "ending0"
         given = [item[f"ending{n}"] for n in range(next(n for n in count() if f"ending{n}" not in item))]
-        kept = list(dropwhile(lambda cell: cell is None or (isinstance(cell, str) and not cell.strip()), reversed(given)))
+        kept = list(
+            dropwhile(lambda cell: cell is None or (isinstance(cell, str) and not cell.strip()), reversed(given))
+        )
         given = kept[::-1]
     if not isinstance(given, list):
         return "no list of choices", cell_problem(item, name)

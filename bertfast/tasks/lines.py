@@ -260,6 +260,4 @@ def no_column(
     shown = ", ".join(names[:_MOST_NAMES]) + (
         f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
     )
-    return DataError(
-        f"{where}: no {what}{name!r}; it has {shown or 'none'}{nearest(name, names)} {advice}"
-    )
+    return DataError(f"{where}: no {what}{name!r}; it has {shown or 'none'}{nearest(name, names)} {advice}")

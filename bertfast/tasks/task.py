@@ -25,9 +25,7 @@ LABELS = "classes in their order; where not given the checkpoint's, else the tra
 class TaskOptions:
     """What every task has; a task adds its own. One dataclass for YAML, flags and what a fine-tuned model keeps (`stored`)."""
 
-    max_length: int = option(
-        128, "most pieces of a sequence, special tokens included", low=3, stored="max_length"
-    )
+    max_length: int = option(128, "most pieces of a sequence, special tokens included", low=3, stored="max_length")
     bad_lines: str = option("refuse", "skip: left out, counted and named", choices=("refuse", "skip"))
 
     @property

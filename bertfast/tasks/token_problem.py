@@ -40,9 +40,7 @@ class TokenOptions(TaskOptions):
     """How sentences are cut into windows, and the tags."""
 
     max_length: int = option(256, "most pieces of a window, special tokens included", low=3, stored="max_length")
-    stride: int = option(
-        128, "pieces between the starts of two windows of a long sentence", low=1, stored="stride"
-    )
+    stride: int = option(128, "pieces between the starts of two windows of a long sentence", low=1, stored="stride")
     labels: list[str] | None = option(None, LABELS.replace("classes", "tags"))
 
 

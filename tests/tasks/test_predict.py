@@ -12,7 +12,6 @@ from test_finetune import run, save_model
 from bertfast import models
 from bertfast.tasks.lines import BadLines, DataError
 from bertfast.tasks.predict import Fitted
-from bertfast.tasks.registry import TASKS
 from bertfast.tasks.task import Line
 
 

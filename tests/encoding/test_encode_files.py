@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import signal
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -56,11 +57,18 @@ def names(out):
 
 def test_parquet(encoder, source, tmp_path, expected):
     reports = []
-    status = run(encoder, source, tmp_path / "out", report=lambda s: reports.append((s.fraction, s.texts)), keep_text=True)
+    status = run(
+        encoder, source, tmp_path / "out", report=lambda s: reports.append((s.fraction, s.texts)), keep_text=True
+    )
     check(tmp_path / "out", expected)
     assert table(tmp_path / "out")["text"] == TEXTS
     assert names(tmp_path / "out") == [f"shard-0000{n}.parquet" for n in range(4)]
-    assert (status.texts, status.shards, status.resumed, status.tokens) == (60, 4, 0, sum(encoder.tokenize(TEXTS).lengths))
+    assert (status.texts, status.shards, status.resumed, status.tokens) == (
+        60,
+        4,
+        0,
+        sum(encoder.tokenize(TEXTS).lengths),
+    )
     assert dict(status.bad.counts) == {"empty text": 1, "invalid UTF-8": 1}
     assert f"{source}:21: empty text" in status.bad.summary()
     assert reports == sorted(reports)
@@ -93,7 +101,7 @@ def test_ids_that_are_texts(encoder, tmp_path, expected):
     assert np.load(tmp_path / "npy" / "shard-00000.ids.npy").tolist() == given
     tensors = load_file(tmp_path / "safetensors" / "shard-00000.safetensors")
     at = tensors["id_offsets"]
-    assert [tensors["id_bytes"][a:b].tobytes().decode() for a, b in zip(at, at[1:], strict=False)] == given
+    assert [tensors["id_bytes"][a:b].tobytes().decode() for a, b in pairwise(at)] == given
 
 
 def test_the_same_bytes_whatever_the_batch(encoder, checkpoint, source, tmp_path):
@@ -121,7 +129,14 @@ def fail_at(monkeypatch, count, error):
 
         return call
 
-    for module, name in ((shards, "write_parquet"), (shards, "_sync"), (shards.os, "replace"), (shards, "sync_folder"), (shards, "write_whole")):  # fmt: skip
+    steps = (
+        (shards, "write_parquet"),
+        (shards, "_sync"),
+        (os, "replace"),
+        (shards, "sync_folder"),
+        (shards, "write_whole"),
+    )
+    for module, name in steps:
         monkeypatch.setattr(module, name, failing(getattr(module, name)))
 
 
@@ -206,7 +221,9 @@ def test_other_settings_and_other_texts_are_refused(encoder, checkpoint, source,
         run(Encoder(checkpoint, device="cpu", pooling="cls"), source, out, resume=True)
     content = source.read_bytes()
     source.write_bytes(content.replace(b"ab", b"ba"))  # of the same size
-    with pytest.raises(OutputError, match=r"shard 0 was made of other texts than the input now has there \(16 from id 1 on\)"):
+    with pytest.raises(
+        OutputError, match=r"shard 0 was made of other texts than the input now has there \(16 from id 1 on\)"
+    ):
         run(encoder, source, out, resume=True)
     source.write_bytes(content + b"a\n")
     with pytest.raises(OutputError, match="was begun with input"):

@@ -20,7 +20,7 @@ def cluster(tmp_path_factory):
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         here = os.pathsep.join([os.path.dirname(__file__), *filter(None, [os.environ.get("PYTHONPATH")])])
         ray.init(
-            num_cpus=2,
+            num_cpus=3,  # two for the encoders, one for the tasks that write
             include_dashboard=False,
             log_to_driver=False,
             logging_level="ERROR",

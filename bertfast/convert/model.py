@@ -53,8 +53,8 @@ class FastModel(Swapped):
         if verdict is None:
             reason = (
                 self._config_reason(call)
-                or self.family.encoder_of(self).whole_reason()
                 or self.structure_reason()
+                or self.family.encoder_of(self).whole_reason()
                 or self._training_reason()
             )
             if reason is not None:

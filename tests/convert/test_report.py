@@ -58,4 +58,4 @@ def test_what_is_no_module():
 def test_a_module_without_bert():
     report = bertfast.report(nn.Linear(2, 2))
     assert report.rows == ()
-    assert "no BERT module" in str(report)
+    assert "Linear holds no module that bertfast knows" in str(report)

@@ -63,6 +63,7 @@ def test_dropout_switched_on_alone():
 
 @pytest.mark.parametrize("padding", ["right", "left"])
 @pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.tool("transformers", "gradient checkpointing, reentrant or not", "fast")
 def test_gradient_checkpointing(reentrant, padding):
     stock, fast = pair(hf.BertForTokenClassification, train=True)
     inputs = head_inputs(hf.BertForTokenClassification, padding)
@@ -99,6 +100,7 @@ def test_checkpointing_while_attentions_are_recorded(reentrant, how):
     assert outcome(fast, "BertLayer") == {"attentions were asked for": 2}, "backward repeats what forward did"
 
 
+@pytest.mark.tool("PyTorch", "autocast to bfloat16", "fast")
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("padding", ["none", "right", "left"])
 def test_autocast(padding, train):
@@ -147,6 +149,7 @@ def test_frozen_parts(part):
     assert_same_gradients(gradients(fast, inputs), gradients(stock, inputs))
 
 
+@pytest.mark.tool("transformers", "inputs_embeds, with their gradient", "fast")
 def test_inputs_embeds_get_their_gradient():
     stock, fast = pair(train=True)
     embeds = torch.randn(4, 12, 64)
@@ -157,6 +160,7 @@ def test_inputs_embeds_get_their_gradient():
         loss_of(model(inputs_embeds=x, attention_mask=mask), mask).backward()
         found.append(x.grad)
     assert_same(found[1], found[0], tolerance=1e-4)
+    assert outcome(fast, "BertEncoder") == {"fast, padding removed": 1}
 
 
 def test_a_few_steps_with_dropout_learn():

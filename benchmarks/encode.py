@@ -4,8 +4,8 @@
     python -m benchmarks.encode MODEL --input FILE --turns 9 --json out.json
 
 Two sides take turns on the same texts and the same batches: the whole run from file to shards, and the model alone, from ids that
-lie ready to the last hidden state. Ratios are taken turn by turn. The processor time of the process is beside the clock's, being the
-steadier of the two on a machine that is busy with other work. Exit status 1 where the median ratio is below the target.
+lie ready to the last hidden state. Ratios are taken turn by turn. The processor time of the process stands beside, being
+the steadier of the two on a machine that is busy with other work. Exit status 1 where the median ratio is below the target.
 """
 
 import statistics

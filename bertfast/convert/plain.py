@@ -24,11 +24,14 @@ def hook_reason(module: nn.Module, name: str, sharded: bool = False) -> str | No
         before, after = _without_sharding(before), _without_sharding(after)
     if before or module._backward_hooks or module._backward_pre_hooks or (after and _foreign(after)):
         return f"{name} has hooks"
+    return f"the forward of {name} was replaced" if forward_is_replaced(module) else None
+
+
+def forward_is_replaced(module: nn.Module) -> bool:
+    """Whether somebody has set another forward on the instance, as accelerate does for a device_map over several devices."""
     own = module.__dict__.get("forward")
     # transformers 5.0 and 5.1 set `forward` while they record, and leave the class's own one on the instance afterwards.
-    if own is not None and getattr(own, "__func__", None) is not type(module).forward:
-        return f"the forward of {name} was replaced"
-    return None
+    return own is not None and getattr(own, "__func__", None) is not type(module).forward
 
 
 def _without_sharding(hooks: Any) -> dict[int, Any]:

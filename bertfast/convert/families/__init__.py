@@ -66,7 +66,13 @@ def fast_class(module: nn.Module) -> type[nn.Module] | None:
 def masked_class(module: nn.Module) -> type[nn.Module] | None:
     """What `masked_head` swaps in."""
     family = of(type(module))
-    return None if family is None else family.fast_masked.get(type(module))
+    return None if family is None else family.fast_masked.get(stock_class(module) or type(module))
+
+
+def averaged_class(module: nn.Module) -> type[nn.Module] | None:
+    """What `average_over_accumulation` swaps in for a head that has no other fast class."""
+    family = of(type(module))
+    return None if family is None else family.fast_averaged.get(stock_class(module) or type(module))
 
 
 def stock_class(module: nn.Module) -> type[nn.Module] | None:

@@ -13,6 +13,7 @@ from bertfast import nn, ops
 __version__ = "0.1.0"
 
 __all__ = [
+    "Encoder",
     "UnsupportedModelError",
     "__version__",
     "models",
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from bertfast.convert.optimize import optimize as optimize
     from bertfast.convert.optimize import restore as restore
     from bertfast.convert.report import report as report
+    from bertfast.encoding import Encoder as Encoder
 
 
 def __getattr__(name: str) -> Any:
@@ -39,6 +41,10 @@ def __getattr__(name: str) -> Any:
         from bertfast import convert
 
         return getattr(convert, name)
+    if name == "Encoder":
+        from bertfast.encoding import Encoder
+
+        return Encoder
     if name == "models":  # quick to import without: most programs use optimize alone
         return importlib.import_module("bertfast.models")
     raise AttributeError(f"module 'bertfast' has no attribute {name!r}")

@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from bertfast import _ext, graphs
-from bertfast.convert import accumulation, counts, installed, options, trial, verdicts
+from bertfast import _ext, _torch, graphs
+from bertfast.convert import accumulation, counts, installed, options, sentences, trial, verdicts
 from bertfast.convert.accumulation import FastAveragedHead
 from bertfast.convert.encoder import FastEncoder
 from bertfast.convert.families import averaged_class, fast_class, masked_class, of, of_instance, stock_class
@@ -200,6 +200,7 @@ def optimize(
         common[accumulation.NAME] = True
     common |= {"max_graphs": max_graphs, "max_graph_bytes": max_graph_bytes}
     _swap_in(model, heads, masked_head, unpad, common)
+    sentences.swap(model)
     _forget(model)  # made anew when first needed, whatever happened to the weights
     return model
 
@@ -271,12 +272,19 @@ def restore(model: Model) -> Model:
 
     Raises:
         TypeError: where `model` is no module.
+        UnsupportedModelError: where a swapped module was sharded since; nothing is changed then.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"bertfast.restore takes a torch.nn.Module, got {type(model).__name__}")
+    for name, module in model.named_modules():
+        if stock_class(module) is not None and _torch.is_sharded(module):
+            raise UnsupportedModelError(
+                f"{name or type(module).__name__} was sharded after bertfast.optimize, and fully_shard has made a class of its own "
+                "for it: call bertfast.restore before fully_shard, or load its state dict into a new model"
+            )
     _forget(model)
     for module in model.modules():
-        stock = stock_class(module)
+        stock = stock_class(module) or sentences.stock_class(module)
         if stock is not None:
             _swap(module, stock)
             options.drop(module)

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from bertfast import _ext, graphs
-from bertfast.convert import accumulation, checks, trial
+from bertfast import _ext, _torch, graphs
+from bertfast.convert import accumulation, checks, sentences, trial
 from bertfast.convert.counts import FAST, UNPADDED, calls
 from bertfast.convert.embeddings import FastEmbeddings
 from bertfast.convert.families import fast_class, of, stock_class
@@ -77,8 +77,12 @@ class Report:
         return "\n".join(lines + [f"  note: {note}" for note in self.notes])
 
 
-def _static_reason(module: nn.Module, captured: bool) -> str:
-    """Why this module cannot be fast as it stands; empty where it can. `captured`: it is part of whole calls."""
+def _static_reason(module: nn.Module, captured: bool, sharded: bool) -> str:
+    """Why this module cannot be fast as it stands; empty where it can.
+
+    captured: it is part of whole calls.
+    sharded: its parameters are whole only in calls, which tell the rest.
+    """
     if fast_class(module) is not None:
         decoder = getattr(module, "is_decoder", False) or getattr(getattr(module, "config", None), "is_decoder", False)
         if decoder:
@@ -91,6 +95,9 @@ def _static_reason(module: nn.Module, captured: bool) -> str:
         return head_reason(module) or ""
     parameter = next(module.parameters(), None)
     reason = None
+    if sharded:
+        layer = isinstance(module, FastLayer) and parameter is not None
+        return (checks.layer_reason(module, parameter.device, sharded=True) or "") if layer else ""
     if parameter is not None:
         asked = option(module, "gpu_kernels")
         reason = checks.environment_reason() or checks.tensor_reason(parameter.detach(), asked, captured)
@@ -202,10 +209,11 @@ def report(model: nn.Module) -> Report:
     if not isinstance(model, nn.Module):
         raise TypeError(f"bertfast.report takes a torch.nn.Module, got {type(model).__name__}")
     rows, captured, refused = [], _captured(model), refusal(model)
+    sharded = any(map(_torch.is_sharded, model.modules()))
     for name, module in model.named_modules():
-        stock = stock_class(module)
+        stock = stock_class(module) or sentences.stock_class(module)
         if stock is not None or fast_class(module) is not None:
-            reason = (refused if stock is None else None) or _static_reason(module, module in captured)
+            reason = (refused if stock is None else None) or _static_reason(module, module in captured, sharded)
             kind = (stock or type(module)).__name__
             rows.append(Row(name or "(model)", kind, "fallback" if reason else "fast", reason, calls(module)))
         elif calls(module):

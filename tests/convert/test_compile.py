@@ -26,6 +26,7 @@ def shorter(inputs, batch, seqlen):
     return {name: value[:batch, :seqlen] for name, value in inputs.items()}
 
 
+@pytest.mark.tool("torch.compile", "inference, full graph, dynamic shapes", "fast")
 @pytest.mark.parametrize(
     ("implementation", "backend"),
     [("sdpa", "aot_eager"), ("eager", "aot_eager"), ("sdpa", "inductor")],
@@ -51,6 +52,7 @@ def test_full_graph_inference_with_static_shapes(backend):
         assert_same(got.last_hidden_state[real], stock(**inputs).last_hidden_state[real])
 
 
+@pytest.mark.tool("torch.compile", "training, full graph", "fast")
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_full_graph_training(backend, dynamic):
     stock, fast = pair(train=True, num_hidden_layers=layers(backend))
@@ -106,6 +108,7 @@ def test_full_graph_training_with_dropout(backend, dynamic):
     assert first[-1] < first[0]
 
 
+@pytest.mark.tool("torch.export", "dynamic batch and length", "falls back")
 def test_export_with_dynamic_shapes():
     stock, fast = pair()
     inputs = batch_of("right", types=False)

@@ -43,6 +43,7 @@ def outcomes(model):
     return outcome(model, "BertModel")
 
 
+@pytest.mark.tool("torch.compile", 'mode="reduce-overhead"', "fast")
 @needs_compiler
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("dynamic", [False, True])

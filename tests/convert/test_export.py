@@ -29,6 +29,7 @@ def models(head):
 HEADS = (hf.BertForSequenceClassification, hf.BertForTokenClassification)
 
 
+@pytest.mark.tool("torch.jit.trace", "inference", "falls back")
 @pytest.mark.parametrize("gradients", [True, False])
 @pytest.mark.parametrize("head", HEADS)
 def test_a_trace_needs_no_bertfast(head, gradients):
@@ -40,6 +41,7 @@ def test_a_trace_needs_no_bertfast(head, gradients):
         assert_same(traced(*arguments), stock(*arguments))
 
 
+@pytest.mark.tool("ONNX export", "torch.onnx.export, by tracing and by torch.export", "falls back")
 @pytest.mark.parametrize("dynamo", [False, True])
 @pytest.mark.parametrize("head", HEADS)
 def test_onnx(head, dynamo):
@@ -55,6 +57,7 @@ def test_onnx(head, dynamo):
     assert domains <= {"", "ai.onnx", "pkg.onnxscript.torch_lib"}, domains
 
 
+@pytest.mark.tool("torch.export", "saved, and loaded without bertfast", "falls back")
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize("head", HEADS)
 def test_export_saved_and_loaded(head, strict):

@@ -103,6 +103,7 @@ CHILDREN = (
 )
 
 
+@pytest.mark.tool("PyTorch", "hooks on parts of a layer", "falls back")
 @pytest.mark.parametrize("child", CHILDREN)
 @pytest.mark.parametrize("kind", ["register_forward_hook", "register_forward_pre_hook"])
 def test_hooks_on_fused_children_run(child, kind):
@@ -115,6 +116,7 @@ def test_hooks_on_fused_children_run(child, kind):
     check(stock, fast, UNPADDED)
 
 
+@pytest.mark.tool("PyTorch", "hooks on layers", "fast")
 def test_hooks_on_a_layer_see_padded_tensors_and_keep_it_fast():
     stock, fast = pair()
     shapes = []
@@ -155,6 +157,7 @@ def test_chunked_feed_forward():
     check(stock, fast, "chunk_size_feed_forward")
 
 
+@pytest.mark.tool("PyTorch", "parametrised weights", "falls back")
 def test_parametrised_weights():
     stock, fast = pair()
     for model in (stock, fast):
@@ -190,6 +193,7 @@ def test_replaced_attention(name):
     check(stock, fast, f"{name} is Wrapped")
 
 
+@pytest.mark.tool("PyTorch", "dynamic quantisation", "falls back")
 def test_dynamic_quantisation():
     fast = pair()[1]
     quantised = torch.ao.quantization.quantize_dynamic(fast, {nn.Linear}, dtype=torch.qint8)
@@ -245,6 +249,7 @@ def test_decoder_layers_are_left_untouched_and_reported():
         assert_same(model(**inputs).logits, stock(**inputs).logits)
 
 
+@pytest.mark.tool("transformers", "past_key_values", "falls back")
 def test_a_cache_goes_to_stock():
     from transformers import DynamicCache
 
@@ -256,6 +261,7 @@ def test_a_cache_goes_to_stock():
     assert_same(got, want)
 
 
+@pytest.mark.tool("transformers", "models of other families", "refused")
 @pytest.mark.parametrize(
     "model",
     [
@@ -272,6 +278,7 @@ def test_other_models_are_refused_by_name(model):
     assert re.search(said, str(bertfast.report(model)))
 
 
+@pytest.mark.tool("transformers", "position_embedding_type other than absolute", "refused")
 def test_relative_positions_are_refused():
     model = hf.BertModel(tiny_config())
     model.config.position_embedding_type = "relative_key"

@@ -69,6 +69,7 @@ def test_parameters_buffers_and_names_stay():
     assert [n for n, _ in stock.named_buffers()] == [n for n, _ in fast.named_buffers()]
 
 
+@pytest.mark.tool("PyTorch", "deepcopy and pickle", "fast")
 @pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
 def test_copies_are_fast_and_independent(how):
     fast = pair()[1]
@@ -100,6 +101,7 @@ def test_a_deepcopy_of_a_model_that_recorded_is_independent():
     assert outcome(other, "BertEncoder") == {"fast, padding removed": 1}
 
 
+@pytest.mark.tool("PyTorch", "torch.load in a new process", "fast")
 def test_a_pickle_opens_in_a_new_process(tmp_path):
     fast = pair()[1]
     torch.save(fast, tmp_path / "model.pt")
@@ -108,6 +110,7 @@ def test_a_pickle_opens_in_a_new_process(tmp_path):
     assert done.stdout.strip() == "FastBertEncoder"
 
 
+@pytest.mark.tool("transformers", "save_pretrained and from_pretrained", "fast")
 def test_save_and_load(tmp_path):
     stock, fast = pair()
     fast.save_pretrained(tmp_path)
@@ -155,6 +158,7 @@ class Classifier(nn.Module):
         return self.head((states * weights).sum(1) / weights.sum(1))
 
 
+@pytest.mark.tool("PyTorch", "a model inside a module of one's own", "fast")
 def test_a_bert_inside_another_module():
     stock = Classifier().eval()
     fast = bertfast.optimize(copy.deepcopy(stock))
@@ -180,7 +184,7 @@ def test_lora(order):
         adapted.append(model.eval())
     want, got = (at_tokens(hidden(model)) for model in adapted)
     assert_same(got, want)
-    assert any("not a plain Linear" in how for how in outcome(adapted[1], "BertLayer"))
+    assert outcome(adapted[1], "BertLayer") == {"fast, padding removed": 1}
     merged = adapted[1].merge_and_unload()
     assert_same(at_tokens(hidden(merged)), want, tolerance=1e-4)
     assert "fast, padding removed" in outcome(merged, "BertEncoder")
@@ -212,6 +216,7 @@ def in_threads(model):
         return list(pool.map(call, range(len(paddings))))
 
 
+@pytest.mark.tool("PyTorch", "several threads, one model", "fast")
 def test_threads_share_a_model():
     fast = pair()[1]
     want = {padding: hidden(fast, **batch_of(padding)) for padding in ("none", "right", "holes")}

@@ -100,6 +100,7 @@ def test_checkpointing_while_attentions_are_recorded(reentrant, how):
     assert outcome(fast, "BertLayer") == {"attentions were asked for": 2}, "backward repeats what forward did"
 
 
+@pytest.mark.tool("PyTorch", "autocast to bfloat16", "fast")
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("padding", ["none", "right", "left"])
 def test_autocast(padding, train):

@@ -22,6 +22,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "bertfast pretrain corpus/train --eval corpus/eval --out run --layers 4 --hidden 256 --heads 4 --epochs 20",
         "bertfast pretrain --resume --out run",
     ),
+    "next-sentence": ('bertfast next-sentence run/model "It rained." "The street was wet."',),
+    "finetune text": ("bertfast finetune text --model run/model --train train.tsv --dev dev.tsv --out sentiment",),
+    "finetune choice": (
+        "bertfast finetune choice --model run/model --train train.jsonl --dev dev.jsonl --out choices",
+    ),
     "finetune pair": ("bertfast finetune pair --model run/model --train train.tsv --dev dev.tsv --out pairs",),
     "finetune qa": ("bertfast finetune qa --model run/model --train train.json --dev dev.json --out answers",),
     "finetune token": ("bertfast finetune token --model run/model --train train.conll --dev dev.conll --out entities",),

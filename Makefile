@@ -18,9 +18,12 @@ SEED ?=
 TRITON := triton==3.6.0
 PEERS := openvino==2026.4.1 onnxruntime==1.32.0 onnx==1.23.2
 
-export HF_HUB_OFFLINE := 1
+BERTFAST_KERNEL_CACHE ?= $(CURDIR)/build/kept
 
-.PHONY: bench bench-cpu test fuzz lint format micro kernels cuda gpu matrix newest clean
+export HF_HUB_OFFLINE := 1
+export BERTFAST_KERNEL_CACHE
+
+.PHONY: bench bench-cpu test fuzz lint format micro kernels cuda gpu matrix newest dist docs clean
 
 bench: $(VENV)/.built
 	$(BIN)/bertfast bench --json $(RESULTS)/cpu.json --plot $(RESULTS)/cpu.png
@@ -69,6 +72,15 @@ matrix: $(if $(FLAGS),,$(VENV)/.built)
 newest: $(VENV)/.built
 	$(BIN)/python -m matrix.newest $(FLAGS)
 
+# A wheel and a source distribution into dist/. Without a compiler the wheel is pure Python, and the build says so.
+dist: $(VENV)/.built
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist .
+
+# The site into build/site, from docs/ and the docstrings; a dead link or a page that no menu names is an error. Nothing is fetched.
+docs: $(VENV)/.built
+	$(BIN)/mkdocs build --strict --quiet --site-dir build/site
+
 lint: $(VENV)/.built
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -104,4 +116,4 @@ $(VENV)/.built: $(VENV)/.requirements pyproject.toml $(NATIVE)
 	if command -v $${CXX:-c++} >/dev/null; then touch $@; fi
 
 clean:
-	rm -rf build $(VENV)/.built bertfast/_C*.so bertfast/libbertfast_cuda.so bertfast/_build_info.py
+	rm -rf build dist $(VENV)/.built bertfast/_C*.so bertfast/libbertfast_cuda.so bertfast/_build_info.py

@@ -4,8 +4,9 @@ cuda builds the products of csrc/cuda as well (csrc/cuda/build.py says what that
 Every csrc/cpu/*_kernels.cpp is compiled once for each instruction set and linked into the one extension; the choice
 between them is made at run time. auto builds the CPU extension where a compiler is found and goes on without one.
 
-The kernels know nothing of torch or Python, so their objects serve every version of both: BERTFAST_KERNEL_CACHE names a folder
-that keeps them, each under a digest of its command, its compiler and all sources (`make matrix` builds seven times).
+BERTFAST_KERNEL_CACHE names a folder that keeps what was compiled, each file under a digest of all that it depends on; make names
+build/kept, so that an installation, a wheel and a source distribution of the same sources compile once. The kernels know nothing of
+torch or Python, so their objects serve every version of both (`make matrix` builds seven times).
 """
 
 import hashlib
@@ -14,6 +15,8 @@ import os
 import platform
 import shutil
 import subprocess
+import sysconfig
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +26,7 @@ from setuptools import setup
 from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 ROOT = Path(__file__).parent.resolve()
+DAYS_KEPT = 14  # unused, in BERTFAST_KERNEL_CACHE
 BASE_FLAGS = [
     "-O3",
     "-std=c++20",
@@ -47,6 +51,20 @@ class BuildKernels(BuildExtension):
     """Compiles the kernels once per instruction set before torch's builder compiles the host functions."""
 
     def build_extensions(self):
+        built = Path(self.get_ext_fullpath(self.extensions[0].name))
+        kept = cached(f"{extension_digest()}.so")
+        if kept is not None and kept.exists():
+            print(f"bertfast: the extension of these very sources was built before, taking {kept}")
+            built.parent.mkdir(parents=True, exist_ok=True)
+            take(kept, built)
+        else:
+            self.compile_extension()
+            if kept is not None:
+                keep(built, kept)
+        if choice() == "cuda":
+            self.cuda_library = cuda_build().build(Path(self.build_lib).resolve() / "bertfast" / cuda_build().LIBRARY)
+
+    def compile_extension(self) -> None:
         kernels = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/cpu/*_kernels.cpp"))
         compiler = os.environ.get("CXX", "c++")
         objects, commands = [], []
@@ -63,8 +81,6 @@ class BuildKernels(BuildExtension):
         for extension in self.extensions:
             extension.extra_objects.extend(objects)
         super().build_extensions()
-        if choice() == "cuda":
-            self.cuda_library = cuda_build().build(Path(self.build_lib).resolve() / "bertfast" / cuda_build().LIBRARY)
 
     def copy_extensions_to_source(self):
         """Called for an installation in place, which is built elsewhere first."""
@@ -74,22 +90,48 @@ class BuildKernels(BuildExtension):
 
     def compile_kernels(self, command: list[str]) -> None:
         """Run one compiler command, whose last word is the object, or take that from the cache."""
-        folder = os.environ.get("BERTFAST_KERNEL_CACHE")
-        if not folder:
+        kept = cached(f"{digest(command[:-1])}.o")
+        if kept is None:
             self.spawn(command)
             return
-        kept = Path(folder) / f"{digest(command[:-1])}.o"
         if not kept.exists():
             self.spawn(command)
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            part = kept.with_suffix(f".{os.getpid()}")
-            shutil.copyfile(command[-1], part)
-            part.replace(kept)
-        shutil.copyfile(kept, command[-1])
+            keep(Path(command[-1]), kept)
+        take(kept, Path(command[-1]))
+
+
+def cached(name: str) -> Path | None:
+    """Where the cache has a file of this name, or would have it; None where there is no cache."""
+    folder = os.environ.get("BERTFAST_KERNEL_CACHE")
+    return Path(folder) / name if folder else None
+
+
+def keep(file: Path, kept: Path) -> None:
+    """Put a file into the cache, whole or not at all, and forget what nobody has used for a while."""
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    part = kept.with_name(f"{kept.name}.{os.getpid()}")
+    shutil.copyfile(file, part)
+    part.replace(kept)
+    for other in kept.parent.iterdir():
+        if other.suffix in (".o", ".so") and other.stat().st_mtime < time.time() - DAYS_KEPT * 86400:
+            other.unlink(missing_ok=True)
+
+
+def take(kept: Path, file: Path) -> None:
+    shutil.copyfile(kept, file)
+    os.utime(kept)
+
+
+def extension_digest() -> str:
+    """Of everything that the extension depends on: sources, compiler, its environment, torch, Python, and this file."""
+    names = ("CXX", "CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS")
+    parts = [os.environ.get("CXX", "c++"), *(f"{name}={os.environ.get(name)}" for name in names)]
+    parts += [torch.__version__, torch.version.git_version, sysconfig.get_config_var("SOABI")]
+    return digest([*parts, hashlib.sha256((ROOT / "setup.py").read_bytes()).hexdigest()])
 
 
 def digest(command: list[str]) -> str:
-    """Of everything that an object of the kernels depends on: its command, the compiler and every source and header."""
+    """Of everything that an object of the kernels depends on: its command, whose first word is the compiler, and all sources."""
     version = subprocess.run([command[0], "--version"], capture_output=True, check=True).stdout
     content = hashlib.sha256(repr(command).encode() + version)
     for path in sorted((ROOT / "csrc").rglob("*")):
@@ -144,7 +186,9 @@ def extension() -> CppExtension:
 
 
 build = builds()
-(ROOT / "bertfast" / "_build_info.py").write_text(f'"""Written by setup.py."""\n\nTORCH = "{torch.__version__}"\n')
+info, written = ROOT / "bertfast" / "_build_info.py", f'"""Written by setup.py."""\n\nTORCH = "{torch.__version__}"\n'
+if not info.exists() or info.read_text() != written:  # another process may be reading it
+    info.write_text(written)
 setup(
     ext_modules=[extension()] if build else [],
     cmdclass={"build_ext": BuildKernels.with_options(use_ninja=True)} if build else {},

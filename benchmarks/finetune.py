@@ -22,7 +22,7 @@ from rich.table import Table
 from bertfast.bench.run import environment
 from bertfast.tasks.loader import Batching
 from bertfast.train.finetune import FinetuneTask, finetune
-from bertfast.train.finetune_config import FinetuneTraining, PairConfig, QAConfig
+from bertfast.train.finetune_config import FinetuneConfig, FinetuneTraining, config_class
 from bertfast.train.journal import read
 from bertfast.train.loop import train
 
@@ -78,7 +78,7 @@ def training(seed: int, epochs: float, rate: float, threads: int | None, steps: 
     )
 
 
-def measure(config: PairConfig | QAConfig, run: Path, stock: bool = False) -> dict[str, Any]:
+def measure(config: FinetuneConfig, run: Path, stock: bool = False) -> dict[str, Any]:
     """Scores of one run, its seconds, and the median rate of its log lines in real tokens/s."""
     begun = time.perf_counter()
     if stock:
@@ -130,7 +130,7 @@ def report(task: str, sides: dict[str, list[dict[str, Any]]], names: tuple[str, 
 
 
 def run_seeds(
-    kind: type[PairConfig] | type[QAConfig],
+    kind: str,
     task: str,
     names: tuple[str, ...],
     files: tuple[Path, Path],
@@ -145,7 +145,7 @@ def run_seeds(
     """Ours alone, on (training, held-out) files, once for each seed; the table and the file of results."""
     rows = []
     for seed in range(seeds):
-        config = kind(
+        config = config_class(kind)(
             model=str(model),
             train_file=str(files[0]),
             dev_file=str(files[1]),
@@ -173,7 +173,7 @@ def sst2(
     """Sentiment of single sentences: accuracy on SST-2's development set."""
     files = data / "sst2_train.tsv", data / "sst2_dev.tsv"
     run_seeds(
-        PairConfig,
+        "text",
         "sst2",
         ("accuracy", "f1", "matthews"),
         files,
@@ -227,7 +227,7 @@ def squad(
         train_file, dev_file = split_articles(data / "squad_v2_sample.json", Path(folder), {article}, answerable)
         for seed in range(seeds):
             for side in sides:
-                config = QAConfig(
+                config = config_class("qa")(
                     model=str(model or minilm()),
                     train_file=str(train_file),
                     dev_file=str(dev_file),
@@ -271,7 +271,7 @@ def jsquad(
     titles = [article["title"] for article in json.loads(source.read_text(encoding="utf-8"))["data"]]
     with tempfile.TemporaryDirectory() as folder:
         files = split_articles(source, Path(folder), share_of(titles, HELD_OUT_ARTICLES))
-        run_seeds(QAConfig, "jsquad", ("f1", "exact"), files, model, seeds, batch, epochs, rate, threads, steps)
+        run_seeds("qa", "jsquad", ("f1", "exact"), files, model, seeds, batch, epochs, rate, threads, steps)
 
 
 @app.command()
@@ -288,9 +288,7 @@ def jnli(
     """Japanese sentence pairs (entailment, contradiction, neutral), a fifth of the pictures held out."""
     with tempfile.TemporaryDirectory() as folder:
         files = split_pairs(data / "jnli_v1.3_valid.jsonl", Path(folder))
-        run_seeds(
-            PairConfig, "jnli", ("accuracy", "macro_f1"), files, model, seeds, batch, epochs, rate, threads, steps
-        )
+        run_seeds("pair", "jnli", ("accuracy", "macro_f1"), files, model, seeds, batch, epochs, rate, threads, steps)
 
 
 if __name__ == "__main__":

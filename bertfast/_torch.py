@@ -4,11 +4,12 @@
 import, where the call costs less than the look-up.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # Private name -> what bertfast does without it.
 NAMES = {
@@ -80,6 +81,24 @@ def in_backward() -> bool:
 def has_global_hooks() -> bool:
     """Whether hooks are registered for all modules; True where torch cannot say."""
     return _has_any_global_hook is None or _has_any_global_hook()
+
+
+def unsharded_class(kind: type) -> type:
+    """What a class was before `fully_shard` put another one, made for it, in the place of its module's; itself where it did not."""
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")  # which is slow to import
+    if fsdp is None or not issubclass(kind, fsdp.FSDPModule) or kind.__bases__[:1] != (fsdp.FSDPModule,):
+        return kind
+    return kind.__bases__[1]
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether `fully_shard` was called on this very module, whose parameters are whole only while it is called."""
+    return unsharded_class(type(module)) is not type(module)
+
+
+def is_sharding_hook(hook: Any) -> bool:
+    """Whether a module's hook is one of those by which `fully_shard` gathers parameters and shards them again."""
+    return type(getattr(hook, "__self__", None)).__module__.startswith("torch.distributed.fsdp.")
 
 
 def uses(tensor: Tensor) -> tuple[int, int] | None:

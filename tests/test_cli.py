@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import bertfast
 from bertfast.cli import app
 from bertfast.cli.common import plain
+from bertfast.tasks.registry import TASKS
 
 runner = CliRunner()
 
@@ -49,7 +50,7 @@ def test_every_command_has_its_help(words):
     done = runner.invoke(app, [*words, "--help"], env={"COLUMNS": "200"})
     assert done.exit_code == 0, done.output
     assert "--help" in done.output
-    marked = {("data", "vocab"), ("data", "build"), *(("finetune", kind) for kind in ("pair", "qa", "token"))}
+    marked = {("data", "vocab"), ("data", "build"), *(("finetune", task) for task in TASKS)}
     assert ("[E1],[/E1]" in done.output) == (words in marked)
     training = words == ("pretrain",) or (len(words) == 2 and words[0] == "finetune")
     assert ("--set train.cuda_graphs=false" in said(done)) == training

@@ -63,6 +63,8 @@ def minilm_folder() -> Path:
 
 
 def _folder(model: str) -> Path:
+    from bertfast.convert.families import FAMILIES
+
     folder = minilm_folder() if model == "minilm" else Path(model)
     if not folder.is_dir():
         raise BenchError(
@@ -76,8 +78,9 @@ def _folder(model: str) -> Path:
         kind = json.loads(config.read_text()).get("model_type")
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise BenchError(f"{config} cannot be read as JSON: {error}") from error
-    if kind != "bert":
-        raise BenchError(f"{folder} is a {kind!r} model; bertfast supports model_type 'bert'")
+    supported = [family.model_type for family in FAMILIES.values()]
+    if kind not in supported:
+        raise BenchError(f"{folder} is a {kind!r} model; bertfast supports model_type {', '.join(supported)}")
     if not list(folder.glob("*.safetensors")):
         raise BenchError(
             f"{folder} has no .safetensors file, and pickled weights are never loaded: "
@@ -101,7 +104,7 @@ def preset_config(name: str) -> Any:
 
 
 def load_model(model: str) -> nn.Module:
-    """A stock BertModel in float32, sdpa attention, evaluation mode, from a preset's name or a checkpoint's folder."""
+    """A stock base model in float32 and evaluation mode, with sdpa where its family has that, from a preset's name or a folder."""
     try:
         from transformers import AutoModel, BertModel
         from transformers.utils import logging
@@ -118,7 +121,6 @@ def load_model(model: str) -> nn.Module:
             folder,
             local_files_only=True,
             use_safetensors=True,
-            attn_implementation="sdpa",
             dtype=torch.float32,
             output_loading_info=True,
         )
@@ -144,7 +146,9 @@ def _lengths(batch: int, length: int, padding: float) -> Tensor:
     return (share * length).round().long().clamp(1, length)
 
 
-def random_batch(vocabulary: int, batch: int, length: int, padding: float, *, left: bool = False) -> Batch:
+def random_batch(
+    vocabulary: int, batch: int, length: int, padding: float, *, left: bool = False, padding_idx: int = 0
+) -> Batch:
     """Random ids; lengths spread around (1 - padding) * length in a shuffled order, one of several sequences full."""
     if batch < 1 or length < 1 or not 0.0 <= padding < 1.0:
         raise BenchError(
@@ -152,11 +156,12 @@ def random_batch(vocabulary: int, batch: int, length: int, padding: float, *, le
         )
     generator = torch.Generator().manual_seed(SEED)
     # BERT's first 999 ids are special or unused; a small test vocabulary has no such range.
-    lowest = 999 if vocabulary > 2000 else min(1, vocabulary - 1)
+    lowest = 999 if vocabulary > 2000 else min(padding_idx + 1, vocabulary - 1)
     ids = torch.randint(lowest, vocabulary, (batch, length), generator=generator)
     lengths = _lengths(batch, length, padding)[torch.randperm(batch, generator=generator)]
     mask = (torch.arange(length)[None, :] < lengths[:, None]).long()
-    return Batch((ids * mask).flip(1), mask.flip(1)) if left else Batch(ids * mask, mask)
+    ids = ids.masked_fill(mask == 0, padding_idx)
+    return Batch(ids.flip(1), mask.flip(1)) if left else Batch(ids, mask)
 
 
 def sentences() -> list[str]:

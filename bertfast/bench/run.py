@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import bertfast
 from bertfast import _ext
-from bertfast.bench.cases import DTYPES, Batch, BenchError, Case, load_model
+from bertfast.bench.cases import DTYPES, Batch, BenchError, Case, load_model, random_batch
 from bertfast.bench.protocol import Comparison, interleave, peak_memory
 from bertfast.doctor import processor
 from bertfast.testing import max_error, rms_error, rounding_step
@@ -44,7 +44,7 @@ class Parity:
 
 @dataclass(frozen=True)
 class Coverage:
-    """How many BERT modules ran fast, of how many, and the reasons of those that did not."""
+    """How many modules ran fast, of how many, and the reasons of those that did not."""
 
     fast: int
     total: int
@@ -87,12 +87,21 @@ class Models:
         self._exact: dict[Batch, list[Tensor]] = {}
 
     @property
-    def vocabulary(self) -> int:
-        return self.stock(torch.float32).config.vocab_size
+    def _padding_idx(self) -> int:
+        return self.stock(torch.float32).get_input_embeddings().padding_idx or 0
 
     @property
     def positions(self) -> int:
-        return self.stock(torch.float32).config.max_position_embeddings
+        """The longest sequence that the model takes."""
+        from bertfast.convert.families import of_instance
+
+        model = self.stock(torch.float32)
+        family, positions = of_instance(model), model.config.max_position_embeddings
+        return positions - self._padding_idx - 1 if family is not None and family.positions_follow_tokens else positions
+
+    def random_batch(self, batch: int, length: int, padding: float, *, left: bool = False) -> Batch:
+        vocabulary = self.stock(torch.float32).config.vocab_size
+        return random_batch(vocabulary, batch, length, padding, left=left, padding_idx=self._padding_idx)
 
     def stock(self, dtype: torch.dtype) -> Any:
         if dtype not in self._stock:
@@ -149,11 +158,14 @@ def check_parity(models: Models, batches: tuple[Batch, ...], dtype: torch.dtype)
 
 def coverage(model: nn.Module) -> Coverage:
     """What the calls so far ran on. Parity of a model that quietly stayed stock would say nothing."""
+    from bertfast.convert.encoder import FastEncoder
+
     reasons, fast = [], 0
     rows = bertfast.report(model).rows
+    encoders = {name or "(model)" for name, module in model.named_modules() if isinstance(module, FastEncoder)}
     for row in rows:
         slow = [row.reason] if row.state != "fast" else []
-        if row.kind != "BertEncoder":  # an encoder's counts tell only whether padding was removed
+        if row.name not in encoders:  # an encoder's counts tell only whether padding was removed
             slow += [outcome for outcome in row.calls if not outcome.startswith("fast")]
         fast += not slow
         reasons += slow

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bertfast.bench.cases import DTYPES, random_batch
+from bertfast.bench.cases import DTYPES
 from bertfast.bench.run import Models, Parity, check_parity
 
 SHAPES = ((1, 7), (3, 33), (8, 64), (2, 200))
@@ -27,6 +27,6 @@ def verify(models: Models) -> Iterator[Row]:
     """Rows of the grid, one after another as they are done."""
     for batch, length in SHAPES:
         for padding, (share, left) in PADDINGS.items():
-            data = random_batch(models.vocabulary, batch, min(length, models.positions), share, left=left)
+            data = models.random_batch(batch, min(length, models.positions), share, left=left)
             for name, dtype in DTYPES.items():
                 yield Row(batch, data.input_ids.shape[1], padding, name, check_parity(models, (data,), dtype))

@@ -59,14 +59,16 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] =
 def _warn_fallback(ran: Any) -> None:
     """Parity says little about modules that ran stock code on both sides."""
     if ran.fast < ran.total or not ran.total:
-        why = "; ".join(ran.reasons) or "no BERT module was found"
+        why = "; ".join(ran.reasons) or "no module of a known family was found"
         console.print(
             f"note: {ran.fast} of {ran.total} modules took the fast path: {why}", style="yellow", markup=False
         )
 
 
 def verify(
-    model: Annotated[str, typer.Argument(help="folder of a BERT checkpoint, 'minilm', or a preset such as bert-base")],
+    model: Annotated[
+        str, typer.Argument(help="folder of a checkpoint of a known family, 'minilm', or a preset such as bert-base")
+    ],
     json_path: Annotated[Path | None, typer.Option("--json", help="write the rows here")] = None,
 ) -> None:
     """Check a checkpoint against the stock model over shapes, paddings and dtypes. Exit status 1 if any row fails."""
@@ -95,9 +97,7 @@ def verify(
 def bench(
     models: Annotated[
         list[str] | None,
-        typer.Argument(
-            help="folders of BERT checkpoints, 'minilm', bert-base or bert-large; none runs the default suite"
-        ),
+        typer.Argument(help="folders of checkpoints, 'minilm', bert-base or bert-large; none runs the default suite"),
     ] = None,
     device: Annotated[str, typer.Option(help="only cpu; a GPU is measured by `make gpu`")] = "cpu",
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; float32 where not given")] = None,
@@ -142,7 +142,7 @@ def bench(
             loaded[model] = run.Models(model)
             if length > loaded[model].positions:
                 raise fail(f"--length {length}: {model} has {loaded[model].positions} positions")
-            data = case_list.random_batch(loaded[model].vocabulary, batch, length, padding)
+            data = loaded[model].random_batch(batch, length, padding)
             name = f"{Path(model).name} {batch}x{length}, {dtype}"
             todo.append(case_list.Case(name, model, dtype, (data,), runs=7))
         results = []

@@ -1,162 +1,127 @@
-"""predict and fill-mask: a trained model on a file, on texts given on the line, or on masked words."""
+"""predict: a fine-tuned model on a file, or on texts given on the line."""
 
+import dataclasses
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from enum import StrEnum
+import typing
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-import torch
-import typer
-from rich.table import Table
+from typing import Any, cast
 
 from bertfast.cli.common import check_target, console, fail, note, notes
+from bertfast.cli.flags import simple
+from bertfast.cli.loading import DEVICE, chosen_device, mistakes
+from bertfast.options import option
+from bertfast.tasks.registry import TASKS
+from bertfast.tasks.task import Line, Predicted
 
 
-class BadLinesPolicy(StrEnum):
-    refuse = "refuse"
-    skip = "skip"
+@dataclass(kw_only=True)
+class PredictOptions(Line):
+    """What `bertfast predict` takes, but for the options of tasks."""
+
+    model: Path = option(help="folder of a fine-tuned model, such as RUN/model", argument=True)
+    input: Path | None = option(None, "file as for `finetune`, without labels", argument=True)
+    out: Path | None = option(None, "write predictions here; printed where not given")
+    n_best: Path | None = option(None, "questions: write the n best answers with scores here")
+    task: str | None = option(None, "what the model is for, where its folder does not say", choices=tuple(TASKS))
+    bad_lines: str = option("refuse", "skip: left out, counted and named", choices=("refuse", "skip"))
+    device: str = DEVICE
 
 
-# In the words of `finetune`, which makes its flag from `train.device`.
-Device = Annotated[str, typer.Option(help="auto: a GPU where there is one; auto|cpu|cuda")]
+def _of_tasks() -> dict[str, tuple[type, Any]]:
+    """Options of tasks that may be given here: name to (type, field), the texts of all tasks that have it in its help."""
+    made: dict[str, tuple[type, Any]] = {}
+    texts: dict[str, list[str]] = {}
+    for task in TASKS.values():
+        for each in dataclasses.fields(task.options):
+            if text := each.metadata.get("predicting"):
+                texts.setdefault(each.name, []).append(text)
+                about = {**each.metadata, "help": "; ".join(dict.fromkeys(texts[each.name]))}
+                made[each.name] = typing.get_type_hints(task.options)[each.name], field(default=None, metadata=about)
+    return made
 
 
-def _chosen(device: str) -> torch.device:
-    """The device of `--device`; one that is not there is told before anything is loaded."""
-    from bertfast.tasks.device import DeviceError, choose
-
-    try:
-        return choose(device)
-    except DeviceError as error:
-        raise fail(f"--{error}") from None
-
-
-@contextmanager
-def _mistakes(device: torch.device) -> Iterator[None]:
-    """What a user can mend ends the command as one line."""
-    try:
-        from bertfast.data.tokenizer import TokenizerError
-        from bertfast.models import ConfigError, WeightsError
-        from bertfast.tasks.lines import DataError
-    except ImportError as error:
-        raise fail(str(error)) from None
-    try:
-        yield
-    except (DataError, TokenizerError, ConfigError, WeightsError, FileNotFoundError, ImportError) as error:
-        raise fail(str(error)) from None
-    except torch.OutOfMemoryError as error:
-        raise fail(f"{device} has no memory for this model: free some, or give --device cpu ({error})") from None
+_OF_TASKS = _of_tasks()
+_ALL: Any = make_dataclass(
+    "AllOptions",
+    [(name, kind, each) for name, (kind, each) in _OF_TASKS.items()],
+    bases=(PredictOptions,),
+    kw_only=True,
+)
 
 
-@notes()
-def predict(
-    model: Annotated[Path, typer.Argument(help="folder of a fine-tuned model, such as RUN/model")],
-    data: Annotated[Path | None, typer.Argument(metavar="INPUT", help="file as for `finetune`, without labels")] = None,
-    out: Annotated[Path | None, typer.Option(help="write predictions here; printed where not given")] = None,
-    text: Annotated[list[str] | None, typer.Option(help="in place of INPUT: a sentence; twice for a pair")] = None,
-    question: Annotated[str | None, typer.Option(help="in place of INPUT: a question about --context")] = None,
-    context: Annotated[str | None, typer.Option(help="the text that the answer is cut from")] = None,
-    n_best: Annotated[Path | None, typer.Option(help="questions: write the n best answers with scores here")] = None,
-    threshold: Annotated[
-        float | None, typer.Option(help="questions: of no answer; the model's where not given")
-    ] = None,
-    fields: Annotated[
-        str | None, typer.Option(help="of JSONL and CSV: names of the sentences; the model's where not given")
-    ] = None,
-    bad_lines: Annotated[
-        BadLinesPolicy, typer.Option(help="skip: left out, counted and named")
-    ] = BadLinesPolicy.refuse,
-    device: Device = "auto",
-) -> None:
-    """Predict with a fine-tuned model: labels and probabilities, answers, or entities, as the model was made for."""
-    check_target("--out", out)
-    check_target("--n-best", n_best)
-    if sum(given is not None for given in (data, text, question)) != 1:
-        raise fail("give one of INPUT, --text, or --question with --context")
-    if (question is None) != (context is None):
+def _check_input(options: PredictOptions) -> None:
+    """Before anything is loaded."""
+    check_target("--out", options.out)
+    check_target("--n-best", options.n_best)
+    asked = options.choice is not None or options.question is not None
+    if sum((options.input is not None, options.text is not None, asked)) != 1:
+        raise fail("give one of INPUT, --text, --question with --context, or --choice")
+    if options.choice is None and (options.question is None) != (options.context is None):
         raise fail("--question and --context belong together")
-    at = _chosen(device)
-    with _mistakes(at):
-        from bertfast.tasks import predict as tasks
-        from bertfast.tasks.lines import BadLines
+    if options.context is not None and not asked:
+        raise fail("--context goes with --question or --choice; leave it out")
 
-        bad = BadLines(bad_lines is BadLinesPolicy.skip)
-        fitted = tasks.Fitted.load(model, at)
-        for option, given, kind in (
-            ("--n-best", n_best, "qa"),
-            ("--threshold", threshold, "qa"),
-            ("--fields", fields, "pair"),
-        ):
-            if given is not None and fitted.kind != kind:
-                raise fail(
-                    f"{option} is for models of the task {kind!r}; this one is for {fitted.kind!r}: leave it out"
-                )
-        if data is not None:
-            columns = [name.strip() for name in fields.split(",")] if fields is not None else None
-            examples = tasks.read_input(fitted, data, bad, columns)
+
+def _refuse_others(fitted: Any, given: dict[str, Any]) -> None:
+    """An option that is not of the model's task."""
+    for name, value in given.items():
+        if name == "n_best":
+            having = [task.name for task in TASKS.values() if task.has_n_best]
         else:
-            examples = tasks.from_line(fitted, text, question, context)
-        for remark in (*fitted.notes, *bad.remarks, *([f"{data}: {bad.summary()}"] if bad else [])):
-            note(remark)
-        if fitted.kind == "qa":
-            _answers(fitted, examples, out, n_best, threshold, single=data is None)
-            return
-        run = tasks.predict_pairs if fitted.kind == "pair" else tasks.predict_entities
-        _lines(run(fitted, examples), out)
-
-
-def _lines(rows: list[dict[str, Any]], out: Path | None) -> None:
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    if out is None:
-        print(text, end="")
-        return
-    out.write_text(text, encoding="utf-8")
-    console.print(f"wrote {out}", highlight=False)
-
-
-def _answers(
-    fitted: Any, examples: list[Any], out: Path | None, n_best: Path | None, threshold: float | None, single: bool
-) -> None:
-    from bertfast.tasks.predict import predict_questions
-    from bertfast.tasks.qa_answers import nbest_json
-
-    options = fitted.qa_options(threshold)
-    found = predict_questions(fitted, examples, options)
-    texts = {prediction.id: prediction.answer(options.threshold) for prediction in found}
-    for path, content in ((out, texts), (n_best, {prediction.id: nbest_json(prediction) for prediction in found})):
-        if path is not None:
-            path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-            console.print(f"wrote {path}", highlight=False)
-    if out is None:
-        print((texts[found[0].id] or "(no answer)") if single else json.dumps(texts, ensure_ascii=False, indent=1))
+            having = [t.name for t in TASKS.values() if name in (each.name for each in dataclasses.fields(t.options))]
+        if value is not None and fitted.task.name not in having:
+            flag = f"--{name.replace('_', '-')}"
+            which = f"task{'s' if len(having) > 1 else ''} {' and '.join(map(repr, having))}"
+            raise fail(f"{flag} is for models of the {which}; this one is for {fitted.task.name!r}: leave it out")
 
 
 @notes()
-def fill_mask(
-    model: Annotated[Path, typer.Argument(help="folder of a model with a masked-LM head")],
-    text: Annotated[str, typer.Argument(help='text with one or more masks: "Paris is the [MASK] of France."')],
-    top: Annotated[int, typer.Option(min=1, help="pieces shown for each mask")] = 5,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
-    device: Device = "auto",
-) -> None:
-    """Say which words are likeliest at each [MASK] of a text, English or Japanese."""
-    at = _chosen(device)
-    with _mistakes(at):
-        from bertfast.tasks import fill_mask as masks
+def _run(options: PredictOptions) -> None:
+    _check_input(options)
+    at = chosen_device(options.device)
+    with mistakes(at):
+        from bertfast.tasks.lines import BadLines
+        from bertfast.tasks.predict import Fitted
 
-        found = masks.fill_masks(*masks.load_masked_lm(model, at), text, top)
-    if as_json:
-        rows = [
-            [{"piece": g.piece, "probability": g.probability, "text": g.text} for g in guesses] for guesses in found
-        ]
-        print(json.dumps(rows, ensure_ascii=False, indent=1))
-        return
-    for number, guesses in enumerate(found, 1):
-        table = Table(title=f"mask {number} of {len(found)}" if len(found) > 1 else None)
-        for column in ("piece", "probability", "text"):
-            table.add_column(column, justify="right" if column == "probability" else "left")
-        for guess in guesses:
-            table.add_row(guess.piece, f"{guess.probability:.4f}", guess.text)
-        console.print(table, markup=False)
+        bad = BadLines(options.bad_lines == "skip")
+        fitted = Fitted.load(options.model, at, options.task)
+        own = {name: getattr(options, name) for name in _OF_TASKS}
+        _refuse_others(fitted, {**own, "n_best": options.n_best})
+        own = {name: value for name, value in own.items() if value is not None}
+        fitted = dataclasses.replace(fitted, options=dataclasses.replace(fitted.options, **own))
+        if options.input is not None:
+            examples = fitted.read(options.input, bad)
+        else:
+            line = {each.name: getattr(options, each.name) for each in dataclasses.fields(Line)}
+            examples = fitted.example(Line(**line))
+        for remark in (*fitted.notes, *bad.remarks, *([f"{options.input}: {bad.summary()}"] if bad else [])):
+            note(remark)
+        _write(fitted.predict(examples), options)
+
+
+def _write(found: Predicted, options: PredictOptions) -> None:
+    if found.document is None:
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows)
+    else:
+        text = json.dumps(found.document, ensure_ascii=False, indent=1) + "\n"
+    if options.n_best is not None:
+        whole = json.dumps(found.n_best, ensure_ascii=False, indent=1) + "\n"
+        _write_text(options.n_best, whole)
+    if options.out is not None:
+        _write_text(options.out, text)
+    else:
+        print(found.short if options.input is None and found.short is not None else text.rstrip("\n"))
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+    console.print(f"wrote {path}", highlight=False)
+
+
+predict = simple(
+    "predict",
+    cast(type[PredictOptions], _ALL),
+    _run,
+    "Predict with a fine-tuned model: labels, answers, entities or choices with their probabilities, as the model was made for.",
+)

@@ -7,7 +7,8 @@ except ImportError as error:
         "bertfast.optimize works on Hugging Face models and needs transformers: pip install 'bertfast[hf]'"
     ) from error
 
+from bertfast.convert.attention import register_attention
 from bertfast.convert.optimize import UnsupportedModelError, optimize, restore
 from bertfast.convert.report import Report, report
 
-__all__ = ["Report", "UnsupportedModelError", "optimize", "report", "restore"]
+__all__ = ["Report", "UnsupportedModelError", "optimize", "register_attention", "report", "restore"]

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from transformers import activations
 
 from bertfast import _torch
-from bertfast.convert import installed
+from bertfast.convert import adapters, installed
+from bertfast.convert.plain import hook_reason, module_reason
 from bertfast.nn.parts import Kind, below, parts_of
 from bertfast.nn.plain import dropout_rate
 from bertfast.triton import faster, verified
@@ -65,55 +66,6 @@ def argument_reason(arguments: dict[str, Any] | None, known: frozenset[str]) -> 
     return None if name is None else f"{name} was given"
 
 
-def _foreign(hooks: dict[int, Any]) -> bool:
-    """Whether any hook is not the one transformers leaves on modules after the first recorded call."""
-    return not all(map(installed.is_recorder, hooks.values()))
-
-
-def hook_reason(module: nn.Module, name: str) -> str | None:
-    """A user's hooks, or a patched forward, on `module` itself."""
-    if (
-        module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or (module._forward_hooks and _foreign(module._forward_hooks))
-    ):
-        return f"{name} has hooks"
-    own = module.__dict__.get("forward")
-    # transformers 5.0 and 5.1 set `forward` while they record, and leave the class's own one on the instance afterwards.
-    if own is not None and getattr(own, "__func__", None) is not type(module).forward:
-        return f"the forward of {name} was replaced"
-    return None
-
-
-def _plain(module: Any, kind: type, name: str, device: torch.device, dtype: torch.dtype | None = None) -> str | None:
-    """`module` is exactly `kind`, unhooked, and its parameters are ordinary tensors on `device`, of `dtype` where given."""
-    if type(module) is not kind:
-        found = type(module)
-        # An adapter may have the name of what it wraps, as LoRA's Linear has.
-        said = found.__name__ if found.__name__ != kind.__name__ else f"{found.__module__}.{found.__name__}"
-        return f"{name} is {said}, not a plain {kind.__name__}"
-    reason = hook_reason(module, name)
-    if reason is not None:
-        return reason
-    for parameter in module._parameters.values():
-        if parameter is None:
-            continue
-        if type(parameter) not in (nn.Parameter, Tensor) or parameter.device != device:
-            where = f"on the {parameter.device.type} device" if parameter.device != device else type(parameter).__name__
-            return f"the weights of {name} are {where}"
-        if dtype is not None and parameter.dtype != dtype:
-            return f"the weights of {name} are {parameter.dtype} where hidden states are {dtype}"
-    if kind is nn.Dropout and module.p >= 1.0:
-        return f"{name} drops everything"
-    if kind is nn.LayerNorm:
-        if module.weight is None or module.bias is None:
-            return f"{name} has no weight or no bias"
-        if tuple(module.normalized_shape) != tuple(module.weight.shape) or module.weight.dim() != 1:
-            return f"{name} normalises over {tuple(module.normalized_shape)}"
-    return None
-
-
 def approximate_of(activation: Any) -> str | None:
     """The `approximate` of a GELU, "none" or "tanh"; None for any other activation, one whose function was replaced too."""
     if type(activation) is nn.GELU:
@@ -162,7 +114,9 @@ def kind_of(layer: Any) -> Kind:
 
 def drops(layer: Any) -> bool:
     """Whether any dropout of a layer that `layer_reason` finds plain is on, which may be so outside training."""
-    return any(dropout_rate(dropout) > 0.0 for dropout in parts_of(layer).dropouts)
+    parts = parts_of(layer)
+    beside = (low for linear in parts.linears for low in adapters.low_ranks(linear))
+    return any(dropout_rate(dropout) > 0.0 for dropout in parts.dropouts) or any(low.rate > 0.0 for low in beside)
 
 
 @functools.cache
@@ -175,14 +129,24 @@ def _places(family: Any) -> tuple[tuple[tuple[str, type[nn.Module]], ...], tuple
     return (*family.holders.items(), *plain), (*names.linears[:3], names.mlp.up)
 
 
-def layer_reason(layer: Any, device: torch.device, dtype: torch.dtype | None = None) -> str | None:
-    """What about a layer as it stands now keeps it from the fast path on hidden states of `device` and `dtype`."""
+def layer_reason(
+    layer: Any, device: torch.device, dtype: torch.dtype | None = None, sharded: bool = False
+) -> str | None:
+    """What about a layer as it stands now keeps it from the fast path on hidden states of `device` and `dtype`.
+
+    sharded: its parameters are whole only when it is called, and of the dtype that `fully_shard` was asked for.
+    """
     family = layer.family
     if getattr(layer, "is_decoder", False) or getattr(layer, "add_cross_attention", False):
         return "it is a decoder layer"
     places, with_bias = _places(family)
+    dtype = None if sharded else dtype
     for name, kind in places:
-        reason = _plain(below(layer, name, _ABSENT), kind, name, device, dtype)
+        module = below(layer, name, _ABSENT)
+        if kind is nn.Linear:
+            reason = adapters.product_reason(module, name, device, dtype, sharded)
+        else:
+            reason = module_reason(module, kind, name, device, dtype, sharded)
         if reason is not None:
             return reason
     holder, _, chunk = family.chunk.rpartition(".")
@@ -198,7 +162,7 @@ def layer_reason(layer: Any, device: torch.device, dtype: torch.dtype | None = N
     if reason is not None:
         return reason
     for name in with_bias:
-        if below(layer, name, _ABSENT)._parameters["bias"] is None:
+        if adapters.base(below(layer, name, _ABSENT))._parameters["bias"] is None:
             return f"{name} has no bias"
     attention = attention_of(layer)
     outer = below(layer, family.attention.rpartition(".")[0], _ABSENT)
@@ -341,7 +305,7 @@ def predictions_reason(model: Any, head: Any) -> str | None:
     device, dtype = decoder.weight.device, decoder.weight.dtype
     leaves = ((head.dense, nn.Linear), (head.norm, nn.LayerNorm), (head.decoder, nn.Linear))
     for name, kind in (*head.holders.items(), *leaves):
-        reason = _plain(below(model, name, _ABSENT), kind, name, device, dtype)
+        reason = module_reason(below(model, name, _ABSENT), kind, name, device, dtype)
         if reason is not None:
             return reason
     for name, module in ((head.dense, dense), (head.decoder, decoder)):
@@ -372,7 +336,7 @@ def embeddings_reason(module: Any) -> str | None:
     names += ["task_type_embeddings"] if getattr(module, "use_task_id", False) else []
     for name in names:
         table = getattr(module, name, None)
-        reason = _plain(table, nn.Embedding, name, device)
+        reason = module_reason(table, nn.Embedding, name, device)
         if reason is not None:
             return reason
         if table.max_norm is not None or table.scale_grad_by_freq or table.sparse:
@@ -395,7 +359,9 @@ def embeddings_reason(module: Any) -> str | None:
         if buffer.dtype != torch.int64 or buffer.dim() != 2 or buffer.device != device:
             return f"{name} is {buffer.dtype} {tuple(buffer.shape)} on {buffer.device}"
     norm, dropout = module.LayerNorm, module.dropout
-    return _plain(norm, nn.LayerNorm, "LayerNorm", device) or _plain(dropout, nn.Dropout, "dropout", device)
+    return module_reason(norm, nn.LayerNorm, "LayerNorm", device) or module_reason(
+        dropout, nn.Dropout, "dropout", device
+    )
 
 
 def projection_reason(model: Any) -> str | None:
@@ -405,4 +371,4 @@ def projection_reason(model: Any) -> str | None:
     if projection is None:
         return None
     word = model._modules["embeddings"].word_embeddings.weight
-    return _plain(projection, nn.Linear, str(name), word.device, word.dtype)
+    return module_reason(projection, nn.Linear, str(name), word.device, word.dtype)

@@ -31,11 +31,14 @@ def reason(encoder: Any, x: Tensor) -> str | None:
         return "a compiled graph on a GPU needs shapes that do not depend on data"
     if torch.is_autocast_enabled("cpu"):
         return "a compiled graph under autocast needs shapes that do not depend on data"
-    if encoder.training or any(layer.training or checks.drops(layer) for layer in encoder.layer):
+    layers = list(encoder.layer)
+    if encoder.training or any(layer.training or checks.drops(layer) for layer in layers):
         return "dropout is on"
+    if any(type(linear) is not nn.Linear for layer in layers for linear in parts_of(layer).linears):
+        return "a compiled graph with adapters needs shapes that do not depend on data"
     if needs_gradients(x, list(encoder.parameters())):
         return "a compiled graph with gradients needs shapes that do not depend on data"
-    kinds = [checks.kind_of(layer) for layer in encoder.layer]
+    kinds = [checks.kind_of(layer) for layer in layers]
     return None if kinds and all(kind == kinds[0] for kind in kinds) else "its layers differ"
 
 

@@ -5,8 +5,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from bertfast import ops
-from bertfast.convert import checks, compiled, handover, installed
+from bertfast import _torch, ops
+from bertfast.convert import adapters, checks, compiled, handover, installed
 from bertfast.convert.counts import SPLIT, UNPADDED, count
 from bertfast.convert.layer import FastLayer, states_reason
 from bertfast.convert.options import limits_of, option
@@ -127,13 +127,16 @@ class FastEncoder(Swapped):
         """
         if option(self, "unpad") is False:
             return "unpad=False"
+        captured = captured and not (x.is_cuda and any(adapters.beside(e) or _torch.is_sharded(e) for e in self.layer))
         reason = checks.environment_reason() or checks.tensor_reason(x, option(self, "gpu_kernels"), captured, train)
         if reason is not None:
             return reason
         for i, layer in enumerate(self.layer):
             if not isinstance(layer, FastLayer) or type(layer) is not type(self.layer[0]):
                 return f"layer {i} is {type(layer).__name__}"
-            reason = checks.hook_reason(layer, "it") or checks.layer_reason(layer, x.device, x.dtype)
+            sharded = _torch.is_sharded(layer)
+            reason = checks.hook_reason(layer, "it", sharded)
+            reason = reason or checks.layer_reason(layer, x.device, x.dtype, sharded)
             if reason is not None:
                 return f"layer {i}: {reason}"
         return None
@@ -190,7 +193,9 @@ class FastEncoder(Swapped):
     def layers(self: Any, arguments: dict[str, Any] | None = None) -> Layers:
         """The layers for `through`, each called with these arguments besides. `stack_reason` has found them all plain."""
         kinds: set[Kind | None] = {checks.kind_of(layer) for layer in self.layer}
-        if self._checkpoints():  # which a call of each layer does
+        if self._checkpoints() or any(
+            map(_torch.is_sharded, self.layer)
+        ):  # which a call of each layer does, and its hooks
             kinds.add(None)
 
         def call(layer: nn.Module, x: Tensor, layout: Packed) -> Tensor:

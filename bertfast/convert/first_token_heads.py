@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from bertfast.convert import checks, handover
+from bertfast.convert.accumulation import averaged
 from bertfast.convert.counts import count
 from bertfast.convert.swapped import Swapped
 
@@ -30,6 +31,7 @@ def only_reader(base: Any, family: Any) -> bool:
 class FastFirstTokenHead(Swapped):
     """A head whose forward is stock's, the encoder being told what will be read."""
 
+    @averaged
     def fast_forward(self: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return self.stock.forward(self, *args, **kwargs)

@@ -6,6 +6,7 @@ Each private name has a way out for a release without it:
                                                counts as a user's, so that calls stay padded
     _CAN_RECORD_REGISTRY                       recorded calls come back empty: `trial` sees it, and models stay stock
     config._attn_implementation                the attention is unknown, and calls go to stock
+    bidirectional_mask_function                masks of padding alone are made as sdpa's, and padding is computed
     ALL_ATTENTION_FUNCTIONS and its masks      looked up by name; where it is gone nothing can have been registered anew
 
 Signatures are not copied: `Arguments` binds by what the installed forward takes, and what bertfast does not know goes to stock
@@ -25,6 +26,7 @@ import transformers
 from torch import nn
 from torch.nn import functional
 from transformers import activations, masking_utils, modeling_utils
+from transformers.models.auto import modeling_auto
 
 try:
     from transformers.utils.output_capturing import _active_collector
@@ -86,6 +88,14 @@ def unknown(arguments: Mapping[str, Any], known: frozenset[str]) -> str | None:
     return None
 
 
+def averages_over_labels(head: type[nn.Module]) -> bool:
+    """Whether a head's loss is a mean over `labels`. Causal language models divide by `num_items_in_batch` themselves; question
+    answering has positions in place of labels, and Trainer, which cannot count them, divides its loss by the micro-batches."""
+    return "labels" in inspect.signature(head.forward).parameters and head.__name__ not in set(
+        modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    )
+
+
 # ---------------------------------------------------------------- recorded outputs
 
 
@@ -126,9 +136,18 @@ def drop_recorder(module: nn.Module) -> None:
 # ---------------------------------------------------------------- attention
 
 
+OWN_ATTENTION = "bertfast"  # what `convert.attention` registers
+
+
 def attention_implementation(config: Any) -> str | None:
-    """The name of the attention function that stock would look up, None for its eager one."""
-    return getattr(config, "_attn_implementation", "unknown")
+    """The name of the attention function that stock would look up, None for its eager one; our own computes what sdpa does."""
+    name = getattr(config, "_attn_implementation", "unknown")
+    return "sdpa" if name == OWN_ATTENTION else name
+
+
+def is_bidirectional(mask_function: Any) -> bool:
+    """Whether a mask function given to a registered mask says that every query may attend to every key."""
+    return mask_function is getattr(masking_utils, "bidirectional_mask_function", _NOTHING)
 
 
 # ---------------------------------------------------------------- code and tables outside the modules

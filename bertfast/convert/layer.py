@@ -4,7 +4,8 @@ from typing import Any
 
 from torch import Tensor
 
-from bertfast.convert import checks, installed
+from bertfast import _torch
+from bertfast.convert import adapters, checks, installed
 from bertfast.convert.counts import FAST, UNPADDED, count
 from bertfast.convert.options import option
 from bertfast.convert.swapped import Swapped
@@ -29,6 +30,8 @@ def states_reason(call: dict[str, Any] | None) -> str | None:
 
 class FastLayer(Swapped):
     """A layer through the fused core, on padded tokens or, called by a FastEncoder, on packed ones."""
+
+    unwrapped = staticmethod(adapters.unwrapped)
 
     def fast_forward(self: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         if len(args) > 1 and isinstance(args[1], Packed):  # the encoder has checked every layer already
@@ -58,9 +61,12 @@ class FastLayer(Swapped):
         )
 
     def _fast(self: Any, x: Tensor, layout: Layout) -> Tensor:
-        parts, kind = parts_of(self), checks.kind_of(self)
+        kind = checks.kind_of(self)
+        parts, beside = adapters.apart(parts_of(self))
         # In training every step would change the copies; reentrant checkpointing runs its first forward without gradients.
-        prepack, int8 = not self.training and option(self, "prepack") is not False, option(self, "int8") is True
+        # Gathered weights lie elsewhere in every call.
+        changing = self.training or _torch.is_sharded(self)
+        prepack, int8 = not changing and option(self, "prepack") is not False, option(self, "int8") is True
         x = attention_block(
             x,
             layout,
@@ -72,6 +78,7 @@ class FastLayer(Swapped):
             hidden_p=dropout_rate(parts.attention.hidden_dropout),
             use_prepack=prepack,
             int8=int8,
+            beside=beside[:4],
         )
         return mlp_block(
             x,
@@ -80,4 +87,5 @@ class FastLayer(Swapped):
             hidden_p=dropout_rate(parts.mlp.dropout),
             use_prepack=prepack,
             int8=int8,
+            beside=beside[4:],
         )

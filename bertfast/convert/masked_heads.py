@@ -14,6 +14,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 
 from bertfast import ops
 from bertfast.convert import checks, handover
+from bertfast.convert.accumulation import averaged
 from bertfast.convert.counts import count
 from bertfast.convert.first_token_heads import only_reader
 from bertfast.convert.options import option
@@ -110,6 +111,7 @@ def _masked_lm_loss(model: Any, hidden: Tensor, labels: Tensor, tied: Tensor | N
 class FastMaskedHead(Swapped):
     """A head whose logits are None in training; its loss, and the logits of a next sentence head, are stock's."""
 
+    @averaged
     def fast_forward(self: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = self.arguments.bind(args, kwargs)
         head, labels = _head(self), _labels(call, "labels")

@@ -6,10 +6,11 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from bertfast import _ext, graphs
-from bertfast.convert import counts, installed, options, trial, verdicts
+from bertfast import _ext, _torch, graphs
+from bertfast.convert import accumulation, counts, installed, options, sentences, trial, verdicts
+from bertfast.convert.accumulation import FastAveragedHead
 from bertfast.convert.encoder import FastEncoder
-from bertfast.convert.families import fast_class, masked_class, of, of_instance, stock_class
+from bertfast.convert.families import averaged_class, fast_class, masked_class, of, of_instance, stock_class
 from bertfast.convert.masked_heads import FastMaskedHead
 from bertfast.convert.refusals import known, refusal
 from bertfast.graphs import Limits
@@ -31,12 +32,29 @@ def _is_decoder(module: nn.Module) -> bool:
 
 def _heads(model: nn.Module, wanted: bool) -> list[nn.Module]:
     """The pre-training heads inside, stock or swapped; an error where `wanted` and there is none."""
-    heads = [m for m in model.modules() if isinstance(m, FastMaskedHead) or masked_class(m) is not None]
+    heads = [m for m in model.modules() if masked_class(m) is not None]
     heads = [head for head in heads if not _is_decoder(head)]
     if wanted and not heads:
         raise UnsupportedModelError(
             f"masked_head=True needs a masked-LM or pre-training head, and {type(model).__name__} holds none that bertfast knows "
             "(a subclass may compute another loss): leave the option out. The model was not changed."
+        )
+    return heads
+
+
+def _labelled_heads(model: nn.Module, wanted: bool) -> list[nn.Module]:
+    """The heads inside with a loss over labels, stock or swapped; an error where `wanted` and there is none."""
+    heads = [
+        module
+        for module in model.modules()
+        if of(type(module)) is not None
+        and not _is_decoder(module)
+        and installed.averages_over_labels(stock_class(module) or type(module))
+    ]
+    if wanted and not heads:
+        raise UnsupportedModelError(
+            f"average_over_accumulation=True needs a head whose loss is a mean over labels, and {type(model).__name__} holds none "
+            "that bertfast knows (a subclass may compute another loss): leave the option out. The model was not changed."
         )
     return heads
 
@@ -85,6 +103,7 @@ def optimize(
     unpad: bool = True,
     prepack: bool = True,
     masked_head: bool = False,
+    average_over_accumulation: bool = False,
     dtype: str | None = None,
     gpu_kernels: bool | None = None,
     precision: str | None = None,
@@ -114,6 +133,12 @@ def optimize(
             is stock's mean over the labels other than -100, in float32, except that a batch without any counts 0 where stock
             gives NaN. What nobody reads of the last layer is not computed either. Evaluation,
             calls without labels, and calls that ask for hidden states, attentions or a tuple return all logits as ever.
+        average_over_accumulation: where the caller gives `num_items_in_batch`, as Trainer does, divide the loss of a head over
+            labels by it: the losses of a step's micro-batches then add up to the mean over all its labels (tokens, or samples), and
+            gradients do not depend on how a step is cut. The stock heads ignore the number and average over each micro-batch, so
+            that gradients at four accumulated micro-batches are four times as large; False, the default, does what they do.
+            Causal language models divide already; question answering has no labels that Trainer could count, and it divides their
+            loss itself. Of a pre-training head the next sentence loss is weighed by masked tokens too.
         dtype: "int8" multiplies 8-bit integers in inference on a CPU: the encoder's weights are rounded with one scale for
             each output, its activations with one for each token, anew at each product. Weights stay as they are; training,
             and dropout or gradients in general, use them. Not the same numbers any more: compare before you trust it.
@@ -160,6 +185,7 @@ def optimize(
             )
         return model
     heads = _heads(model, masked_head and strict)
+    _labelled_heads(model, average_over_accumulation and strict)
     for family in dict.fromkeys(filter(None, (of(type(module)) for module in known(model)))):
         reason = trial.run(family, _swap_for_trial)
         if reason is not None:
@@ -170,8 +196,11 @@ def optimize(
         common["int8"] = True
     if precision is not None:
         common["precision"] = precision
+    if average_over_accumulation:
+        common[accumulation.NAME] = True
     common |= {"max_graphs": max_graphs, "max_graph_bytes": max_graph_bytes}
     _swap_in(model, heads, masked_head, unpad, common)
+    sentences.swap(model)
     _forget(model)  # made anew when first needed, whatever happened to the weights
     return model
 
@@ -203,7 +232,17 @@ def _swap_in(model: nn.Module, heads: list[nn.Module], masked_head: bool, unpad:
         _swap(head, (masked_class(head) if masked_head else stock_class(head)) or type(head))
         options.drop(head)
         if masked_head:
-            options.give(head, {"gpu_kernels": common.get("gpu_kernels")})
+            options.give(head, {name: common[name] for name in ("gpu_kernels", accumulation.NAME) if name in common})
+    for head in _labelled_heads(model, False):
+        target = averaged_class(head)
+        if target is None or isinstance(head, FastMaskedHead):  # others go by the option that they have got
+            continue
+        if accumulation.NAME in common:
+            _swap(head, target)
+            options.give(head, {accumulation.NAME: True})
+        elif isinstance(head, FastAveragedHead):
+            _swap(head, stock_class(head) or type(head))
+            options.drop(head)
 
 
 def _read_by(module: nn.Module) -> list[tuple[nn.Module, str]]:
@@ -233,12 +272,19 @@ def restore(model: Model) -> Model:
 
     Raises:
         TypeError: where `model` is no module.
+        UnsupportedModelError: where a swapped module was sharded since; nothing is changed then.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"bertfast.restore takes a torch.nn.Module, got {type(model).__name__}")
+    for name, module in model.named_modules():
+        if stock_class(module) is not None and _torch.is_sharded(module):
+            raise UnsupportedModelError(
+                f"{name or type(module).__name__} was sharded after bertfast.optimize, and fully_shard has made a class of its own "
+                "for it: call bertfast.restore before fully_shard, or load its state dict into a new model"
+            )
     _forget(model)
     for module in model.modules():
-        stock = stock_class(module)
+        stock = stock_class(module) or sentences.stock_class(module)
         if stock is not None:
             _swap(module, stock)
             options.drop(module)

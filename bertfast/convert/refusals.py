@@ -2,17 +2,18 @@
 
 from torch import nn
 
+from bertfast.convert.accumulation import FastAveragedHead
 from bertfast.convert.families import FAMILIES, fast_class, stock_class
 from bertfast.convert.masked_heads import FastMaskedHead
 
 
 def known(model: nn.Module) -> list[nn.Module]:
-    """The modules inside that have a fast class, stock or swapped, pre-training heads apart."""
+    """The modules inside that have a fast class, stock or swapped, heads that an option alone swaps apart."""
     return [
         module
         for module in model.modules()
         if fast_class(module) is not None
-        or (stock_class(module) is not None and not isinstance(module, FastMaskedHead))
+        or (stock_class(module) is not None and not isinstance(module, FastMaskedHead | FastAveragedHead))
     ]
 
 

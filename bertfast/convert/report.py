@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from bertfast import _ext, graphs
-from bertfast.convert import checks, trial
-from bertfast.convert.counts import calls
+from bertfast import _ext, _torch, graphs
+from bertfast.convert import accumulation, checks, plain, sentences, trial
+from bertfast.convert.counts import FAST, UNPADDED, calls
 from bertfast.convert.embeddings import FastEmbeddings
 from bertfast.convert.families import fast_class, of, stock_class
 from bertfast.convert.layer import FastLayer
@@ -77,18 +77,27 @@ class Report:
         return "\n".join(lines + [f"  note: {note}" for note in self.notes])
 
 
-def _static_reason(module: nn.Module, captured: bool) -> str:
-    """Why this module cannot be fast as it stands; empty where it can. `captured`: it is part of whole calls."""
+def _static_reason(module: nn.Module, captured: bool, sharded: bool) -> str:
+    """Why this module cannot be fast as it stands; empty where it can.
+
+    captured: it is part of whole calls.
+    sharded: its parameters are whole only in calls, which tell the rest.
+    """
     if fast_class(module) is not None:
         decoder = getattr(module, "is_decoder", False) or getattr(getattr(module, "config", None), "is_decoder", False)
         if decoder:
             return "it is a decoder, left untouched"
         family = of(type(module))
         return (family and trial.verdict(family)) or "not optimised: call bertfast.optimize(model)"
+    if plain.forward_is_replaced(module):
+        return "its forward was replaced"
     if isinstance(module, FastMaskedHead):
         return head_reason(module) or ""
     parameter = next(module.parameters(), None)
     reason = None
+    if sharded:
+        layer = isinstance(module, FastLayer) and parameter is not None
+        return (checks.layer_reason(module, parameter.device, sharded=True) or "") if layer else ""
     if parameter is not None:
         asked = option(module, "gpu_kernels")
         reason = checks.environment_reason() or checks.tensor_reason(parameter.detach(), asked, captured)
@@ -179,13 +188,20 @@ def _fp8_notes(model: nn.Module) -> list[str]:
     return list(notes)
 
 
+def _attention_row(name: str, module: nn.Module) -> Row:
+    """Of an attention module that transformers calls us from, under `attn_implementation="bertfast"`."""
+    outcomes = calls(module)
+    reason = "" if FAST in outcomes or UNPADDED in outcomes else next(iter(outcomes))
+    return Row(name or "(model)", type(module).__name__, "fallback" if reason else "fast", reason, outcomes)
+
+
 def report(model: nn.Module) -> Report:
     """Say of every module of a known family inside `model` whether it takes the fast path, and why not; stock or optimised alike.
 
     The state is that of the module now; counts are of all calls since `optimize`. Those of a base model tell how many calls it
     did itself ("from ids to hidden states": plain inference) and why others went module by module, which may be
     fast too; those of an encoder how many ran without padding, on a GPU in training also whether from a captured graph
-    or why not, and why others stayed padded.
+    or why not, and why others stayed padded. Attention modules that called `register_attention`'s function have a row too.
 
     Raises:
         TypeError: where `model` is no module.
@@ -193,12 +209,15 @@ def report(model: nn.Module) -> Report:
     if not isinstance(model, nn.Module):
         raise TypeError(f"bertfast.report takes a torch.nn.Module, got {type(model).__name__}")
     rows, captured, refused = [], _captured(model), refusal(model)
+    sharded = any(map(_torch.is_sharded, model.modules()))
     for name, module in model.named_modules():
-        stock = stock_class(module)
+        stock = stock_class(module) or sentences.stock_class(module)
         if stock is not None or fast_class(module) is not None:
-            reason = (refused if stock is None else None) or _static_reason(module, module in captured)
+            reason = (refused if stock is None else None) or _static_reason(module, module in captured, sharded)
             kind = (stock or type(module)).__name__
             rows.append(Row(name or "(model)", kind, "fallback" if reason else "fast", reason, calls(module)))
+        elif calls(module):
+            rows.append(_attention_row(name, module))
     notes = []
     absent = _ext.why_absent()
     if absent is not None:
@@ -210,6 +229,8 @@ def report(model: nn.Module) -> Report:
         notes.append("where padding is removed, hidden states at padding positions are zeros")
     if any(isinstance(module, FastMaskedHead) for module in model.modules()):
         notes.append("logits are not made in training: only those of masked tokens, inside the loss")
+    if any(option(module, accumulation.NAME) for module in model.modules()):
+        notes.append("losses are averaged over the labels of a whole step, where the caller gives num_items_in_batch")
     if any(option(module, "loss_over_padding") for module in model.modules()):
         notes.append("this head stays padded while gradients are enabled: its loss runs over padding too")
     if any(option(module, "int8") for module in model.modules()):

@@ -37,18 +37,21 @@ class Swapped:
         raise NotImplementedError
 
 
-def swapped(stock: type[nn.Module], role: type[Swapped], family: "Family", keep_name: bool = False) -> type[nn.Module]:
+def swapped(
+    stock: type[nn.Module], role: type[Swapped], family: "Family", keep_name: bool = False, prefix: str = "Fast"
+) -> type[nn.Module]:
     """FastX of stock's X in a role, an attribute of the family's own file, where pickle finds it.
 
     keep_name: for what save_pretrained writes into config.architectures and Trainer looks up: both know stock's name only. Pickle
         goes by __qualname__.
+    prefix: of the class's name, where X has another fast class too.
     """
 
     @installed.signed_as(stock.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return self.fast_forward(args, kwargs)
 
-    name = f"Fast{stock.__name__}"
+    name = f"{prefix}{stock.__name__}"
     attributes = {
         "__module__": family.file,
         "__qualname__": name,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from bertfast import _library
-from bertfast.convert import checks
+from bertfast.convert import adapters, checks
 from bertfast.convert.counts import FAST, UNPADDED, counter
 from bertfast.convert.options import limits_of
 from bertfast.graphs.encode import Encoder
@@ -103,6 +103,8 @@ def make(model: Any, *, keep: bool) -> Verdict:
         return verdict
     if any(isinstance(module.__dict__.get("act"), MethodType) for module in encoder.modules()):
         return verdict  # "gelu_python": a change of its method would not show
+    if adapters.inside(encoder):
+        return verdict  # they keep lists of what is merged and active, whose changes would not show
     configs = {id(m.config): m.config for m in model.modules() if "config" in m.__dict__}
     snapshot = snapshots.take(model, configs.values(), (PretrainedConfig,))
     if snapshot is not None:

@@ -92,7 +92,7 @@ def read_jsonl(path: Path, progress: Progress, reading: Reading) -> Iterator[Ite
         if not item[1].strip():
             continue
         try:
-            row = _row(item[1], reading.field)
+            row = parse_row(item[1], reading.field)
         except (ValueError, RecursionError) as error:
             over_lines = item[1].strip() in ("{", "[")
             hint = "; the file seems to be one JSON over many lines, and an object a line is read" if over_lines else ""
@@ -113,7 +113,7 @@ def read_jsonl(path: Path, progress: Progress, reading: Reading) -> Iterator[Ite
             yield from rows(row[reading.field], where)
 
 
-def _row(line: str, field: str) -> Any:
+def parse_row(line: str, field: str) -> Any:
     """The JSON of a line. ValueError where it is none, or an object has the field twice, of which Python would keep one."""
     row = json.loads(line)
     key = json.dumps(field)

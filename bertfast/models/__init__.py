@@ -7,13 +7,19 @@ out = model(input_ids, token_type_ids=types, position_ids=positions, cu_seqlens=
 from bertfast.models import flops
 from bertfast.models.bert import BertModel, BertPreTrainedModel
 from bertfast.models.config import BertConfig, ConfigError
-from bertfast.models.heads import BertForQuestionAnswering, BertForSequenceClassification, BertForTokenClassification
+from bertfast.models.heads import (
+    BertForMultipleChoice,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+)
 from bertfast.models.loading import NewWeightsWarning, WeightsError
 from bertfast.models.pretraining import BertForMaskedLM, BertForNextSentencePrediction, BertForPreTraining
 
 __all__ = [
     "BertConfig",
     "BertForMaskedLM",
+    "BertForMultipleChoice",
     "BertForNextSentencePrediction",
     "BertForPreTraining",
     "BertForQuestionAnswering",

@@ -1,10 +1,10 @@
-"""The heads of fine-tuning: whole sequences, answers in a text, and tokens (Devlin et al., 2018, section 4)."""
+"""The heads of fine-tuning: whole sequences, choices, answers in a text, and tokens (Devlin et al., 2018, section 4)."""
 
 from torch import Tensor, nn
 
 from bertfast.models.bert import BertModel, BertPreTrainedModel, initialise
 from bertfast.models.config import BertConfig, ConfigError
-from bertfast.models.losses import IGNORED, check_labels, classification, cross_entropy, span
+from bertfast.models.losses import IGNORED, check_labels, choices, classification, cross_entropy, span
 from bertfast.models.outputs import QuestionAnsweringOutput, SequenceOutput, TokenOutput
 
 
@@ -51,6 +51,64 @@ class BertForSequenceClassification(_Classifier):
         logits = self.classifier(self.dropout(self.bert.first_pooled(tokens)))
         loss = None if labels is None else classification(logits, labels, tokens, self.config.problem_type)
         return SequenceOutput(loss, logits)
+
+
+class BertForMultipleChoice(BertPreTrainedModel):
+    """BERT that scores each choice as a sequence of its own, a question and its choice; a softmax is over those of a question."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__(config)
+        self.bert = BertModel(config)
+        self.dropout = _dropout(config)
+        self.classifier = nn.Linear(config.hidden_size, 1)
+        initialise(self.classifier, config.initializer_range)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+        labels: Tensor | None = None,
+        groups: Tensor | None = None,
+    ) -> SequenceOutput:
+        """Scores of choices, and with labels the loss.
+
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids: [B, C, S], as transformers has them; or as in
+                `BertModel.forward`, a sequence for each choice, of questions that may have different numbers of choices.
+            labels: [B] int64, the right choice of each question, -100 for none. With `groups` [N] int64, 1 at the right choice of
+                each question, 0 at the others, -100 at sequences that are none.
+            groups: [N] int64, the number of the question that each of the N sequences is of, negative at sequences that are none.
+
+        Returns:
+            logits [B, C], or [N] for a sequence each.
+
+        Raises:
+            ValueError: on `groups` beside input of three dimensions, and labels without them elsewhere.
+        """
+        by_question = input_ids.dim() == 3
+        if labels is not None and by_question == (groups is not None):
+            raise ValueError(
+                "labels of choices need groups [N], the question of each sequence, for input [B, S] or [T], and none for "
+                "input [B, C, S]"
+            )
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids)
+        flat = [None if each is None else each.flatten(0, 1) if by_question else each for each in inputs]
+        assert flat[0] is not None
+        tokens = self.arrange(flat[0], *flat[1:], cu_seqlens, max_seqlen)
+        logits = self.classifier(self.dropout(self.bert.first_pooled(tokens)))[:, 0]
+        if by_question:
+            logits = logits.view(input_ids.shape[:2])
+        if labels is None:
+            return SequenceOutput(None, logits)
+        labels = check_labels("labels", labels, tuple(logits.shape[:1]))
+        if groups is None:
+            return SequenceOutput(cross_entropy(logits, labels), logits)
+        return SequenceOutput(choices(logits, labels, check_labels("groups", groups, tuple(logits.shape))), logits)
 
 
 class BertForTokenClassification(_Classifier):

@@ -70,6 +70,19 @@ def classification(logits: Tensor, labels: Tensor, tokens: Tokens, problem: str 
     return _mean_of_real(loss(wide, targets, reduction="none"), tokens)
 
 
+def of_group(logits: Tensor, groups: Tensor) -> Tensor:
+    """[N, N]: in each sequence's row the logits [N] of its own group, -inf elsewhere. Sums of it do not depend on an order."""
+    return logits.masked_fill(groups[:, None] != groups, -torch.inf)
+
+
+def choices(logits: Tensor, labels: Tensor, groups: Tensor) -> Tensor:
+    """Mean over the sequences with label 1 of their cross-entropy within their group; logits, labels, groups [N]."""
+    wide = _wide(logits)
+    right = labels == 1
+    losses = of_group(wide, groups).logsumexp(-1) - wide
+    return torch.where(right, losses, 0.0).sum() / right.sum().clamp(min=1)
+
+
 def span(logits: Tensor, starts: Tensor, ends: Tensor, tokens: Tokens) -> Tensor:
     """The loss of extractive question answering (Devlin et al., 2018, section 4.2): a softmax over each sequence's own tokens.
 

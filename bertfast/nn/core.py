@@ -6,13 +6,16 @@ launchers (`halves`); otherwise they are differentiable ops, and the bias of eac
 returns its gradient for nothing.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bertfast import ops
 from bertfast.nn import device, halves, prepack
+from bertfast.nn.adapters import LowRank, added
 from bertfast.nn.feed_forward import feed_forward
 from bertfast.nn.layout import Biased, Layout, Packed
 from bertfast.nn.linear import joined_linear
@@ -21,6 +24,7 @@ from bertfast.nn.plain import is_unwatched, product_dtype
 from bertfast.ops.rng import new_rng
 
 _PREPACKED_DTYPES = (torch.float32, torch.bfloat16)
+Beside = Sequence[Sequence[LowRank]]  # the adapters of each product
 
 
 def _prepacked(x: Tensor, linears: tuple[nn.Linear, ...], dtype: torch.dtype, wanted: bool) -> bool:
@@ -47,13 +51,50 @@ def _add_norm(out: Tensor, residual: Tensor, bias: Tensor | None, norm: nn.Layer
     return ops.dropout_add_norm(out, residual, norm.weight, norm.bias, bias=bias, eps=norm.eps, dropout_p=p, rng=rng)
 
 
+def _beside(y: Tensor, x: Tensor, linears: tuple[nn.Linear, ...], beside: Beside) -> Tensor:
+    """The products y of Linears on x, with what adapters beside them add."""
+    return added(y, x, beside, [linear.weight.shape[0] for linear in linears]) if any(beside) else y
+
+
 def _project_add_norm(
-    x: Tensor, residual: Tensor, dense: nn.Linear, norm: nn.LayerNorm, p: float, use_prepack: bool, int8: bool
+    x: Tensor,
+    residual: Tensor,
+    dense: nn.Linear,
+    norm: nn.LayerNorm,
+    p: float,
+    use_prepack: bool,
+    int8: bool,
+    beside: Beside = (),
 ) -> Tensor:
     dtype = product_dtype(residual)
+    x = x.to(dtype)
     if _prepacked(x, (dense,), dtype, use_prepack):
-        return _add_norm(prepack.fused_linear(x.to(dtype), (dense,), int8=int8), residual, None, norm, p)
-    return _add_norm(joined_linear(x.to(dtype), (dense,), bias=False), residual, dense.bias, norm, p)
+        y, bias = prepack.fused_linear(x, (dense,), int8=int8), None
+    else:
+        y, bias = joined_linear(x, (dense,), bias=False), dense.bias
+    return _add_norm(_beside(y, x, (dense,), beside), residual, bias, norm, p)
+
+
+def _adapted_feed_forward(
+    x: Tensor, up: nn.Linear, down: nn.Linear, approximate: str, use_prepack: bool, int8: bool, beside: Beside
+) -> tuple[Tensor, Tensor | None]:
+    """down(gelu(up(x))) with adapters beside both, and the bias that is not in it yet.
+
+    Adapters stand between what is fused elsewhere: GELU reads what the first ones add, and the others read GELU's result.
+    """
+    before, after = beside
+    activation = "gelu" if approximate == "none" else "gelu_tanh"
+    if _prepacked(x, (up,), x.dtype, use_prepack):
+        hidden = prepack.fused_linear(x, (up,), "none" if before else activation, int8=int8)
+        if before:
+            hidden = F.gelu(_beside(hidden, x, (up,), (before,)), approximate=approximate)
+    else:
+        hidden = F.gelu(_beside(joined_linear(x, (up,), bias=True), x, (up,), (before,)), approximate=approximate)
+    if _prepacked(hidden, (down,), x.dtype, use_prepack):
+        y, bias = prepack.fused_linear(hidden, (down,), int8=int8), None
+    else:
+        y, bias = joined_linear(hidden, (down,), bias=False), down.bias
+    return _beside(y, hidden, (down,), (after,)), bias
 
 
 def _for_halves(x: Tensor, parts: AttentionParts | MlpParts) -> list[Tensor | None] | None:
@@ -90,6 +131,7 @@ def attention_block(
     hidden_p: float = 0.0,
     use_prepack: bool = True,
     int8: bool = False,
+    beside: Beside = (),
 ) -> Tensor:
     """norm(x + dropout(dense(attention(x)))).
 
@@ -98,6 +140,7 @@ def attention_block(
         attention_p, hidden_p: dropout as it is to be applied now, so 0 in evaluation.
         use_prepack: whether inference on a CPU may keep reordered copies of the weights.
         int8: whether the products from these copies are of 8-bit integers.
+        beside: the adapters of query, key, value and dense, or ().
 
     Returns:
         The shape of x, or [R, E] where the layout names R tokens to be read. Under autocast products run in its dtype and the
@@ -107,17 +150,19 @@ def attention_block(
     flat = x.reshape(-1, x.shape[-1])
     projections = parts[:3]
     size = parts.query.weight.shape[0] // heads
-    parameters = _for_halves(x, parts)
+    parameters = None if any(beside) else _for_halves(x, parts)
     if parameters is not None:
         scale = size**-0.5 if scale is None else scale
         seeds, rates = (_seed(x, attention_p), _seed(x, hidden_p)), (attention_p, hidden_p)
         mixing = halves.Mixing(layout, x.shape[:-1], heads, scale, dtype, parts.norm.eps, rates, seeds)
         rows = halves.attention(mixing, flat.contiguous(), *parameters)
         return rows if isinstance(layout, Packed) and layout.read is not None else _shaped(rows, x)
+    rows = flat.to(dtype)
     if _prepacked(x, projections, dtype, use_prepack):
-        qkv = prepack.fused_linear(flat.to(dtype), projections, int8=int8)
+        qkv = prepack.fused_linear(rows, projections, int8=int8)
     else:
-        qkv = joined_linear(flat.to(dtype), projections, bias=True)
+        qkv = joined_linear(rows, projections, bias=True)
+    qkv = _beside(qkv, rows, projections, beside[:3])
     rng = new_rng(x.device) if attention_p > 0.0 else None
     if isinstance(layout, Biased):
         context = _biased_attention(qkv.view(-1, 3, heads, size), layout, scale)
@@ -134,12 +179,12 @@ def attention_block(
         context = ops.attention_padded(
             qkv.view(x.shape[0], x.shape[1], 3, heads, size), layout.mask, scale=scale, dropout_p=attention_p, rng=rng
         )
-    context = context.reshape(-1, heads * size)
+    context, behind = context.reshape(-1, heads * size), (hidden_p, use_prepack, int8, beside[3:])
     if isinstance(layout, Packed) and layout.read is not None:
         # Every token is a key and a value; only here does a token that nobody reads cease to matter.
         read = layout.read
-        return _project_add_norm(context[read], flat[read], parts.dense, parts.norm, hidden_p, use_prepack, int8)
-    return _shaped(_project_add_norm(context, flat, parts.dense, parts.norm, hidden_p, use_prepack, int8), x)
+        return _project_add_norm(context[read], flat[read], parts.dense, parts.norm, *behind)
+    return _shaped(_project_add_norm(context, flat, parts.dense, parts.norm, *behind), x)
 
 
 def mlp_block(
@@ -150,11 +195,15 @@ def mlp_block(
     hidden_p: float = 0.0,
     use_prepack: bool = True,
     int8: bool = False,
+    beside: Beside = (),
 ) -> Tensor:
-    """norm(x + dropout(down(gelu(up(x))))), x [..., E]; arguments as in `attention_block`."""
+    """norm(x + dropout(down(gelu(up(x))))), x [..., E]; arguments as in `attention_block`, `beside` of up and down."""
     up, down, norm = parts[:3]
     dtype = product_dtype(x)
     flat = x.reshape(-1, x.shape[-1])
+    if any(beside):
+        out, bias = _adapted_feed_forward(flat.to(dtype), up, down, approximate, use_prepack, int8, beside)
+        return _shaped(_add_norm(out, flat, bias, norm, hidden_p), x)
     parameters = _for_halves(x, parts)
     if parameters is not None and up.bias is not None:
         feeding = halves.Feeding(approximate == "tanh", dtype, norm.eps, hidden_p, _seed(x, hidden_p))

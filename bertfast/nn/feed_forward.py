@@ -18,7 +18,7 @@ class _FeedForward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, up: Tensor, up_bias: Tensor, down: Tensor, tanh: bool) -> Tensor:
         pre = products.linear(x, up)
-        ctx.save_for_backward(x, up, up_bias, down, pre)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, up, up_bias, down, pre)
         ctx.tanh = tanh
         return products.linear(_library.op("bias_gelu_fwd")(pre, up_bias, tanh), down)
 

@@ -32,7 +32,8 @@ class _Joined(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, count: int, *parameters: Tensor) -> Tensor:
         weights, biases = parameters[:count], parameters[count:]
-        ctx.save_for_backward(x, *weights)
+        # x is for the gradients of weights alone, which are often frozen under adapters.
+        ctx.save_for_backward(x if any(ctx.needs_input_grad[2 : 2 + count]) else None, *weights)
         ctx.biases = [bias.dtype for bias in biases]
         bias = torch.cat(biases) if biases else None
         return products.product(x, [weight.t() for weight in weights], along=1, bias=bias)

@@ -4,7 +4,7 @@ No other file knows where they stand, but a family's record, which has `Places` 
 read through `_modules`: nn.Module's own lookup is ten times slower, and a call on 16 tokens takes a few milliseconds.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -153,9 +153,12 @@ def mlp_parts(layer: nn.Module) -> MlpParts:
 
 def parts_of(layer: nn.Module) -> LayerParts:
     """All parts of a layer, whatever stands in their places; KeyError where there is nothing. A class whose names are not BERT's
-    says where its parts stand by the attribute `places`."""
-    places: Places = getattr(type(layer), "places", BERT)
-    return places.parts(layer)
+    says where its parts stand by the attribute `places`, and by `unwrapped` what is only a wrapper that adds nothing."""
+    kind = type(layer)
+    places: Places = getattr(kind, "places", BERT)
+    unwrapped: Callable[[LayerParts], LayerParts] | None = getattr(kind, "unwrapped", None)
+    parts = places.parts(layer)
+    return parts if unwrapped is None else unwrapped(parts)
 
 
 def widths(layers: Sequence[LayerParts]) -> tuple[int, int]:

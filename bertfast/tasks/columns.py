@@ -3,7 +3,7 @@
 import csv
 import io
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -251,15 +251,28 @@ def _quote_problem(error: str, opened: int, reached: int, lines: int) -> tuple[s
 
 
 def _csv(path: Path, columns: Columns, bad: BadLines) -> Iterator[Row]:
+    places: list[int | None] = []
+
+    def check(where: str, names: list[str]) -> None:
+        _check_delimiter(where, names, columns.first)
+        columns.check(where, "column ", names)
+        places.extend(names.index(name) if name in names else None for name in columns.names)
+
+    for where, _, cells in _csv_rows(path, bad, check):
+        yield Row(where, [ABSENT if place is None else cells[place] for place in places])
+
+
+def _csv_rows(
+    path: Path, bad: BadLines, check: Callable[[str, list[str]], None]
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    """(place, names of the columns, cells) of each row; `check` is called with the header's place and names first."""
     text = read_content(path, bad).decode(errors="surrogateescape")
     records = [record for record in _records(io.StringIO(text, newline="").readlines()) if record.cells or record.wrong]
     header = records[0]
     if header.wrong:
         raise DataError(f"{path}:{header.first}: {': '.join(header.wrong)}; this line names the columns")
     names = [name.strip() for name in header.cells]
-    _check_delimiter(f"{path}:{header.first}", names, columns)
-    columns.check(f"{path}:{header.first}", "column ", names)
-    places = [names.index(name) if name in names else None for name in columns.names]
+    check(f"{path}:{header.first}", names)
     bad.header = f"{path}:{header.first}"
     broken: list[_Record] = []
     for record in records[1:]:
@@ -270,7 +283,7 @@ def _csv(path: Path, columns: Columns, bad: BadLines) -> Iterator[Row]:
             continue
         if record.last > record.first:
             broken.append(record)
-        yield Row(where, [ABSENT if place is None else record.cells[place] for place in places])
+        yield where, names, record.cells
     if broken:
         longest = max(broken, key=lambda record: record.last - record.first)
         bad.remarks.append(
@@ -279,9 +292,9 @@ def _csv(path: Path, columns: Columns, bad: BadLines) -> Iterator[Row]:
         )
 
 
-def _check_delimiter(where: str, names: list[str], columns: Columns) -> None:
+def _check_delimiter(where: str, names: list[str], first: str) -> None:
     other = next((mark for mark in _OTHER_DELIMITERS if len(names) == 1 and mark in names[0]), None)
-    if other is not None and columns.first not in names:
+    if other is not None and first not in names:
         advice = "name it .tsv" if other == "\t" else "write it with commas"
         raise DataError(
             f"{where}: the columns are parted by {_OTHER_DELIMITERS[other]}, and a CSV file has commas: {advice}"
@@ -292,3 +305,50 @@ def _cells_problem(cells: list[str], count: int) -> tuple[str, str] | None:
     if len(cells) != count:
         return _COUNT, f"{len(cells)}, the header has {count}"
     return next((wrong for cell in cells if (wrong := escaped_fault(cell))), None) or text_fault(*cells)
+
+
+# --- whole rows ---------------------------------------------------------------------------------------------------------------
+
+
+def read_items(
+    path: Path, bad: BadLines, check: Callable[[str, list[str]], None]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, cells by their names) of each row: JSON lines, and TSV and CSV whose first line names the columns.
+
+    check: called with the place and the names of the first line of a table, which may raise DataError.
+
+    Raises:
+        DataError: another ending, a name that stands twice, bad lines that are refused.
+    """
+
+    def checked(where: str, names: list[str]) -> None:
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise DataError(f"{where}: the column {twice!r} stands twice; give each its own name")
+        check(where, names)
+
+    kind = file_kind(path)
+    if kind in (".jsonl", ".json"):
+        yield from objects(path, bad)
+    elif kind == ".csv":
+        for where, names, cells in _csv_rows(path, bad, checked):
+            yield where, dict(zip(names, cells, strict=True))
+    elif kind in (".tsv", ".txt"):
+        yield from _tsv_items(path, bad, checked)
+    else:
+        raise DataError(f"{path}: files end in .tsv, .txt, .csv, .jsonl, .json, each also in .gz")
+
+
+def _tsv_items(
+    path: Path, bad: BadLines, check: Callable[[str, list[str]], None]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    names: list[str] | None = None
+    for where, line in text_lines(path, bad):
+        cells = line.split("\t")
+        if names is None:
+            names = [cell.strip() for cell in cells]
+            check(where, names)
+            bad.header = where
+        elif len(cells) != len(names):
+            bad.report(where, _COUNT, f"{len(cells)} instead of {len(names)}")
+        else:
+            yield where, dict(zip(names, cells, strict=True))

@@ -27,6 +27,19 @@ class Feature:
         return len(self.ids)
 
 
+@dataclass(frozen=True)
+class Group:
+    """Sequences that are judged together, such as the choices of one question: they are in one batch, and count as one there.
+
+    The model is given `groups`, the number of the group that each sequence of the batch is of.
+    """
+
+    members: tuple[Feature, ...]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.members))
+
+
 def assemble(tokenizer: "Tokenizer", first: Sequence[int], second: Sequence[int] | None = None) -> Feature:
     """A Feature without labels of pieces that have no special tokens yet."""
     head = [tokenizer.cls_id, *first, tokenizer.sep_id]

@@ -253,11 +253,11 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def no_column(where: str, what: str, name: str, names: Sequence[str]) -> DataError:
+def no_column(
+    where: str, what: str, name: str, names: Sequence[str], advice: str = "Name them with --fields"
+) -> DataError:
     """That a name which was asked for is none of those that there are."""
     shown = ", ".join(names[:_MOST_NAMES]) + (
         f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
     )
-    return DataError(
-        f"{where}: no {what}{name!r}; it has {shown or 'none'}{nearest(name, names)} Name them with --fields"
-    )
+    return DataError(f"{where}: no {what}{name!r}; it has {shown or 'none'}{nearest(name, names)} {advice}")

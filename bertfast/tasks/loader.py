@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from bertfast.data.batches import Batch, Layout, Sample, collate
 from bertfast.data.random import Purpose, permutation
 from bertfast.graphs import buckets
-from bertfast.tasks.features import Feature
+from bertfast.tasks.features import Feature, Group
 from bertfast.tasks.lines import DataError
 
 
@@ -25,7 +25,7 @@ from bertfast.tasks.lines import DataError
 class Batching:
     """How features become batches.
 
-    batch_size: most sequences of a batch. token_budget: most tokens of a packed one. layout: "packed" or "padded".
+    batch_size: most sequences (or groups of them) of a batch. token_budget: most tokens of a packed one. layout: "packed" or "padded".
     """
 
     batch_size: int = 32
@@ -50,30 +50,44 @@ class Batching:
         return batches
 
 
-def make_batch(features: Sequence[Feature], layout: Layout, pad_id: int) -> Batch:
-    """One batch of features in their order; `counts["loss"]` is the number of labels."""
-    return collate([_sample(feature) for feature in features], layout, pad_id)
+def make_batch(features: Sequence[Feature | Group], layout: Layout, pad_id: int) -> Batch:
+    """One batch of features in their order; `counts["loss"]` is the number of labels, or of groups."""
+    return _counted(collate(_samples(features), layout, pad_id), features)
 
 
-def make_filled_batch(features: Sequence[Feature], pad_id: int, positions: int) -> Batch:
+def make_filled_batch(features: Sequence[Feature | Group], pad_id: int, positions: int) -> Batch:
     """One packed batch of features, filled up to sizes that come again: tokens in tail padding, sequences without tokens.
 
     Its `max_seqlen` is a bound. positions: of the model, beyond which no such bound is rounded.
     """
-    lengths = [len(feature) for feature in features]
-    tokens, sequences = buckets.rows(sum(lengths)), buckets.sequences(len(features))
-    batch = collate([_sample(feature) for feature in features], "packed", pad_id, tokens, sequences)
+    lengths = [len(member) for feature in features for member in _members(feature)]
+    tokens, sequences = buckets.rows(sum(lengths)), buckets.sequences(len(lengths))
+    batch = _counted(collate(_samples(features), "packed", pad_id, tokens, sequences), features)
     return replace(batch, max_seqlen=buckets.longest(max(lengths), positions))
 
 
-def _sample(feature: Feature) -> Sample:
-    tokens = {name: label for name, label in feature.labels.items() if isinstance(label, np.ndarray)}
-    numbers = {name: label for name, label in feature.labels.items() if not isinstance(label, np.ndarray)}
-    return Sample(feature.ids, feature.type_ids, tokens, numbers)
+def _members(feature: Feature | Group) -> tuple[Feature, ...]:
+    return feature.members if isinstance(feature, Group) else (feature,)
+
+
+def _samples(features: Sequence[Feature | Group]) -> list[Sample]:
+    samples = []
+    for number, feature in enumerate(features):
+        group = {"groups": number} if isinstance(feature, Group) else {}
+        for member in _members(feature):
+            tokens = {name: label for name, label in member.labels.items() if isinstance(label, np.ndarray)}
+            numbers = {name: label for name, label in member.labels.items() if not isinstance(label, np.ndarray)}
+            samples.append(Sample(member.ids, member.type_ids, tokens, numbers | group))
+    return samples
+
+
+def _counted(batch: Batch, features: Sequence[Feature | Group]) -> Batch:
+    """The batch with one target for each group, where there are groups."""
+    return replace(batch, counts={"loss": len(features)}) if isinstance(features[0], Group) else batch
 
 
 def by_length(
-    features: Sequence[Feature], batching: Batching, pad_id: int, pin_memory: bool = False
+    features: Sequence[Feature | Group], batching: Batching, pad_id: int, pin_memory: bool = False
 ) -> Iterator[tuple[list[int], Batch]]:
     """Every feature once, longest first (a batch too large for the memory is then the first): (its indices, batch).
 
@@ -89,8 +103,8 @@ class FeatureLoader:
     """This rank's share of an endless sequence of shuffled batches, as the training loop wants it.
 
     Rank r of R takes the global batches r, r + R, ... from where the loader stands; ranks run in lockstep, and the state is the
-    global batch after the last round. Batches have `counts["loss"]`, the number of targets: labelled sequences, or for labels
-    of tokens those that are not -100. With `pin_memory` they lie in pinned memory, for copies to a GPU beside other work. Where the
+    global batch after the last round. Batches have `counts["loss"]`, the number of targets: labelled sequences, groups of them, or
+    for labels of tokens those that are not -100. With `pin_memory` they lie in pinned memory, for copies to a GPU beside other work. Where the
     model's `positions` are given, packed ones are filled up to sizes that come again (`make_filled_batch`), as captured steps need.
 
     Raises:
@@ -99,7 +113,7 @@ class FeatureLoader:
 
     def __init__(
         self,
-        features: Sequence[Feature],
+        features: Sequence[Feature | Group],
         batching: Batching,
         *,
         pad_id: int,
@@ -157,8 +171,9 @@ class FeatureLoader:
         batching = f"{self._batching.batch_size} {self._batching.token_budget}"
         digest = hashlib.sha256(f"{self._seed} {batching} ".encode())
         for feature in self._features:
-            digest.update(feature.ids.tobytes())
-            digest.update(b"".join(np.asarray(label).tobytes() for label in feature.labels.values()))
+            for member in _members(feature):
+                digest.update(member.ids.tobytes())
+                digest.update(b"".join(np.asarray(label).tobytes() for label in member.labels.values()))
         return digest.hexdigest()
 
     def state_dict(self) -> dict[str, Any]:

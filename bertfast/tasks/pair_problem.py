@@ -2,15 +2,16 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bertfast.data.batches import Batch
+from bertfast.options import option
 from bertfast.tasks import metrics
 from bertfast.tasks.features import Feature
 from bertfast.tasks.inference import sequence_logits
@@ -20,6 +21,7 @@ from bertfast.tasks.pair import (
     FIELDS,
     PairExample,
     discover_labels,
+    field_names,
     label_notes,
     pair_features,
     read_pairs,
@@ -27,35 +29,58 @@ from bertfast.tasks.pair import (
 )
 from bertfast.tasks.problem import Evaluation, Problem, counted
 from bertfast.tasks.special_tokens import cut_markers_note
+from bertfast.tasks.task import LABELS, Line, Predicted, Task, TaskOptions, tell
 from bertfast.tasks.unread import empty_texts_note, unknown_note
 
 if TYPE_CHECKING:
     from bertfast.data.tokenizer import Tokenizer
+    from bertfast.tasks.predict import Fitted
 
 
-@dataclass(frozen=True)
-class PairOptions:
-    """How files are read and sequences cut.
+@dataclass(kw_only=True)
+class ClassOptions(TaskOptions):
+    """Of tasks that give a sequence a class or a number."""
 
-    fields: names of columns that have to be there, as `pair.field_names` takes them; None for the usual ones, of which the second
-        sentence may be absent.
-    sentences: 1 or 2 of a line; None as the file has them.
-    labels: the classes in their order; None for the checkpoint's, else those of the training file, sorted.
-    regression: labels are numbers to be predicted.
-    """
+    labels: list[str] | None = option(None, LABELS)
+    regression: bool = option(False, "labels are numbers to be predicted")
+    fields: list[str] | None = option(None, stored="fields")
+    sentences: ClassVar[int | None]
+    usual_fields: ClassVar[tuple[str, ...]]
 
-    max_length: int = 128
-    fields: Sequence[str] | None = None
-    sentences: int | None = None
-    labels: Sequence[str] | None = None
-    regression: bool = False
-    skip_bad_lines: bool = False
+    def __post_init__(self) -> None:
+        field_names(self.usual_fields if self.fields is None else self.fields, self.sentences, labelled=False)
+
+    def stored(self) -> dict[str, Any]:
+        return super().stored() | {"sentences": self.sentences, "fields": list(self.fields or self.usual_fields)}
+
+    @classmethod
+    def from_stored(cls, settings: dict[str, Any], folder: Path) -> Self:
+        kept = super().from_stored(settings, folder)
+        return replace(kept, fields=None) if tuple(kept.fields or ()) == cls.usual_fields else kept
+
+
+@dataclass(kw_only=True)
+class PairOptions(ClassOptions):
+    """Of sentences and pairs."""
+
+    fields: list[str] | None = option(
+        None,
+        "columns, each of which has to be there: first sentence, second, label; or sentence, label. Where not given "
+        "sentence1,sentence2,label, the second only where a file has it",
+        stored="fields",
+        predicting="of JSONL and CSV: names of the sentences; the model's where not given",
+    )
+    sentences: int | None = option(  # type: ignore[misc]
+        None, "1 or 2 of a line; as the file has them where not given", low=1, high=2, stored="sentences"
+    )
+    usual_fields: ClassVar[tuple[str, ...]] = FIELDS
 
 
 class PairProblem(Problem):
     """Training and held-out files, read. `head` is the checkpoint's. Raises DataError as `tasks.pair` does."""
 
     kind = "pair"
+    options: ClassOptions
     head = "BertForSequenceClassification"
 
     def __init__(
@@ -63,11 +88,11 @@ class PairProblem(Problem):
         tokenizer: "Tokenizer",
         train: Path,
         dev: Path | None,
-        options: PairOptions,
+        options: ClassOptions,
         head: StoredHead | None = None,
     ) -> None:
         self.tokenizer, self.options, self.notes, self.read = tokenizer, options, [], []
-        examples, bad = self._read(train, options.sentences)
+        examples, bad = self._read(train)
         self.sentences = 1 if examples[0].second is None else 2
         self.classes = value_head(head) if options.regression else self._classes(train, examples, bad, head)
         self.labels: list[str] | None = None if options.regression else self.classes.labels
@@ -95,10 +120,10 @@ class PairProblem(Problem):
             raise DataError(f"labels {','.join(chosen)}: a classifier needs two classes at least")
         return choose_classes(found, found, head, chosen)
 
-    def _read(self, path: Path, sentences: int | None) -> tuple[list[PairExample], BadLines]:
+    def _read(self, path: Path, sentences: int | None = None) -> tuple[list[PairExample], BadLines]:
+        """sentences: of a line, where another file has told."""
         bad = BadLines(self.options.skip_bad_lines)
-        fields = self.options.fields
-        examples = read_pairs(path, bad, fields=fields or FIELDS, given=fields is not None, sentences=sentences)
+        examples = read(path, bad, self.options, sentences=sentences)
         self.notes += bad.remarks
         return examples, bad
 
@@ -135,8 +160,7 @@ class PairProblem(Problem):
         return {"num_labels": len(names), "id2label": names, "problem_type": "single_label_classification"}
 
     def settings(self) -> dict[str, Any]:
-        lengths = {"max_length": self.options.max_length, "sentences": self.sentences}
-        return {"task": self.kind, **lengths, "fields": list(self.options.fields or FIELDS)}
+        return super().settings() | {"sentences": self.sentences}
 
     def correct(self, output: Any, batch: Batch) -> Tensor | None:
         return None if self.labels is None else (output.logits.argmax(-1) == batch.labels["labels"]).sum()
@@ -151,6 +175,42 @@ class PairProblem(Problem):
             scores = metrics.classification(logits.argmax(-1), np.asarray(self.dev_targets), self.labels)
         rows = [{**row, "expected": e.label} for row, e in zip(pair_rows(logits, self.labels), self.dev, strict=True)]
         return Evaluation(scores, {"predictions.jsonl": rows})
+
+
+def read(
+    path: Path, bad: BadLines, options: ClassOptions, labelled: bool = True, sentences: int | None = None
+) -> list[PairExample]:
+    """The examples of a file; as `read_pairs`. sentences: of a line, in place of the options'."""
+    return read_pairs(
+        path,
+        bad,
+        fields=options.fields or options.usual_fields,
+        given=options.fields is not None,
+        sentences=sentences or options.sentences,
+        labelled=labelled,
+    )
+
+
+def from_line(given: Line, options: ClassOptions) -> list[PairExample]:
+    """The example of the command line. DataError: other than the texts that the model reads."""
+    texts = given.text or []
+    sentences = options.sentences or len(texts)
+    if len(texts) != sentences or sentences not in (1, 2):
+        raise DataError(f"{len(texts)} texts were given with --text; this model reads {min(sentences, 2)}")
+    return [PairExample(texts[0], texts[1] if sentences == 2 else None, None, "--text")]
+
+
+def predict(fitted: "Fitted", examples: Sequence[PairExample]) -> Predicted:
+    """{"sentence1", "sentence2" if there is one} of each, and what `pair_rows` says of it."""
+    made: list[Feature] = pair_features(examples, fitted.tokenizer, fitted.options.max_length).features
+    places = [example.where for example in examples]
+    tell(unknown_note(made, fitted.tokenizer), empty_texts_note(made, places))
+    logits = sequence_logits(fitted.model, made, fitted.tokenizer.pad_id)
+    rows = []
+    for example, row in zip(examples, pair_rows(logits, fitted.labels, fitted.problem_type), strict=True):
+        second = {} if example.second is None else {"sentence2": example.second}
+        rows.append({"sentence1": example.first, **second, **row})
+    return Predicted(rows)
 
 
 def pair_rows(
@@ -175,3 +235,13 @@ def pair_rows(
         {"label": labels[int(row.argmax())], "probabilities": dict(zip(labels, map(float, row), strict=True))}
         for row in shares
     ]
+
+
+TASK = Task(
+    problem=PairProblem,
+    what="Classify (or score) single sentences or sentence pairs: TSV, JSONL or CSV.",
+    options=PairOptions,
+    read=read,
+    line=from_line,
+    predict=predict,
+)

@@ -1,9 +1,8 @@
-"""Predictions of a fine-tuned model's folder on a file or on texts: what the model is for is read from its configuration."""
+"""Predictions of a fine-tuned model's folder on a file or on texts: its configuration says which task it is for."""
 
-import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,35 +10,19 @@ import torch
 
 from bertfast import models
 from bertfast.tasks.device import choose
-from bertfast.tasks.entities import split_tag
-from bertfast.tasks.features import Feature
-from bertfast.tasks.inference import sequence_logits
-from bertfast.tasks.labels import label_names_notes
-from bertfast.tasks.lines import BadLines, DataError, check_text, described
-from bertfast.tasks.pair import FIELDS, PairExample, pair_features, read_pairs
-from bertfast.tasks.pair_problem import pair_rows
+from bertfast.tasks.lines import BadLines, DataError, described
 from bertfast.tasks.problem import SETTINGS, matching_tokenizer
-from bertfast.tasks.qa import QAExample, qa_features, read_squad
-from bertfast.tasks.qa_answers import Prediction
-from bertfast.tasks.qa_problem import QAOptions, answer
-from bertfast.tasks.token import TokenExample, read_tokens
-from bertfast.tasks.token_features import marked_entities, split_words, token_features, unread_words
-from bertfast.tasks.token_problem import TokenOptions, tag
-from bertfast.tasks.unread import empty_texts_note, empty_words_note, unknown_note
+from bertfast.tasks.registry import TASKS
+from bertfast.tasks.stored import label_names_notes
+from bertfast.tasks.task import Line, Predicted, Task, TaskOptions
 
 if TYPE_CHECKING:
     from bertfast.data.tokenizer import Tokenizer
 
-KINDS = {
-    "BertForSequenceClassification": "pair",
-    "BertForQuestionAnswering": "qa",
-    "BertForTokenClassification": "token",
-}
-
 
 @dataclass(frozen=True)
 class Fitted:
-    """A fine-tuned model with its tokenizer, its kind of task, how it was fed (`settings`) and its labels.
+    """A fine-tuned model with its tokenizer, its task, how it was fed (`options`) and its labels.
 
     labels: None where the model predicts a number.
     notes: what a user should know of what the model can say.
@@ -47,8 +30,8 @@ class Fitted:
 
     model: Any
     tokenizer: "Tokenizer"
-    kind: str
-    settings: dict[str, Any]
+    task: Task
+    options: TaskOptions
     labels: list[str] | None
     notes: tuple[str, ...] = ()
 
@@ -57,45 +40,68 @@ class Fitted:
         return self.model.config.problem_type
 
     @classmethod
-    def load(cls, folder: Path, device: str | torch.device = "auto") -> "Fitted":
+    def load(cls, folder: Path, device: str | torch.device = "auto", task: str | None = None) -> "Fitted":
         """The model in `folder`, ready for inference. A model that bertfast did not fine-tune has default lengths.
 
         device: as `tasks.device.choose` takes it; what is predicted with the model is computed there.
+        task: in place of the one that the folder says, or that its head is taken for.
 
         Raises:
             DeviceError: there is no such device; nothing was read then.
-            DataError: its architecture has no head of the three tasks, two of its outputs have one name, or its settings are none.
+            DataError: its architecture has no head of a task, or of this one; two of its outputs have one name; its settings are
+                none.
             FileNotFoundError, ValueError: as `from_pretrained` and `matching_tokenizer`.
         """
         at = choose(device)
         config = models.BertConfig.from_pretrained(folder)
-        names = config.extra.get("architectures") or []
-        kinds = [name for name in names if name in KINDS]
-        if not kinds:
-            raise DataError(
-                f"{folder}: its architecture is {', '.join(names) or 'not named'}, which predicts nothing; "
-                f"fine-tune it first (`bertfast finetune`), or name a {', '.join(KINDS)}"
-            )
-        kind = KINDS[kinds[0]]
+        settings = _settings(folder, config)
+        chosen, notes = _task_of(folder, config.extra.get("architectures") or [], settings.get("task"), task)
+        options = chosen.options.from_stored(settings, folder)
+        options = replace(options, max_length=min(options.max_length, config.max_position_embeddings))
         tokenizer = matching_tokenizer(folder, config.vocab_size)
-        model = getattr(models, kinds[0]).from_pretrained(folder).to(at)
+        model = getattr(models, chosen.head).from_pretrained(folder).to(at)
         labels = list((config.id2label or {}).values())
-        if kind != "qa":
+        if chosen.names_outputs:
             _check_names(folder, labels)
-        notes = (*label_names_notes(folder), *(_scheme_note(labels) if kind == "token" else ())) if kind != "qa" else ()
-        is_number = kind == "pair" and len(labels) == 1 and config.problem_type in (None, "regression")
-        return cls(model, tokenizer, kind, _settings(folder, config), None if is_number else labels, notes)
+            notes += (*label_names_notes(folder), *chosen.notes(labels))
+        is_number = len(labels) == 1 and config.problem_type in (None, "regression")
+        has_labels = chosen.head != "BertForSequenceClassification" or not is_number
+        return cls(model, tokenizer, chosen, options, labels if has_labels else None, notes)
 
-    def length(self, default: int) -> int:
-        """Pieces of a sequence: what the model was fine-tuned with, else `default`, within its positions."""
-        return min(self.settings.get("max_length", default), self.model.config.max_position_embeddings)
+    def read(self, path: Path, bad: BadLines) -> list[Any]:
+        """The examples of a file; labels are not needed."""
+        return self.task.read(path, bad, self.options, False)
 
-    def qa_options(self, threshold: float | None = None, n_best: int = 20) -> QAOptions:
-        """As the model was fine-tuned; a `threshold` that is given wins."""
-        names = {field.name for field in fields(QAOptions)}
-        kept = {name: value for name, value in self.settings.items() if name in names}
-        found = threshold if threshold is not None else self.settings.get("no_answer_threshold")
-        return QAOptions(**{**kept, "max_length": self.length(384), "n_best": n_best, "threshold": found})
+    def example(self, given: Line) -> list[Any]:
+        """The example of the command line. DataError: this model is for something else."""
+        return self.task.example(given, self.options)
+
+    def predict(self, examples: Sequence[Any]) -> Predicted:
+        """What the model says of examples, as `read` and `example` give them."""
+        return self.task.predict(self, examples)
+
+
+def _task_of(
+    folder: Path, architectures: Sequence[str], stored: object, given: str | None
+) -> tuple[Task, tuple[str, ...]]:
+    """The task of a checkpoint, and what a user should know of how it was chosen: as given, as stored, or by its head."""
+    fitting = [task for task in TASKS.values() if task.head in architectures]
+    if not fitting:
+        heads = dict.fromkeys(task.head for task in TASKS.values())
+        raise DataError(
+            f"{folder}: its architecture is {', '.join(architectures) or 'not named'}, which predicts nothing; "
+            f"fine-tune it first (`bertfast finetune`), or name a {', '.join(heads)}"
+        )
+    names = ", ".join(task.name for task in fitting)
+    name = stored if given is None else given
+    if name is None:
+        note = f"{folder}: config.json does not say which task the model is for; its {fitting[0].head} is taken for {fitting[0].name!r}"
+        return fitting[0], (note + (f" ({names} have this head: --task chooses)" if len(fitting) > 1 else ""),)
+    if name in TASKS and TASKS[name] in fitting:
+        return TASKS[name], ()
+    where = "--task" if given is not None else f"'task' of {SETTINGS!r} in config.json"
+    known = f"the tasks are {', '.join(TASKS)}" if name not in TASKS else f"its head is a {fitting[0].head}"
+    raise DataError(f"{folder}: {where} is {name!r}, and {known}; give --task {' or --task '.join(names.split(', '))}")
 
 
 def _check_names(folder: Path, labels: Sequence[str]) -> None:
@@ -105,141 +111,15 @@ def _check_names(folder: Path, labels: Sequence[str]) -> None:
         )
 
 
-def _scheme_note(labels: Sequence[str]) -> tuple[str, ...]:
-    """That classes which are no tags of entities are predicted as they are."""
-    try:
-        for label in labels:
-            split_tag(label)
-    except ValueError as error:
-        return (f"{error}: the model's classes are predicted as tags of words, without entities",)
-    return ()
-
-
-# Of the settings that a fine-tuned model keeps: what each must be.
-_KEPT: dict[str, tuple[type, ...]] = {
-    "max_length": (int,),
-    "stride": (int,),
-    "max_question": (int,),
-    "max_answer": (int,),
-    "sentences": (int, type(None)),
-    "no_answer_threshold": (int, float, type(None)),
-    "fields": (list,),
-}
-
-
 def _settings(folder: Path, config: models.BertConfig) -> dict[str, Any]:
-    """How the model was fed, from its configuration. DataError where that holds other types than `bertfast finetune` writes."""
+    """How the model was fed, from its configuration. DataError where that holds something else."""
     kept = config.extra.get(SETTINGS) or {}
     if not isinstance(kept, dict):
         raise DataError(
             f"{folder}: {SETTINGS!r} in config.json is {described(kept)}, not an object of settings; take it out"
         )
-    for name, kinds in _KEPT.items():
-        value = kept.get(name)
-        low = value if type(value) is int and name != "no_answer_threshold" else 1
-        if name in kept and (type(value) not in kinds or low < 1):
-            raise DataError(
-                f"{folder}: {name!r} of {SETTINGS!r} in config.json is {described(value)}; take it out, or mend it"
-            )
-    fields = kept.get("fields", [])
-    if not all(isinstance(name, str) for name in fields):
+    if not isinstance(kept.get("task"), (str, type(None))):
         raise DataError(
-            f"{folder}: 'fields' of {SETTINGS!r} in config.json are not all text; take them out, or mend them"
+            f"{folder}: 'task' of {SETTINGS!r} in config.json is {described(kept['task'])}; take it out, or mend it"
         )
-    return dict(kept)
-
-
-def _tell(*notes: str) -> None:
-    """What a user should know of the answers; the commands print warnings as notes."""
-    for note in filter(None, notes):
-        warnings.warn(note, stacklevel=3)
-
-
-def predict_pairs(fitted: Fitted, examples: Sequence[PairExample]) -> list[dict[str, Any]]:
-    """{"sentence1", "sentence2" if there is one} of each, and what `pair_rows` says of it."""
-    made: list[Feature] = pair_features(examples, fitted.tokenizer, fitted.length(128)).features
-    places = [example.where for example in examples]
-    _tell(unknown_note(made, fitted.tokenizer), empty_texts_note(made, places))
-    logits = sequence_logits(fitted.model, made, fitted.tokenizer.pad_id)
-    rows = []
-    for example, row in zip(examples, pair_rows(logits, fitted.labels, fitted.problem_type), strict=True):
-        second = {} if example.second is None else {"sentence2": example.second}
-        rows.append({"sentence1": example.first, **second, **row})
-    return rows
-
-
-def predict_questions(fitted: Fitted, examples: Sequence[QAExample], options: QAOptions) -> list[Prediction]:
-    """The n best answers of each question."""
-    made = qa_features(
-        examples,
-        fitted.tokenizer,
-        max_length=options.max_length,
-        stride=options.stride,
-        max_question=options.max_question,
-    )
-    _tell(unknown_note(made.features, fitted.tokenizer))
-    return answer(fitted.model, fitted.tokenizer.pad_id, examples, made.windows, options)
-
-
-def predict_entities(fitted: Fitted, examples: Sequence[TokenExample]) -> list[dict[str, Any]]:
-    """{"text", "entities": [{"start", "end", "label", "text"}]} of each, and "tokens" and "tags" where the file gave words.
-
-    Where the model's classes are no tags of entities: "text", "tokens", "tags".
-    """
-    given = split_words(examples, fitted.tokenizer)
-    stride = fitted.settings.get("stride", TokenOptions.stride)
-    windows = token_features(given, fitted.tokenizer, max_length=fitted.length(TokenOptions.max_length), stride=stride)
-    _tell(
-        unknown_note([window.feature for window in windows], fitted.tokenizer),
-        empty_words_note(unread_words(given, windows)),
-    )
-    rows = []
-    has_entities = not _scheme_note(fitted.labels or ())
-    tags = tag(fitted.model, fitted.tokenizer.pad_id, given, windows, fitted.labels or [])
-    for example, found in zip(given, tags, strict=True):
-        words = {"tokens": example.words, "tags": found} if not (has_entities and example.is_text) else {}
-        entities = {"entities": marked_entities(example, found)} if has_entities else {}
-        rows.append({"text": example.text, **words, **entities})
-    return rows
-
-
-def read_input(fitted: Fitted, path: Path, bad: BadLines, columns: Sequence[str] | None = None) -> list[Any]:
-    """The examples of a file for this model; labels are not needed.
-
-    columns: names in JSONL and CSV, as `pair.field_names` takes them; those that the model was fine-tuned with where not given.
-    """
-    if fitted.kind == "qa":
-        return read_squad(path, bad, labelled=False)
-    if fitted.kind == "token":
-        return read_tokens(path, bad, labelled=False)
-    names = columns or fitted.settings.get("fields") or FIELDS
-    given = columns is not None
-    return read_pairs(path, bad, fields=names, given=given, sentences=fitted.settings.get("sentences"), labelled=False)
-
-
-def from_line(
-    fitted: Fitted, text: Sequence[str] | None = None, question: str | None = None, context: str | None = None
-) -> list[Any]:
-    """One example given on the command line: a question about a context, or a sentence (for pairs, two).
-
-    Raises:
-        DataError: the model is for something else, or there are too few or too many texts.
-    """
-    if (fitted.kind == "qa") != (question is not None):
-        wanted = "--question and --context" if fitted.kind == "qa" else "--text"
-        raise DataError(f"this model is for the task {fitted.kind!r}: give {wanted}")
-    if question is not None:
-        check_text("--question", question)
-        check_text("--context", context or "")
-        return [QAExample("1", question, context or "")]
-    texts = list(text or ())
-    sentences = 1 if fitted.kind == "token" else fitted.settings.get("sentences", len(texts))
-    for text_given in texts:
-        check_text("--text", text_given)
-    if len(texts) != sentences or sentences not in (1, 2):
-        raise DataError(
-            f"{len(texts)} texts were given with --text; this model reads {sentences if sentences < 3 else 2}"
-        )
-    if fitted.kind == "token":
-        return [TokenExample(texts[0], (), (), None, "--text", is_text=True)]
-    return [PairExample(texts[0], texts[1] if sentences == 2 else None, None, "--text")]
+    return kept

@@ -1,8 +1,8 @@
-"""What fine-tuning asks of a kind of task: features, the head's options, right answers in a batch, scores on held-out data."""
+"""What fine-tuning asks of a task's data: features, the head's options, right answers in a batch, scores on held-out data."""
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from bertfast.data.batches import Batch
 from bertfast.data.tokenizer import TokenizerError, load_tokenizer
-from bertfast.tasks.features import Feature
+from bertfast.tasks.features import Feature, Group
 from bertfast.tasks.lines import DataError
 from bertfast.tasks.loader import Batching
 
 if TYPE_CHECKING:
     from bertfast.data.tokenizer import Tokenizer
+    from bertfast.tasks.labels import StoredHead
+    from bertfast.tasks.task import TaskOptions
 
 # The key of config.json under which a fine-tuned model keeps how it was fed; others pass over it.
 SETTINGS = "bertfast"
@@ -35,8 +37,9 @@ class Problem(ABC):
     """A task with its data.
 
     Attributes:
-        kind: "pair", "qa" or "token".
+        kind: the task's name, kept with the model.
         head: the class of bertfast.models.
+        options: of the task.
         scores: those by which a best model can be chosen; larger is better.
         features: of the training data.
         read: what each file holds, a line each.
@@ -47,20 +50,32 @@ class Problem(ABC):
 
     kind: ClassVar[str]
     head: ClassVar[str]
+    options: "TaskOptions"
     scores: tuple[str, ...]
-    features: list[Feature]
+    features: Sequence[Feature | Group]
     read: list[str]
     notes: list[str]
     head_rows: tuple[int, ...] | None = None
     batching: Batching | None = None
 
+    @abstractmethod
+    def __init__(
+        self,
+        tokenizer: "Tokenizer",
+        train: Path,
+        dev: Path | None,
+        options: Any,
+        head: "StoredHead | None" = None,
+    ) -> None:
+        """Read and prepare both files. `head` is the checkpoint's classifier. DataError for data that cannot be used."""
+
     def overrides(self) -> dict[str, Any]:
         """Options of the model's configuration."""
         return {}
 
-    @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """How the model is to be fed, kept under `SETTINGS` in its configuration. May change with an evaluation."""
+        """The task and how the model is to be fed, kept under `SETTINGS` in its configuration. May change with an evaluation."""
+        return {"task": self.kind, **self.options.stored()}
 
     def correct(self, output: Any, batch: Batch) -> Tensor | None:
         """How many of a training batch's targets have the largest logit; None where that says nothing."""

@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
+from bertfast.options import option
 from bertfast.tasks.inference import qa_logits
+from bertfast.tasks.labels import StoredHead
 from bertfast.tasks.lines import BadLines
 from bertfast.tasks.loader import Batching
 from bertfast.tasks.problem import Evaluation, Problem
@@ -15,29 +17,36 @@ from bertfast.tasks.qa import QAExample, QAFeatures, Window, qa_features, read_s
 from bertfast.tasks.qa_answers import Prediction, nbest_json, predict_answers
 from bertfast.tasks.special_tokens import cut_markers_note
 from bertfast.tasks.squad_metrics import best_threshold, evaluate_answers
+from bertfast.tasks.task import Line, Predicted, Task, TaskOptions, tell
 from bertfast.tasks.unread import unknown_note
 
 if TYPE_CHECKING:
     from bertfast.data.tokenizer import Tokenizer
+    from bertfast.tasks.predict import Fitted
 
 
-@dataclass(frozen=True)
-class QAOptions:
-    """How contexts are cut into windows and answers chosen; lengths are in pieces.
+@dataclass(kw_only=True)
+class QAOptions(TaskOptions):
+    """How contexts are cut into windows and answers chosen.
 
-    threshold: how much "no answer" must exceed the best answer by; None for 0 while training and the best on the held-out
-        questions in the model that is saved. Without impossible questions in either file every question is answered.
-    language: of the score, "en" or "ja"; None for the tokenizer's.
+    `threshold` is how much "no answer" must exceed the best answer by; None for 0 while training and the best on the held-out
+    questions in the model that is saved. Without impossible questions in either file every question is answered.
     """
 
-    max_length: int = 384
-    stride: int = 128
-    max_question: int = 64
-    max_answer: int = 30
-    n_best: int = 20
-    threshold: float | None = None
-    language: str | None = None
-    skip_bad_lines: bool = False
+    max_length: int = option(
+        384, "most pieces of a window, question and special tokens included", low=3, stored="max_length"
+    )
+    stride: int = option(128, "pieces between the starts of two windows", low=1, stored="stride")
+    max_question: int = option(64, "most pieces of a question", low=1, stored="max_question")
+    max_answer: int = option(30, "most pieces of an answer", low=1, stored="max_answer")
+    n_best: int = option(20, "answers kept for a question", low=1)
+    threshold: float | None = option(
+        None,
+        "of no answer; found on the held-out data where not given",
+        stored="no_answer_threshold",
+        predicting="questions: of no answer; the model's where not given",
+    )
+    language: str | None = option(None, "of the score; the tokenizer's where not given", choices=("en", "ja"))
 
 
 class QAProblem(Problem):
@@ -45,9 +54,17 @@ class QAProblem(Problem):
 
     kind = "qa"
     head = "BertForQuestionAnswering"
+    options: QAOptions
     scores = ("f1", "exact", "best_f1", "best_exact", "HasAns_f1", "HasAns_exact")
 
-    def __init__(self, tokenizer: "Tokenizer", train: Path, dev: Path | None, options: QAOptions) -> None:
+    def __init__(
+        self,
+        tokenizer: "Tokenizer",
+        train: Path,
+        dev: Path | None,
+        options: QAOptions,
+        head: StoredHead | None = None,
+    ) -> None:
         self.tokenizer, self.options, self.notes, self.read = tokenizer, options, [], []
         self.language = options.language or tokenizer.language
         examples = self._read(train)
@@ -109,9 +126,7 @@ class QAProblem(Problem):
         return {"num_labels": 2}
 
     def settings(self) -> dict[str, Any]:
-        o = self.options
-        lengths = {name: getattr(o, name) for name in ("max_length", "stride", "max_question", "max_answer")}
-        return {"task": self.kind, **lengths, "no_answer_threshold": self.chosen}
+        return super().settings() | {"no_answer_threshold": self.chosen}
 
     def evaluate(self, model: nn.Module) -> Evaluation | None:
         if not self.dev:
@@ -142,3 +157,39 @@ def answer(
     """The n best answers of each question, by running the model on their windows."""
     starts, ends = qa_logits(model, [window.feature for window in windows], pad_id, batching)
     return predict_answers(examples, windows, starts, ends, n_best=options.n_best, max_answer=options.max_answer)
+
+
+def from_line(given: Line, options: QAOptions) -> list[QAExample]:
+    """The question of the command line."""
+    return [QAExample("1", given.question or "", given.context or "")]
+
+
+def predict(fitted: "Fitted", examples: Sequence[QAExample]) -> Predicted:
+    """{"id", "answer"} of each question; the document is SQuAD's: answers by id, "" for none."""
+    options = cast(QAOptions, fitted.options)
+    made = qa_features(
+        examples,
+        fitted.tokenizer,
+        max_length=options.max_length,
+        stride=options.stride,
+        max_question=options.max_question,
+    )
+    tell(unknown_note(made.features, fitted.tokenizer))
+    found = answer(fitted.model, fitted.tokenizer.pad_id, examples, made.windows, options)
+    texts = {prediction.id: prediction.answer(options.threshold) for prediction in found}
+    rows = [{"id": name, "answer": text} for name, text in texts.items()]
+    n_best = {prediction.id: nbest_json(prediction) for prediction in found}
+    return Predicted(rows, texts, n_best, next(iter(texts.values())) or "(no answer)")
+
+
+TASK = Task(
+    problem=QAProblem,
+    what="Answer questions from a text: SQuAD 1.1, SQuAD 2.0 or JSQuAD JSON.",
+    options=QAOptions,
+    read=lambda path, bad, options, labelled: read_squad(path, bad, labelled),
+    line=from_line,
+    predict=predict,
+    needs=("question", "context"),
+    names_outputs=False,
+    has_n_best=True,
+)

@@ -4,21 +4,24 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
 from bertfast.data.batches import IGNORED, Batch
-from bertfast.tasks.entities import entities, entity_scores
+from bertfast.options import option
+from bertfast.tasks.entities import entities, entity_scores, split_tag
 from bertfast.tasks.inference import token_arrays
 from bertfast.tasks.labels import StoredHead, choose_classes, listed
 from bertfast.tasks.lines import BadLines, DataError
 from bertfast.tasks.loader import Batching
 from bertfast.tasks.problem import Evaluation, Problem, counted
 from bertfast.tasks.special_tokens import cut_markers_note
+from bertfast.tasks.task import LABELS, Line, Predicted, Task, TaskOptions, tell
 from bertfast.tasks.token import TokenExample, discover_tags, read_tokens
 from bertfast.tasks.token_features import (
     TokenWindow,
+    marked_entities,
     predict_tags,
     split_words,
     token_features,
@@ -29,16 +32,16 @@ from bertfast.tasks.unread import empty_words_note, unknown_note
 
 if TYPE_CHECKING:
     from bertfast.data.tokenizer import Tokenizer
+    from bertfast.tasks.predict import Fitted
 
 
-@dataclass(frozen=True)
-class TokenOptions:
-    """How sentences are cut into windows (in pieces), and the tags in their order; None for the checkpoint's, else the data's."""
+@dataclass(kw_only=True)
+class TokenOptions(TaskOptions):
+    """How sentences are cut into windows, and the tags."""
 
-    max_length: int = 256
-    stride: int = 128
-    labels: Sequence[str] | None = None
-    skip_bad_lines: bool = False
+    max_length: int = option(256, "most pieces of a window, special tokens included", low=3, stored="max_length")
+    stride: int = option(128, "pieces between the starts of two windows of a long sentence", low=1, stored="stride")
+    labels: list[str] | None = option(None, LABELS.replace("classes", "tags"))
 
 
 class TokenProblem(Problem):
@@ -46,6 +49,7 @@ class TokenProblem(Problem):
 
     kind = "token"
     head = "BertForTokenClassification"
+    options: TokenOptions
     scores = ("f1", "precision", "recall", "accuracy")
 
     def __init__(
@@ -139,9 +143,6 @@ class TokenProblem(Problem):
     def overrides(self) -> dict[str, Any]:
         return {"num_labels": len(self.labels), "id2label": dict(enumerate(self.labels))}
 
-    def settings(self) -> dict[str, Any]:
-        return {"task": self.kind, "max_length": self.options.max_length, "stride": self.options.stride}
-
     def correct(self, output: Any, batch: Batch) -> Tensor | None:
         labels = batch.labels["labels"]
         return ((output.logits.argmax(-1) == labels) & (labels != IGNORED)).sum()
@@ -170,3 +171,54 @@ def tag(
     """The tag of every word of every example, by running the model on their windows."""
     logits = token_arrays(model, [window.feature for window in windows], pad_id, lambda found: found.logits, batching)
     return predict_tags(examples, windows, [row.argmax(-1) for row in logits], tags)
+
+
+def from_line(given: Line, options: TokenOptions) -> list[TokenExample]:
+    """The text of the command line. DataError: more than one."""
+    texts = given.text or []
+    if len(texts) != 1:
+        raise DataError(f"{len(texts)} texts were given with --text; this model reads 1")
+    return [TokenExample(texts[0], (), (), None, "--text", is_text=True)]
+
+
+def scheme_note(labels: Sequence[str]) -> tuple[str, ...]:
+    """That classes which are no tags of entities are predicted as they are."""
+    try:
+        for label in labels:
+            split_tag(label)
+    except ValueError as error:
+        return (f"{error}: the model's classes are predicted as tags of words, without entities",)
+    return ()
+
+
+def predict(fitted: "Fitted", examples: Sequence[TokenExample]) -> Predicted:
+    """{"text", "entities": [{"start", "end", "label", "text"}]} of each, and "tokens" and "tags" where the file gave words.
+
+    Where the model's classes are no tags of entities: "text", "tokens", "tags".
+    """
+    options, labels = cast(TokenOptions, fitted.options), fitted.labels or []
+    given = split_words(examples, fitted.tokenizer)
+    windows = token_features(given, fitted.tokenizer, max_length=options.max_length, stride=options.stride)
+    tell(
+        unknown_note([window.feature for window in windows], fitted.tokenizer),
+        empty_words_note(unread_words(given, windows)),
+    )
+    rows = []
+    has_entities = not scheme_note(labels)
+    tags = tag(fitted.model, fitted.tokenizer.pad_id, given, windows, labels)
+    for example, found in zip(given, tags, strict=True):
+        words = {"tokens": example.words, "tags": found} if not (has_entities and example.is_text) else {}
+        entities = {"entities": marked_entities(example, found)} if has_entities else {}
+        rows.append({"text": example.text, **words, **entities})
+    return Predicted(rows)
+
+
+TASK = Task(
+    problem=TokenProblem,
+    what="Tag tokens, such as named entities: CoNLL or JSONL.",
+    options=TokenOptions,
+    read=lambda path, bad, options, labelled: read_tokens(path, bad, labelled),
+    line=from_line,
+    predict=predict,
+    notes=scheme_note,
+)

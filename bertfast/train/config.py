@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, fields
 
+from bertfast.options import option
 from bertfast.train.errors import ConfigError
 from bertfast.train.schedule import SCHEDULES
-from bertfast.train.settings import option
 
 
 @dataclass
@@ -17,7 +17,7 @@ class TrainConfig:
     batches_per_step: int = option(1, "micro-batches of one optimizer step, over all ranks", low=1)
 
     optimizer: str = option("adamw", choices=("adamw", "lamb"))
-    learning_rate: float = option(1e-4, "highest of the schedule", low=0)
+    learning_rate: float = option(1e-4, "highest of the schedule", low=0, flags=("--lr",))
     weight_decay: float = option(0.01, "decoupled; none on biases and layer norms", low=0)
     beta1: float = option(0.9, "decay of the mean of gradients", low=0, high=1)
     beta2: float = option(0.999, "decay of the mean of their squares", low=0, high=1)

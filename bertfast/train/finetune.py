@@ -1,4 +1,4 @@
-"""Fine-tuning: the task that the loop trains, for each of the three kinds, and what is left in the run's folder.
+"""Fine-tuning: what the loop trains, for any of the tasks in `tasks.registry`, and what is left in the run's folder.
 
 RUN/model/ is the model after the last step; RUN/best/, where a best one is kept, the one with the best score on the held-out
 data; RUN/metrics.json and RUN/predictions.* are of the last step.
@@ -7,7 +7,6 @@ data; RUN/metrics.json and RUN/predictions.* are of the last step.
 import json
 import warnings
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,20 +14,16 @@ import torch
 from torch import nn
 
 from bertfast import models
-from bertfast.data.tokenizer import Tokenizer
 from bertfast.models.flops import training_flops
 from bertfast.nn import device
-from bertfast.tasks.labels import StoredHead, label_names_notes, stored_head
 from bertfast.tasks.loader import Batching, FeatureLoader
-from bertfast.tasks.pair_problem import PairOptions, PairProblem
-from bertfast.tasks.problem import SETTINGS, Evaluation, Problem, matching_tokenizer, write_files
-from bertfast.tasks.qa_problem import QAOptions, QAProblem
-from bertfast.tasks.token_problem import TokenOptions, TokenProblem
+from bertfast.tasks.problem import SETTINGS, Evaluation, matching_tokenizer, write_files
+from bertfast.tasks.stored import label_names_notes, stored_head
 from bertfast.train import state
 from bertfast.train.checkpoint import FORMAT
 from bertfast.train.errors import ConfigError
 from bertfast.train.files import Files, explained, write_folder
-from bertfast.train.finetune_config import PairConfig, QAConfig, TokenConfig
+from bertfast.train.finetune_config import FinetuneConfig
 from bertfast.train.launcher import is_main
 from bertfast.train.loop import Outcome, train
 from bertfast.train.run_folder import check_out
@@ -37,31 +32,13 @@ from bertfast.train.task import Task, Term
 BEST = "best_score.json"
 
 
-_KINDS: dict[str, tuple[Any, Any]] = {
-    "pair": (PairProblem, PairOptions),
-    "qa": (QAProblem, QAOptions),
-    "token": (TokenProblem, TokenOptions),
-}
-
-
-def make_problem(config: Any, tokenizer: Tokenizer, head: StoredHead | None = None) -> Problem:
-    """The data of a configuration, read, and how it is scored; `head` is the checkpoint's. DataError for unusable data."""
-    problem, options = _KINDS[config.kind]
-    # The options of a problem are named as those of its configuration.
-    chosen = options(**{each.name: getattr(config, each.name) for each in fields(options)})
-    more = {} if head is None else {"head": head}
-    return problem(
-        tokenizer, Path(config.train_file), Path(config.dev_file) if config.dev_file else None, chosen, **more
-    )
-
-
 class FinetuneTask(Task):
     """A problem and a model with its head. `run` is where the best model goes, where one is kept."""
 
-    def __init__(self, config: Any, run: Path) -> None:
-        folder = Path(config.model)
+    def __init__(self, config: FinetuneConfig, run: Path) -> None:
+        folder, task = Path(config.model), config.task_record
         self.config, self.run = config, run
-        self.name = f"finetune-{config.kind}"
+        self.name = f"finetune-{task.name}"
         start = models.BertConfig.from_pretrained(folder)
         self.tokenizer = matching_tokenizer(folder, start.vocab_size)
         positions = start.max_position_embeddings
@@ -74,13 +51,13 @@ class FinetuneTask(Task):
         if config.keep_best and config.train.parallel == "fsdp":
             raise ConfigError("keep_best does not work with parallel fsdp; use ddp, or take the last model")
         added = self._add_special_tokens()
-        classifier = _KINDS[config.kind][0].head
-        # An answer has a start and an end whatever a checkpoint says: only classes have names that could be others.
-        stored = None if config.kind == "qa" else stored_head(folder, classifier)
-        self.problem = make_problem(config, self.tokenizer, stored)
+        stored = stored_head(folder, task.head, task.names_outputs)
+        dev = Path(config.dev_file) if config.dev_file else None
+        self.problem = task.problem(self.tokenizer, Path(config.train_file), dev, config, stored)
         if config.keep_best and config.keep_best not in self.problem.scores:
             raise ConfigError(f"keep_best {config.keep_best}: choose one of {', '.join(self.problem.scores)}")
-        self.problem.notes += label_names_notes(folder) if stored is not None else ()
+        # An answer has a start and an end whatever a checkpoint says: only classes have names that could be others.
+        self.problem.notes += label_names_notes(folder) if stored is not None and task.names_outputs else ()
         # A new head's weights come from torch's generator.
         torch.manual_seed(config.train.seed)
         head = getattr(models, self.problem.head)
@@ -196,7 +173,7 @@ def best_so_far(run: Path) -> dict[str, Any] | None:
 
 
 def finetune(
-    config: PairConfig | QAConfig | TokenConfig,
+    config: FinetuneConfig,
     run: Path,
     *,
     resume: bool = False,
@@ -205,6 +182,7 @@ def finetune(
 ) -> tuple[Outcome, dict[str, float]]:
     """Fine-tune as `config` says into the folder `run`; returns how it ended and the last scores on the held-out data.
 
+    config: an instance of `finetune_config.config_class(task)`.
     say: is told what each file holds.
     note: is told what was left out of the data or cut.
 

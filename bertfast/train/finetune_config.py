@@ -1,20 +1,20 @@
-"""Options of the three kinds of fine-tuning. Light to import: the command line makes its flags from these."""
+"""Options of fine-tuning: those of every run, joined with a task's own. Light to import: the command line makes flags of these."""
 
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass, field, make_dataclass
+from functools import cache
+from typing import ClassVar, cast
 
-from bertfast.tasks.lines import DataError
-from bertfast.tasks.pair import FIELDS, field_names
+from bertfast.options import option
+from bertfast.tasks.registry import TASKS
+from bertfast.tasks.task import Task, TaskOptions
 from bertfast.train.config import TrainConfig
-from bertfast.train.errors import ConfigError
-from bertfast.train.settings import option
 
 
 @dataclass
 class FinetuneTraining(TrainConfig):
     """TrainConfig with the usual values of fine-tuning (Devlin et al., 2018, appendix A.3): 3 epochs where nothing is given."""
 
-    learning_rate: float = option(5e-5, "highest of the schedule", low=0)
+    learning_rate: float = option(5e-5, "highest of the schedule", low=0, flags=("--lr",))
 
     def __post_init__(self) -> None:
         if self.steps is None and self.epochs is None:
@@ -22,86 +22,44 @@ class FinetuneTraining(TrainConfig):
         super().__post_init__()
 
 
-@dataclass
-class FinetuneConfig:
-    """What every kind of fine-tuning has."""
+@dataclass(kw_only=True)
+class FinetuneConfig(TaskOptions):
+    """What every run has; `config_class` adds the options of its task, which are read from here as well."""
 
-    kind: ClassVar[str]
+    task_record: ClassVar[Task]
 
     model: str = option(help="folder of the checkpoint to start from, with its tokenizer")
-    train_file: str = option(help="training data")
-    dev_file: str | None = option(None, "held-out data, scored while training and at the end")
-    max_length: int = option(128, "most pieces of a sequence, special tokens included", low=3)
-    batch_size: int = option(32, "sequences of a micro-batch", low=1)
+    train_file: str = option(help="training data", flags=("--train",))
+    dev_file: str | None = option(None, "held-out data, scored while training and at the end", flags=("--dev",))
+    batch_size: int = option(32, "sequences of a micro-batch; questions, where each has several", low=1)
     token_budget: int | None = option(None, "most tokens of a micro-batch, beside batch_size", low=1)
     layout: str = option("packed", "padded: as other libraries compute", choices=("packed", "padded"))
-    special_tokens: list[str] | None = field(
-        default=None,
-        metadata={"choices": (), "help": "markers in the texts, such as [E1],[/E1], that become one new token each"},
+    special_tokens: list[str] | None = option(
+        None, "markers in the texts, such as [E1],[/E1], that become one new token each"
     )
-    bad_lines: str = option("refuse", "skip: left out, counted and named", choices=("refuse", "skip"))
     keep_best: str | None = option(
         None, "score by which the best model is kept in RUN/best, such as f1; larger is better"
     )
     train: FinetuneTraining = field(default_factory=FinetuneTraining)
 
-    @property
-    def skip_bad_lines(self) -> bool:
-        return self.bad_lines == "skip"
 
+@cache
+def config_class(name: str) -> type[FinetuneConfig]:
+    """The configuration of a task's run: its options, those of every run, and `task`, its name, which a resumed run must have.
 
-@dataclass
-class PairConfig(FinetuneConfig):
-    kind = "pair"
-
-    fields: list[str] | None = field(
-        default=None,
-        metadata={
-            "choices": (),
-            "help": "columns, each of which has to be there: first sentence, second, label; or sentence, label. Where not given "
-            "sentence1,sentence2,label, the second only where a file has it",
+    A configuration is an instance of the task's options. KeyError: there is no such task.
+    """
+    task = TASKS[name]
+    named = option(name, "of the run; none: as the command says", choices=(name,), hidden=True)
+    made = make_dataclass(
+        f"{name.title()}Config",
+        [("task", str, named)],
+        bases=(task.options, FinetuneConfig),
+        kw_only=True,
+        namespace={
+            "task_record": task,
+            "__doc__": f"All of a run of `bertfast finetune {name}`.",
+            "__module__": __name__,
         },
     )
-    sentences: int | None = option(None, "1 or 2 of a line; as the file has them where not given", low=1, high=2)
-    labels: list[str] | None = field(
-        default=None,
-        metadata={
-            "choices": (),
-            "help": "classes in their order; where not given the checkpoint's, else the training file's, sorted",
-        },
-    )
-    regression: bool = option(False, "labels are numbers to be predicted")
-
-    def __post_init__(self) -> None:
-        try:
-            field_names(FIELDS if self.fields is None else self.fields, self.sentences)
-        except DataError as error:
-            raise ConfigError(str(error)) from None
-
-
-@dataclass
-class QAConfig(FinetuneConfig):
-    kind = "qa"
-
-    max_length: int = option(384, "most pieces of a window, question and special tokens included", low=3)
-    stride: int = option(128, "pieces between the starts of two windows", low=1)
-    max_question: int = option(64, "most pieces of a question", low=1)
-    max_answer: int = option(30, "most pieces of an answer", low=1)
-    n_best: int = option(20, "answers kept for a question", low=1)
-    threshold: float | None = option(None, "of no answer; found on the held-out data where not given")
-    language: str | None = option(None, "of the score; the tokenizer's where not given", choices=("en", "ja"))
-
-
-@dataclass
-class TokenConfig(FinetuneConfig):
-    kind = "token"
-
-    max_length: int = option(256, "most pieces of a window, special tokens included", low=3)
-    stride: int = option(128, "pieces between the starts of two windows of a long sentence", low=1)
-    labels: list[str] | None = field(
-        default=None,
-        metadata={
-            "choices": (),
-            "help": "tags in their order; where not given the checkpoint's, else the training file's, sorted",
-        },
-    )
+    return cast(type[FinetuneConfig], made)

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from bertfast.options import option
 from bertfast.train.config import TrainConfig
-from bertfast.train.settings import option
 
 
 @dataclass
@@ -33,7 +33,7 @@ class DataOptions:
     short_seq_prob: float = option(0.1, "share of samples that are made shorter on purpose", low=0, high=1)
     nsp: bool = option(True, "pairs of segments and next-sentence prediction")
     mask_prob: float = option(0.15, "share of tokens that are predicted", low=0, high=1)
-    whole_word: bool = option(False, "mask all pieces of a word together")
+    whole_word: bool = option(False, "mask all pieces of a word together", flags=("--whole-word/--pieces",))
     max_predictions: int | None = option(None, "masked tokens of a sample at most", low=1)
     layout: str = option("packed", choices=("packed", "padded"))
     workers: int = option(1, "processes that make batches; 0: the trainer itself", low=0, free=True)
@@ -43,8 +43,8 @@ class DataOptions:
 class PretrainConfig:
     """All of a run; `out` and `eval` may change when it is resumed."""
 
-    corpus: str = option(help="folder that `bertfast data build` wrote")
-    out: str = option(help="folder of the run", free=True)
+    corpus: str = option(help="folder that `bertfast data build` wrote", argument=True)
+    out: str = option(help="folder of the run; model/ in it is the result", free=True)
     eval: str | None = option(None, "corpus that is held out", free=True)
     eval_batches: int | None = option(None, "batches of it at most; none: all", low=1, free=True)
     model: ModelOptions = field(default_factory=ModelOptions)

@@ -5,37 +5,15 @@ Nothing here knows the options of training; `config.py` holds those, and each co
 
 import dataclasses
 import difflib
-import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from bertfast.options import fit, kind_name, limit_problem
 from bertfast.train.errors import ConfigError
 
 T = TypeVar("T")
-
-_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-
-
-def option(
-    default: Any = dataclasses.MISSING,
-    help: str = "",
-    *,
-    choices: Sequence[str] = (),
-    low: float | None = None,
-    high: float | None = None,
-    free: bool = False,
-    passing: bool = False,
-) -> Any:
-    """A dataclass field with its help and limits.
-
-    free: may change when a run is resumed. passing: is of one process and not of the run, so it is not written down.
-    """
-    metadata = {
-        "help": help, "choices": tuple(choices), "low": low, "high": high, "free": free, "passing": passing
-    }  # fmt: skip
-    return dataclasses.field(default=default, metadata=metadata)
 
 
 class Settings:
@@ -113,9 +91,6 @@ def build(cls: type[T], settings: Settings, values: Any = None, path: str = "") 
         raise ConfigError(f"{where}: {path} is a section of options, found {values!r}")
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     kinds = typing.get_type_hints(cls)
-    for key in values:
-        if key not in fields:
-            _refuse_unknown(settings, path, str(key), kinds)
     given: dict[str, Any] = {}
     missing = ""
     for name, field in fields.items():
@@ -127,6 +102,9 @@ def build(cls: type[T], settings: Settings, values: Any = None, path: str = "") 
             given[name] = build(kinds[name], settings, {}, f"{at}.")
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             missing = missing or f"{at} is missing: {field.metadata.get('help') or 'it has no default'}"
+    for key in values:
+        if key not in fields:
+            _refuse_unknown(settings, path, str(key), kinds)
     if missing:  # after what is wrong with the options that are there
         raise ConfigError(missing)
     try:
@@ -148,44 +126,15 @@ def _refuse_unknown(settings: Settings, path: str, key: str, kinds: dict[str, An
 def _convert(settings: Settings, kind: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return build(kind, settings, {} if value is None else value, f"{path}.")  # type: ignore[arg-type]
-    wanted = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    for each in wanted:
-        fits, found = _fit(each, value)
-        if fits:
-            return found
-    names = " or ".join("nothing" if each is type(None) else _name(each) for each in wanted)
-    raise ConfigError(f"{settings.origin(path)}: {path} must be {names}, got {value!r}")
-
-
-def _name(kind: Any) -> str:
-    inner = typing.get_args(kind)
-    return f"a list of {_name(inner[0])}" if inner else _NAMES.get(kind, kind.__name__)
-
-
-def _fit(kind: Any, value: Any) -> tuple[bool, Any]:
-    """Whether `value` is a `kind`, and it as one."""
-    if typing.get_origin(kind) is list:
-        inner = typing.get_args(kind)[0]
-        found = [_fit(inner, item) for item in value] if isinstance(value, (list, tuple)) else [(False, None)]
-        return all(fits for fits, _ in found), [item for _, item in found]
-    if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-        try:  # YAML 1.1 reads 1e-4 as text
-            return True, float(value)
-        except ValueError:
-            return False, None
-    if kind is str and isinstance(value, Path):
-        return True, str(value)
-    return type(value) is kind, value
+    fits, found = fit(kind, value)
+    if not fits:
+        raise ConfigError(f"{settings.origin(path)}: {path} must be {kind_name(kind)}, got {value!r}")
+    return found
 
 
 def _check_limits(settings: Settings, field: Any, value: Any, path: str) -> None:
-    choices, low, high = (field.metadata.get(name) for name in ("choices", "low", "high"))
-    where = settings.origin(path)
-    if choices and value is not None and value not in choices:
-        raise ConfigError(f"{where}: {path} must be one of {', '.join(choices)}, got {value!r}")
-    for limit, word, bad in ((low, "at least", lambda v: v < low), (high, "at most", lambda v: v > high)):
-        if limit is not None and value is not None and not (value == value and not bad(value)):
-            raise ConfigError(f"{where}: {path} must be {word} {limit}, got {value!r}")
+    if wrong := limit_problem(field, value):
+        raise ConfigError(f"{settings.origin(path)}: {path} must be {wrong}, got {value!r}")
 
 
 def resolve(cls: type[T], file: Path | None = None, flags: Mapping[str, Any] = {}, sets: Sequence[str] = ()) -> T:

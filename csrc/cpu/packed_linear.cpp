@@ -101,15 +101,17 @@ PackedWeight pack_weight(const at::Tensor& weight, at::ScalarType dtype, bool in
 void run_product(const PackedProduct& p, PackedKind kind, int64_t rows) {
   const PackedLinearKernels& kernels = packed_linear_kernels();
   const int64_t panels = panels_of(p.outputs), pieces = (rows + kUnitRows - 1) / kUnitRows;
-  // In whole register blocks where there are several pieces.
-  const int64_t step =
-      pieces <= 1 ? rows : ((rows + pieces - 1) / pieces + kernels.rows - 1) / kernels.rows * kernels.rows;
+  // In whole register blocks, evenly: a unit of a few rows sums in another order (kFew), and what a row comes to would
+  // depend on how many rows stand beside it.
+  const int64_t blocks = (rows + kernels.rows - 1) / kernels.rows;
   at::parallel_for(0, panels * pieces, 1, [&](int64_t begin, int64_t end) {
+    const int64_t most = (blocks + pieces - 1) / pieces * kernels.rows;
     const at::Tensor scratch =
-        at::empty({step * kernels.panel + (kind == kPackedWidened ? kernels.block : 0)}, at::kFloat);
+        at::empty({most * kernels.panel + (kind == kPackedWidened ? kernels.block : 0)}, at::kFloat);
     for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t row = unit / panels * step, count = std::min(step, rows - row);
-      if (count > 0) kernels.run[kind](p, unit % panels, row, count, scratch.mutable_data_ptr<float>());
+      const int64_t piece = unit / panels, row = blocks * piece / pieces * kernels.rows;
+      const int64_t count = std::min(rows, blocks * (piece + 1) / pieces * kernels.rows) - row;
+      kernels.run[kind](p, unit % panels, row, count, scratch.mutable_data_ptr<float>());
     }
   });
 }

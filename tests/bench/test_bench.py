@@ -4,12 +4,13 @@ import json
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel
+from transformers import AlbertConfig, AlbertModel, BertConfig, BertModel
 from typer.testing import CliRunner
 
 import bertfast
 from bertfast.bench import cases, protocol, run
 from bertfast.cli import app
+from bertfast.convert.families import FAMILIES
 
 runner = CliRunner()
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 200}
@@ -128,12 +129,26 @@ def test_mistakes_are_named(arguments, message):
 
 
 def test_other_family_and_pickled_weights_are_refused(tmp_path, checkpoint):
-    DistilBertModel(DistilBertConfig(dim=32, n_layers=1, n_heads=2, hidden_dim=64, vocab_size=99)).save_pretrained(
-        tmp_path / "d"
-    )
-    assert "'distilbert' model" in runner.invoke(app, ["verify", str(tmp_path / "d")]).output
+    AlbertModel(
+        AlbertConfig(hidden_size=32, num_attention_heads=2, intermediate_size=64, vocab_size=99)
+    ).save_pretrained(tmp_path / "other")
+    said = " ".join(runner.invoke(app, ["verify", str(tmp_path / "other")]).output.split())
+    assert "'albert' model; bertfast supports model_type bert, roberta, xlm-roberta" in said
     (checkpoint / "model.safetensors").rename(checkpoint / "pytorch_model.bin")
     assert "pickled" in runner.invoke(app, ["verify", str(checkpoint)]).output
+
+
+@pytest.mark.parametrize("name", ["roberta", "distilbert"])
+def test_verify_of_another_family(tmp_path, name):
+    """RoBERTa counts positions from its padding id on, of which the random batches must know."""
+    family = FAMILIES[name]
+    family.model(family.tiny(max_position_embeddings=44)).save_pretrained(tmp_path / name)
+    models = run.Models(str(tmp_path / name))
+    assert models.positions == (42 if name == "roberta" else 44)
+    assert int(models.random_batch(2, 9, 0.5).input_ids.min()) == (1 if name == "roberta" else 0)
+    done = runner.invoke(app, ["verify", str(tmp_path / name)])
+    assert done.exit_code == 0, done.output
+    assert "24 of 24 rows within the budget" in done.output
 
 
 def test_doctor():

@@ -12,7 +12,7 @@ pytest.importorskip("tokenizers")
 pytest.importorskip("yaml")
 
 from benchmarks import finetune as suite
-from bertfast.train.finetune_config import QAConfig
+from bertfast.train.finetune_config import config_class
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "what", "?", "paris", "is", "big", "rome", "small"]
 
@@ -67,7 +67,7 @@ def test_both_sides_begin_with_the_same_weights(tmp_path, squad):
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
     rows = []
     for side in ("bertfast", "transformers"):
-        options = QAConfig(
+        options = config_class("qa")(
             model=str(folder), train_file=str(squad), dev_file=str(squad), max_length=32, max_question=8, batch_size=3,
             layout="padded", train=suite.training(0, 1.0, 1e-3, 1, 2),
         )  # fmt: skip

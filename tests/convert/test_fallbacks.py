@@ -30,8 +30,8 @@ def check(stock, fast, reason, kind="BertLayer"):
     return reasons
 
 
-@pytest.mark.tool("transformers", "output_hidden_states", "fast")
 @pytest.mark.parametrize("how", ["argument", "config"])
+@pytest.mark.tool("transformers", "output_hidden_states (such calls stay padded)", "fast")
 def test_hidden_states(how):
     stock, fast = pair(**({"output_hidden_states": True} if how == "config" else {}))
     inputs = batch_of("right") | ({"output_hidden_states": True} if how == "argument" else {})
@@ -45,8 +45,8 @@ def test_hidden_states(how):
     assert outcome(fast, "BertEncoder") == {"kept padded: hidden_states were asked for": 1}
 
 
-@pytest.mark.tool("transformers", "output_attentions", "falls back")
 @pytest.mark.parametrize("how", ["argument", "config"])
+@pytest.mark.tool("transformers", "output_attentions", "falls back")
 def test_attentions(how):
     stock, fast = pair(attn_implementation="eager", **({"output_attentions": True} if how == "config" else {}))
     inputs = batch_of("right") | ({"output_attentions": True} if how == "argument" else {})

@@ -61,9 +61,9 @@ def test_dropout_switched_on_alone():
         assert not torch.equal(fast(**inputs).pooler_output, fast(**inputs).pooler_output)
 
 
-@pytest.mark.tool("transformers", "gradient checkpointing", "fast")
 @pytest.mark.parametrize("padding", ["right", "left"])
 @pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.tool("transformers", "gradient checkpointing, reentrant or not", "fast")
 def test_gradient_checkpointing(reentrant, padding):
     stock, fast = pair(hf.BertForTokenClassification, train=True)
     inputs = head_inputs(hf.BertForTokenClassification, padding)
@@ -149,7 +149,7 @@ def test_frozen_parts(part):
     assert_same_gradients(gradients(fast, inputs), gradients(stock, inputs))
 
 
-@pytest.mark.tool("transformers", "inputs_embeds", "fast")
+@pytest.mark.tool("transformers", "inputs_embeds, with their gradient", "fast")
 def test_inputs_embeds_get_their_gradient():
     stock, fast = pair(train=True)
     embeds = torch.randn(4, 12, 64)
@@ -160,6 +160,7 @@ def test_inputs_embeds_get_their_gradient():
         loss_of(model(inputs_embeds=x, attention_mask=mask), mask).backward()
         found.append(x.grad)
     assert_same(found[1], found[0], tolerance=1e-4)
+    assert outcome(fast, "BertEncoder") == {"fast, padding removed": 1}
 
 
 def test_a_few_steps_with_dropout_learn():

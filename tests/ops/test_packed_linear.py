@@ -40,6 +40,17 @@ def test_parity_on_a_cpu(size, activation, dtype):
         assert_within_budget(y, eager, oracle, measure=rms_error)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bits_of_a_row_do_not_depend_on_the_rows_beside_it(dtype):
+    """From 19 rows on. Among them are counts that leave a few rows beside whole units, as 18 * 96 + 1 does."""
+    take(dtype, 386)
+    x, weight, bias = make(2000, 386, 70, dtype)
+    packed = packed_linear.pack(weight, dtype)
+    whole = packed_linear.linear(x, packed, bias, "gelu")
+    for rows in (19, 50, 96, 97, 98, 113, 193, 500, 577, 1057, *range(1725, 1748, 2)):
+        assert torch.equal(packed_linear.linear(x[:rows], packed, bias, "gelu"), whole[:rows]), rows
+
+
 def test_float32_inputs_need_not_be_even():
     take(torch.float32, 257)
     x, weight, bias = make(7, 257, 65, torch.float32)

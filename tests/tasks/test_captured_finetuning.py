@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from stepping import stepping
 from task_cases import ENGLISH
-from test_finetune import conll_file, pair_file, save_model, squad_file
+from test_finetune import choice_file, conll_file, pair_file, save_model, squad_file
 
 from bertfast import models
 from bertfast.data.batches import IGNORED, Sample, collate
@@ -17,7 +17,7 @@ from bertfast.tasks.loader import Batching, FeatureLoader, make_batch, make_fill
 from bertfast.train import journal
 from bertfast.train.errors import NotFiniteError
 from bertfast.train.finetune import FinetuneTask
-from bertfast.train.finetune_config import FinetuneTraining, PairConfig, QAConfig, TokenConfig
+from bertfast.train.finetune_config import FinetuneTraining, config_class
 from bertfast.train.loop import train
 
 
@@ -39,18 +39,19 @@ def number_file(path, n, seed):
 
 
 KINDS = {
-    "pair": (PairConfig, pair_file, "tsv", {}),
-    "regression": (PairConfig, number_file, "tsv", {"regression": True}),
-    "qa": (QAConfig, squad_file, "json", {"max_question": 8}),
-    "token": (TokenConfig, conll_file, "conll", {}),
+    "pair": ("pair", pair_file, "tsv", {}),
+    "regression": ("pair", number_file, "tsv", {"regression": True}),
+    "qa": ("qa", squad_file, "json", {"max_question": 8}),
+    "token": ("token", conll_file, "conll", {}),
+    "choice": ("choice", choice_file, "jsonl", {}),
 }
 
 
 def config_of(kind, checkpoint, folder, **options):
-    make, write, ending, more = KINDS[kind]
+    task, write, ending, more = KINDS[kind]
     files = [write(folder / f"{name}.{ending}", n, n) for name, n in (("train", 90), ("dev", 12))]
     training = FinetuneTraining(epochs=4, device="cpu", learning_rate=1e-3, log_every=3, **options)
-    return make(
+    return config_class(task)(
         model=str(checkpoint),
         train_file=str(files[0]),
         dev_file=str(files[1]),

@@ -11,6 +11,8 @@ from task_cases import ENGLISH
 from bertfast import models
 from bertfast.graphs import encode
 from bertfast.tasks import inference
+from bertfast.tasks.choice import ChoiceExample
+from bertfast.tasks.choice_problem import choose
 from bertfast.tasks.features import Feature
 from bertfast.tasks.fill_mask import fill_masks
 from bertfast.tasks.inference import ON_CPU, ON_GPU, outputs, qa_logits, sequence_logits, token_arrays
@@ -62,7 +64,15 @@ def _token(model):
     return np.concatenate(token_arrays(model, features(), 0, lambda found: found.logits, Batching(4)))
 
 
+def _choice(model):
+    members = [pair for pair in zip(features()[::2], features()[1::2], strict=True)]
+    examples = [ChoiceExample("", "a", ("b", "c"), None, "") for _ in members]
+    shares = choose(model, 0, examples, [each for pair in members for each in pair], Batching(4))
+    return np.concatenate(shares).astype(np.float32)
+
+
 PREDICTIONS = {
+    "choice": ("BertForMultipleChoice", _choice),
     "pair": ("BertForSequenceClassification", _pair),
     "qa": ("BertForQuestionAnswering", _qa),
     "token": ("BertForTokenClassification", _token),

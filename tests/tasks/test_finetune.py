@@ -84,8 +84,23 @@ def conll_file(path, n, seed):
     return path
 
 
+def choice_file(path, n, seed):
+    """The choice that says "good"; two or three choices."""
+    draw = random.Random(seed)
+    lines = []
+    for _ in range(n):
+        words = [" ".join(draw.choice(WORDS) for _ in range(draw.randint(1, 4))) for _ in range(draw.randint(2, 3))]
+        right = draw.randrange(len(words))
+        choices = [f"{text} {'good' if place == right else 'bad'}" for place, text in enumerate(words)]
+        lines.append(json.dumps({"question": "what film", "choices": choices, "answer": right}))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
 KINDS = {
     "pair": (pair_file, "train.tsv", "accuracy", 0.95, "AutoModelForSequenceClassification"),
+    "text": (pair_file, "train.tsv", "accuracy", 0.95, "AutoModelForSequenceClassification"),
+    "choice": (choice_file, "train.jsonl", "accuracy", 0.95, "AutoModelForMultipleChoice"),
     "qa": (squad_file, "train.json", "f1", 90.0, "AutoModelForQuestionAnswering"),
     "token": (conll_file, "train.conll", "f1", 0.95, "AutoModelForTokenClassification"),
 }
@@ -100,18 +115,19 @@ def test_each_kind_learns_and_transformers_computes_the_same(tmp_path, checkpoin
     out = tmp_path / "run"
     more = ("--max-question", 8, "--keep-best", "f1") if kind == "qa" else ()
     said = run("finetune", kind, "--model", checkpoint, "--train", train, "--dev", dev, "--out", out, *FAST, *more)
-    unit = {"pair": "examples", "qa": "questions", "token": "sentences"}[kind]
+    unit = {"qa": "questions", "token": "sentences", "choice": "questions"}.get(kind, "examples")
     assert f"train: 160 {unit}" in said.replace(str(train), "train")
     assert f"dev: 40 {unit}" in said.replace(str(dev), "dev")
     head = "qa_outputs" if kind == "qa" else "classifier"
     (note,) = [text for text in json.loads((out / "metrics.json").read_text())["notes"] if "new head" in text]
     assert note.startswith("new head: ")
     assert note.endswith(head)
+    assert json.loads((out / "model" / "config.json").read_text())["bertfast"]["task"] == kind
     scores = json.loads((out / "metrics.json").read_text())
     assert scores[metric] >= least, scores
     oracle = getattr(transformers, auto).from_pretrained(out / "model").eval()
     ours = getattr(models, oracle.__class__.__name__).from_pretrained(out / "model")
-    ids = torch.arange(5, 15)[None]
+    ids = torch.arange(5, 15)[None] if kind != "choice" else torch.arange(5, 25).view(1, 2, 10)
     with torch.no_grad():
         theirs, mine = oracle(ids), ours(ids)
     field = "start_logits" if kind == "qa" else "logits"
@@ -129,7 +145,7 @@ def test_each_kind_learns_and_transformers_computes_the_same(tmp_path, checkpoin
     else:
         rows = [json.loads(line) for line in predicted.read_text().splitlines()]
         kept = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
-        label = "label" if kind == "pair" else "tags"
+        label = {"token": "tags", "choice": "answer"}.get(kind, "label")
         assert [row[label] for row in rows] == [row[label] for row in kept]
 
 

@@ -17,7 +17,7 @@ from bertfast.tasks.inference import Arriving, qa_logits, sequence_logits, token
 from bertfast.tasks.lines import DataError
 from bertfast.tasks.loader import Batching, by_length
 from bertfast.train.finetune import FinetuneTask
-from bertfast.train.finetune_config import PairConfig
+from bertfast.train.finetune_config import config_class
 
 pytest.importorskip("triton", reason="Triton is not installed")
 pretends = pytest.mark.skipif(torch.cuda.is_available(), reason="pretends to have a GPU")
@@ -139,7 +139,7 @@ def test_batches_of_fine_tuning_are_pinned_for_a_gpu(tmp_path, on_gpu):
     pytest.importorskip("tokenizers")
     checkpoint = save_model(tmp_path / "model", models.BertForPreTraining, len(ENGLISH), "en")
     train = pair_file(tmp_path / "train.tsv", 20, 1)
-    config = PairConfig(model=str(checkpoint), train_file=str(train), max_length=48, batch_size=4)
+    config = config_class("pair")(model=str(checkpoint), train_file=str(train), max_length=48, batch_size=4)
     task = FinetuneTask(config, tmp_path)
     with fake_cuda() as gpu:
         if on_gpu:

@@ -10,8 +10,9 @@ from task_cases import ENGLISH
 from test_finetune import conll_file, run, save_model
 
 from bertfast import models
-from bertfast.tasks.labels import StoredHead, choose_classes, stored_head, value_head
+from bertfast.tasks.labels import StoredHead, choose_classes, value_head
 from bertfast.tasks.lines import DataError
+from bertfast.tasks.stored import stored_head
 
 NLI = StoredHead(("entailment", "neutral", "contradiction"))
 GENERIC = StoredHead(("LABEL_0", "LABEL_1", "LABEL_2"))

@@ -1,5 +1,6 @@
 """What a folder is for, input without labels, and how the command line refuses what does not fit."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -10,7 +11,8 @@ from test_finetune import run, save_model
 
 from bertfast import models
 from bertfast.tasks.lines import BadLines, DataError
-from bertfast.tasks.predict import Fitted, from_line, predict_entities, predict_pairs, predict_questions, read_input
+from bertfast.tasks.predict import Fitted
+from bertfast.tasks.task import Line
 
 
 def fitted(folder, cls, **settings):
@@ -23,16 +25,14 @@ def fitted(folder, cls, **settings):
 
 def test_kind_and_lengths_come_from_the_folder(tmp_path):
     mine = fitted(tmp_path / "a", models.BertForSequenceClassification, bertfast={"max_length": 12, "sentences": 2})
-    assert (mine.kind, mine.labels, mine.length(128)) == ("pair", ["LABEL_0", "LABEL_1"], 12)
+    assert (mine.task.name, mine.labels, mine.options.max_length) == ("pair", ["LABEL_0", "LABEL_1"], 12)
     foreign = fitted(tmp_path / "b", models.BertForQuestionAnswering)
-    options = foreign.qa_options()
-    assert (foreign.kind, options.max_length, options.threshold) == ("qa", 64, None)
-    assert foreign.qa_options(threshold=1.5).threshold == 1.5
+    assert (foreign.task.name, foreign.options.max_length, foreign.options.threshold) == ("qa", 64, None)
 
 
-def test_settings_of_questions_are_kept_and_a_given_threshold_wins(tmp_path):
+def test_settings_of_questions_are_kept(tmp_path):
     kept = {"max_length": 40, "stride": 7, "max_question": 9, "max_answer": 5, "no_answer_threshold": -2.0}
-    options = fitted(tmp_path, models.BertForQuestionAnswering, bertfast=kept).qa_options()
+    options = fitted(tmp_path, models.BertForQuestionAnswering, bertfast=kept).options
     assert (options.max_length, options.stride, options.max_question, options.max_answer) == (40, 7, 9, 5)
     assert options.threshold == -2.0
 
@@ -53,7 +53,7 @@ def test_a_tokenizer_of_another_model(tmp_path):
 def test_pairs_of_a_file_without_labels(tmp_path):
     mine = fitted(tmp_path / "m", models.BertForSequenceClassification, bertfast={"sentences": 2})
     (tmp_path / "in.tsv").write_text("the film\tgood\nparis\tbad\n")
-    rows = predict_pairs(mine, read_input(mine, tmp_path / "in.tsv", BadLines()))
+    rows = mine.predict(mine.read(tmp_path / "in.tsv", BadLines())).rows
     assert [(row["sentence1"], row["sentence2"]) for row in rows] == [("the film", "good"), ("paris", "bad")]
     assert all(sum(row["probabilities"].values()) == pytest.approx(1.0) for row in rows)
 
@@ -62,18 +62,18 @@ def test_order_of_predictions_is_that_of_the_input(tmp_path):
     mine = fitted(tmp_path / "m", models.BertForSequenceClassification)
     lines = [" ".join(["good"] * (1 + i * 7 % 11)) for i in range(30)]
     (tmp_path / "in.txt").write_text("\n".join(lines))
-    together = predict_pairs(mine, read_input(mine, tmp_path / "in.txt", BadLines()))
+    together = mine.predict(mine.read(tmp_path / "in.txt", BadLines())).rows
     for line, row in zip(lines, together, strict=True):
-        (alone,) = predict_pairs(mine, from_line(mine, [line]))
+        (alone,) = mine.predict(mine.example(Line(text=[line]))).rows
         assert row["sentence1"] == line
         assert row["probabilities"] == pytest.approx(alone["probabilities"], rel=1e-4)
 
 
 def test_entities_of_plain_text_have_characters(tmp_path):
     mine = fitted(tmp_path / "m", models.BertForTokenClassification)
-    mine = Fitted(mine.model, mine.tokenizer, "token", {}, ["B-X", "B-Y"])
+    mine = dataclasses.replace(mine, labels=["B-X", "B-Y"])
     (tmp_path / "in.txt").write_text("Who  plays, Paris?\n")
-    (row,) = predict_entities(mine, read_input(mine, tmp_path / "in.txt", BadLines()))
+    (row,) = mine.predict(mine.read(tmp_path / "in.txt", BadLines())).rows
     assert row["text"] == "Who  plays, Paris?"
     assert [e["text"] for e in row["entities"]] == ["Who", "plays", ",", "Paris", "?"]
     assert all(row["text"][e["start"] : e["end"]] == e["text"] for e in row["entities"])
@@ -81,12 +81,13 @@ def test_entities_of_plain_text_have_characters(tmp_path):
 
 def test_one_question(tmp_path):
     mine = fitted(tmp_path, models.BertForQuestionAnswering)
-    options = mine.qa_options()
-    options = type(options)(max_length=48, max_question=8)
+    mine = dataclasses.replace(mine, options=dataclasses.replace(mine.options, max_length=48, max_question=8))
     with pytest.raises(DataError, match="the text is empty: give --context"):
-        from_line(mine, None, "who?", "")
-    (found,) = predict_questions(mine, from_line(mine, None, "who?", "Paris plays."), options)
-    assert found.text in "Paris plays."
+        mine.example(Line(question="who?", context=""))
+    found = mine.predict(mine.example(Line(question="who?", context="Paris plays.")))
+    assert found.rows[0]["answer"] in "Paris plays."
+    assert found.document == {"1": found.rows[0]["answer"]}
+    assert found.n_best["1"]["answers"]
 
 
 def test_command_line(tmp_path):
@@ -108,7 +109,8 @@ def test_command_line(tmp_path):
 
 
 def test_fields(tmp_path):
-    fitted(tmp_path / "m", models.BertForSequenceClassification, bertfast={"sentences": 1, "fields": ["a", "gold"]})
+    kept = {"task": "pair", "sentences": 1, "fields": ["a", "gold"]}
+    fitted(tmp_path / "m", models.BertForSequenceClassification, bertfast=kept)
     (tmp_path / "in.jsonl").write_text('{"a": "good", "b": "bad"}\n')
     said = {name: run("predict", tmp_path / "m", tmp_path / "in.jsonl", *more) for name, more in {
         "good": (), "bad": ("--fields", "b"),

@@ -3,7 +3,8 @@
     python tests/tools/tools_table.py
 
 The rows are the tests with the mark `tool(library, use, state)`, wherever they stand. State is "fast", where the test shows that
-the fast path ran with stock's numbers; "falls back", where stock's code ran and the report says why; "refused", where an error does.
+the fast path ran with stock's numbers; "falls back", where stock's code ran and the report says why; "refused", where an error
+says so.
 """
 
 import os

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from bertfast import _torch
+
 if TYPE_CHECKING:
     from bertfast.convert.families.record import Family
 
@@ -56,19 +58,27 @@ def of_instance(module: nn.Module) -> "Family | None":
 
 def fast_class(module: nn.Module) -> type[nn.Module] | None:
     """What optimize() swaps in for a module's class as it is; pre-training heads apart."""
-    family = of(type(module))
-    return None if family is None else family.fast.get(type(module))
+    kind = _torch.unsharded_class(type(module))
+    family = of(kind)
+    return None if family is None else family.fast.get(kind)
 
 
 def masked_class(module: nn.Module) -> type[nn.Module] | None:
     """What `masked_head` swaps in."""
     family = of(type(module))
-    return None if family is None else family.fast_masked.get(type(module))
+    return None if family is None else family.fast_masked.get(stock_class(module) or type(module))
+
+
+def averaged_class(module: nn.Module) -> type[nn.Module] | None:
+    """What `average_over_accumulation` swaps in for a head that has no other fast class."""
+    family = of(type(module))
+    return None if family is None else family.fast_averaged.get(stock_class(module) or type(module))
 
 
 def stock_class(module: nn.Module) -> type[nn.Module] | None:
     """What was swapped out for a module's class; None for a module that is not swapped."""
-    own = getattr(type(module), "family", None)
-    if own is None or type(module).__module__ != own.file:
+    kind = _torch.unsharded_class(type(module))
+    own = getattr(kind, "family", None)
+    if own is None or kind.__module__ != own.file:
         return None
-    return type(module).__dict__.get("stock")
+    return kind.__dict__.get("stock")

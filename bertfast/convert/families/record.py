@@ -14,6 +14,7 @@ from transformers.modeling_outputs import (
 )
 
 from bertfast.convert import installed
+from bertfast.convert.accumulation import FastAveragedHead
 from bertfast.convert.embeddings import FastEmbeddings
 from bertfast.convert.encoder import FastEncoder
 from bertfast.convert.first_token_heads import FastFirstTokenHead
@@ -153,6 +154,16 @@ class Family:
     def fast_masked(self) -> Mapping[Module, Module]:
         """The same of the heads that are swapped where `masked_head` asks for it."""
         return {stock: swapped(stock, FastMaskedHead, self, keep_name=True) for stock in self.masked_heads}
+
+    @cached_property
+    def fast_averaged(self) -> Mapping[Module, Module]:
+        """The same of the heads with a loss over labels that have no fast class, where `average_over_accumulation` asks for it."""
+        heads = [getattr(self.module, name) for name in self.head_names]
+        return {
+            stock: swapped(stock, FastAveragedHead, self, keep_name=True, prefix="Averaged")
+            for stock in heads
+            if stock not in self.fast and installed.averages_over_labels(stock)
+        }
 
     @cached_property
     def ids(self) -> frozenset[str]:

@@ -1,0 +1,141 @@
+"""SentenceTransformer and CrossEncoder whose `encode`, `predict` and `rank` go through batches of equal lengths on a CPU.
+
+Each is the stock class with another loop below `encode` or `predict`, whose arguments, checks, order and types of results stay the
+library's own; so do pools, whose workers call the same loop. A call that wants more than one vector or score
+for each text, and any call on another device than a CPU, goes through the library's loop.
+"""
+
+from typing import Any
+
+import torch
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from torch import Tensor, nn
+from tqdm.autonotebook import tqdm
+
+from bertfast.convert.counts import count
+from bertfast.convert.sentences import batches, installed
+from bertfast.nn import device as gpu
+
+FAST = "fast: batches of equal lengths"
+
+
+class _Progress:
+    """The library's bar, which counts batches of `batch_size` whatever the batches really are."""
+
+    def __init__(self, inputs: int, batch_size: int, shown: bool) -> None:
+        self._bar = tqdm(total=-(-inputs // batch_size), desc="Batches", disable=not shown)
+        self._inputs, self._batch_size, self._done = inputs, batch_size, 0
+
+    def add(self, inputs: int) -> None:
+        self._done += inputs
+        passed = self._bar.total if self._done == self._inputs else self._done // self._batch_size
+        self._bar.update(passed - self._bar.n)
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def _reason(model: Any, inputs: list[Any], device: torch.device, arguments: dict[str, Any]) -> str | None:
+    if device.type != "cpu" or device.type in gpu.KINDS:
+        return "a GPU has its captured calls for the sizes of the library's batches"
+    return batches.model_reason(model) or batches.call_reason(model, inputs, arguments)
+
+
+class FastSentenceTransformer(SentenceTransformer):
+    @torch.inference_mode()
+    def _inference(  # type: ignore[override]
+        self,
+        inputs: list[Any],
+        *,
+        prompt: str | None,
+        batch_size: int,
+        show_progress_bar: bool,
+        output_value: str | None,
+        normalize_embeddings: bool,
+        truncate_dim: int | None,
+        device: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        arguments = {name: value for name, value in kwargs.items() if name != "save_to_cpu"}
+        reason = _reason(self, inputs, installed.device_of(self, device), arguments)
+        if reason is None and output_value != "sentence_embedding":
+            reason = f"output_value is {output_value!r}"
+        if reason is not None:
+            count(self, f"the library's own batches: {reason}")
+            options = {"prompt": prompt, "batch_size": batch_size, "show_progress_bar": show_progress_bar}
+            options |= {"output_value": output_value, "normalize_embeddings": normalize_embeddings}
+            return super()._inference(inputs, truncate_dim=truncate_dim, device=device, **options, **kwargs)
+        count(self, FAST)
+        self.eval()
+
+        def embeddings(features: dict[str, Any]) -> Tensor:
+            vectors = self(features, **arguments)["sentence_embedding"]
+            if truncate_dim is not None:
+                vectors = vectors[..., :truncate_dim]
+            return nn.functional.normalize(vectors, p=2, dim=1) if normalize_embeddings else vectors
+
+        return _gathered(self, inputs, batch_size, show_progress_bar, {"prompt": prompt, **arguments}, embeddings)
+
+
+class FastCrossEncoder(CrossEncoder):
+    @torch.inference_mode()
+    def _inference(  # type: ignore[override]
+        self,
+        inputs: list[Any],
+        *,
+        prompt: str | None,
+        batch_size: int,
+        show_progress_bar: bool,
+        activation_fn: Any,
+        apply_softmax: bool | None,
+        device: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        reason = _reason(self, inputs, installed.device_of(self, device), kwargs)
+        if reason is not None:
+            count(self, f"the library's own batches: {reason}")
+            options = {"prompt": prompt, "batch_size": batch_size, "show_progress_bar": show_progress_bar}
+            options |= {"activation_fn": activation_fn, "apply_softmax": apply_softmax}
+            return super()._inference(inputs, device=device, **options, **kwargs)
+        count(self, FAST)
+        self.eval()
+        num_labels = self.num_labels
+
+        def scores(features: dict[str, Any]) -> Tensor:
+            values = self(features, **kwargs)["scores"]
+            if values.is_floating_point() and torch.finfo(values.dtype).bits < 32:
+                values = values.float()
+            if activation_fn is not None:
+                values = activation_fn(values)
+            if num_labels == 1 and values.ndim > 1:
+                values = values.squeeze(-1)
+            return values.softmax(dim=1) if apply_softmax and values.ndim > 1 else values
+
+        return _gathered(self, inputs, batch_size, show_progress_bar, {"prompt": prompt, **kwargs}, scores)
+
+
+def _gathered(
+    model: Any, inputs: list[Any], batch_size: int, shown: bool, arguments: dict[str, Any], compute: Any
+) -> Tensor:
+    """compute(features) of all batches, [len(inputs), ...] in the order of the inputs."""
+    progress = _Progress(len(inputs), batch_size, shown)
+    gathered = torch.empty(0)
+    try:
+        for rows, features in batches.batches(model, inputs, batch_size, arguments):
+            values = compute(features)
+            if gathered.shape[0] == 0:
+                gathered = values.new_empty(len(inputs), *values.shape[1:])
+            gathered[rows] = values
+            progress.add(len(rows))
+    finally:
+        progress.close()
+    return gathered
+
+
+STOCK: dict[type[nn.Module], type[nn.Module]] = {
+    FastSentenceTransformer: SentenceTransformer,
+    FastCrossEncoder: CrossEncoder,
+}
+FAST_CLASSES: dict[type[nn.Module], type[nn.Module]] = {stock: fast for fast, stock in STOCK.items()}
+for _fast, _stock in STOCK.items():
+    _fast.__name__ = _stock.__name__  # what model cards and messages say; pickle goes by __qualname__

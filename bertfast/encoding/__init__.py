@@ -1,0 +1,10 @@
+"""Texts to embeddings in bulk: a checkpoint with its pooling as one object, and files through it to shards on disk.
+
+encoder = bertfast.Encoder("all-MiniLM-L6-v2")          # a folder in the Hugging Face format
+embeddings = encoder.encode(["One text.", "Another."])  # [2, E]
+"""
+
+from bertfast.encoding.encoder import Encoder
+from bertfast.encoding.recipe import Recipe, RecipeError
+
+__all__ = ["Encoder", "Recipe", "RecipeError"]

@@ -1,0 +1,255 @@
+"""A checkpoint as one object that turns texts into embeddings: tokenizer, optimised model, pooling."""
+
+import hashlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bertfast.data.files import missing_extra
+from bertfast.data.sources import hash_file
+from bertfast.encoding.pooling import SINGLE, place, pool
+from bertfast.encoding.recipe import Recipe, RecipeError
+from bertfast.encoding.tokens import TextTokenizer, Tokenized, batches, padded
+from bertfast.tasks.device import choose
+
+Precision = Literal["float32", "bfloat16", "float16", "int8"]
+PRECISIONS = ("float32", "bfloat16", "float16", "int8")
+_BUDGETS = {"cpu": 4096, "cuda": 32768}  # tokens of a batch
+# A product of fewer rows adds in another order (csrc/cpu/packed_linear_kernels.cpp), so that a batch of fewer tokens would
+# have other bits than a larger one. A batch that is short of it is filled with a copy of its own text.
+_LEAST_TOKENS = 32
+_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*/config.json")
+
+
+class Encoder:
+    """Texts to embeddings by a checkpoint in the Hugging Face format, as its sentence-transformers files say.
+
+    The model runs with `bertfast.optimize`; one of a family that this does not know runs as it is, with a warning.
+
+    On a CPU that has our kernels (AVX2 or newer, and for bfloat16 no AMX) the bits of a text's embedding depend on neither the
+    other texts, nor their order, nor `token_budget`, nor the number of threads, as long as the model's layers run at once
+    (`bertfast.report(encoder.model)`). Elsewhere, as on a GPU, the last places may differ.
+
+    Args:
+        model: folder of the checkpoint, or its name on the Hugging Face hub.
+        device: "auto" (a GPU where there is one), "cpu", "cuda", or a torch.device.
+        precision: what the model computes in: "float32", "bfloat16", "float16" (on a GPU), "int8" (on a CPU; not the same numbers
+            any more). Sums of the pooling are float32.
+        pooling: "mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken" or several; the checkpoint's where None.
+        normalize: whether embeddings are divided by their Euclidean length, in place of what the checkpoint says.
+        max_length: most tokens of a text, special ones included, in place of the checkpoint's; longer texts are cut.
+        prompt_name: of the checkpoint's prompts, the one to put before every text; its own default where None.
+        prompt: a text to put before every text, in place of a named one.
+        token_budget: most tokens of a batch, padding included; 4,096 on a CPU and 32,768 on a GPU where None.
+
+    Attributes:
+        recipe: pooling, normalisation and lengths as they are used.
+        model: the `transformers` model, optimised.
+        dimension: E, numbers of an embedding.
+        truncated: how many texts were cut so far.
+
+    Raises:
+        RecipeError: a file of the checkpoint, or an option about it, does not say how to make embeddings.
+        DeviceError: there is no such device.
+        OSError, ValueError: transformers cannot load the checkpoint.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        device: str | torch.device = "auto",
+        precision: Precision = "float32",
+        pooling: str | Sequence[str] | None = None,
+        normalize: bool | None = None,
+        max_length: int | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        token_budget: int | None = None,
+    ) -> None:
+        self.device = choose(device)
+        if precision not in PRECISIONS:
+            raise RecipeError(f"precision {precision!r} is unknown; it is one of {', '.join(PRECISIONS)}")
+        if (precision, self.device.type) in (("int8", "cuda"), ("float16", "cpu")):
+            raise RecipeError(f"precision {precision} is not for {self.device.type}: choose bfloat16 or float32")
+        if token_budget is not None and token_budget < 1:
+            raise RecipeError(f"token_budget must be at least 1, got {token_budget}")
+        self.folder = find(model)
+        self.recipe = Recipe.read(self.folder).changed(pooling, normalize, max_length)
+        self.prompt = self.recipe.prompt(prompt_name, prompt)
+        self.precision, self.truncated = precision, 0
+        self.model = load(self.folder, self.device, precision)
+        self.token_budget = token_budget or _BUDGETS.get(self.device.type, 4096)
+        self.tokenizer = self._tokenizer()
+        self.dimension = self.model.config.hidden_size * len(self.recipe.pooling)
+        self._skip = 0
+        if self.prompt and not self.recipe.include_prompt:
+            self._skip = len(self.tokenizer([self.prompt]).ids[0]) - self.tokenizer.special_at_the_end()
+
+    def encode(self, texts: Sequence[str], dtype: str = "float32") -> NDArray[Any]:
+        """The embeddings [N, E] of N texts, in their order; dtype: "float32" or "float16" of the result."""
+        return self.encode_tokens(self.tokenize(texts), dtype)
+
+    def tokenize(self, texts: Sequence[str]) -> Tokenized:
+        """What `encode_tokens` takes. May run in another thread beside that."""
+        tokenized = self.tokenizer([self.prompt + text for text in texts] if self.prompt else texts)
+        self.truncated += tokenized.truncated
+        return tokenized
+
+    def encode_tokens(
+        self, tokenized: Tokenized, dtype: str = "float32", done: Callable[[int, int], None] | None = None
+    ) -> NDArray[Any]:
+        """The embeddings [N, E] of N tokenized texts, in their order.
+
+        done: told after each batch how many texts and tokens it had.
+        """
+        embeddings = np.empty((len(tokenized.ids), self.dimension), dtype)
+        waiting: tuple[NDArray[np.int64], Tensor] | None = None
+        for indices, ids, lengths in self.batches(tokenized):
+            made = self.embed(ids, lengths)[: len(indices)]
+            if waiting is not None:  # a GPU has the next batch to work on while the last one's result is fetched
+                embeddings[waiting[0]] = waiting[1].cpu().numpy()
+            waiting = indices, made
+            if done is not None:
+                done(len(indices), int(lengths[: len(indices)].sum()))
+        if waiting is not None:
+            embeddings[waiting[0]] = waiting[1].cpu().numpy()
+        return embeddings
+
+    def batches(self, tokenized: Tokenized) -> Iterator[tuple[NDArray[np.int64], Tensor, Tensor]]:
+        """(indices of the texts, ids [B, S] int64, lengths [B] int64) of like length, longest first. The last may be filled up."""
+        for indices in batches(tokenized.lengths, self.token_budget):
+            chosen = [tokenized.ids[i] for i in indices]
+            while sum(map(len, chosen)) < _LEAST_TOKENS:
+                chosen.append(chosen[-1])
+            lengths = torch.tensor([len(ids) for ids in chosen])
+            yield indices, torch.from_numpy(padded(chosen, self.tokenizer.pad_id)), lengths
+
+    @torch.inference_mode()
+    def embed(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """[B, E] float32 on the model's device, of ids [B, S], padded behind the first `lengths` [B]; int64 on a CPU."""
+        with self._told_what_is_read(ids, lengths):
+            hidden = self.hidden(ids, lengths)
+        pooled = pool(hidden, lengths, self.recipe.pooling, self._skip)
+        return F.normalize(pooled, dim=1) if self.recipe.normalize else pooled
+
+    @torch.inference_mode()
+    def hidden(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """The last hidden state [B, S, E] of the same arguments: what the model alone does."""
+        mask = torch.arange(ids.shape[1]) < lengths[:, None]
+        here = ids.to(self.device, non_blocking=True)
+        return self.model(input_ids=here, attention_mask=mask.to(self.device, torch.int64)).last_hidden_state
+
+    def _told_what_is_read(self, ids: Tensor, lengths: Tensor) -> AbstractContextManager[Any]:
+        """Where one token of each text is pooled, the last layer need make no other: most of its work is spared."""
+        from bertfast.convert import families, handover
+        from bertfast.convert.first_token_heads import only_reader
+
+        family = families.of_instance(self.model)
+        if (
+            not set(self.recipe.pooling) <= set(SINGLE)
+            or self.device.type != "cpu"  # a captured call is of fixed rows
+            or len(lengths) < _LEAST_TOKENS
+            or family is None
+            or not only_reader(self.model, family)
+        ):
+            return nullcontext()
+        read = torch.zeros(ids.shape, dtype=torch.bool)
+        for mode in self.recipe.pooling:
+            read[torch.arange(len(lengths)), place(mode, lengths, self._skip)] = True
+        return handover.offered(handover.Handover(family.encoder_of(self.model), self.model.embeddings, read))
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the checkpoint's files: weights, configuration, tokenizer, recipe."""
+        digest = hashlib.sha256()
+        for path in sorted({path for pattern in _FILES for path in self.folder.glob(pattern)}):
+            digest.update(path.relative_to(self.folder).as_posix().encode() + bytes.fromhex(hash_file(path)))
+        return digest.hexdigest()
+
+    def _tokenizer(self) -> TextTokenizer:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+        most = min(_positions(self.model), tokenizer.model_max_length)
+        length = self.recipe.max_length or most
+        if length > _positions(self.model):
+            raise RecipeError(
+                f"max_length is {length}, and {self.folder} has {_positions(self.model)} positions: lower it"
+            )
+        special = tokenizer.num_special_tokens_to_add()
+        if length <= special:
+            raise RecipeError(f"max_length is {length}, and {special} of these are special tokens: raise it")
+        return TextTokenizer(tokenizer, length, self.recipe.lower_case)
+
+
+def find(model: str | Path) -> Path:
+    """The folder of a checkpoint, fetched from the hub where it is a name and not here yet.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    folder = Path(model)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise RecipeError(f"{folder} has no config.json: name a checkpoint in the Hugging Face format")
+        return folder
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise missing_extra(error, "hf", "encoding") from None
+    try:
+        return Path(snapshot_download(str(model), allow_patterns=list(_FILES)))
+    except (OSError, ValueError) as error:  # a name that is none, no network, no such repository
+        reason = str(error).splitlines()[0]
+        raise RecipeError(f"{model} is no folder, and the hub does not give it ({reason}): name a folder") from None
+
+
+def load(folder: Path, device: torch.device, precision: str) -> Any:
+    """The base model of a checkpoint, optimised where its family is known.
+
+    Raises:
+        RecipeError: weights are missing, which transformers would fill with random numbers.
+        OSError, ValueError: as transformers and `bertfast.optimize`.
+    """
+    try:
+        from transformers import AutoModel
+        from transformers.utils import logging
+    except ImportError as error:
+        raise missing_extra(error, "hf", "encoding") from None
+    from bertfast.convert import UnsupportedModelError, optimize
+
+    bar, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        kind = torch.float32 if precision == "int8" else getattr(torch, precision)
+        model, info = AutoModel.from_pretrained(folder, local_files_only=True, dtype=kind, output_loading_info=True)
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()
+    lacking = sorted(name for name in info["missing_keys"] if not name.startswith("pooler."))
+    if lacking:
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        raise RecipeError(f"{folder} has no weights for {lacking[0]}{more}: copy the checkpoint again")
+    model = model.eval().to(device)
+    try:
+        return optimize(model, dtype="int8" if precision == "int8" else None)
+    except UnsupportedModelError as error:
+        warnings.warn(f"{folder} runs as it is, not faster: {error}", stacklevel=3)
+        return model
+
+
+def _positions(model: Any) -> int:
+    """How many tokens a text may have. Where the padding has a position of its own, tokens are counted from behind it."""
+    positions = getattr(model.config, "max_position_embeddings", None) or 1 << 30
+    offset = getattr(getattr(model, "embeddings", None), "padding_idx", None)
+    return positions - (0 if offset is None else offset + 1)

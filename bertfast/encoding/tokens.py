@@ -1,0 +1,86 @@
+"""Texts to ids by a checkpoint's own tokenizer, and batches of like length within a budget of tokens."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ids = NDArray[np.int32]
+_TOGETHER = 1024  # texts that are tokenized at once: what the library makes of a token takes a hundred bytes
+
+
+@dataclass
+class Tokenized:
+    """Ids of each text with its special tokens, [length] int32, and how many of the texts were cut to fit."""
+
+    ids: list[Ids]
+    truncated: int
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        return np.fromiter((len(ids) for ids in self.ids), np.int64, len(self.ids))
+
+
+class TextTokenizer:
+    """A tokenizer of transformers for single texts of at most `max_length` tokens; `lower_case` puts texts into small letters."""
+
+    def __init__(self, tokenizer: Any, max_length: int, lower_case: bool) -> None:
+        self._tokenizer, self.max_length, self._lower_case = tokenizer, max_length, lower_case
+        self._backend = getattr(tokenizer, "backend_tokenizer", None)
+        if self._backend is not None:
+            self._backend.no_padding()
+            self._backend.enable_truncation(max_length)
+
+    @property
+    def pad_id(self) -> int:
+        return self._tokenizer.pad_token_id or 0
+
+    def __call__(self, texts: Sequence[str]) -> Tokenized:
+        made = Tokenized([], 0)
+        for begin in range(0, len(texts), _TOGETHER):
+            part = list(texts[begin : begin + _TOGETHER])
+            if self._lower_case:
+                part = [text.lower() for text in part]
+            self._slowly(part, made) if self._backend is None else self._at_once(part, made)
+        return made
+
+    def _at_once(self, texts: list[str], made: Tokenized) -> None:
+        for encoding in self._backend.encode_batch_fast(texts):  # type: ignore[union-attr]
+            ids = encoding.ids
+            made.truncated += len(ids) == self.max_length and bool(encoding.overflowing)
+            made.ids.append(np.asarray(ids, np.int32))
+
+    def _slowly(self, texts: list[str], made: Tokenized) -> None:
+        """A tokenizer in Python, as that of Japanese BERT is."""
+        whole = self._tokenizer(texts, truncation=False, verbose=False)["input_ids"]
+        cut = self._tokenizer(texts, truncation=True, max_length=self.max_length)["input_ids"]
+        for before, ids in zip(whole, cut, strict=True):
+            made.truncated += len(before) > len(ids)
+            made.ids.append(np.asarray(ids, np.int32))
+
+    def special_at_the_end(self) -> int:
+        """How many special tokens end a text."""
+        ids = self([""]).ids[0].tolist()
+        specials = set(self._tokenizer.all_special_ids)
+        return 1 if len(ids) > 1 and ids[-1] in specials else 0
+
+
+def batches(lengths: NDArray[np.int64], budget: int) -> Iterator[NDArray[np.int64]]:
+    """Indices of all texts, longest first (a batch too large for the memory is then the first), in batches of at most `budget`
+    tokens, padding included; a text longer than that is a batch of its own."""
+    order = np.argsort(-lengths, kind="stable")
+    at = 0
+    while at < len(order):
+        count = max(1, budget // int(lengths[order[at]]))
+        yield order[at : at + count]
+        at += count
+
+
+def padded(ids: Sequence[Ids], pad_id: int) -> NDArray[np.int64]:
+    """[B, S], each text's ids with `pad_id` behind them."""
+    filled = np.full((len(ids), max(len(each) for each in ids)), pad_id, np.int64)
+    for row, each in zip(filled, ids, strict=True):
+        row[: len(each)] = each
+    return filled

@@ -1,0 +1,202 @@
+"""The encoder's embeddings: the same whatever stands beside a text, and those of the stock model."""
+
+import copy
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from encoding_cases import PIECES, TEXTS, save_checkpoint, save_recipe
+
+import bertfast
+from bertfast import _ext
+from bertfast.encoding import Encoder, RecipeError
+from bertfast.ops import packed_linear
+from bertfast.testing import assert_within_budget
+
+FAMILIES = ("bert", "roberta", "xlm_roberta", "camembert", "electra", "ernie", "distilbert", "mpnet")
+
+
+def changed(encoder: Encoder, **more) -> Encoder:
+    """The same model with other settings, without loading it again."""
+    other = copy.copy(encoder)
+    for name, value in more.items():
+        setattr(other, name, value)
+    return other
+
+
+def order_of(count: int, seed: int):
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).numpy()
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """A checkpoint whose products are long enough to be added in blocks."""
+    return save_checkpoint(tmp_path_factory.mktemp("wide"), sizes={"hidden_size": 96, "intermediate_size": 384})
+
+
+@pytest.mark.parametrize(
+    ("precision", "pooling"),
+    [("float32", "mean"), ("bfloat16", "mean"), ("int8", "mean"), ("float32", "cls"), ("float32", "lasttoken"), ("float32", "max")],
+)  # fmt: skip
+def test_bits_depend_on_neither_batch_nor_order_nor_threads(wide, threads, precision, pooling):
+    if _ext.why_absent() is not None:
+        pytest.skip(f"no C++ kernels: {_ext.why_absent()}")
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    if not packed_linear.available(dtype, 96, int8=precision == "int8"):
+        pytest.skip(f"no kernels of ours for {precision} on this processor")
+    encoder = Encoder(wide, device="cpu", precision=precision, pooling=pooling)
+    texts = TEXTS * 2
+    whole = changed(encoder, token_budget=1 << 20).encode(texts)
+    order = order_of(len(texts), 1)
+    for budget, count in ((1, 1), (40, 2), (700, 2)):
+        threads(count)
+        shuffled = changed(encoder, token_budget=budget).encode([texts[i] for i in order])
+        np.testing.assert_array_equal(shuffled, whole[order])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_as_stock(tmp_path, family):
+    """Against the stock model text by text, without padding; and each runs fast and in any batch alike."""
+    from transformers import AutoModel
+
+    folder = save_checkpoint(tmp_path / "checkpoint", family, normalize=False)
+    texts = TEXTS[:9]
+    for pooling in ("mean", "cls"):
+        encoder = Encoder(folder, device="cpu", pooling=pooling)
+        results = {}
+        for dtype in (torch.float32, torch.float64):
+            stock = AutoModel.from_pretrained(folder, dtype=dtype).eval()
+            rows = []
+            for ids in encoder.tokenize(texts).ids:
+                with torch.no_grad():
+                    hidden = stock(torch.from_numpy(ids).long()[None]).last_hidden_state[0]
+                rows.append(hidden.mean(0) if pooling == "mean" else hidden[0])
+            results[dtype] = torch.stack(rows)
+        ours = torch.from_numpy(encoder.encode(texts))
+        assert_within_budget(ours, results[torch.float32], results[torch.float64], f"{family}, {pooling}")
+    assert "0 of" not in str(bertfast.report(encoder.model)), "the family is fast"
+
+
+def test_a_single_token_is_all_that_the_last_layer_makes(checkpoint):
+    """The layers are told what the pooling reads, in batches that are large enough; with hooks they are not."""
+    encoder = Encoder(checkpoint, device="cpu", pooling="cls")
+    seen = []
+    hidden = encoder.hidden
+    encoder.hidden = lambda ids, lengths: seen.append(hidden(ids, lengths)) or seen[-1]
+    first = encoder.encode(TEXTS)
+    assert not seen[-1][:, 1:].any()
+    assert seen[-1][:, 0].any()
+    handle = encoder.model.register_forward_hook(lambda *call: None)
+    np.testing.assert_allclose(encoder.encode(TEXTS), first, atol=1e-6)
+    assert seen[-1][0, 1:].any()
+    handle.remove()
+
+
+def test_normalised_as_the_checkpoint_says_or_the_caller(checkpoint):
+    assert np.allclose(np.linalg.norm(Encoder(checkpoint, device="cpu").encode(TEXTS[:3]), axis=1), 1.0)
+    plain = Encoder(checkpoint, device="cpu", normalize=False).encode(TEXTS[:3])
+    assert not np.allclose(np.linalg.norm(plain, axis=1), 1.0, atol=1e-3)
+
+
+def test_no_texts_and_half_precision(encoder):
+    assert encoder.encode([]).shape == (0, 32)
+    half = encoder.encode(TEXTS[:2], dtype="float16")
+    assert half.dtype == np.float16
+    np.testing.assert_array_equal(half, encoder.encode(TEXTS[:2]).astype(np.float16))
+
+
+def test_truncated_texts_are_counted_and_as_their_beginning(checkpoint):
+    encoder = Encoder(checkpoint, device="cpu", max_length=6)
+    long, exact = "a b c d e f g", "a b c d"
+    np.testing.assert_array_equal(*encoder.encode([long, exact]))
+    assert encoder.truncated == 1
+
+
+def test_prompts(tmp_path):
+    folder = save_checkpoint(tmp_path / "checkpoint")
+    (folder / "config_sentence_transformers.json").write_text(
+        json.dumps({"prompts": {"query": "q q ", "passage": "p "}, "default_prompt_name": "passage"})
+    )
+    plain = Encoder(folder, device="cpu", prompt="")
+    for options, prompt in (({}, "p "), ({"prompt_name": "query"}, "q q "), ({"prompt": "z "}, "z ")):
+        made = Encoder(folder, device="cpu", **options).encode(TEXTS[:4])
+        np.testing.assert_array_equal(made, plain.encode([prompt + text for text in TEXTS[:4]]))
+    with pytest.raises(RecipeError, match=r"no prompt 'document', but query, passage"):
+        Encoder(folder, device="cpu", prompt_name="document")
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_a_prompt_that_is_not_pooled(tmp_path, pooling):
+    folder = save_checkpoint(tmp_path / "checkpoint", pooling=pooling, normalize=False, include_prompt=False)
+    encoder = Encoder(folder, device="cpu", prompt="q r ")
+    ids = encoder.tokenize(["a b"]).ids[0]
+    hidden = encoder.hidden(torch.from_numpy(ids).long()[None], torch.tensor([len(ids)]))[0]
+    kept = hidden[3:]  # behind [CLS] q r
+    expected = kept.mean(0) if pooling == "mean" else kept[0]
+    np.testing.assert_allclose(encoder.encode(["a b"])[0], expected.numpy(), atol=1e-6)
+
+
+def test_lower_case(tmp_path):
+    folder = save_checkpoint(tmp_path / "checkpoint")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["normalizer"]["lowercase"] = False
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert PIECES.index("[UNK]") in Encoder(folder, device="cpu").tokenize(["AB"]).ids[0]
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 9, "do_lower_case": True}))
+    encoder = Encoder(folder, device="cpu")
+    np.testing.assert_array_equal(*encoder.tokenize(["AB", "ab"]).ids)
+    assert encoder.tokenizer.max_length == 9
+
+
+def test_a_family_that_is_not_known_runs_as_it_is(tmp_path):
+    from transformers import GPT2Config, GPT2Model
+
+    folder = save_checkpoint(tmp_path / "checkpoint")
+    config = GPT2Config(vocab_size=len(PIECES), n_positions=64, n_embd=32, n_layer=1, n_head=2)
+    GPT2Model(config).save_pretrained(folder)
+    save_recipe(folder, "lasttoken")
+    with pytest.warns(UserWarning, match="runs as it is, not faster"):
+        encoder = Encoder(folder, device="cpu")
+    assert encoder.encode(TEXTS[:3]).shape == (3, 32)
+
+
+def test_known_families_load_without_a_warning(checkpoint):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Encoder(checkpoint, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"precision": "half"}, "precision 'half' is unknown"),
+        ({"precision": "float16"}, "float16 is not for cpu"),
+        ({"pooling": "median"}, "pooling 'median' is unknown"),
+        ({"token_budget": 0}, "token_budget must be at least 1"),
+        ({"max_length": 65}, "has 64 positions"),
+        ({"max_length": 2}, "2 of these are special tokens"),
+    ],
+)
+def test_options_that_cannot_be(checkpoint, options, said):
+    with pytest.raises(RecipeError, match=said):
+        Encoder(checkpoint, device="cpu", **options)
+
+
+def test_folders_that_are_no_checkpoint(tmp_path, checkpoint):
+    with pytest.raises(RecipeError, match="no folder, and the hub does not give it"):
+        Encoder(tmp_path / "absent", device="cpu")
+    with pytest.raises(RecipeError, match=r"no config\.json"):
+        Encoder(tmp_path, device="cpu")
+
+
+def test_missing_weights_are_no_random_ones(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = save_checkpoint(tmp_path / "checkpoint")
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("encoder.layer.1.output.dense.weight")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RecipeError, match=r"no weights for encoder\.layer\.1\.output\.dense\.weight"):
+        Encoder(folder, device="cpu")

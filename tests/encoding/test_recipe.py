@@ -1,0 +1,87 @@
+"""What a checkpoint's sentence-transformers files say, old form and new, and what is wrong with them."""
+
+import json
+
+import pytest
+
+from bertfast.encoding.recipe import Recipe, RecipeError
+
+OLD = {
+    "word_embedding_dimension": 4,
+    "pooling_mode_cls_token": True,
+    "pooling_mode_mean_tokens": False,
+    "pooling_mode_max_tokens": True,
+}
+
+
+def write(folder, kinds=("Transformer", "Pooling", "Normalize"), **files):
+    paths = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize", "Dense": "2_Dense"}
+    modules = [{"idx": 0, "name": "0", "path": paths.get(kind, kind), "type": f"a.b.{kind}"} for kind in kinds]
+    (folder / "1_Pooling").mkdir()
+    content = {
+        "modules.json": modules,
+        "1_Pooling/config.json": {"pooling_mode": "mean"},
+        **{name.replace("__", "/") + ".json": value for name, value in files.items()},
+    }
+    for name, value in content.items():
+        if value is not None:
+            (folder / name).write_text(value if isinstance(value, str) else json.dumps(value))
+    return folder
+
+
+def test_without_the_files_it_is_the_mean_and_not_stated(tmp_path):
+    recipe = Recipe.read(tmp_path)
+    assert (recipe.pooling, recipe.normalize, recipe.stated) == (("mean",), False, False)
+
+
+@pytest.mark.parametrize(
+    ("pooling", "expected"),
+    [
+        (OLD, ("cls", "max")),
+        ({"pooling_mode": "lasttoken"}, ("lasttoken",)),
+        ({"pooling_mode": ["mean", "cls"]}, ("mean", "cls")),
+        ({"word_embedding_dimension": 4}, ("mean",)),
+    ],
+)
+def test_pooling_in_every_form(tmp_path, pooling, expected):
+    recipe = Recipe.read(write(tmp_path, **{"1_Pooling__config": pooling}))
+    assert (recipe.pooling, recipe.normalize, recipe.stated) == (expected, True, True)
+
+
+def test_lengths_letters_and_prompts(tmp_path):
+    recipe = Recipe.read(
+        write(
+            tmp_path,
+            ("Transformer", "Pooling"),
+            sentence_bert_config={"max_seq_length": 128, "do_lower_case": True},
+            config_sentence_transformers={"prompts": {"query": "q: "}, "default_prompt_name": None},
+        )
+    )
+    assert (recipe.normalize, recipe.max_length, recipe.lower_case) == (False, 128, True)
+    assert (recipe.prompt(), recipe.prompt("query"), recipe.prompt("query", "other")) == ("", "q: ", "other")
+
+
+def test_a_caller_may_ask_for_something_else():
+    recipe = Recipe(normalize=True, max_length=9).changed("cls", normalize=False)
+    assert (recipe.pooling, recipe.normalize, recipe.max_length) == (("cls",), False, 9)
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"modules": "{"}, r"modules\.json cannot be read"),
+        ({"modules": {}}, r"modules\.json holds dict instead of list"),
+        ({"modules": [{"path": ""}]}, r"not every module has a type"),
+        ({"kinds": ("Pooling", "Transformer")}, r"a Transformer with a Pooling after it"),
+        ({"kinds": ("Transformer", "Pooling", "Dense", "Normalize")}, r"use sentence-transformers for this checkpoint"),
+        ({"kinds": ("Transformer", "Normalize", "Pooling")}, r"use sentence-transformers for this checkpoint"),
+        ({"1_Pooling__config": None}, r"1_Pooling/config\.json is missing"),
+        ({"1_Pooling__config": {"pooling_mode": "median"}}, r"its pooling is 'median'"),
+        ({"sentence_bert_config": {"max_seq_length": "long"}}, r"max_seq_length is 'long'"),
+        ({"config_sentence_transformers": {"prompts": [1]}}, r"its prompts are no texts by name|holds"),
+        ({"config_sentence_transformers": {"default_prompt_name": "x"}}, r"default_prompt_name is 'x'"),
+    ],
+)
+def test_damage_and_what_is_not_known_is_named(tmp_path, files, said):
+    with pytest.raises(RecipeError, match=said):
+        Recipe.read(write(tmp_path, **files))

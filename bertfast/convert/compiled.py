@@ -1,8 +1,8 @@
 """All layers of a stack as one node of a compiled graph, which in inference takes the padding out as an eager call does.
 
-A compiler needs shapes that do not depend on data, and the number of real tokens does; so what depends on it happens inside the node,
-which takes and gives [B, S, E]. Its arguments are all that it reads, the parameters among them: the graph, and any cache of it, stays
-right for every model of the same form and for weights that change in place.
+A compiler needs shapes that do not depend on data, and the number of real tokens does; so what depends on it happens inside the
+node, which takes and gives [B, S, E]. Its arguments are all that it reads, the parameters among them: the graph, and any cache of it,
+stays right for every model of the same form and for weights that change in place.
 """
 
 from collections.abc import Sequence
@@ -127,7 +127,9 @@ def _run_node(
         begins = real[:, 0]
         rows = begins.nonzero()[:, 0], (~begins).nonzero()[:, 0]
         masks = None if mask is None else mask.expand(x.shape[0], *mask.shape[1:])
-        parts = [_together(layers, x[own], None if masks is None else masks[own], real[own], first_read) for own in rows]
+        parts = [
+            _together(layers, x[own], None if masks is None else masks[own], real[own], first_read) for own in rows
+        ]
         return torch.cat(parts)[torch.argsort(torch.cat(rows))]
 
 

@@ -15,7 +15,6 @@ from bertfast.convert.layer import FastLayer
 from bertfast.convert.masked_heads import FastMaskedHead, head_reason
 from bertfast.convert.model import FastModel
 from bertfast.convert.options import option
-from bertfast.convert.plain import forward_is_replaced
 from bertfast.convert.refusals import refusal
 from bertfast.nn import fp8_state, prepack
 from bertfast.nn.fp8_state import Recipe

@@ -12,7 +12,9 @@ HOLE = "…"
 
 
 def squeezed(text: str) -> str:
-    return re.sub(rf"[{HOLE}\s]*{HOLE}[{HOLE}\s]*|\s+", lambda gap: f" {HOLE} " if HOLE in gap[0] else " ", text).strip()
+    return re.sub(
+        rf"[{HOLE}\s]*{HOLE}[{HOLE}\s]*|\s+", lambda gap: f" {HOLE} " if HOLE in gap[0] else " ", text
+    ).strip()
 
 
 def messages(path: Path) -> str:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from bertfast import _ext, _torch, graphs
-from bertfast.convert import accumulation, checks, sentences, trial
+from bertfast.convert import accumulation, checks, plain, sentences, trial
 from bertfast.convert.counts import FAST, UNPADDED, calls
 from bertfast.convert.embeddings import FastEmbeddings
 from bertfast.convert.families import fast_class, of, stock_class
@@ -89,7 +89,7 @@ def _static_reason(module: nn.Module, captured: bool, sharded: bool) -> str:
             return "it is a decoder, left untouched"
         family = of(type(module))
         return (family and trial.verdict(family)) or "not optimised: call bertfast.optimize(model)"
-    if checks.forward_is_replaced(module):
+    if plain.forward_is_replaced(module):
         return "its forward was replaced"
     if isinstance(module, FastMaskedHead):
         return head_reason(module) or ""

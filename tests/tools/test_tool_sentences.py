@@ -314,6 +314,16 @@ def test_lives(folder, pair_folder, tmp_path):
         assert {type(module) for module in model.modules()} == {type(module) for module in make().modules()}
 
 
+@pytest.mark.tool("sentence-transformers", "SentenceTransformer.compile", "fast")
+def test_compiled(folder):
+    fast, sentences = bertfast.optimize(encoder(folder)), texts(8)
+    torch.compiler.reset()
+    fast.compile(backend="eager")
+    vectors = fast.encode(sentences, batch_size=4)
+    np.testing.assert_allclose(vectors, encoder(folder).encode(sentences), rtol=1e-4, atol=1e-5)
+    assert list(calls(fast)) == [FAST]
+
+
 def test_subclasses_keep_their_loop(folder):
     class Own(SentenceTransformer):
         pass

@@ -14,8 +14,6 @@ import torch
 from numpy.typing import NDArray
 from sentence_transformers.base.modules import Transformer
 
-from bertfast.convert.sentences import installed
-
 TEXTS_AT_ONCE = 8192  # tokenized together: memory for their ids, in Python's lists at first
 TOKENS_PER_THREAD = 1024  # of a batch: fewer keep a core less busy, more leave its second-level cache
 _KEYS = {"input_ids", "token_type_ids", "attention_mask", "modality", "prompt_length"}
@@ -74,8 +72,6 @@ def model_reason(model: Any) -> str | None:
         return "its tokenizer is not a fast one that pads on the right"
     if first.tokenizer.pad_token_id is None:
         return "its tokenizer has no padding"
-    if installed.is_compiled(model) or installed.is_compiled(first):
-        return "it is compiled, for the shapes of the library's own batches"
     return None
 
 

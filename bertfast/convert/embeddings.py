@@ -93,8 +93,8 @@ def _tasks(task_ids: Tensor, rows: int) -> Tensor:
         if bool(wrong.any()):
             place = int(wrong.flatten().nonzero()[0])
             raise IndexError(
-                f"embeddings: task_type_ids holds {int(task_ids.flatten()[place])} at flattened position {place}, but the table has "
-                f"{rows} rows (0 to {rows - 1}); check the ids against config.task_type_vocab_size"
+                f"embeddings: task_type_ids holds {int(task_ids.flatten()[place])} at flattened position {place}, but the table "
+                f"has {rows} rows (0 to {rows - 1}); check the ids against config.task_type_vocab_size"
             )
         return task_ids
     return torch.where(wrong, torch.iinfo(torch.int32).min, task_ids)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bertfast.testing import max_error, rms_error, rounding_step
 from fuzz.draw import Call, Case
+from fuzz.family import kind
 
 if TYPE_CHECKING:
     from fuzz.build import Inputs
@@ -116,7 +117,7 @@ def reads_padding(case: Case, call: Call, inputs: "Inputs", value: Tensor) -> bo
     if value.dim() > 0:
         return False
     padded = not bool(inputs.real.all())
-    over = case.head in ("BertForQuestionAnswering", "BertLMHeadModel") and call.mode not in ("grad", "train")
+    over = kind(case.head) in ("QuestionAnswering", "CausalLM") and call.mode not in ("grad", "train")
     return inputs.undefined_loss(case) or (padded and over)
 
 

@@ -46,7 +46,7 @@ def config_of(family: Family, options: dict[str, Any]) -> Any:
     if family.name != "distilbert":
         return family.config(**options)
     own = {"seq_classif_dropout": 0.0, "qa_dropout": 0.0}
-    return family.config(**own, **{DISTILBERT.get(name, name): value for name, value in options.items()})
+    return family.config(**{**own, **{DISTILBERT.get(name, name): value for name, value in options.items()}})
 
 
 def width_of(case: Any) -> int:

@@ -47,6 +47,8 @@ class FastBiasedEncoder(FastEncoder):
     def _bias_reason(self: Any, call: dict[str, Any] | None) -> str | None:
         if call is not None and call["hidden_states"].device.type in device.KINDS:
             return "no GPU kernel adds a bias of relative positions"
+        if any(checks.kind_of(layer).heads != self.n_heads for layer in self.layer):
+            return "its layers have other heads than the bias of relative positions"
         if torch.is_grad_enabled():
             return "gradients are enabled, and the bias of relative positions would get none"
         # With dropout on, a pass without gradients must drop what one with them drops, and that one is stock's.

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from bertfast import _ext, _torch, graphs
-from bertfast.convert import accumulation, checks, plain, sentences, trial
+from bertfast.convert import accumulation, checks, sentences, trial
 from bertfast.convert.counts import FAST, UNPADDED, calls
 from bertfast.convert.embeddings import FastEmbeddings
 from bertfast.convert.families import fast_class, of, stock_class

@@ -1,8 +1,10 @@
 """All layers of a stack as one node of a compiled graph, which in inference takes the padding out as an eager call does.
 
-A compiler needs shapes that do not depend on data, and the number of real tokens does; so what depends on it happens inside the node,
-which takes and gives [B, S, E]. Its arguments are all that it reads, the parameters among them: the graph, and any cache of it, stays
-right for every model of the same form and for weights that change in place.
+A compiler needs shapes that do not depend on data, and the number of real tokens does; so what depends on it happens inside the
+node, which takes and gives [B, S, E]. Its arguments are all that it reads, the parameters among them: the graph, and any cache of
+it, stays right for every model of the same form and for weights that change in place.
+
+It stands here rather than in `ops` since it needs the layers of `nn`, and what transformers' 4-D masks mean.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
 """`make dist`: what lies in a wheel and a source distribution, and that each installs, with and without a compiler, and works.
 
 An environment is a fresh venv that sees this one's packages, bertfast aside: PyTorch is not downloaded again. The extension comes
-from what setup.py keeps under a digest of all its sources (BERTFAST_KERNEL_CACHE), so that CI compiles it once; a file that a source
-distribution lacked would change the digest, and the compilation would fail.
+from what setup.py keeps under a digest of all its sources (BERTFAST_KERNEL_CACHE), so that CI compiles it once; a file that a
+source distribution lacked would change the digest, and the compilation would fail.
 """
 
 import os

@@ -168,7 +168,8 @@ def layer_reason(
     outer = below(layer, family.attention.rpartition(".")[0], _ABSENT)
     if getattr(attention, "is_causal", False) or getattr(outer, "is_cross_attention", False):
         return "its attention is causal, or across"
-    if parts_of(layer).attention.query.weight.shape[0] % attention.attention_head_size:
+    width = parts_of(layer).attention.query.weight.shape[0]
+    if width % attention.attention_head_size or getattr(attention, "all_head_size", width) != width:
         return "its heads do not fill the width of its query"
     if getattr(attention, "num_key_value_groups", 1) != 1:
         return "its keys are shared by groups of heads"
@@ -349,6 +350,8 @@ def embeddings_reason(module: Any) -> str | None:
         return "use_task_id is off, and there is a table of tasks"
     if family.positions_follow_tokens and type(getattr(module, "padding_idx", None)) is not int:
         return f"padding_idx is {getattr(module, 'padding_idx', None)}"
+    if "create_position_ids_from_input_ids" in module.__dict__:
+        return "its create_position_ids_from_input_ids was replaced"
     buffers = [] if family.positions_follow_tokens else ["position_ids"]
     # Stock gathers from the second only where it is there.
     buffers += ["token_type_ids"] if family.segments and hasattr(module, "token_type_ids") else []

@@ -146,7 +146,16 @@ def test_lower_case(tmp_path):
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 9, "do_lower_case": True}))
     encoder = Encoder(folder, device="cpu")
     np.testing.assert_array_equal(*encoder.tokenize(["AB", "ab"]).ids)
-    assert encoder.tokenizer.max_length == 9
+
+
+@pytest.mark.parametrize(("stated", "expected"), [(None, 60), (9, 9), (99, 64)])
+def test_length_of_the_files_within_the_positions(tmp_path, stated, expected):
+    """Of the tokenizer where sentence-transformers' file has none."""
+    folder = save_checkpoint(tmp_path / "checkpoint")
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": stated}))
+    encoder = Encoder(folder, device="cpu")
+    assert encoder.tokenizer.max_length == expected
+    assert encoder.encode(["a " * 200]).shape == (1, 32)
 
 
 def test_a_family_that_is_not_known_runs_as_it_is(tmp_path):

@@ -88,7 +88,7 @@ class Encoder:
         self.precision, self.truncated = precision, 0
         self.model = load(self.folder, self.device, precision)
         self.token_budget = token_budget or _BUDGETS.get(self.device.type, 4096)
-        self.tokenizer = self._tokenizer()
+        self.tokenizer = self._tokenizer(max_length)
         self.dimension = self.model.config.hidden_size * len(self.recipe.pooling)
         self._skip = 0
         if self.prompt and not self.recipe.include_prompt:
@@ -174,19 +174,17 @@ class Encoder:
             digest.update(path.relative_to(self.folder).as_posix().encode() + bytes.fromhex(hash_file(path)))
         return digest.hexdigest()
 
-    def _tokenizer(self) -> TextTokenizer:
+    def _tokenizer(self, asked: int | None) -> TextTokenizer:
         from transformers import AutoTokenizer
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
         except Exception as error:  # as of the model
             raise RecipeError(f"transformers cannot load the tokenizer of {self.folder}: {error}") from error
-        most = min(_positions(self.model), tokenizer.model_max_length)
-        length = self.recipe.max_length or most
-        if length > _positions(self.model):
-            raise RecipeError(
-                f"max_length is {length}, and {self.folder} has {_positions(self.model)} positions: lower it"
-            )
+        positions = _positions(self.model)
+        length = min(self.recipe.max_length or tokenizer.model_max_length, positions) if asked is None else asked
+        if length > positions:
+            raise RecipeError(f"max_length is {length}, and {self.folder} has {positions} positions: lower it")
         special = tokenizer.num_special_tokens_to_add()
         if length <= special:
             raise RecipeError(f"max_length is {length}, and {special} of these are special tokens: raise it")

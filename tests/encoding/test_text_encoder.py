@@ -47,12 +47,11 @@ def test_bits_depend_on_neither_batch_nor_order_nor_threads(wide, threads, preci
     if not packed_linear.available(dtype, 96, int8=precision == "int8"):
         pytest.skip(f"no kernels of ours for {precision} on this processor")
     encoder = Encoder(wide, device="cpu", precision=precision, pooling=pooling)
-    texts = TEXTS * 2
-    whole = changed(encoder, token_budget=1 << 20).encode(texts)
-    order = order_of(len(texts), 1)
-    for budget, count in ((1, 1), (40, 2), (700, 2)):
+    whole = changed(encoder, token_budget=1 << 20).encode(TEXTS)
+    order = order_of(len(TEXTS), 1)
+    for budget, count in ((1, 1), (40, 1), (300, 2)):
         threads(count)
-        shuffled = changed(encoder, token_budget=budget).encode([texts[i] for i in order])
+        shuffled = changed(encoder, token_budget=budget).encode([TEXTS[i] for i in order])
         np.testing.assert_array_equal(shuffled, whole[order])
 
 
@@ -147,7 +146,16 @@ def test_lower_case(tmp_path):
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 9, "do_lower_case": True}))
     encoder = Encoder(folder, device="cpu")
     np.testing.assert_array_equal(*encoder.tokenize(["AB", "ab"]).ids)
-    assert encoder.tokenizer.max_length == 9
+
+
+@pytest.mark.parametrize(("stated", "expected"), [(None, 60), (9, 9), (99, 64)])
+def test_length_of_the_files_within_the_positions(tmp_path, stated, expected):
+    """Of the tokenizer where sentence-transformers' file has none."""
+    folder = save_checkpoint(tmp_path / "checkpoint")
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": stated}))
+    encoder = Encoder(folder, device="cpu")
+    assert encoder.tokenizer.max_length == expected
+    assert encoder.encode(["a " * 200]).shape == (1, 32)
 
 
 def test_a_family_that_is_not_known_runs_as_it_is(tmp_path):

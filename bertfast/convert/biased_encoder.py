@@ -44,6 +44,8 @@ class FastBiasedEncoder(FastEncoder):
         return "its layers need relative positions"
 
     def _bias_reason(self: Any, call: dict[str, Any] | None) -> str | None:
+        if torch.compiler.is_compiling():
+            return "a compiled graph needs shapes that do not depend on data"
         if call is not None and call["hidden_states"].is_cuda:
             return "no GPU kernel adds a bias of relative positions"
         if torch.is_grad_enabled():

@@ -9,7 +9,7 @@ from bertfast import ops
 from bertfast.convert import checks, handover
 from bertfast.convert.counts import FAST, count
 from bertfast.convert.options import option
-from bertfast.convert.swapped import Swapped
+from bertfast.convert.swapped import Swapped, unviewed
 from bertfast.nn.embedding import embed
 
 
@@ -28,8 +28,8 @@ class FastEmbeddings(Swapped):
         offer = handover.current(self)
         if offer is not None and offer.decoder_weight is self.word_embeddings.weight:
             x, offer.tied = embed(self, input_ids, segment_ids, position_ids, ops.tied_embedding_sum_norm)
-            return x
-        return embed(self, input_ids, segment_ids, position_ids)
+            return unviewed(self, x)
+        return unviewed(self, embed(self, input_ids, segment_ids, position_ids))
 
     def _reason(self: Any, call: dict[str, Any] | None) -> str | None:
         reason = checks.argument_reason(call, self.family.ids)
@@ -82,8 +82,22 @@ class FastEmbeddings(Swapped):
         if tasks is not None and (segment_ids is not None or task_ids is not None):
             # Both tables are one to the kernel, a row for each pair.
             segment_ids = 0 if segment_ids is None else segment_ids * tasks.num_embeddings
-            segment_ids = segment_ids if task_ids is None else segment_ids + task_ids
+            segment_ids = segment_ids if task_ids is None else segment_ids + _tasks(task_ids, tasks.num_embeddings)
         return position_ids, segment_ids
+
+
+def _tasks(task_ids: Tensor, rows: int) -> Tensor:
+    """The task ids, where one out of range would be a row of another pair: it raises, or becomes one out of range of the pairs."""
+    wrong = (task_ids < 0) | (task_ids >= rows)
+    if task_ids.device.type == "cpu" and not torch.compiler.is_compiling():
+        if bool(wrong.any()):
+            place = int(wrong.flatten().nonzero()[0])
+            raise IndexError(
+                f"embeddings: task_type_ids holds {int(task_ids.flatten()[place])} at flattened position {place}, but the table "
+                f"has {rows} rows (0 to {rows - 1}); check the ids against config.task_type_vocab_size"
+            )
+        return task_ids
+    return torch.where(wrong, torch.iinfo(torch.int32).min, task_ids)
 
 
 def positions_following(input_ids: Tensor, padding_idx: int) -> Tensor:

@@ -141,14 +141,14 @@ class Family:
     def fast(self) -> Mapping[Module, Module]:
         """Stock class to the class that optimize() puts in its place, pre-training heads apart."""
         heads = dict.fromkeys((*self.pooled_heads, *self.first_token_heads), FastFirstTokenHead)
-        inner: dict[Module, type[Swapped]] = {
+        named: dict[Module, type[Swapped]] = {
             self.embeddings: FastEmbeddings,
-            self.encoder: self.encoder_role,
             self.layer: FastLayer,
+            self.model: FastModel,
+            **heads,
         }
-        classes = {stock: swapped(stock, role, self) for stock, role in inner.items()}
-        whole: dict[Module, type[Swapped]] = {self.model: FastModel, **heads}
-        return classes | {stock: swapped(stock, role, self, keep_name=True) for stock, role in whole.items()}
+        classes = {stock: swapped(stock, role, self, keep_name=True) for stock, role in named.items()}
+        return {self.encoder: swapped(self.encoder, self.encoder_role, self), **classes}
 
     @cached_property
     def fast_masked(self) -> Mapping[Module, Module]:

@@ -143,11 +143,14 @@ def lora(subject: Subject, random: Random) -> None:
     import peft
 
     names = random.choice((["query", "value"], ["dense"], ["query", "key", "value", "dense"]))
-    config = peft.LoraConfig(target_modules=names, r=2, lora_alpha=4, init_lora_weights=False)
+    dropout = random.choice((0.0, 0.0, 0.2))
+    config = peft.LoraConfig(target_modules=names, r=2, lora_alpha=4, lora_dropout=dropout, init_lora_weights=False)
     if not isinstance(subject.model, hf.BertPreTrainedModel):
         raise NotApplicable
     dtype = next(subject.model.parameters()).dtype
     subject.model = peft.get_peft_model(subject.model, config, autocast_adapter_dtype=False).to(dtype)
+    if random.random() < 0.2:
+        subject.model.merge_adapter()
     subject.fixed = True
 
 

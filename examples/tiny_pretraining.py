@@ -42,7 +42,7 @@ def main(folder: Path, steps: str) -> None:
     bertfast("data", "build", text, "--tokenizer", vocab, "--workers", 1, "--out", corpus)
     bertfast("data", "show", corpus, "--masked", "--sequences", 1)
     sizes = ["--layers", 2, "--hidden", 64, "--heads", 2, "--max-seq-length", 32, "--token-budget", 512]
-    schedule = ["--steps", steps, "--lr", 3e-3, "--warmup-steps", 20, "--log-every", 100, "--set", "model.dropout=0"]
+    schedule = ["--steps", steps, "--lr", 2e-3, "--warmup-steps", 100, "--log-every", 250, "--set", "model.dropout=0"]
     bertfast("pretrain", corpus, *sizes, *schedule, "--workers", 0, "--out", run)
     bertfast("fill-mask", run / "model", "the dog says [MASK] .", "--top", 3)
     print("transformers loads it as", type(AutoModelForMaskedLM.from_pretrained(run / "model")).__name__)
@@ -50,4 +50,4 @@ def main(folder: Path, steps: str) -> None:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as temporary:
-        main(Path(temporary), sys.argv[1] if len(sys.argv) > 1 else "300")
+        main(Path(temporary), sys.argv[1] if len(sys.argv) > 1 else "1500")

@@ -1,6 +1,7 @@
 """`python -m benchmarks.sentences [TEXT]`: encode and predict of sentence-transformers, optimised, beside its own backends."""
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -60,7 +61,8 @@ def main(
 
     Ctrl-C writes what was measured. Exit status 1 where our numbers are outside the error budget.
     """
-    console, results = Console(), run.Results()
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    results = run.Results()
     pythons = {name: path for name, path in (("onnx", onnx_python), ("openvino", openvino_python)) if path}
     about = {**environment(), "turns": turns}
     sources = {"encode": (text, sentences), "predict": (pairs or text, pair_count)}

@@ -103,7 +103,7 @@ class BenchOptions:
 
     models: list[str] | None = option(
         None,
-        "folders of BERT checkpoints, 'minilm', bert-base or bert-large; none runs the default suite",
+        "folders of checkpoints, 'minilm', bert-base or bert-large; none runs the default suite",
         argument=True,
     )
     device: str = option("cpu", "only cpu; a GPU is measured by `make gpu`")
@@ -143,7 +143,7 @@ def _cases(given: BenchOptions, loaded: dict[str, Any]) -> list[Any]:
         loaded[model] = run.Models(model)
         if length > loaded[model].positions:
             raise fail(f"--length {length}: {model} has {loaded[model].positions} positions")
-        data = case_list.random_batch(loaded[model].vocabulary, batch, length, padding)
+        data = loaded[model].random_batch(batch, length, padding)
         name = f"{Path(model).name} {batch}x{length}, {dtype}"
         todo.append(case_list.Case(name, model, dtype, (data,), runs=7))
     return todo

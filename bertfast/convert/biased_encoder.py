@@ -13,6 +13,7 @@ from bertfast import ops
 from bertfast.convert import checks
 from bertfast.convert.counts import UNPADDED, count
 from bertfast.convert.encoder import FastEncoder
+from bertfast.nn import device
 from bertfast.nn.layout import Biased, Packed
 from bertfast.nn.through import Layers, through
 from bertfast.nn.tokens import sequences_of
@@ -46,8 +47,10 @@ class FastBiasedEncoder(FastEncoder):
     def _bias_reason(self: Any, call: dict[str, Any] | None) -> str | None:
         if torch.compiler.is_compiling():
             return "a compiled graph needs shapes that do not depend on data"
-        if call is not None and call["hidden_states"].is_cuda:
+        if call is not None and call["hidden_states"].device.type in device.KINDS:
             return "no GPU kernel adds a bias of relative positions"
+        if any(checks.kind_of(layer).heads != self.n_heads for layer in self.layer):
+            return "its layers have other heads than the bias of relative positions"
         if torch.is_grad_enabled():
             return "gradients are enabled, and the bias of relative positions would get none"
         # With dropout on, a pass without gradients must drop what one with them drops, and that one is stock's.

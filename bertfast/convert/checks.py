@@ -119,16 +119,6 @@ def drops(layer: Any) -> bool:
     return any(dropout_rate(dropout) > 0.0 for dropout in parts.dropouts) or any(low.rate > 0.0 for low in beside)
 
 
-@functools.cache
-def _places(family: Any) -> tuple[tuple[tuple[str, type[nn.Module]], ...], tuple[str, ...]]:
-    """What must stand at each place below a layer for the fused code to take over, and which of these need a bias. Holders come
-    first, since one that was replaced may lack what is below."""
-    names = family.places.names
-    leaves = ((names.linears, nn.Linear), (names.norms, nn.LayerNorm), (names.dropouts, nn.Dropout))
-    plain = [(name, kind) for each, kind in leaves for name in each if name is not None]
-    return (*family.holders.items(), *plain), (*names.linears[:3], names.mlp.up)
-
-
 def layer_reason(
     layer: Any, device: torch.device, dtype: torch.dtype | None = None, sharded: bool = False
 ) -> str | None:
@@ -139,7 +129,7 @@ def layer_reason(
     family = layer.family
     if getattr(layer, "is_decoder", False) or getattr(layer, "add_cross_attention", False):
         return "it is a decoder layer"
-    places, with_bias = _places(family)
+    places, with_bias = family.checked
     dtype = None if sharded else dtype
     for name, kind in places:
         module = below(layer, name, _ABSENT)
@@ -168,7 +158,8 @@ def layer_reason(
     outer = below(layer, family.attention.rpartition(".")[0], _ABSENT)
     if getattr(attention, "is_causal", False) or getattr(outer, "is_cross_attention", False):
         return "its attention is causal, or across"
-    if parts_of(layer).attention.query.weight.shape[0] % attention.attention_head_size:
+    width = parts_of(layer).attention.query.weight.shape[0]
+    if width % attention.attention_head_size or getattr(attention, "all_head_size", width) != width:
         return "its heads do not fill the width of its query"
     if getattr(attention, "num_key_value_groups", 1) != 1:
         return "its keys are shared by groups of heads"
@@ -349,6 +340,8 @@ def embeddings_reason(module: Any) -> str | None:
         return "use_task_id is off, and there is a table of tasks"
     if family.positions_follow_tokens and type(getattr(module, "padding_idx", None)) is not int:
         return f"padding_idx is {getattr(module, 'padding_idx', None)}"
+    if "create_position_ids_from_input_ids" in module.__dict__:
+        return "its create_position_ids_from_input_ids was replaced"
     buffers = [] if family.positions_follow_tokens else ["position_ids"]
     # Stock gathers from the second only where it is there.
     buffers += ["token_type_ids"] if family.segments and hasattr(module, "token_type_ids") else []

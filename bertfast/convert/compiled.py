@@ -3,6 +3,8 @@
 A compiler needs shapes that do not depend on data, and the number of real tokens does; so what depends on it happens inside the
 node, which takes and gives [B, S, E]. Its arguments are all that it reads, the parameters among them: the graph, and any cache of
 it, stays right for every model of the same form and for weights that change in place.
+
+It stands here rather than in `ops` since it needs the layers of `nn`, and what transformers' 4-D masks mean.
 """
 
 from collections.abc import Sequence

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from bertfast import _ext, _torch, graphs
-from bertfast.convert import accumulation, checks, plain, sentences, trial
+from bertfast.convert import accumulation, checks, sentences, trial
 from bertfast.convert.counts import FAST, UNPADDED, calls
 from bertfast.convert.embeddings import FastEmbeddings
 from bertfast.convert.families import fast_class, of, stock_class
@@ -15,6 +15,7 @@ from bertfast.convert.layer import FastLayer
 from bertfast.convert.masked_heads import FastMaskedHead, head_reason
 from bertfast.convert.model import FastModel
 from bertfast.convert.options import option
+from bertfast.convert.plain import forward_is_replaced
 from bertfast.convert.refusals import refusal
 from bertfast.nn import fp8_state, prepack
 from bertfast.nn.fp8_state import Recipe
@@ -89,7 +90,7 @@ def _static_reason(module: nn.Module, captured: bool, sharded: bool) -> str:
             return "it is a decoder, left untouched"
         family = of(type(module))
         return (family and trial.verdict(family)) or "not optimised: call bertfast.optimize(model)"
-    if plain.forward_is_replaced(module):
+    if forward_is_replaced(module):
         return "its forward was replaced"
     if isinstance(module, FastMaskedHead):
         return head_reason(module) or ""

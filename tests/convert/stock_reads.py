@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import activations
-from transformers.models.bert import modeling_bert as hf
+
+from bertfast.convert.families.record import Family
 
 Change = Callable[[Any], None] | None  # made to the stock and to the fast module alike; None: covered by another entry
 
@@ -59,9 +60,22 @@ class Same(Doubled):
         return self.inner(*args, **kwargs)
 
 
-def half_chunk(module: Any) -> None:
-    stock = type(module).feed_forward_chunk
-    module.feed_forward_chunk = lambda x: stock(module, x) * 0.5
+def half(name: str) -> Callable[[Any], None]:
+    """Somebody's method on the instance, which gives half of what the class's gives."""
+
+    def apply(module: Any) -> None:
+        stock = getattr(module, name)
+        setattr(module, name, lambda *args, **kwargs: stock(*args, **kwargs) * 0.5)
+
+    return apply
+
+
+def other_positions(module: Any) -> None:
+    module.create_position_ids_from_input_ids = lambda ids, *args: torch.full_like(ids, 3)
+
+
+def no_buckets(module: Any) -> None:
+    module.relative_position_bucket = lambda positions, **kwargs: positions.clamp(0, 3)
 
 
 def no_masks(module: Any) -> None:
@@ -69,9 +83,9 @@ def no_masks(module: Any) -> None:
     module._create_attention_masks = lambda **kwargs: stock(module, **{**kwargs, "attention_mask": None})
 
 
-# Class of modeling_bert, transformers.activations or torch.nn -> attribute -> change. "config.x" is x of self.config.
-READS: dict[str, dict[str, Change]] = {
-    "BertEmbeddings": {
+# Class of BERT's file, without its prefix -> attribute -> change. "config.x" is x of self.config.
+BERT: dict[str, dict[str, Change]] = {
+    "Embeddings": {
         "position_ids": in_place("position_ids", lambda ids: ids.remainder_(7)),  # positions used again for long texts
         "token_type_ids": in_place("token_type_ids", lambda ids: ids.fill_(1)),
         "word_embeddings": replaced("word_embeddings", Doubled),
@@ -80,8 +94,8 @@ READS: dict[str, dict[str, Change]] = {
         "LayerNorm": replaced("LayerNorm", Doubled),
         "dropout": replaced("dropout", Doubled),
     },
-    "BertSelfAttention": {
-        "attention_head_size": attribute("attention_head_size", 16),
+    "SelfAttention": {
+        "attention_head_size": attribute("attention_head_size", 8),
         "query": replaced("query", Doubled),
         "key": replaced("key", Doubled),
         "value": replaced("value", Doubled),
@@ -96,41 +110,41 @@ READS: dict[str, dict[str, Change]] = {
         "num_attention_heads": attribute("num_attention_heads", 4),
         "is_decoder": attribute("is_decoder", True),
     },
-    "BertSelfOutput": {
+    "SelfOutput": {
         "dense": replaced("dense", Doubled),
         "dropout": replaced("dropout", Doubled),
         "LayerNorm": replaced("LayerNorm", Doubled),
     },
-    "BertAttention": {
+    "Attention": {
         "self": replaced("self", Same),
         "output": replaced("output", Doubled),
         "is_cross_attention": attribute("is_cross_attention", True),
     },
-    "BertIntermediate": {
+    "Intermediate": {
         "dense": replaced("dense", Doubled),
         "intermediate_act_fn": attribute("intermediate_act_fn", nn.ReLU()),
     },
-    "BertOutput": {
+    "Output": {
         "dense": replaced("dense", Doubled),
         "dropout": replaced("dropout", Doubled),
         "LayerNorm": replaced("LayerNorm", Doubled),
     },
-    "BertLayer": {
+    "Layer": {
         "attention": replaced("attention", Same),
         "intermediate": replaced("intermediate", Doubled),
         "output": replaced("output", Doubled),
         "chunk_size_feed_forward": attribute("chunk_size_feed_forward", 4),
         "seq_len_dim": attribute("seq_len_dim", 0),
-        "feed_forward_chunk": half_chunk,
+        "feed_forward_chunk": half("feed_forward_chunk"),
         "is_decoder": attribute("is_decoder", True),
         "add_cross_attention": attribute("add_cross_attention", True),
         "crossattention": attribute("crossattention", nn.Identity()),
     },
-    "BertEncoder": {
+    "Encoder": {
         "layer": lambda module: setattr(module, "layer", module.layer[:1]),
         "config": None,
     },
-    "BertModel": {
+    "Model": {
         "config": None,
         "config.is_decoder": config("is_decoder", True),
         "config.is_encoder_decoder": config("is_encoder_decoder", True),
@@ -144,6 +158,69 @@ READS: dict[str, dict[str, Change]] = {
         "training": None,
         "gradient_checkpointing": attribute("gradient_checkpointing", True),
     },
+}
+# What other families' files have besides, or under other names.
+FOLLOWING: dict[str, Change] = {
+    "padding_idx": attribute("padding_idx", 5),
+    "create_position_ids_from_input_ids": other_positions,
+    "create_position_ids_from_inputs_embeds": None,  # of calls that are stock's
+}
+OWN: dict[str, dict[str, dict[str, Change]]] = {
+    "roberta": {"Embeddings": FOLLOWING},
+    "xlm_roberta": {"Embeddings": FOLLOWING},
+    "camembert": {"Embeddings": FOLLOWING},
+    "electra": {"Model": {"embeddings_project": replaced("embeddings_project", Doubled)}},
+    "ernie": {
+        "Embeddings": {
+            "use_task_id": attribute("use_task_id", False),
+            "task_type_embeddings": replaced("task_type_embeddings", Doubled),
+        }
+    },
+    "distilbert": {
+        "Model": {"transformer": replaced("transformer", Same)},
+        "Transformer": {"layer": BERT["Encoder"]["layer"]},
+        "TransformerBlock": {
+            "attention": replaced("attention", Same),
+            "sa_layer_norm": replaced("sa_layer_norm", Doubled),
+            "ffn": replaced("ffn", Doubled),
+            "output_layer_norm": replaced("output_layer_norm", Doubled),
+        },
+        "SelfAttention": {name: replaced(name, Doubled) for name in ("q_lin", "k_lin", "v_lin", "out_lin")},
+        "FFN": {
+            "lin1": replaced("lin1", Doubled),
+            "lin2": replaced("lin2", Doubled),
+            "dropout": replaced("dropout", Doubled),
+            "activation": attribute("activation", nn.ReLU()),
+            "chunk_size_feed_forward": attribute("chunk_size_feed_forward", 4),
+            "seq_len_dim": attribute("seq_len_dim", 0),
+            "ff_chunk": half("ff_chunk"),
+        },
+    },
+    "mpnet": {
+        "Model": {
+            "config.output_attentions": config("output_attentions", True),
+            "config.output_hidden_states": config("output_hidden_states", True),
+            "config.return_dict": config("return_dict", False),
+        },
+        "Embeddings": FOLLOWING,
+        "Encoder": {
+            "compute_position_bias": half("compute_position_bias"),
+            "relative_attention_bias": replaced("relative_attention_bias", Doubled),
+            "relative_position_bucket": no_buckets,
+        },
+        "Attention": {
+            "attn": replaced("attn", Same),
+            "LayerNorm": replaced("LayerNorm", Doubled),
+            "dropout": replaced("dropout", Doubled),
+        },
+        "SelfAttention": {
+            "all_head_size": attribute("all_head_size", 16),
+            **{name: replaced(name, Doubled) for name in ("q", "k", "v", "o")},
+        },
+    },
+}
+# Class of transformers.activations or torch.nn -> attribute -> change.
+LEAVES: dict[str, dict[str, Change]] = {
     "GELUActivation": {"act": attribute("act", torch.tanh)},
     "GELUTanh": {"act": attribute("act", torch.tanh)},
     "Linear": {
@@ -151,7 +228,7 @@ READS: dict[str, dict[str, Change]] = {
         "bias": in_place("bias", lambda b: b.add_(0.5)),
     },
     "LayerNorm": {
-        "normalized_shape": attribute("normalized_shape", (32,)),
+        "normalized_shape": attribute("normalized_shape", (16,)),
         "weight": in_place("weight", lambda w: w.mul_(1.5)),
         "bias": attribute("bias", None),
         "eps": attribute("eps", 0.5),
@@ -171,25 +248,37 @@ READS: dict[str, dict[str, Change]] = {
     },
     "GELU": {"approximate": attribute("approximate", "tanh")},
 }
-OWNERS = (hf, activations, nn)
-_METHODS = ("forward", "feed_forward_chunk", "_create_attention_masks")
+_METHODS = ("forward", "feed_forward_chunk", "ff_chunk", "_create_attention_masks", "compute_position_bias")
 
 
-def class_of(name: str) -> type | None:
+def leaf(name: str) -> Any:
     """The class in the installed release, or None where it has none of that name."""
-    return next((getattr(owner, name) for owner in OWNERS if hasattr(owner, name)), None)
+    return getattr(activations, name, None) or getattr(nn, name, None)
 
 
-def read_by(name: str) -> set[str]:
-    """What the forward of a class reads of itself, by its source: attributes, and "config.x"."""
-    owner: Any = class_of(name)
+def classes_of(family: Family) -> list[type[nn.Module]]:
+    """Stock classes of a family that fused code takes the place of."""
+    return [family.embeddings, family.encoder, family.layer, family.model, *family.holders.values()]
+
+
+def changes_of(family: Family, stock: type[nn.Module]) -> dict[str, Change]:
+    """What may be read of a class of a family, and a change of each."""
+    name = stock.__name__.removeprefix(family.model.__name__.removesuffix("Model"))
+    return {**BERT.get(name, {}), **OWN.get(family.name, {}).get(name, {})}
+
+
+def read_by(stock: type[nn.Module], module: Any = None) -> set[str]:
+    """What the forward of a class reads of itself, by its source: attributes, and "config.x".
+
+    module: with the eager attention function, which is given the module, where the class is one of attention.
+    """
     names: set[str] = set()
     for method in _METHODS:
-        function = vars(owner).get(method)
+        function = vars(stock).get(method)
         if function is not None:
             names |= _read(inspect.unwrap(function), "self")
-    if name == "BertSelfAttention":  # attention functions get the module as their first argument
-        for attention in (hf.eager_attention_forward, hf.ALL_ATTENTION_FUNCTIONS["sdpa"]):
+    if module is not None and hasattr(module, "eager_attention_forward"):
+        for attention in (module.eager_attention_forward, module.ALL_ATTENTION_FUNCTIONS["sdpa"]):
             names |= _read(attention, "module")
     return names
 

@@ -15,6 +15,8 @@ from fuzz.mutants import MUTANTS
 from fuzz.run import Outcome, run
 from torch import nn
 
+from bertfast.convert.families import FAMILIES
+
 SEED = int(os.environ["BERTFAST_FUZZ_SEED"])  # set by conftest, for all processes of a run alike
 CASES = int(os.environ.get("BERTFAST_FUZZ_CASES", "150"))
 GROUPS = min(CASES, max(10, CASES // 50))
@@ -100,6 +102,7 @@ def test_the_judge_sees_a_fault_of_captured_calls(fault):
     for case in map(mutant.case, range(6)):
         right = run(case)
         assert not right.differences, said(right)
-        assert right.routes["BertModel: fast, from ids to hidden states: replayed"] >= 1
+        base = FAMILIES[case.family].model.__name__
+        assert right.routes[f"{base}: fast, from ids to hidden states: replayed"] >= 1
         with broken():
             assert run(case).differences, f"not seen:\n{case}"

@@ -123,6 +123,23 @@ def test_pooling_of_first_tokens_that_others_may_see(folder, change):
     assert_like_stock(make, lambda model: model.encode(texts(9), prompt="w1 w2 ", convert_to_tensor=True), how=FAST)
 
 
+def test_a_tokenizer_in_python(folder, tmp_path):
+    """As Japanese models have one."""
+    from transformers import BertJapaneseTokenizer
+
+    vocabulary = tmp_path / "vocab.txt"
+
+    def make():
+        model = encoder(folder)
+        words = sorted(model.tokenizer.vocab, key=model.tokenizer.vocab.get)
+        vocabulary.write_text("\n".join(words) + "\n")
+        model[0].processor = BertJapaneseTokenizer(str(vocabulary), word_tokenizer_type="basic", model_max_length=20)
+        return model
+
+    assert not make().tokenizer.is_fast
+    assert_like_stock(make, lambda model: model.encode(texts(15), batch_size=4, convert_to_tensor=True))
+
+
 def test_kinds_of_results(folder, capsys):
     stock, fast = encoder(folder), bertfast.optimize(encoder(folder))
     sentences = texts(20)
@@ -168,7 +185,7 @@ FALLBACKS = {
     "token embeddings": ({"output_value": "token_embeddings"}, None, "output_value is 'token_embeddings'"),
     "everything": ({"output_value": None}, None, "output_value is None"),
     "padding asked for": ({"processing_kwargs": {"text": {"padding": "max_length"}}}, None, "more than a length"),
-    "left padding": ({}, left_padding, "pads on the right"),
+    "left padding": ({}, left_padding, "does not pad on the right"),
     "own module": ({}, own_module, "Identity is not a module of sentence-transformers"),
     "own preprocess": ({}, own_preprocess, "a preprocess of its own"),
 }
@@ -312,6 +329,16 @@ def test_lives(folder, pair_folder, tmp_path):
         np.testing.assert_allclose(call(again), values, rtol=1e-4, atol=1e-6)
         assert type(bertfast.restore(model)) is stock
         assert {type(module) for module in model.modules()} == {type(module) for module in make().modules()}
+
+
+@pytest.mark.tool("sentence-transformers", "SentenceTransformer.compile", "fast")
+def test_compiled(folder):
+    fast, sentences = bertfast.optimize(encoder(folder)), texts(8)
+    torch.compiler.reset()
+    fast.compile(backend="eager")
+    vectors = fast.encode(sentences, batch_size=4)
+    np.testing.assert_allclose(vectors, encoder(folder).encode(sentences), rtol=1e-4, atol=1e-5)
+    assert list(calls(fast)) == [FAST]
 
 
 def test_subclasses_keep_their_loop(folder):

@@ -138,6 +138,15 @@ class Family:
         return self.config.model_type
 
     @cached_property
+    def checked(self) -> tuple[tuple[tuple[str, Module], ...], tuple[str, ...]]:
+        """What must stand at each place below a layer for the fused code to take over, and which of these need a bias. Holders come
+        first, since one that was replaced may lack what is below."""
+        names = self.places.names
+        leaves = ((names.linears, nn.Linear), (names.norms, nn.LayerNorm), (names.dropouts, nn.Dropout))
+        plain = [(name, kind) for each, kind in leaves for name in each if name is not None]
+        return (*self.holders.items(), *plain), (*names.linears[:3], names.mlp.up)
+
+    @cached_property
     def fast(self) -> Mapping[Module, Module]:
         """Stock class to the class that optimize() puts in its place, pre-training heads apart."""
         heads = dict.fromkeys((*self.pooled_heads, *self.first_token_heads), FastFirstTokenHead)

@@ -5,7 +5,7 @@ from random import Random
 import torch
 from torch import nn
 
-from fuzz.subject import NotApplicable, Subject, attention_of, checkpoint_layers, layer_of, norm_of
+from fuzz.subject import NotApplicable, Subject, attention_of, checkpoint_layers, holder_of, layer_of, norm_of
 
 
 def recycled_positions(subject: Subject, random: Random) -> None:
@@ -23,7 +23,8 @@ def longer_positions(subject: Subject, random: Random) -> None:
     embeddings = subject.base.embeddings
     size = embeddings.position_embeddings.num_embeddings
     embeddings.position_ids = (torch.arange(size + 20) % size)[None]
-    embeddings.token_type_ids = torch.zeros(1, size + 20, dtype=torch.long)
+    if subject.family.segments:
+        embeddings.token_type_ids = torch.zeros(1, size + 20, dtype=torch.long)
 
 
 def other_segments(subject: Subject, random: Random) -> None:
@@ -46,8 +47,22 @@ def no_segment_buffer(subject: Subject, random: Random) -> None:
     del subject.base.embeddings.token_type_ids
 
 
+def other_padding_index(subject: Subject, random: Random) -> None:
+    """What positions are counted from, where they follow the tokens."""
+    if not subject.family.positions_follow_tokens:
+        raise NotApplicable
+    subject.base.embeddings.padding_idx = random.choice((0, 2, 5))
+
+
+def no_tasks(subject: Subject, random: Random) -> None:
+    if "task_type_embeddings" not in subject.base.embeddings._modules:
+        raise NotApplicable
+    subject.base.embeddings.use_task_id = False
+
+
 def table_option(subject: Subject, random: Random) -> None:
-    words = subject.base.embeddings.word_embeddings
+    tables = [name for name in subject.base.embeddings._modules if name.endswith("embeddings")]
+    words = getattr(subject.base.embeddings, random.choice(["word_embeddings", *tables]))
     if not isinstance(words, nn.Embedding):
         raise NotApplicable
     name, value = random.choice(
@@ -67,8 +82,18 @@ def other_scaling(subject: Subject, random: Random) -> None:
 def attention_attribute(subject: Subject, random: Random) -> None:
     attention = attention_of(subject, random)
     name = random.choice(
-        ("num_attention_heads", "attention_head_size", "is_causal", "is_decoder", "layer_idx", "all_head_size")
+        (
+            "num_attention_heads",
+            "attention_head_size",
+            "is_causal",
+            "is_decoder",
+            "layer_idx",
+            "all_head_size",
+            "n_heads",
+        )
     )
+    if not hasattr(attention, name):
+        raise NotApplicable
     value = getattr(attention, name)
     if name == "attention_head_size":
         value = value // 2 if value % 2 == 0 else value
@@ -84,7 +109,11 @@ def layer_attribute(subject: Subject, random: Random) -> None:
     name, value = random.choice(
         (("chunk_size_feed_forward", 1), ("is_decoder", True), ("add_cross_attention", True), ("seq_len_dim", 0))
     )
-    setattr(layer, name, value)
+    chunked = name in (
+        "chunk_size_feed_forward",
+        "seq_len_dim",
+    )  # which stand where the method is that is cut into pieces
+    setattr(holder_of(subject, random, subject.family.chunk)[0] if chunked else layer, name, value)
 
 
 def other_rate(subject: Subject, random: Random) -> None:

@@ -7,32 +7,53 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig, DynamicCache
-from transformers.models.bert import modeling_bert as hf
+from transformers import DynamicCache
 
+from bertfast.convert.families import FAMILIES
 from fuzz.draw import Call, Case
+from fuzz.family import NO_POOLER, USER_MODEL, USER_TAGGER, base_of, config_of, head_of, kind, width_of
 
 PREFIX = 2
 
 
-class UserModel(hf.BertModel):
-    """A user's subclass with a forward of its own."""
+def _doubled(stock: Any) -> Any:
+    """A forward of a user's own, around stock's."""
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        outputs = super().forward(*args, **kwargs)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        outputs = stock.forward(self, *args, **kwargs)
         if isinstance(outputs, tuple):
             return outputs
         outputs.last_hidden_state = outputs.last_hidden_state * 2
         return outputs
 
+    return forward
 
-class UserTagger(hf.BertForTokenClassification):
-    """A user's head that reads its own base model twice."""
 
-    def forward(self, input_ids: Tensor | None = None, labels: Tensor | None = None, **kwargs: Any) -> Any:
-        first = super().forward(input_ids=input_ids, labels=labels, **kwargs)
-        second = self.bert(input_ids=input_ids, **{**kwargs, "return_dict": True})
+def _reading_twice(stock: Any) -> Any:
+    """A forward that reads the base model twice."""
+
+    def forward(self: Any, input_ids: Tensor | None = None, labels: Tensor | None = None, **kwargs: Any) -> Any:
+        first = stock.forward(self, input_ids=input_ids, labels=labels, **kwargs)
+        second = self.base_model(input_ids=input_ids, **{**kwargs, "return_dict": True})
         return first, self.classifier(second.last_hidden_state)
+
+    return forward
+
+
+def _users(prefix: str, stock: type, forward: Any) -> type:
+    """A user's subclass, an attribute of this module, where pickle looks for it."""
+    name = f"{prefix}{stock.__name__}"
+    made = type(name, (stock,), {"forward": forward, "__module__": __name__})
+    globals()[name] = made
+    return made
+
+
+USERS = {
+    (family.name, head): _users("User", stock, make(stock))
+    for family in FAMILIES.values()
+    for head, make in ((USER_MODEL, _doubled), (USER_TAGGER, _reading_twice))
+    for stock in (getattr(family.module, head_of(family, kind(head))),)
+}
 
 
 class Wrapped(nn.Module):
@@ -65,7 +86,7 @@ class Tower(nn.Module):
 class ContextualWords(nn.Module):
     """A BERT in the place of another's word embeddings."""
 
-    def __init__(self, inner: hf.BertModel):
+    def __init__(self, inner: nn.Module):
         super().__init__()
         self.inner = inner
 
@@ -73,21 +94,29 @@ class ContextualWords(nn.Module):
         return self.inner(ids).last_hidden_state
 
 
-def base_of(model: nn.Module) -> hf.BertModel:
-    """The first BertModel inside, or the model itself."""
-    return next(m for m in model.modules() if isinstance(m, hf.BertModel))
+def head_class(case: Case) -> Any:
+    family = FAMILIES[case.family]
+    own = {NO_POOLER: family.model, **{head: USERS[case.family, head] for head in (USER_MODEL, USER_TAGGER)}}
+    return own.get(case.head) or getattr(family.module, case.head)
 
 
-def head_class(name: str) -> type[nn.Module]:
-    return {"BertModel without pooler": hf.BertModel, "UserModel": UserModel, "UserTagger": UserTagger}.get(
-        name
-    ) or getattr(hf, name)
+def parameters_of(case: Case) -> list[str]:
+    """The arguments of stock's forward of the case's head, in their order."""
+    stock = next(c for c in head_class(case).__mro__ if c.__module__.startswith("transformers."))
+    return list(inspect.signature(stock.forward).parameters)[1:]
+
+
+def takes(case: Case, argument: str) -> bool:
+    """Whether the forwards of a case's head and of its base model have this argument."""
+    base = inspect.signature(FAMILIES[case.family].model.forward).parameters
+    return argument in base and argument in parameters_of(case)
 
 
 def _one(case: Case) -> nn.Module:
-    config = BertConfig(initializer_range=case.spread / case.config["hidden_size"] ** 0.5, **case.config)
-    options = {"add_pooling_layer": False} if case.head == "BertModel without pooler" else {}
-    return head_class(case.head)(config, **options)
+    config = config_of(
+        FAMILIES[case.family], {"initializer_range": case.spread / case.config["hidden_size"] ** 0.5, **case.config}
+    )
+    return head_class(case)(config, **({"add_pooling_layer": False} if case.head == NO_POOLER else {}))
 
 
 def model_of(case: Case) -> nn.Module:
@@ -100,8 +129,11 @@ def model_of(case: Case) -> nn.Module:
     elif case.nest == "tower":
         model = Tower(model, _one(case))
     elif case.nest == "contextual words":
-        inner = BertConfig(**{**case.config, "is_decoder": False, "add_cross_attention": False, "return_dict": True})
-        base_of(model).embeddings.word_embeddings = ContextualWords(hf.BertModel(inner))
+        family = FAMILIES[case.family]
+        inner = config_of(
+            family, {**case.config, "is_decoder": False, "add_cross_attention": False, "return_dict": True}
+        )
+        base_of(model).embeddings.word_embeddings = ContextualWords(family.model(inner))
     for parameter in model.parameters():  # biases begin at zero, where a lost one would not show
         if parameter.dim() == 1:
             nn.init.normal_(parameter, mean=float(parameter.detach().mean()), std=0.1)
@@ -133,7 +165,7 @@ class Inputs:
     def at_tokens(self, value: Tensor, case: Case) -> Tensor:
         """The entries of real tokens, and of sequences that are defined; `value` whole where it has no such dimensions."""
         batch, length = self.real.shape
-        if case.head == "BertForMultipleChoice" and value.dim() == 2 and value.shape[0] * 2 == batch:
+        if kind(case.head) == "MultipleChoice" and value.dim() == 2 and value.shape[0] * 2 == batch:
             return value[self.defined(case).view(-1, 2).all(1)]
         if value.dim() == 0 or value.shape[0] != batch:
             return value
@@ -141,7 +173,7 @@ class Inputs:
             return value.transpose(1, 2)[self.real]
         if value.dim() == 3 and 0 < value.shape[1] <= length:  # the last ones alone where logits_to_keep says so
             return value[self.real[:, length - value.shape[1] :]]
-        if value.dim() == 2 and value.shape[1] == length and case.head == "BertForQuestionAnswering":
+        if value.dim() == 2 and value.shape[1] == length and kind(case.head) == "QuestionAnswering":
             return value[self.real]
         return value[self.defined(case)]
 
@@ -177,8 +209,8 @@ def _mask(
     if batch:
         empty[int(rand(1) * batch)] = False
     # BertForMultipleChoice makes two dimensions of whatever mask it gets; of four, that is one of other sequences.
-    kind = "right" if choices > 1 and call.mask[1] == "-" else call.mask
-    if kind == "absent":
+    form = "right" if choices > 1 and call.mask[1] == "-" else call.mask
+    if form == "absent":
         return None, ones
     two = {
         "ones": ones,
@@ -188,24 +220,24 @@ def _mask(
         "an empty row": empty,
         "all padding": ~ones,
     }
-    if kind in two:
-        return two[kind].to(getattr(torch, call.mask_dtype)), two[kind]
-    if kind == "odd floats":
+    if form in two:
+        return two[form].to(getattr(torch, call.mask_dtype)), two[form]
+    if form == "odd floats":
         return torch.where(right, -1e9, 0.0).masked_fill(right & holes, 0.5), right
-    if kind == "3-D":
+    if form == "3-D":
         return right[:, None].expand(batch, length, length).to(getattr(torch, call.mask_dtype)), right
-    if kind == "4-D keys":
+    if form == "4-D keys":
         return right[:, None, None], right
-    if kind == "4-D bool":
+    if form == "4-D bool":
         return right[:, None, None].expand(batch, 1, length, length), right
-    if kind == "4-D float":
+    if form == "4-D float":
         mask = torch.zeros(batch, 1, length, length).masked_fill(~right[:, None, None], torch.finfo(torch.float32).min)
         return mask, right
-    if kind == "4-D causal":
+    if form == "4-D causal":
         future = torch.ones(length, length).triu(1).bool().expand(batch, 1, length, length)
         return torch.zeros(batch, 1, length, length).masked_fill(future, -1e4), ones
     width = {"too wide": length + 1, "too narrow": max(length - 1, 0)}
-    shape = (batch, width[kind]) if kind in width else (length,)
+    shape = (batch, width[form]) if form in width else (length,)
     return torch.ones(shape, dtype=torch.long), ones
 
 
@@ -214,7 +246,7 @@ def _ids(call: Call, case: Case, batch: int, length: int, real: Tensor, generato
     if call.ids in ("out of range", "negative") and bool(real.any()):
         place = real.nonzero()[-1]
         ids[place[0], place[1]] = 5000 if call.ids == "out of range" else -3
-    embeds = torch.randn(batch, length, case.config["hidden_size"], generator=generator)
+    embeds = torch.randn(batch, length, width_of(case), generator=generator)
     if call.ids == "neither":
         return {}
     if call.ids == "both":
@@ -224,16 +256,16 @@ def _ids(call: Call, case: Case, batch: int, length: int, real: Tensor, generato
     return {"input_ids": ids.int() if call.ids == "int32" else ids}
 
 
-def _integers(kind: str, size: int, real: Tensor, generator: torch.Generator) -> Tensor | None:
+def _integers(form: str, size: int, real: Tensor, generator: torch.Generator) -> Tensor | None:
     """token_type_ids or position_ids below `size`; one too large at a real token, since at padding none is looked at."""
-    if kind == "absent":
+    if form == "absent":
         return None
     batch, length = real.shape
-    values = torch.randint(0, size, (1 if kind == "one row" else batch, length), generator=generator)
-    if kind == "out of range" and bool(real.any()):
+    values = torch.randint(0, size, (1 if form == "one row" else batch, length), generator=generator)
+    if form == "out of range" and bool(real.any()):
         place = real.nonzero()[0]
         values[place[0], place[1]] = 1000
-    return values.int() if kind == "int32" else values
+    return values.int() if form == "int32" else values
 
 
 def _labels(call: Call, case: Case, real: Tensor, choices: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -257,24 +289,26 @@ def _labels(call: Call, case: Case, real: Tensor, choices: int, generator: torch
             labels = labels.masked_fill(~real, -100)
         return spoilt(labels, size)
 
-    vocabulary = case.config["vocab_size"]
-    if case.head in ("BertForMaskedLM", "BertLMHeadModel"):
+    vocabulary, head = case.config["vocab_size"], kind(case.head)
+    if head in ("MaskedLM", "CausalLM"):
         return {"labels": at_tokens(vocabulary)}
-    if case.head == "BertForPreTraining":
+    if head == "PreTraining" and case.family == "electra":  # which tokens were replaced; padding goes by the mask
+        return {"labels": below(2, batch, length)}
+    if head == "PreTraining":
         return {"labels": at_tokens(vocabulary), "next_sentence_label": spoilt(below(2, batch), 2)}
-    if case.head in ("BertForTokenClassification", "UserTagger"):
+    if head == "TokenClassification":
         return {"labels": at_tokens(count)}
-    if case.head == "BertForNextSentencePrediction":
+    if head == "NextSentencePrediction":
         return {"labels": spoilt(below(2, batch), 2)}
-    if case.head == "BertForMultipleChoice":
+    if head == "MultipleChoice":
         return {"labels": spoilt(below(choices, batch // choices), choices)}
-    if case.head == "BertForQuestionAnswering":
+    if head == "QuestionAnswering":
         return {"start_positions": below(length + 2, batch), "end_positions": below(length, batch)}
-    if case.head == "BertForSequenceClassification":
-        kind = case.config.get("problem_type") or ("regression" if count == 1 else "single_label_classification")
-        if kind == "single_label_classification":
+    if head == "SequenceClassification":
+        problem = case.config.get("problem_type") or ("regression" if count == 1 else "single_label_classification")
+        if problem == "single_label_classification":
             return {"labels": spoilt(below(count, batch), count)}
-        shape = (batch,) if count == 1 and kind == "regression" else (batch, count)
+        shape = (batch,) if count == 1 and problem == "regression" else (batch, count)
         return {"labels": torch.rand(shape, generator=generator).round(decimals=1)}
     return {}
 
@@ -283,15 +317,20 @@ def inputs_of(case: Case, index: int, model: nn.Module) -> Inputs:
     """The inputs of the case's call `index`, in float32 where they are floating."""
     call = case.calls[index]
     generator = torch.Generator().manual_seed(case.seed * 16 + index)
-    choices = 2 if case.head == "BertForMultipleChoice" else 1
+    choices = 2 if kind(case.head) == "MultipleChoice" else 1
     batch, length = call.batch * choices, call.length
     mask, real = _mask(call, batch, length, choices, generator)
     kwargs = _ids(call, case, batch, length, real, generator)
     kwargs["attention_mask"] = mask
-    kwargs["token_type_ids"] = _integers(call.segments, case.config["type_vocab_size"], real, generator)
+    for name, form, size in (
+        ("token_type_ids", call.segments, case.config["type_vocab_size"]),
+        ("task_type_ids", call.tasks, case.config.get("task_type_vocab_size", 3)),
+    ):
+        if takes(case, name):
+            kwargs[name] = _integers(form, size, real, generator)
     kwargs["position_ids"] = _integers(call.positions, case.config["max_position_embeddings"], real, generator)
     labels = {} if call.labels == "absent" else _labels(call, case, real, choices, generator)
-    if case.config.get("add_cross_attention") and case.head in ("BertModel", "BertLMHeadModel", "BertForMaskedLM"):
+    if case.config.get("add_cross_attention") and takes(case, "encoder_hidden_states"):
         kwargs["encoder_hidden_states"] = torch.randn(batch, 3, case.config["hidden_size"], generator=generator)
     kwargs |= labels
     if choices > 1:
@@ -301,21 +340,24 @@ def inputs_of(case: Case, index: int, model: nn.Module) -> Inputs:
             else v
             for n, v in kwargs.items()
         }
-    if call.prefix and batch and mask is not None and mask.dim() == 2 and choices == 1:
+    cached = not {"cache", "past_key_values"}.isdisjoint(
+        inspect.signature(FAMILIES[case.family].model.forward).parameters
+    )
+    if call.prefix and cached and batch and mask is not None and mask.dim() == 2 and choices == 1:
         kwargs |= _prefix(case, model, batch, length)
-    order = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
+    order = ("input_ids", "attention_mask", "token_type_ids", "task_type_ids", "position_ids", "inputs_embeds")
     kwargs = {name: kwargs[name] for name in (*order, *kwargs) if kwargs.get(name) is not None}
     at_padding = any(
         labels[name].shape == real.shape and bool((labels[name] != -100)[~real].any())
         for name in ("labels",)
-        if name in labels
+        if name in labels and (case.family, kind(case.head)) != ("electra", "PreTraining")
     )
     return Inputs(kwargs, real, at_padding)
 
 
 def _prefix(case: Case, model: nn.Module, batch: int, length: int) -> dict[str, Any]:
     """Keys and values of two tokens before each sequence, as prefix tuning gives them."""
-    parameters = inspect.signature(hf.BertModel.forward).parameters
+    parameters = inspect.signature(FAMILIES[case.family].model.forward).parameters
     heads = case.config["num_attention_heads"]
     size = case.config["hidden_size"] // heads
     generator = torch.Generator().manual_seed(case.seed)

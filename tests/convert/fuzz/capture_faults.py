@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from bertfast.convert.encoder import FastEncoder
+from bertfast.convert.families.record import Family
 from bertfast.graphs import cache, encode
 from bertfast.graphs.inputs import Inputs
 from fuzz.mutants import Mutant
@@ -75,12 +77,23 @@ def stale_numbers() -> AbstractContextManager[None]:
     return _put(encode.Encoder, "of", classmethod(of))
 
 
+def _is_captured(family: Family) -> bool:
+    """Layers with relative positions are not."""
+    return family.encoder_role is FastEncoder
+
+
 CAPTURED = {"mode": "no_grad", "rehearsals": 2}
 ORDINARY = {"hidden_act": "gelu"}
 SAME_SIZE = {**CAPTURED, "mask": "ones"}
 FAULTS: dict[str, tuple[Fault, Mutant]] = {
-    "stale inputs": (stale_inputs, Mutant(_nothing, CAPTURED, ORDINARY, captured=True)),
-    "stale bounds": (stale_bounds, Mutant(_nothing, CAPTURED, ORDINARY, captured=True)),
-    "stale weights": (stale_weights, Mutant(_nothing, SAME_SIZE, ORDINARY, later="data_assigned", captured=True)),
-    "stale numbers": (stale_numbers, Mutant(_nothing, SAME_SIZE, ORDINARY, later="other_eps", captured=True)),
+    "stale inputs": (stale_inputs, Mutant(_nothing, CAPTURED, ORDINARY, captured=True, shows=_is_captured)),
+    "stale bounds": (stale_bounds, Mutant(_nothing, CAPTURED, ORDINARY, captured=True, shows=_is_captured)),
+    "stale weights": (
+        stale_weights,
+        Mutant(_nothing, SAME_SIZE, ORDINARY, later="data_assigned", captured=True, shows=_is_captured),
+    ),
+    "stale numbers": (
+        stale_numbers,
+        Mutant(_nothing, SAME_SIZE, ORDINARY, later="other_eps", captured=True, shows=_is_captured),
+    ),
 }

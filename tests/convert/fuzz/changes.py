@@ -30,6 +30,8 @@ CHANGES: dict[str, tuple[Change, float]] = {
             attributes.segments_in_place,
             attributes.attention_attribute,
             attributes.layer_attribute,
+            attributes.other_padding_index,
+            attributes.no_tasks,
             attributes.config_flag,
             hooks.forward_hook,
             hooks.forward_pre_hook,
@@ -95,6 +97,7 @@ PATCHES = {
         (process.registered_attention, 0.6),
         (process.eager_attention, 0.4),
         (process.mask_function, 0.4),
+        (process.positions_function, 0.4),
         (process.global_hook, 0.5),
     )
 }

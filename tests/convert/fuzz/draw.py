@@ -4,20 +4,11 @@ from dataclasses import dataclass, field, fields, replace
 from random import Random
 from typing import Any
 
-HEADS = (
-    "BertModel",
-    "BertModel without pooler",
-    "BertForPreTraining",
-    "BertLMHeadModel",
-    "BertForMaskedLM",
-    "BertForNextSentencePrediction",
-    "BertForSequenceClassification",
-    "BertForMultipleChoice",
-    "BertForTokenClassification",
-    "BertForQuestionAnswering",
-    "UserModel",
-    "UserTagger",
-)
+from bertfast.convert.families import FAMILIES
+from bertfast.convert.families.record import Family
+from fuzz.family import has_kink, head_of, heads_of, kind
+
+FAMILY_WEIGHTS = {name: 3 if name == "bert" else 1 for name in FAMILIES}
 NESTS = ("wrapped", "tower", "contextual words")
 MASKS = {
     "absent": 3,
@@ -70,6 +61,7 @@ class Call:
     mask_dtype: str = "int64"
     ids: str = "int64"
     segments: str = "absent"
+    tasks: str = "absent"
     positions: str = "absent"
     labels: str = "absent"
     positional: bool = False
@@ -86,6 +78,7 @@ class Call:
 @dataclass(frozen=True)
 class Case:
     seed: int
+    family: str
     head: str
     nest: str
     config: dict[str, Any]
@@ -96,8 +89,9 @@ class Case:
     captured: bool = False  # on the CPU as on a GPU: inference calls are captured and replayed
 
     def __str__(self) -> str:
+        nest = f" in {self.nest}" if self.nest else ""
         lines = [
-            f"case {self.seed}: {self.head}{f' in {self.nest}' if self.nest else ''}, {self.dtype}, optimize({self.optimize})"
+            f"case {self.seed}: {self.family}, {self.head}{nest}, {self.dtype}, optimize({self.optimize})"
             + ", captured" * self.captured
         ]
         lines += [f"  config {self.config}, spread {self.spread}"]
@@ -108,7 +102,7 @@ def _pick(random: Random, weights: dict[Any, float]) -> Any:
     return random.choices(list(weights), list(weights.values()))[0]
 
 
-def _config(random: Random) -> dict[str, Any]:
+def _config(random: Random, family: Family) -> dict[str, Any]:
     size = random.choice((8, 16, 16, 20, 32, 32, 64, 96, 12, 1))
     # Over fewer than eight numbers a layer norm is so ill-conditioned that nobody's rounding means anything.
     heads = random.choice([n for n in (1, 1, 2, 2, 3, 4, 8) if 8 <= n * size <= 192])
@@ -141,7 +135,26 @@ def _config(random: Random) -> dict[str, Any]:
         config["num_labels"] = max(config["num_labels"], 2)
     if config.get("is_decoder") and random.random() < 0.5:
         config["add_cross_attention"] = True
-    return config
+    return config | own_options(random, family, config)
+
+
+def own_options(random: Random, family: Family, config: dict[str, Any]) -> dict[str, Any]:
+    """What a family's config has besides, or otherwise."""
+    own: dict[str, Any] = {}
+    if family.positions_follow_tokens:
+        padding = 1 if family.name == "mpnet" else _pick(random, {1: 6, 0: 1, 5: 2, None: 0.2})
+        own = {"pad_token_id": padding, "max_position_embeddings": config["max_position_embeddings"] + 2}
+    if family.tasks and random.random() < 0.6:
+        own |= {"use_task_id": True, "task_type_vocab_size": random.choice((1, 3))}
+    if family.projection is not None:
+        width = _pick(random, {config["hidden_size"]: 1, 16: 1, 24: 1})
+        kinds = {"first": 4, "last": 1, "mean": 1}
+        own = {"embedding_size": width, "summary_type": _pick(random, kinds), "summary_last_dropout": 0.0}
+    if family.name == "distilbert":
+        own["sinusoidal_pos_embds"] = random.random() < 0.2
+    if family.trial_attention == "eager":  # the only one that stock has
+        own["attn_implementation"] = "eager"
+    return own
 
 
 def _options(random: Random, head: str) -> dict[str, Any]:
@@ -157,13 +170,19 @@ def _options(random: Random, head: str) -> dict[str, Any]:
     options = {name: random.choice(values) for name, values in rare.items() if random.random() < 0.05}
     if random.random() < 0.7:
         options.pop("is_causal", None)
-    if head == "BertLMHeadModel" and random.random() < 0.2:
+    if kind(head) == "CausalLM" and random.random() < 0.2:
         options["logits_to_keep"] = random.choice((1, 2))
     return options
 
 
 def _call(
-    random: Random, head: str, config: dict[str, Any], changes: dict[str, float], first: bool, shared: bool
+    random: Random,
+    family: Family,
+    head: str,
+    config: dict[str, Any],
+    changes: dict[str, float],
+    first: bool,
+    shared: bool,
 ) -> Call:
     count = _pick(random, {0: 6, 1: 3, 2: 0.6} if first else {0: 1, 1: 5, 2: 2})
     mode = _pick(random, MODES)
@@ -176,7 +195,7 @@ def _call(
     if shared and around != "reentrant":  # torch's functional_call leaves its tensors in modules that are there twice
         around = "plain"
     training = mode == "train"
-    smooth = config["hidden_act"] != "relu"
+    smooth = not has_kink(family, head, config["hidden_act"])
     return Call(
         changes=tuple(_pick(random, changes) for _ in range(count)),
         mode="train" if around == "reentrant" else mode,
@@ -193,6 +212,9 @@ def _call(
             {"int64": 20, "int32": 2, "embeds": 1.5, "out of range": 0.4, "both": 0.2, "neither": 0.2, "negative": 0.2},
         ),
         segments=_pick(random, {"absent": 4, "random": 6, "int32": 0.5, "out of range": 0.15, "one row": 0.3}),
+        tasks=_pick(random, {"absent": 2, "random": 4, "int32": 0.5, "out of range": 0.3})
+        if family.tasks
+        else "absent",
         positions=_pick(random, {"absent": 10, "random": 1, "one row": 1, "int32": 0.3, "out of range": 0.15}),
         labels=_pick(random, {"absent": 4, "normal": 8, "all ignored": 0.7, "at padding": 0.5, "out of range": 0.2}),
         positional=random.random() < 0.15,
@@ -205,28 +227,29 @@ def _call(
 def draw(seed: int, changes: dict[str, float]) -> Case:
     """The case of `seed`; `changes` has the names and weights of what may be done to a model before a call."""
     random = Random(seed)
-    head = (
-        random.choice(HEADS)
-        if random.random() < 0.75
-        else random.choice(("BertModel", "BertForSequenceClassification"))
-    )
-    config = _config(random)
-    if head == "BertForQuestionAnswering":
+    family = FAMILIES[_pick(random, FAMILY_WEIGHTS)]
+    usual = [head_of(family, "Model"), head_of(family, "SequenceClassification")]
+    head = random.choice(heads_of(family) if random.random() < 0.75 else usual)
+    config = _config(random, family)
+    if kind(head) == "QuestionAnswering":
         config["num_labels"] = 2
     dtype = _pick(random, {"float32": 12, "bfloat16": 5, "float16": 1, "float64": 1})
-    if config["hidden_act"] == "relu" and dtype in ("bfloat16", "float16"):
-        # At a kink the last digit decides about a whole unit's gradient: no budget of rounding holds there.
-        config["hidden_act"] = "silu"
+    if dtype in ("bfloat16", "float16"):
+        config["hidden_act"] = config["hidden_act"].replace("relu", "silu")
+        dtype = "float32" if has_kink(family, head, config["hidden_act"]) else dtype
     options: dict[str, Any] = {}
     if random.random() < 0.1:
         options["unpad"] = False
     if random.random() < 0.15:
         options["prepack"] = False
-    if head in ("BertForPreTraining", "BertForMaskedLM") and not config.get("is_decoder") and random.random() < 0.6:
+    masked = getattr(family.module, head, None) in family.masked_heads
+    if masked and not config.get("is_decoder") and random.random() < 0.6:
         options["masked_head"] = True
     nest = random.choice(NESTS) if random.random() < 0.1 else ""
+    if nest == "contextual words" and config.get("embedding_size", config["hidden_size"]) != config["hidden_size"]:
+        nest = "wrapped"
     calls = [
-        _call(random, head, config, changes, first=i == 0, shared=nest == "tower")
+        _call(random, family, head, config, changes, first=i == 0, shared=nest == "tower")
         for i in range(_pick(random, {1: 3, 2: 4, 3: 2, 4: 1}))
     ]
     captured = random.random() < CAPTURED
@@ -240,6 +263,7 @@ def draw(seed: int, changes: dict[str, float]) -> Case:
             options["max_graphs"] = random.choice((0, 1, 2))
     return Case(
         seed=seed,
+        family=family.name,
         head=head,
         nest=nest,
         config=config,

@@ -4,31 +4,25 @@ from random import Random
 from typing import Any
 
 from torch import Tensor, nn
-from transformers.models.bert import modeling_bert as hf
 
-from fuzz.subject import NotApplicable, Subject, layer_of
+from fuzz.subject import NotApplicable, Subject, holder_of, layer_of
 
-PLACES = (
-    "embeddings",
-    "embeddings.word_embeddings",
-    "embeddings.LayerNorm",
-    "encoder",
-    "encoder.layer.0",
-    "encoder.layer.0.attention",
-    "encoder.layer.0.attention.self",
-    "encoder.layer.0.attention.self.value",
-    "encoder.layer.0.attention.output.LayerNorm",
-    "encoder.layer.0.intermediate",
-    "encoder.layer.0.output.dense",
-    "pooler",
-    "pooler.dense",
-    "",
-)
+
+def _places(subject: Subject) -> list[str]:
+    """Names below the base model: its own parts, and those of its first layer, one of them of each depth."""
+    family = subject.family
+    names = family.places.names
+    first = f"{family.encoder_name}.layer.0"
+    inner = [*family.holders, names.attention.value, names.attention.norm, names.mlp.down]
+    outer = ["embeddings", "embeddings.word_embeddings", "embeddings.LayerNorm", family.encoder_name, first, ""]
+    if family.pooler is not None:
+        outer += ["pooler", "pooler.dense"]
+    return outer + [f"{first}.{name}" for name in inner]
 
 
 def _place(subject: Subject, random: Random) -> nn.Module:
     try:
-        module = subject.base.get_submodule(random.choice(PLACES))
+        module = subject.base.get_submodule(random.choice(_places(subject)))
     except AttributeError as error:
         raise NotApplicable from error
     if module is None:
@@ -121,11 +115,11 @@ def replaced_method(subject: Subject, random: Random) -> None:
     """A method other than forward, on an instance."""
     subject.fixed = True
     if random.random() < 0.5:
-        layer = layer_of(subject, random)
-        if not isinstance(layer, hf.BertLayer):
+        holder, name = holder_of(subject, random, subject.family.chunk)
+        before = getattr(holder, name, None)
+        if before is None:
             raise NotApplicable
-        before = layer.feed_forward_chunk
-        layer.feed_forward_chunk = lambda x: before(x) * 0.5
+        setattr(holder, name, lambda x: before(x) * 0.5)
         return
     model = subject.base
     if not hasattr(model, "_create_attention_masks"):

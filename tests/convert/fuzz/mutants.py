@@ -3,17 +3,22 @@
 A mutant plants its fault and says what a case must be for the fault to show.
 """
 
+import inspect
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from random import Random
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fuzz.build import base_of
+from bertfast.convert.families import FAMILIES
+from bertfast.convert.families.record import Family
+from bertfast.nn.parts import LayerParts
 from fuzz.changes import WEIGHTS
-from fuzz.draw import Call, Case, draw
+from fuzz.draw import Call, Case, draw, own_options
+from fuzz.family import attention_dropouts, base_of, encoder_of, family_of, kind
 
 
 @dataclass(frozen=True)
@@ -23,9 +28,10 @@ class Mutant:
         plant: makes a stock model faulty.
         call, config: what a case must have for the fault to show.
         seeds, offset: seeds are multiples of the one plus the other, for laws that are tried on some cases only.
-        heads: the heads that show it.
+        kinds: the kinds of heads that show it.
         later: a change before a second call, for faults that come with one.
         captured: whether the case runs with captured calls.
+        shows: whether a family's models can show it.
     """
 
     plant: Callable[[nn.Module], None]
@@ -35,16 +41,15 @@ class Mutant:
     offset: int = 0
     later: str = ""
     captured: bool = False
-    heads: tuple[str, ...] = (
-        "BertModel",
-        "BertForSequenceClassification",
-        "BertForNextSentencePrediction",
-        "BertForPreTraining",
-    )
+    kinds: tuple[str, ...] = ("Model", "SequenceClassification", "NextSentencePrediction", "MaskedLM")
+    shows: Callable[[Family], bool] = lambda family: True
 
     def case(self, seed: int) -> Case:
         """A drawn case in which nothing else than the fault is unusual."""
         case = draw(seed * self.seeds + self.offset, WEIGHTS)
+        family = next(
+            family for family in (FAMILIES[name] for name in _turned(list(FAMILIES), seed)) if self.shows(family)
+        )
         config = {n: v for n, v in case.config.items() if n not in ODD}
         config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "layer_norm_eps": 1e-12}
         config |= {
@@ -53,15 +58,18 @@ class Mutant:
             "type_vocab_size": 2,
         }
         config |= {"hidden_size": 2 * max(4, config["hidden_size"] // 2), **self.config}
+        config = {n: v for n, v in config.items() if n not in OWN} | own_options(Random(seed), family, config)
+        config |= {n: v for n, v in self.config.items() if n not in OWN}
         first = case.calls[0]
         ordinary = Call(
             mode=first.mode, mask="right", batch=3, length=9, segments="random", labels="normal", objective="all"
         )
         call = replace(ordinary, **{"mode": "train" if first.mode == "train no_grad" else first.mode, **self.call})
         calls = (call, replace(call, changes=(self.later,))) if self.later else (call,)
-        head = case.head if case.head in self.heads else self.heads[seed % len(self.heads)]
+        heads = [head for head in family.head_names if kind(head) in self.kinds]
+        head = heads[seed % len(heads)]
         plain: dict[str, Any] = {"nest": "", "dtype": "float32", "spread": 1.0, "optimize": {}}
-        return replace(case, head=head, config=config, calls=calls, captured=self.captured, **plain)
+        return replace(case, family=family.name, head=head, config=config, calls=calls, captured=self.captured, **plain)
 
     def make(self, model: nn.Module, case: Case) -> nn.Module:
         self.plant(model)
@@ -79,13 +87,22 @@ ODD = {
     "problem_type",
     "classifier_dropout",
 }
+# What families have besides, or otherwise.
+OWN = {"pad_token_id", "use_task_id", "task_type_vocab_size", "embedding_size", "sinusoidal_pos_embds"}
+OWN |= {"summary_type", "summary_last_dropout"}
+
+
+def _turned(names: list[str], number: int) -> list[str]:
+    """The same names, beginning with another for each number."""
+    place = number % len(names)
+    return names[place:] + names[:place]
 
 
 def _around(model: nn.Module, change: Callable[[Any, dict[str, Any]], Any]) -> None:
-    """Replace what BertModel's forward inside does by change(its own forward, its arguments by name)."""
+    """Replace what the base model's forward inside does by change(its own forward, its arguments by name)."""
     base = base_of(model)
     before = base.forward
-    names = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
+    names = list(inspect.signature(before).parameters)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         return change(before, {**dict(zip(names, args, strict=False)), **kwargs})
@@ -94,15 +111,19 @@ def _around(model: nn.Module, change: Callable[[Any, dict[str, Any]], Any]) -> N
 
 
 def _layer(model: nn.Module) -> Any:
-    return base_of(model).encoder.layer[0]
+    return encoder_of(model).layer[0]
+
+
+def _parts(model: nn.Module) -> LayerParts:
+    return family_of(model).places.parts(_layer(model))
 
 
 def lost_bias(model: nn.Module) -> None:
-    _layer(model).output.dense.bias.data.zero_()
+    _parts(model).mlp.down.bias.data.zero_()
 
 
 def lost_bias_of_values(model: nn.Module) -> None:
-    _layer(model).attention.self.value.bias.data.zero_()
+    _parts(model).attention.value.bias.data.zero_()
 
 
 def wrong_mask_row(model: nn.Module) -> None:
@@ -120,14 +141,15 @@ def mask_ignored(model: nn.Module) -> None:
 
 
 def wrong_scale(model: nn.Module) -> None:
-    attention = _layer(model).attention.self
-    attention.scaling = 1.0 if attention.scaling < 0.9 else 0.5
+    query = _parts(model).attention.query
+    for parameter in (query.weight, query.bias):
+        parameter.data *= 2.0
 
 
 def swapped_heads(model: nn.Module) -> None:
-    attention = _layer(model).attention.self
-    size = attention.attention_head_size
-    for p in (attention.query.weight, attention.query.bias):
+    query = _parts(model).attention.query
+    size = query.weight.shape[0] // 2
+    for p in (query.weight, query.bias):
         p.data = torch.cat([p.data[size:], p.data[:size]])
 
 
@@ -140,16 +162,17 @@ def segments_ignored(model: nn.Module) -> None:
 
 
 def wrong_eps(model: nn.Module) -> None:
-    _layer(model).output.LayerNorm.eps = 1e-3
+    _parts(model).mlp.norm.eps = 1e-3
 
 
 def wrong_gelu(model: nn.Module) -> None:
-    _layer(model).intermediate.intermediate_act_fn = nn.GELU("tanh")
+    holder, _, name = family_of(model).activation.rpartition(".")
+    setattr(_layer(model).get_submodule(holder), name, nn.GELU("tanh"))
 
 
 def stale_weights(model: nn.Module) -> None:
     """The first product goes on with the weights of the first call."""
-    linear = _layer(model).attention.self.query
+    linear = _parts(model).attention.query
     kept: list[Tensor] = []
 
     def forward(x: Tensor) -> Tensor:
@@ -161,7 +184,7 @@ def stale_weights(model: nn.Module) -> None:
 
 
 def larger_gradient(model: nn.Module) -> None:
-    _layer(model).output.dense.weight.register_hook(lambda grad: grad * 1.02)
+    _parts(model).mlp.down.weight.register_hook(lambda grad: grad * 1.02)
 
 
 def lost_gradient(model: nn.Module) -> None:
@@ -191,7 +214,7 @@ def unlike_dropout(model: nn.Module) -> None:
 
 def other_dropout_back(model: nn.Module) -> None:
     """Backward draws its mask again, from another state than forward did."""
-    for module in base_of(model).encoder.modules():
+    for module in encoder_of(model).modules():
         if isinstance(module, nn.Dropout):
             module.forward = _OtherBack(module)
 
@@ -211,8 +234,8 @@ def no_dropout(model: nn.Module) -> None:
     for module in base_of(model).modules():
         if isinstance(module, nn.Dropout):
             module.forward = lambda x: x
-    for layer in base_of(model).encoder.layer:
-        layer.attention.self.dropout.p = 0.0
+    for dropout, _ in attention_dropouts(model):
+        dropout.p = 0.0  # type: ignore[assignment]
 
 
 def swallowed_error(model: nn.Module) -> None:
@@ -251,7 +274,8 @@ def forgets_hidden_states(model: nn.Module) -> None:
 def leaves_training(model: nn.Module) -> None:
     def change(forward: Any, inputs: dict[str, Any]) -> Any:
         outputs = forward(**inputs)
-        base_of(model).pooler.training = not base_of(model).pooler.training
+        norm = base_of(model).embeddings.LayerNorm
+        norm.training = not norm.training
         return outputs
 
     _around(model, change)
@@ -290,7 +314,7 @@ MUTANTS: dict[str, Mutant] = {
     "wrong scale": Mutant(wrong_scale),
     "swapped heads": Mutant(swapped_heads),
     "positions ignored": Mutant(positions_ignored, {"positions": "random"}),
-    "segments ignored": Mutant(segments_ignored),
+    "segments ignored": Mutant(segments_ignored, shows=lambda family: family.segments),
     "wrong eps": Mutant(wrong_eps),
     "wrong gelu": Mutant(wrong_gelu, config={"hidden_act": "gelu"}),
     "stale weights": Mutant(stale_weights, later="in_place"),
@@ -299,7 +323,7 @@ MUTANTS: dict[str, Mutant] = {
     "absent gradient": Mutant(absent_gradient, LEARNING),
     "dropout unlike without gradients": Mutant(unlike_dropout, LEARNING, DROPPING),
     "gradient of another dropout": Mutant(other_dropout_back, LEARNING, DROPPING, seeds=4),
-    "no dropout": Mutant(no_dropout, LEARNING, DROPPING, seeds=4, offset=1, heads=("BertModel",)),
+    "no dropout": Mutant(no_dropout, LEARNING, DROPPING, seeds=4, offset=1, kinds=("Model",)),
     "an error of another type": Mutant(other_error, WRONG),
     "a swallowed error": Mutant(swallowed_error, WRONG),
     "a new warning": Mutant(chatty),

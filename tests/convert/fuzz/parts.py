@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.models.bert import modeling_bert as hf
+from transformers import PreTrainedModel
 
-from fuzz.subject import NotApplicable, Subject, layer_of, linear_of, norm_of
+from bertfast.convert.families import FAMILIES
+from fuzz.subject import NotApplicable, Subject, holder_of, layer_of, linear_of, norm_of
 
 
 class Doubled(nn.Linear):
@@ -17,9 +18,23 @@ class Doubled(nn.Linear):
         return super().forward(x) * 2
 
 
-class UserLayer(hf.BertLayer):
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return super().forward(hidden_states, *args, **kwargs) * 0.5
+def _halved(stock: Any) -> Any:
+    def forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        output = stock.forward(self, hidden_states, *args, **kwargs)
+        return output * 0.5 if isinstance(output, Tensor) else (output[0] * 0.5, *output[1:])
+
+    return forward
+
+
+def _user_layer(stock: type) -> type:
+    """A user's subclass of a layer, an attribute of this module, where pickle looks for it."""
+    name = f"User{stock.__name__}"
+    made = type(name, (stock,), {"forward": _halved(stock), "__module__": __name__})
+    globals()[name] = made
+    return made
+
+
+USER_LAYERS = {family.name: _user_layer(family.layer) for family in FAMILIES.values()}
 
 
 class Rms(nn.Module):
@@ -45,19 +60,19 @@ class Through(nn.Module):
 
 
 def reordered_layers(subject: Subject, random: Random) -> None:
-    layers = subject.base.encoder.layer
-    subject.base.encoder.layer = nn.ModuleList(reversed(list(layers)))
+    layers = subject.encoder.layer
+    subject.encoder.layer = nn.ModuleList(reversed(list(layers)))
 
 
 def dropped_layer(subject: Subject, random: Random) -> None:
-    layers = subject.base.encoder.layer
+    layers = subject.encoder.layer
     if not len(layers):
         raise NotApplicable
     del layers[random.randrange(len(layers))]
 
 
 def repeated_layer(subject: Subject, random: Random) -> None:
-    subject.base.encoder.layer.append(layer_of(subject, random))
+    subject.encoder.layer.append(layer_of(subject, random))
 
 
 def user_linear(subject: Subject, random: Random) -> None:
@@ -65,11 +80,11 @@ def user_linear(subject: Subject, random: Random) -> None:
 
 
 def user_layer(subject: Subject, random: Random) -> None:
-    layers = subject.base.encoder.layer
+    layers = subject.encoder.layer
     if not len(layers):
         raise NotApplicable
     place = random.randrange(len(layers))
-    layer = UserLayer(subject.base.config)
+    layer: Any = USER_LAYERS[subject.family.name](subject.base.config)
     layer.load_state_dict(layers[place].state_dict(), strict=False)
     like = next(layers[place].parameters())
     layers[place] = layer.to(like.dtype).train(layers[place].training)
@@ -90,15 +105,15 @@ def other_norm(subject: Subject, random: Random) -> None:
 
 
 def other_activation(subject: Subject, random: Random) -> None:
-    intermediate = layer_of(subject, random).intermediate
-    if not hasattr(intermediate, "intermediate_act_fn"):
+    holder, name = holder_of(subject, random, subject.family.activation)
+    if not hasattr(holder, name):
         raise NotApplicable
-    intermediate.intermediate_act_fn = random.choice((nn.SiLU(), nn.GELU("tanh"), nn.GELU(), torch.tanh))
+    setattr(holder, name, random.choice((nn.SiLU(), nn.GELU("tanh"), nn.GELU(), torch.tanh)))
 
 
 def wrapped_part(subject: Subject, random: Random) -> None:
     layer = layer_of(subject, random)
-    name = random.choice(("attention", "attention.self", "attention.output", "intermediate", "output"))
+    name = random.choice(list(subject.family.holders))
     try:
         layer.set_submodule(name, Through(layer.get_submodule(name)))
     except AttributeError as error:
@@ -106,7 +121,7 @@ def wrapped_part(subject: Subject, random: Random) -> None:
 
 
 def wrapped_layer(subject: Subject, random: Random) -> None:
-    layers = subject.base.encoder.layer
+    layers = subject.encoder.layer
     if not len(layers):
         raise NotApplicable
     place = random.randrange(len(layers))
@@ -114,11 +129,13 @@ def wrapped_layer(subject: Subject, random: Random) -> None:
 
 
 def no_pooler(subject: Subject, random: Random) -> None:
+    if subject.family.pooler is None:
+        raise NotApplicable
     subject.base.pooler = None
 
 
 def pooler_activation(subject: Subject, random: Random) -> None:
-    if subject.base.pooler is None:
+    if getattr(subject.base, "pooler", None) is None:
         raise NotApplicable
     subject.base.pooler.activation = nn.SiLU()
 
@@ -142,10 +159,11 @@ def pruned(subject: Subject, random: Random) -> None:
 def lora(subject: Subject, random: Random) -> None:
     import peft
 
-    names = random.choice((["query", "value"], ["dense"], ["query", "key", "value", "dense"]))
+    query, key, value, *others = (name.rpartition(".")[2] for name in subject.family.places.names.linears)
+    names = random.choice(([query, value], sorted(set(others)), sorted({query, key, value, *others})))
     dropout = random.choice((0.0, 0.0, 0.2))
     config = peft.LoraConfig(target_modules=names, r=2, lora_alpha=4, lora_dropout=dropout, init_lora_weights=False)
-    if not isinstance(subject.model, hf.BertPreTrainedModel):
+    if not isinstance(subject.model, PreTrainedModel):
         raise NotApplicable
     dtype = next(subject.model.parameters()).dtype
     subject.model = peft.get_peft_model(subject.model, config, autocast_adapter_dtype=False).to(dtype)

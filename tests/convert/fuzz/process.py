@@ -8,25 +8,16 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.bert import modeling_bert as hf
 
-CLASSES = (
-    "BertEmbeddings",
-    "BertSelfAttention",
-    "BertSelfOutput",
-    "BertAttention",
-    "BertIntermediate",
-    "BertOutput",
-    "BertLayer",
-    "BertEncoder",
-    "BertPooler",
-    "BertModel",
-    "BertPredictionHeadTransform",
-    "BertLMPredictionHead",
-    "BertForSequenceClassification",
-    "BertForMaskedLM",
-    "BertForPreTraining",
-)
+from bertfast.convert.families.record import Family
+
+
+def _classes(family: Family) -> list[type[nn.Module]]:
+    """The classes of a model whose code a user may replace: base model, its parts, heads and what holds them."""
+    heads = [getattr(family.module, name) for name in family.head_names]
+    masked = [kind for head in family.masked_heads.values() for kind in head.holders.values()]
+    parts = [family.embeddings, family.encoder, family.layer, *family.holders.values()]
+    return parts + ([] if family.pooler is None else [family.pooler]) + heads + masked
 
 
 def _halved(output: Any) -> Any:
@@ -44,8 +35,8 @@ def _halved(output: Any) -> Any:
 
 
 @contextmanager
-def class_forward(random: Random) -> Iterator[None]:
-    kind = getattr(hf, random.choice(CLASSES))
+def class_forward(random: Random, family: Family) -> Iterator[None]:
+    kind: Any = random.choice(_classes(family))
     before = kind.forward
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -59,17 +50,22 @@ def class_forward(random: Random) -> Iterator[None]:
 
 
 @contextmanager
-def class_method(random: Random) -> Iterator[None]:
-    before = hf.BertLayer.feed_forward_chunk
-    hf.BertLayer.feed_forward_chunk = lambda self, x: before(self, x) * 0.5
+def class_method(random: Random, family: Family) -> Iterator[None]:
+    holder, _, name = family.chunk.rpartition(".")
+    owner: Any = family.holders[holder] if holder else family.layer
+    if not hasattr(owner, name):
+        yield
+        return
+    before = getattr(owner, name)
+    setattr(owner, name, lambda self, x: before(self, x) * 0.5)
     try:
         yield
     finally:
-        hf.BertLayer.feed_forward_chunk = before
+        setattr(owner, name, before)
 
 
 @contextmanager
-def activation_forward(random: Random) -> Iterator[None]:
+def activation_forward(random: Random, family: Family) -> Iterator[None]:
     from transformers.activations import GELUActivation
 
     before = GELUActivation.forward
@@ -81,7 +77,7 @@ def activation_forward(random: Random) -> Iterator[None]:
 
 
 @contextmanager
-def registered_attention(random: Random) -> Iterator[None]:
+def registered_attention(random: Random, family: Family) -> Iterator[None]:
     """Under a name that models use already."""
     before = ALL_ATTENTION_FUNCTIONS["sdpa"]
 
@@ -96,35 +92,64 @@ def registered_attention(random: Random) -> Iterator[None]:
 
 
 @contextmanager
-def eager_attention(random: Random) -> Iterator[None]:
-    before = hf.eager_attention_forward
+def eager_attention(random: Random, family: Family) -> Iterator[None]:
+    module: Any = family.module
+    before = getattr(module, "eager_attention_forward", None)
+    if before is None:
+        yield
+        return
 
-    def attention(module: Any, query: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return before(module, query * 0.5, *args, **kwargs)
+    def attention(owner: Any, query: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return before(owner, query * 0.5, *args, **kwargs)
 
-    hf.eager_attention_forward = attention
+    module.eager_attention_forward = attention
     try:
         yield
     finally:
-        hf.eager_attention_forward = before
+        module.eager_attention_forward = before
 
 
 @contextmanager
-def mask_function(random: Random) -> Iterator[None]:
-    before = hf.create_bidirectional_mask
+def mask_function(random: Random, family: Family) -> Iterator[None]:
+    module: Any = family.module
+    before = module.create_bidirectional_mask
 
     def masks(*args: Any, **kwargs: Any) -> Any:
         return before(*args, **{**kwargs, "attention_mask": None})
 
-    hf.create_bidirectional_mask = masks
+    module.create_bidirectional_mask = masks
     try:
         yield
     finally:
-        hf.create_bidirectional_mask = before
+        module.create_bidirectional_mask = before
 
 
 @contextmanager
-def global_hook(random: Random) -> Iterator[None]:
+def positions_function(random: Random, family: Family) -> Iterator[None]:
+    """What counts positions over tokens: a function of the module, or a static method of the embeddings."""
+    name = "create_position_ids_from_input_ids"
+    owners: list[Any] = [owner for owner in (family.module, family.embeddings) if hasattr(owner, name)]
+    before = [vars(owner)[name] for owner in owners]
+    plain = [getattr(owner, name) for owner in owners]
+    for owner, function in zip(owners, plain, strict=True):
+        other = _one_on(function)
+        setattr(owner, name, staticmethod(other) if isinstance(owner, type) else other)
+    try:
+        yield
+    finally:
+        for owner, function in zip(owners, before, strict=True):
+            setattr(owner, name, function)
+
+
+def _one_on(function: Any) -> Any:
+    def positions(input_ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return function(input_ids, *args, **kwargs).clamp_min(3)
+
+    return positions
+
+
+@contextmanager
+def global_hook(random: Random, family: Family) -> Iterator[None]:
     def halve(module: nn.Module, args: Any, output: Any) -> Any:
         return output * 0.5 if isinstance(module, (nn.LayerNorm, nn.Embedding)) else None
 

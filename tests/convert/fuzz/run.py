@@ -17,9 +17,10 @@ from torch.utils.checkpoint import checkpoint
 import bertfast
 from bertfast.testing import rounding_step
 from fuzz import captures, changes, judge
-from fuzz.build import Inputs, base_of, inputs_of, model_of
+from fuzz.build import Inputs, inputs_of, model_of, parameters_of
 from fuzz.changes import CHANGES, PATCHES
 from fuzz.draw import Call, Case, draw
+from fuzz.family import attention_dropouts, base_of, encoder_of, family_of
 from fuzz.rounding import split_products
 from fuzz.subject import Subject, checkpoint_layers
 
@@ -126,10 +127,9 @@ def forward(
 ) -> tuple[Any, dict[str, Tensor], Any]:
     """Outputs, tensors whose gradients are wanted by name, and the objective where the way of calling made one."""
     kwargs = {**inputs.arguments(dtype), **call.options}
-    args = []
+    args: list[Any] = []
     if call.positional and "inputs_embeds" not in kwargs:
-        for name in ("input_ids", "attention_mask", "token_type_ids", "position_ids"):
-            args.append(kwargs.pop(name, None))
+        args = [kwargs.pop(name, None) for name in parameters_of(case)[:4]]
     leaves: dict[str, Tensor] = {}
     if "inputs_embeds" in kwargs and call.mode in ("grad", "train"):
         leaves["inputs_embeds"] = kwargs["inputs_embeds"] = kwargs["inputs_embeds"].detach().requires_grad_()
@@ -218,15 +218,12 @@ def _dense(grad: Tensor | None) -> Tensor | None:
 
 
 def drops(model: nn.Module) -> bool:
-    """Whether a call of the model as it stands draws dropout inside the encoder, where stock's numbers are others."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Dropout) and module.p > 0:
-            attention = name.endswith("attention.self.dropout")
-            parent = model.get_submodule(name.rpartition(".")[0]) if attention else module
-            inside = "embeddings" in name or "encoder" in name
-            if inside and parent.training:
-                return True
-    return False
+    """Whether a call of the model as it stands draws dropout in its base model, where stock's numbers are others."""
+    attention = dict(attention_dropouts(model))
+    inside = [module for part in (base_of(model).embeddings, encoder_of(model)) for module in part.modules()]
+    return any(
+        module.p > 0 and attention.get(module, module).training for module in inside if isinstance(module, nn.Dropout)
+    )
 
 
 @dataclass
@@ -262,7 +259,7 @@ def _change(subjects: list[Subject], case: Case, index: int, patches: ExitStack,
     for place, name in enumerate(case.calls[index].changes):
         seed = f"{case.seed} {index} {place}"
         if name in PATCHES:
-            patches.enter_context(PATCHES[name][0](Random(seed)))
+            patches.enter_context(PATCHES[name][0](Random(seed), family_of(subjects[0].model)))
             outcome.applied[name] += 1
             continue
         results = []

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.models.bert import modeling_bert as hf
 
-from fuzz.build import base_of
+from bertfast.convert.families.record import Family
+from fuzz.family import base_of, encoder_of, family_of
 
 
 @dataclass
@@ -27,8 +27,16 @@ class Subject:
     fixed: bool = False
 
     @property
-    def base(self) -> hf.BertModel:
+    def base(self) -> Any:
         return base_of(self.model)
+
+    @property
+    def family(self) -> Family:
+        return family_of(self.model)
+
+    @property
+    def encoder(self) -> Any:
+        return encoder_of(self.model)
 
 
 def checkpoint_layers(model: Any, reentrant: bool) -> None:
@@ -42,7 +50,7 @@ class NotApplicable(Exception):
 
 
 def layer_of(subject: Subject, random: Random) -> Any:
-    layers = subject.base.encoder.layer
+    layers = subject.encoder.layer
     if not len(layers):
         raise NotApplicable
     return layers[random.randrange(len(layers))]
@@ -51,9 +59,7 @@ def layer_of(subject: Subject, random: Random) -> Any:
 def linear_of(subject: Subject, random: Random) -> tuple[nn.Module, str, Any]:
     """A Linear inside a layer: its parent, its name there, itself."""
     layer = layer_of(subject, random)
-    names = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
-    path = random.choice((*names, "intermediate.dense", "output.dense"))
-    parent, _, name = path.rpartition(".")
+    parent, _, name = random.choice(subject.family.places.names.linears).rpartition(".")
     try:
         module = layer.get_submodule(parent)
         linear = getattr(module, name)
@@ -65,11 +71,25 @@ def linear_of(subject: Subject, random: Random) -> tuple[nn.Module, str, Any]:
 
 
 def norm_of(subject: Subject, random: Random) -> tuple[nn.Module, str, Any]:
-    parents = [m for m in subject.base.modules() if isinstance(getattr(m, "LayerNorm", None), nn.LayerNorm)]
-    if not parents:
+    """A LayerNorm of the base model: its parent, its name there, itself."""
+    norms = [
+        (parent, name, child)
+        for parent in subject.base.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, nn.LayerNorm)
+    ]
+    if not norms:
         raise NotApplicable
-    parent = parents[random.randrange(len(parents))]
-    return parent, "LayerNorm", parent.LayerNorm
+    return norms[random.randrange(len(norms))]
+
+
+def holder_of(subject: Subject, random: Random, place: str) -> tuple[Any, str]:
+    """What stands around a dotted place of a layer, and the name of the place in it."""
+    parent, _, name = place.rpartition(".")
+    try:
+        return layer_of(subject, random).get_submodule(parent), name
+    except AttributeError as error:
+        raise NotApplicable from error
 
 
 def normal_like(random: Random, like: Tensor) -> Tensor:
@@ -85,7 +105,11 @@ def nearby(random: Random, parameter: Tensor) -> Tensor:
 
 
 def attention_of(subject: Subject, random: Random) -> Any:
-    attention = getattr(getattr(layer_of(subject, random), "attention", None), "self", None)
-    if not isinstance(attention, hf.BertSelfAttention):
+    family = subject.family
+    try:
+        attention = layer_of(subject, random).get_submodule(family.attention)
+    except AttributeError as error:
+        raise NotApplicable from error
+    if not isinstance(attention, family.holders[family.attention]):
         raise NotApplicable
     return attention

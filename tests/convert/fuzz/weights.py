@@ -76,10 +76,10 @@ def optimizer_step(subject: Subject, random: Random) -> None:
 
 
 def tied_layers(subject: Subject, random: Random) -> None:
-    layers = subject.base.encoder.layer
+    layers, down = subject.encoder.layer, subject.family.places.mlp.down
     if len(layers) < 2:
         raise NotApplicable
-    layers[1].output.dense.weight = layers[0].output.dense.weight
+    layers[1].get_submodule(down).weight = layers[0].get_submodule(down).weight
 
 
 def frozen(subject: Subject, random: Random) -> None:
@@ -88,7 +88,7 @@ def frozen(subject: Subject, random: Random) -> None:
 
 
 def frozen_part(subject: Subject, random: Random) -> None:
-    parts = [subject.base.embeddings, subject.base.encoder, *subject.base.encoder.layer]
+    parts = [subject.base.embeddings, subject.encoder, *subject.encoder.layer]
     parts[random.randrange(len(parts))].requires_grad_(False)
 
 
@@ -108,7 +108,7 @@ def resized_vocabulary(subject: Subject, random: Random) -> None:
 
 
 def to_dtype(subject: Subject, random: Random) -> None:
-    kinked = subject.base.config.hidden_act == "relu"
+    kinked = subject.family.name == "distilbert" or subject.base.config.hidden_act == "relu"
     dtype = random.choice((torch.float32, torch.float64) if kinked else (torch.float32, torch.bfloat16, torch.float64))
     subject.model.to(dtype)
 

@@ -1,5 +1,5 @@
 """The one torch library object and the verbs that every op is built from: define, reference, fake, differentiate, and
-implement and candidate for its kernels.
+implement and candidate for its kernels; and opaque, for a call that a compiled graph is to hold as it is.
 
 Each op is defined twice: `bertfast::NAME`, whose owner the dispatcher chooses by device, and `bertfast_reference::NAME`,
 which is always the eager reference. The second is what C++ kernels fall back to for a dtype they do not take, and what
@@ -205,6 +205,26 @@ def fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         return function
 
     return register
+
+
+def opaque(schema: str, function: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
+    """Define `bertfast::NAME` for compiled graphs alone: one node to the compiler, and `function` where the graph runs.
+
+    It is no op in the sense of the others (`names`): nothing outside a graph calls it, so it has no twin, owner or gradient.
+
+    Args:
+        schema: such as `"f(Tensor x) -> Tensor"`, which says all that the function reads.
+        function: what runs, outside the compiler, on tensors alone. Nothing that it returns may share memory with an argument.
+        fake: the shapes and dtypes of what it returns.
+
+    Returns:
+        What a traced function calls.
+    """
+    name = schema.split("(", 1)[0]
+    _LIBRARY.define(schema, tags=_TAGS)
+    _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIBRARY)
+    return getattr(getattr(torch.ops, NAMESPACE), name).default
 
 
 def differentiate(name: str, backward: Callable[..., Any], setup_context: Callable[..., Any]) -> None:

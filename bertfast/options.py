@@ -41,7 +41,8 @@ def option(
     """
     metadata = {
         "help": help, "choices": tuple(choices), "low": low, "high": high, "free": free, "passing": passing,
-        "hidden": hidden, "flags": tuple(flags), "argument": argument, "repeated": repeated, "stored": stored, "predicting": predicting,
+        "hidden": hidden, "flags": tuple(flags), "argument": argument, "repeated": repeated, "stored": stored,
+        "predicting": predicting,
     }  # fmt: skip
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)

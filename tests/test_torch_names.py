@@ -98,7 +98,7 @@ def check_numbers():
 def _stack_is_used() -> bool:
     layer = bertfast.nn.BertLayer(32, 2, 64).eval()
     with torch.no_grad():
-        return stack.find(layer, [layer], torch.randn(4, 32), Kind(2, 1.0, "none")) is not None
+        return stack.find([layer], torch.randn(4, 32), Kind(2, 1.0, "none")) is not None
 
 
 def _is_unfused() -> bool:

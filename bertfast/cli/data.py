@@ -5,15 +5,16 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import StrEnum
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
-from rich.markup import escape
 
 from bertfast.cli.common import check_target, console, fail, note, notes
+from bertfast.cli.flags import simple
+from bertfast.options import option
 
 app = typer.Typer(no_args_is_help=True, help="Vocabularies and corpora from text, and pictures of batches.")
 
@@ -22,40 +23,91 @@ BAD_LINES_READ = 1000  # to guess their encoding
 SECONDS_BETWEEN_LINES = 10.0  # of progress where the output is no terminal
 
 
-class Splitter(StrEnum):
-    lines = "lines"
-    sentences = "sentences"
+@dataclass(kw_only=True)
+class SourceOptions:
+    """Where text comes from."""
+
+    sources: list[Path] | None = option(None, "Text files, plain or gzip.", argument=True)
+    format: str = option("text", "text (a sentence a line), paragraphs, wikitext, squad, squad-paragraphs or jsonl")
+    field: str = option("text", "the field with the text, in JSONL and data sets")
+    encoding: str | None = option(
+        None, "of the text, as Python names it: utf-16, cp932, euc_jp, cp1252, ...; UTF-8 unless said"
+    )
+    splitter: str | None = option(
+        None, "is a line a sentence, or a paragraph to be split?", choices=("lines", "sentences")
+    )
+    dataset: str | None = option(
+        None, "a data set of `datasets`: a saved folder, a name, or json, csv, ... with SOURCES as its files"
+    )
+    config: str | None = option(None, "configuration of the data set")
+    split: str = option("train", "split of the data set")
+    special_tokens: list[str] | None = option(
+        None, 'tokens of your own that are never cut, parted by commas: "[E1],[/E1]"'
+    )
+    workers: int | None = option(
+        None, "processes, one for each core unless said; the result does not depend on it", low=1
+    )
+
+    def source(self) -> Any:
+        """The documents. Ends the command where there are none."""
+        from bertfast.data.sources import FORMATS, DatasetSource, FileSource
+
+        paths = self.sources or []
+        if self.dataset is not None:
+            if self.encoding is not None:
+                raise fail("--encoding is for text files; a data set has its own")
+            return DatasetSource(self.dataset, self.config, self.split, self.field, paths)
+        if not paths:
+            raise fail("no source: name text files, or a data set by --dataset")
+        if self.format not in FORMATS:
+            known = "; ".join(f"{name} ({kind.what})" for name, kind in FORMATS.items())
+            raise fail(f"--format {self.format}: known are {known}")
+        return FileSource(paths, self.format, self.field, self.encoding)
+
+    def special(self) -> tuple[str, ...]:
+        return tuple(token for token in self.special_tokens or () if token)
+
+    def processes(self) -> int:
+        return self.workers or os.cpu_count() or 1
 
 
-class BadLines(StrEnum):
-    skip = "skip"
-    refuse = "refuse"
+@dataclass(kw_only=True)
+class BuildOptions(SourceOptions):
+    """What `bertfast data build` takes."""
+
+    tokenizer: Path = option(help="folder of a tokenizer: `bertfast data vocab`, or a checkpoint's")
+    out: Path = option(Path("corpus"), "the corpus' folder; made in OUT.building until it is whole")
+    holdout: float = option(0.0, "share of the documents for OUT/eval, the rest in OUT/train")
+    bad_lines: str = option(
+        "skip", "name bad lines in skipped.jsonl and go on, or stop at one", choices=("skip", "refuse")
+    )
 
 
-Sources = Annotated[list[Path] | None, typer.Argument(help="Text files, plain or gzip.")]
-FormatOption = Annotated[
-    str, typer.Option(help="text (a sentence a line), paragraphs, wikitext, squad, squad-paragraphs or jsonl.")
-]
-Field = Annotated[str, typer.Option(help="The field with the text, in JSONL and data sets.")]
-DatasetOption = Annotated[
-    str | None,
-    typer.Option(help="A data set of `datasets`: a saved folder, a name, or json, csv, ... with SOURCE as its files."),
-]
-SplitterOption = Annotated[Splitter | None, typer.Option(help="Is a line a sentence, or a paragraph to be split?")]
-ConfigOption = Annotated[str | None, typer.Option(help="Configuration of the data set.")]
-SplitOption = Annotated[str, typer.Option(help="Split of the data set.")]
-EncodingOption = Annotated[
-    str | None,
-    typer.Option(help="Of the text, as Python names it: utf-16, cp932, euc_jp, cp1252, ...; UTF-8 unless said."),
-]
-SpecialTokensOption = Annotated[
-    str | None,
-    # Brackets are rich's markup, in which [/E1] ends what nothing began.
-    typer.Option(help=escape('Tokens of your own that are never cut, parted by commas: "[E1],[/E1]".')),
-]
-Workers = Annotated[
-    int | None, typer.Option(min=1, help="Processes, one for each core unless said. The result does not depend on it.")
-]
+@dataclass(kw_only=True)
+class VocabOptions(SourceOptions):
+    """What `bertfast data vocab` takes."""
+
+    out: Path = option(help="the tokenizer's folder; transformers' AutoTokenizer loads it")
+    size: int = option(8000, "pieces, special tokens and alphabet included")
+    language: str = option("en", "en or ja (MeCab words)")
+    lowercase: bool | None = option(None, "lower-case the text; English does unless told otherwise")
+    min_frequency: int = option(2, "how often a pair must occur to become a piece")
+    limit_alphabet: int | None = option(None, "characters kept; up to 1,000 for en, 6,000 for ja")
+    words: str = option("morphemes", "Japanese: morphemes, or inflected (transformers does not know it)")
+
+
+@dataclass(kw_only=True)
+class ShowOptions:
+    """What `bertfast data show` takes."""
+
+    corpus: Path | None = option(None, "A corpus of `data build`; without one, the worked example.", argument=True)
+    text: list[str] | None = option(None, "text to show instead; two make a pair", repeated=True)
+    tokenizer: Path | None = option(None, "folder of one for --text; else its words are the vocabulary")
+    png: Path | None = option(None, "draw the sequences into this file")
+    sample: int = option(0, "number of the corpus' batch", low=0)
+    masked: bool = option(False, "with what is masked and is to be predicted")
+    sequences: int = option(4, "how many sequences of the batch", low=1)
+    seed: int = option(0, "of pairs and masks")
 
 
 @contextmanager
@@ -70,34 +122,6 @@ def _mistakes() -> Iterator[None]:
         if isinstance(error, OSError) and error.filename is not None:
             raise fail(f"{error.filename}: {error.strerror}") from None
         raise fail(str(error)) from None
-
-
-def _source(
-    paths: list[Path] | None,
-    format: str,
-    field: str,
-    encoding: str | None,
-    dataset: str | None,
-    config: str | None,
-    split: str,
-) -> Any:
-    from bertfast.data.sources import FORMATS, DatasetSource, FileSource
-
-    if dataset is not None:
-        if encoding is not None:
-            raise fail("--encoding is for text files; a data set has its own")
-        return DatasetSource(dataset, config, split, field, paths or [])
-    if not paths:
-        raise fail("no source: name text files, or a data set by --dataset")
-    if format not in FORMATS:
-        raise fail(
-            f"--format {format}: known are " + "; ".join(f"{name} ({kind.what})" for name, kind in FORMATS.items())
-        )
-    return FileSource(paths, format, field, encoding)
-
-
-def _special(tokens: str | None) -> tuple[str, ...]:
-    return tuple(token.strip() for token in (tokens or "").split(",") if token.strip())
 
 
 @contextmanager
@@ -139,28 +163,7 @@ def _progress(source: Any) -> Iterator[Callable[[dict[str, int]], None]]:
         yield lambda totals: bar.update(task, completed=source.progress.done, description=line(totals))
 
 
-@app.command()
-def build(
-    tokenizer: Annotated[Path, typer.Option(help="Folder of a tokenizer: `bertfast data vocab`, or a checkpoint's.")],
-    sources: Sources = None,
-    out: Annotated[Path, typer.Option(help="The corpus' folder; made in OUT.building until it is whole.")] = Path(
-        "corpus"
-    ),
-    format: FormatOption = "text",
-    field: Field = "text",
-    encoding: EncodingOption = None,
-    splitter: SplitterOption = None,
-    dataset: DatasetOption = None,
-    config: ConfigOption = None,
-    split: SplitOption = "train",
-    holdout: Annotated[float, typer.Option(help="Share of the documents for OUT/eval, the rest in OUT/train.")] = 0.0,
-    bad_lines: Annotated[
-        BadLines, typer.Option(help="Name bad lines in skipped.jsonl and go on, or stop at one.")
-    ] = BadLines.skip,
-    special_tokens: SpecialTokensOption = None,
-    workers: Workers = None,
-) -> None:
-    """Tokenise documents into a corpus for pre-training. The same command goes on with a build that was stopped."""
+def _build(given: BuildOptions) -> None:
     from bertfast.data.build import build as build_corpus
     from bertfast.data.build import finished, sides
     from bertfast.data.build_options import Options
@@ -169,14 +172,14 @@ def build(
     from bertfast.data.tokenizer import load_tokenizer
 
     with _mistakes():
-        pieces = load_tokenizer(tokenizer)
-        if own := _special(special_tokens):
+        pieces, out = load_tokenizer(given.tokenizer), given.out
+        if own := given.special():
             pieces.add_special_tokens(own)
-        source = _source(sources, format, field, encoding, dataset, config, split)
-        options = Options(splitter or source.splitter, holdout, bad_lines is BadLines.refuse)
+        source = given.source()
+        options = Options(given.splitter or source.splitter, given.holdout, given.bad_lines == "refuse")
         there = finished(out)
         with _progress(source) as report:
-            manifest = build_corpus(source, pieces, out, options, workers=workers or os.cpu_count() or 1, report=report)
+            manifest = build_corpus(source, pieces, out, options, workers=given.processes(), report=report)
         made = {folder: read_manifest(folder) for folder in sides(out, options).values()}
         remarks = {remark: folder for folder in made for remark in corpus_remarks(folder)}
     for folder, facts in made.items():
@@ -211,33 +214,7 @@ def _tell_encoding(details: list[str]) -> None:
         note(remark)
 
 
-@app.command()
-def vocab(
-    out: Annotated[Path, typer.Option(help="The tokenizer's folder; transformers' AutoTokenizer loads it.")],
-    sources: Sources = None,
-    size: Annotated[int, typer.Option(help="Pieces, special tokens and alphabet included.")] = 8000,
-    language: Annotated[str, typer.Option(help="en or ja (MeCab words).")] = "en",
-    lowercase: Annotated[
-        bool | None, typer.Option(help="Lower-case the text; English does unless told otherwise.")
-    ] = None,
-    min_frequency: Annotated[int, typer.Option(help="How often a pair must occur to become a piece.")] = 2,
-    limit_alphabet: Annotated[
-        int | None, typer.Option(help="Characters kept; up to 1,000 for en, 6,000 for ja.")
-    ] = None,
-    words: Annotated[
-        str, typer.Option(help="Japanese: morphemes, or inflected (transformers does not know it).")
-    ] = "morphemes",
-    format: FormatOption = "text",
-    field: Field = "text",
-    encoding: EncodingOption = None,
-    splitter: SplitterOption = None,
-    dataset: DatasetOption = None,
-    config: ConfigOption = None,
-    split: SplitOption = "train",
-    special_tokens: SpecialTokensOption = None,
-    workers: Workers = None,
-) -> None:
-    """Train a WordPiece vocabulary on text: the same text and options give the same files."""
+def _vocab(given: VocabOptions) -> None:
     from bertfast.data.lines import BadLine
     from bertfast.data.vocab import VocabularyOptions, train_vocabulary
 
@@ -257,22 +234,25 @@ def vocab(
             named.append(f"{item.where} ({item.reason}{f': {item.detail}' if item.detail else ''})")
 
     with _mistakes():
-        source = _source(sources, format, field, encoding, dataset, config, split)
-        lower = language == "en" if lowercase is None else lowercase
+        source = given.source()
         options = VocabularyOptions(
-            size, language, lower, min_frequency, limit_alphabet, words, _special(special_tokens)
+            given.size,
+            given.language,
+            given.language == "en" if given.lowercase is None else given.lowercase,
+            given.min_frequency,
+            given.limit_alphabet,
+            given.words,
+            given.special(),
         )
-        paragraphs = (splitter or source.splitter) == "sentences"
-        made = train_vocabulary(
-            source, out, options, split=paragraphs, workers=workers or os.cpu_count() or 1, on_item=count
-        )
+        paragraphs = (given.splitter or source.splitter) == "sentences"
+        made = train_vocabulary(source, given.out, options, split=paragraphs, workers=given.processes(), on_item=count)
     if bad:
         more = f" and {bad - len(named):,} more" if bad > len(named) else ""
         note(f"{bad:,} bad lines were left out: {', '.join(named)}{more}")
         _tell_encoding(details)
-    console.print(f"{out}: {made.vocab_size:,} pieces from {documents:,} documents", highlight=False)
-    if made.vocab_size < size:
-        note(f"the text gives no more than {made.vocab_size:,} pieces, {size:,} were asked for")
+    console.print(f"{given.out}: {made.vocab_size:,} pieces from {documents:,} documents", highlight=False)
+    if made.vocab_size < given.size:
+        note(f"the text gives no more than {made.vocab_size:,} pieces, {given.size:,} were asked for")
 
 
 def _check_texts(texts: list[str]) -> None:
@@ -286,54 +266,63 @@ def _check_texts(texts: list[str]) -> None:
             raise fail(f"--text number {number} is empty; give it something to show")
 
 
-@app.command()
-def show(
-    corpus: Annotated[
-        Path | None, typer.Argument(help="A corpus of `data build`; without one, the worked example.")
-    ] = None,
-    text: Annotated[list[str] | None, typer.Option(help="Text to show instead; two make a pair.")] = None,
-    tokenizer: Annotated[
-        Path | None, typer.Option(help="Folder of one for --text; else its words are the vocabulary.")
-    ] = None,
-    png: Annotated[Path | None, typer.Option(help="Draw the sequences into this file.")] = None,
-    sample: Annotated[int, typer.Option(min=0, help="Number of the corpus' batch.")] = 0,
-    masked: Annotated[bool, typer.Option(help="With what is masked and is to be predicted.")] = False,
-    sequences: Annotated[int, typer.Option(min=1, help="How many sequences of the batch.")] = 4,
-    seed: Annotated[int, typer.Option(help="Of pairs and masks.")] = 0,
-) -> None:
-    """Print (and draw) a batch as the model is given it: tokens, positions, segments, words and masks."""
+def _show(given: ShowOptions) -> None:
     from bertfast.cli.tables import print_sequence
     from bertfast.data import show as shown
     from bertfast.data.tokenizer import load_tokenizer
 
-    check_target("--png", png)
+    check_target("--png", given.png)
     with _mistakes():
-        if corpus is not None:
-            batch, pieces = shown.corpus_batch(corpus, sample=sample, seed=seed)
+        if given.corpus is not None:
+            batch, pieces = shown.corpus_batch(given.corpus, sample=given.sample, seed=given.seed)
         else:
-            texts = text or list(shown.EXAMPLE)
+            texts = given.text or list(shown.EXAMPLE)
             _check_texts(texts)
-            pieces = load_tokenizer(tokenizer) if tokenizer else shown.example_tokenizer(texts)
-            batch = shown.text_batch(pieces, texts, masked=masked, seed=seed)
-        chosen = shown.sequences(batch, pieces, masked=masked)
-        if png is not None:
+            pieces = load_tokenizer(given.tokenizer) if given.tokenizer else shown.example_tokenizer(texts)
+            batch = shown.text_batch(pieces, texts, masked=given.masked, seed=given.seed)
+        chosen = shown.sequences(batch, pieces, masked=given.masked)
+        if given.png is not None:
             from bertfast.data.picture import draw
 
-            title = "What BERT reads" + (", and what it must predict" if masked else "")
-            drawn, tokens = draw(chosen[:sequences], png, title), sum(len(each.tokens) for each in chosen[:sequences])
+            title = "What BERT reads" + (", and what it must predict" if given.masked else "")
+            few = chosen[: given.sequences]
+            drawn, tokens = draw(few, given.png, title), sum(len(each.tokens) for each in few)
             first = (
                 f", the first {drawn} of {tokens} tokens (more would be too high to look at)" if drawn < tokens else ""
             )
-            console.print(f"wrote {png}: {len(chosen[:sequences])} of {len(chosen)} sequences{first}", highlight=False)
-        for number, sequence in enumerate(chosen[:sequences]):
+            console.print(f"wrote {given.png}: {len(few)} of {len(chosen)} sequences{first}", highlight=False)
+        for number, sequence in enumerate(chosen[: given.sequences]):
             print_sequence(number, sequence)
         # Static shapes repeat the last bound for places that no sequence took.
         bounds = list(dict.fromkeys(batch.cu_seqlens.tolist())) if batch.cu_seqlens is not None else []
         console.print(f"cu_seqlens {bounds}", highlight=False)
         count = f"{batch.sequences} sequence{'s' if batch.sequences != 1 else ''}"
         console.print(f"{batch.real_tokens} tokens in {count}, {len(batch.input_ids)} rows", highlight=False)
-        if corpus is not None:
-            for remark in shown.corpus_remarks(corpus, seed=seed):
+        if given.corpus is not None:
+            for remark in shown.corpus_remarks(given.corpus, seed=given.seed):
                 note(remark)
-        if corpus is None and tokenizer is None:
+        if given.corpus is None and given.tokenizer is None:
             console.print("ids are of a vocabulary made of these words alone; see --tokenizer", highlight=False)
+
+
+for _command in (
+    simple(
+        "build",
+        BuildOptions,
+        _build,
+        "Tokenise documents into a corpus for pre-training. The same command goes on with a build that was stopped.",
+    ),
+    simple(
+        "vocab",
+        VocabOptions,
+        _vocab,
+        "Train a WordPiece vocabulary on text: the same text and options give the same files.",
+    ),
+    simple(
+        "show",
+        ShowOptions,
+        _show,
+        "Print (and draw) a batch as the model is given it: tokens, positions, segments, words and masks.",
+    ),
+):
+    app.command()(_command)

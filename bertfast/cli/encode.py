@@ -12,7 +12,6 @@ import typer
 from bertfast.cli.common import console, fail, note, notes
 
 EPILOG = (
-    "Example: bertfast encode all-MiniLM-L6-v2 corpus.jsonl --field body --id-field id --out embeddings\n\n"
     "A run that was stopped goes on with the same command and --resume: shards that are complete are checked and kept. "
     "Exit status: 0 done; 1 interrupted; 2 a mistake in input, options or output, which one line names."
 )

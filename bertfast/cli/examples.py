@@ -12,6 +12,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         'bertfast predict answers/model --question "Where?" --context "In Kyoto."',
     ),
     "fill-mask": ('bertfast fill-mask run/model "Paris is the [MASK] of France."',),
+    "encode": (
+        "bertfast encode all-MiniLM-L6-v2 corpus.txt --out embeddings",
+        "bertfast encode all-MiniLM-L6-v2 corpus.jsonl --field body --id-field id --format npy --out embeddings",
+    ),
     "data vocab": (
         "bertfast data vocab text.txt --size 8000 --out vocab",
         "bertfast data vocab text.txt --language ja --format paragraphs --out vocab",

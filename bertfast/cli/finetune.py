@@ -11,7 +11,7 @@ from bertfast.cli.common import console, note, tell_end, training
 from bertfast.cli.flags import command, flags_of
 from bertfast.cli.pretrain import EPILOG
 from bertfast.tasks.registry import TASKS
-from bertfast.train.finetune_config import FinetuneConfig, config_class
+from bertfast.train.finetune_config import FinetuneConfig, check_task, config_class
 from bertfast.train.launcher import is_main
 
 app = typer.Typer(no_args_is_help=True, help="Fine-tune a checkpoint: texts or pairs, questions, tokens, choices.")
@@ -40,6 +40,8 @@ def _run(
         from bertfast.train.settings import resolve
 
         file = config or (recorded(out) if resume else None)
+        if file is not None:
+            check_task(file, cls.task_record.name)
         chosen = resolve(cls, file, values, sets or ())
         # Only now: a wrong option is told at once, without seconds of imports.
         from bertfast.train.finetune import best_so_far, finetune

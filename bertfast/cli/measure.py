@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,8 @@ import typer
 from rich.table import Table
 
 from bertfast.cli.common import check_target, console, fail, write_json
+from bertfast.cli.flags import simple
+from bertfast.options import option
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
@@ -94,76 +97,92 @@ def verify(
         raise typer.Exit(1)
 
 
-def bench(
-    models: Annotated[
-        list[str] | None,
-        typer.Argument(help="folders of checkpoints, 'minilm', bert-base or bert-large; none runs the default suite"),
-    ] = None,
-    device: Annotated[str, typer.Option(help="only cpu; a GPU is measured by `make gpu`")] = "cpu",
-    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; float32 where not given")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="sequences in a batch; 16 where not given")] = None,
-    length: Annotated[
-        int | None, typer.Option(min=1, help="tokens a sequence is padded to; 128 where not given")
-    ] = None,
-    padding: Annotated[
-        float | None, typer.Option(help="mean share of padding, 0 to below 1; 0.5 where not given")
-    ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="torch threads")] = None,
-    runs: Annotated[int | None, typer.Option(min=1, help="counted rounds of each case")] = None,
-    json_path: Annotated[Path | None, typer.Option("--json", help="write results here")] = None,
-    plot: Annotated[Path | None, typer.Option(help="write a PNG here (needs matplotlib)")] = None,
-) -> None:
-    """Time stock against fast, taking turns, after checking parity. Exit status 1 where parity fails."""
-    from dataclasses import replace
+@dataclass(kw_only=True)
+class BenchOptions:
+    """What `bertfast bench` takes."""
 
+    models: list[str] | None = option(
+        None,
+        "folders of checkpoints, 'minilm', bert-base or bert-large; none runs the default suite",
+        argument=True,
+    )
+    device: str = option("cpu", "only cpu; a GPU is measured by `make gpu`")
+    dtype: str | None = option(None, "float32 or bfloat16; float32 where not given")
+    batch: int | None = option(None, "sequences in a batch; 16 where not given", low=1)
+    length: int | None = option(None, "tokens a sequence is padded to; 128 where not given", low=1)
+    padding: float | None = option(None, "mean share of padding, 0 to below 1; 0.5 where not given")
+    threads: int | None = option(None, "torch threads", low=1)
+    runs: int | None = option(None, "counted rounds of each case", low=1)
+    json: Path | None = option(None, "write results here")
+    plot: Path | None = option(None, "write a PNG here (needs matplotlib)")
+
+
+def _cases(given: BenchOptions, loaded: dict[str, Any]) -> list[Any]:
+    """What is to be measured; models that are loaded for it go into `loaded`. Ends the command where the options do not fit."""
     from bertfast.bench import cases as case_list
-    from bertfast.bench import render, run
+    from bertfast.bench import run
 
-    if device != "cpu":
-        raise fail(f"--device {device}: only cpu is measured here; on a GPU run `make gpu`")
-    shape = {"--dtype": dtype, "--batch": batch, "--length": length, "--padding": padding}
-    given = [option for option, value in shape.items() if value is not None]
-    if given and not models:
-        raise fail(f"{', '.join(given)}: the default suite has its own shapes; name a model, for example minilm")
-    dtype, batch, length = dtype or "float32", batch or 16, length or 128
-    padding = 0.5 if padding is None else padding
+    if given.device != "cpu":
+        raise fail(f"--device {given.device}: only cpu is measured here; on a GPU run `make gpu`")
+    shape = {"--dtype": given.dtype, "--batch": given.batch, "--length": given.length, "--padding": given.padding}
+    named = [flag for flag, value in shape.items() if value is not None]
+    if named and not given.models:
+        raise fail(f"{', '.join(named)}: the default suite has its own shapes; name a model, for example minilm")
+    dtype, batch, length = given.dtype or "float32", given.batch or 16, given.length or 128
+    padding = 0.5 if given.padding is None else given.padding
     if dtype not in case_list.DTYPES:
         raise fail(f"--dtype {dtype}: choose one of {', '.join(case_list.DTYPES)}")
-    check_target("--json", json_path)
-    check_target("--plot", plot)
-    if plot and importlib.util.find_spec("matplotlib") is None:
+    check_target("--json", given.json)
+    check_target("--plot", given.plot)
+    if given.plot and importlib.util.find_spec("matplotlib") is None:
         raise fail("--plot needs matplotlib: pip install 'bertfast[plot]'")
-    if threads:
-        torch.set_num_threads(threads)
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    todo = [] if given.models else case_list.default_cases()
+    for model in given.models or []:
+        loaded[model] = run.Models(model)
+        if length > loaded[model].positions:
+            raise fail(f"--length {length}: {model} has {loaded[model].positions} positions")
+        data = loaded[model].random_batch(batch, length, padding)
+        name = f"{Path(model).name} {batch}x{length}, {dtype}"
+        todo.append(case_list.Case(name, model, dtype, (data,), runs=7))
+    return todo
+
+
+def _bench(given: BenchOptions) -> None:
+    from bertfast.bench import render, run
+    from bertfast.bench.cases import BenchError
+
+    loaded: dict[str, run.Models] = {}
+    results = []
     try:
-        loaded: dict[str, run.Models] = {}
-        todo = [] if models else case_list.default_cases()
-        for model in models or []:
-            loaded[model] = run.Models(model)
-            if length > loaded[model].positions:
-                raise fail(f"--length {length}: {model} has {loaded[model].positions} positions")
-            data = loaded[model].random_batch(batch, length, padding)
-            name = f"{Path(model).name} {batch}x{length}, {dtype}"
-            todo.append(case_list.Case(name, model, dtype, (data,), runs=7))
-        results = []
-        for case in todo:
+        for case in _cases(given, loaded):
             if case.model not in loaded:
                 loaded[case.model] = run.Models(case.model)
             with console.status(case.name):
-                result = run.run_case(case if runs is None else replace(case, runs=runs), loaded[case.model])
+                chosen = case if given.runs is None else replace(case, runs=given.runs)
+                result = run.run_case(chosen, loaded[case.model])
             verdict = "ok" if result.parity.passed else "FAILED"
             console.print(f"{case.name}: {result.comparison.ratio.p50:.2f}x, parity {verdict}", highlight=False)
             _warn_fallback(result.coverage)
             results.append(result)
-    except case_list.BenchError as error:
+    except BenchError as error:
         raise fail(str(error)) from None
     environment = run.environment()
     for table in render.bench_tables(results, environment):
         console.print(table)
-    if json_path:
-        write_json(json_path, {"environment": environment, "results": [r.to_dict() for r in results]})
-    if plot:
-        render.plot(results, environment, plot)
-        console.print(f"wrote {plot}", highlight=False)
+    if given.json:
+        write_json(given.json, {"environment": environment, "results": [r.to_dict() for r in results]})
+    if given.plot:
+        render.plot(results, environment, given.plot)
+        console.print(f"wrote {given.plot}", highlight=False)
     if not all(r.parity.passed for r in results):
         raise typer.Exit(1)
+
+
+bench = simple(
+    "bench",
+    BenchOptions,
+    _bench,
+    "Time stock against fast, taking turns, after checking parity. Exit status 1 where parity fails.",
+)

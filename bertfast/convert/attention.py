@@ -20,7 +20,7 @@ NAME = installed.OWN_ATTENTION
 _FUNCTIONS, _MASKS = AttentionInterface(), AttentionMaskInterface()  # views of what is registered now
 _LARGEST_HEAD = 256  # csrc/cpu/attention.h
 # Below these sizes the copy into one tensor and the checks cost what the kernels gain, and torch's function runs.
-_SHORTEST_FLOAT32 = 128
+_SHORTEST_FLOAT32 = 192
 _SHORTEST_PACKED = 64
 _FEWEST_TOKENS = 32
 # What sdpa does not read either: what a sliding window excludes is in the mask, and flash attention alone reads positions.
@@ -46,6 +46,9 @@ def register_attention(*, unpad: bool = True) -> None:
 
     Raises:
         TypeError: where `unpad` is no bool.
+
+    Calls of a model raise ValueError where it asks for what neither torch's function nor ours computes (soft caps, attention
+    sinks), and where transformers refuses sdpa to it.
     """
     global _unpad
     if not isinstance(unpad, bool):
@@ -109,7 +112,8 @@ def attention_forward(
         [B, S, H, D], and None for the probabilities.
 
     Raises:
-        ValueError: for a soft cap or attention sinks, which neither torch's function nor ours computes.
+        ValueError: for a soft cap or attention sinks, which neither torch's function nor ours computes, and for models of which
+            transformers refuses sdpa.
     """
     for name in _NOT_COMPUTED:
         if kwargs.get(name) is not None:
@@ -117,7 +121,13 @@ def attention_forward(
                 f'attn_implementation="{NAME}" does not compute {name}, which {type(module).__name__} asks for: load the model '
                 'with attn_implementation="eager"'
             )
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    if not installed.supports_sdpa(type(module)):
+        raise ValueError(
+            f'attn_implementation="{NAME}": transformers supports no other attention of {type(module).__name__} than '
+            'attn_implementation="eager"'
+        )
+    # sdpa takes a module that does not say for causal, and reads it only where there is no mask.
+    causal = getattr(module, "is_causal", attention_mask is None) if is_causal is None else is_causal
     if torch.is_autocast_enabled(query.device.type):
         query, key, value = _as_autocast(query, key, value)
     packing = None

@@ -45,6 +45,8 @@ class FastBiasedEncoder(FastEncoder):
         return "its layers need relative positions"
 
     def _bias_reason(self: Any, call: dict[str, Any] | None) -> str | None:
+        if torch.compiler.is_compiling():
+            return "a compiled graph needs shapes that do not depend on data"
         if call is not None and call["hidden_states"].device.type in device.KINDS:
             return "no GPU kernel adds a bias of relative positions"
         if any(checks.kind_of(layer).heads != self.n_heads for layer in self.layer):

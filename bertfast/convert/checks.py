@@ -119,16 +119,6 @@ def drops(layer: Any) -> bool:
     return any(dropout_rate(dropout) > 0.0 for dropout in parts.dropouts) or any(low.rate > 0.0 for low in beside)
 
 
-@functools.cache
-def _places(family: Any) -> tuple[tuple[tuple[str, type[nn.Module]], ...], tuple[str, ...]]:
-    """What must stand at each place below a layer for the fused code to take over, and which of these need a bias. Holders come
-    first, since one that was replaced may lack what is below."""
-    names = family.places.names
-    leaves = ((names.linears, nn.Linear), (names.norms, nn.LayerNorm), (names.dropouts, nn.Dropout))
-    plain = [(name, kind) for each, kind in leaves for name in each if name is not None]
-    return (*family.holders.items(), *plain), (*names.linears[:3], names.mlp.up)
-
-
 def layer_reason(
     layer: Any, device: torch.device, dtype: torch.dtype | None = None, sharded: bool = False
 ) -> str | None:
@@ -139,7 +129,7 @@ def layer_reason(
     family = layer.family
     if getattr(layer, "is_decoder", False) or getattr(layer, "add_cross_attention", False):
         return "it is a decoder layer"
-    places, with_bias = _places(family)
+    places, with_bias = family.checked
     dtype = None if sharded else dtype
     for name, kind in places:
         module = below(layer, name, _ABSENT)

@@ -9,7 +9,7 @@ from bertfast import ops
 from bertfast.convert import checks, handover
 from bertfast.convert.counts import FAST, count
 from bertfast.convert.options import option
-from bertfast.convert.swapped import Swapped
+from bertfast.convert.swapped import Swapped, unviewed
 from bertfast.nn.embedding import embed
 
 
@@ -28,8 +28,8 @@ class FastEmbeddings(Swapped):
         offer = handover.current(self)
         if offer is not None and offer.decoder_weight is self.word_embeddings.weight:
             x, offer.tied = embed(self, input_ids, segment_ids, position_ids, ops.tied_embedding_sum_norm)
-            return x
-        return embed(self, input_ids, segment_ids, position_ids)
+            return unviewed(self, x)
+        return unviewed(self, embed(self, input_ids, segment_ids, position_ids))
 
     def _reason(self: Any, call: dict[str, Any] | None) -> str | None:
         reason = checks.argument_reason(call, self.family.ids)

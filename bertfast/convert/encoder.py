@@ -6,11 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from bertfast import _torch, ops
-from bertfast.convert import adapters, checks, handover, installed
+from bertfast.convert import adapters, checks, compiled, handover, installed
 from bertfast.convert.counts import SPLIT, UNPADDED, count
 from bertfast.convert.layer import FastLayer, states_reason
 from bertfast.convert.options import limits_of, option
 from bertfast.convert.swapped import Swapped
+from bertfast.convert.unpadding import packing_of, splitting_saves
 from bertfast.graphs import stack
 from bertfast.nn import device
 from bertfast.nn.fp8_state import Recipe
@@ -27,13 +28,6 @@ def _rest(call: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in call.items() if name not in ("hidden_states", "attention_mask")}
 
 
-def _splitting_saves(real: Tensor) -> bool:
-    """Whether a quarter of the work goes where only sequences that begin with padding, where real [B, S] is false, stay padded."""
-    begins = real[:, 0]
-    work = int(real[begins].sum()) + int((~begins).sum()) * real.shape[1]
-    return 4 * work <= 3 * real.numel()
-
-
 class FastEncoder(Swapped):
     """A stack of layers that takes the padding out once before it and puts it back once after it.
 
@@ -47,12 +41,14 @@ class FastEncoder(Swapped):
         call = self.arguments.bind(args, kwargs)
         reason = self._reason(call)
         packing = None
+        if reason is None and call is not None and torch.compiler.is_compiling():
+            return self.family.encoder_output(last_hidden_state=compiled.run(self, call))
         if reason is None and call is not None:
             x, mask = call["hidden_states"], call.get("attention_mask")
             real = checks.key_padding(mask, *x.shape[:2])
             if mask is not None and real is None:
                 reason = "the mask is more than padding"
-            elif real is not None and self._reads_padding(real) and _splitting_saves(real):
+            elif real is not None and self._reads_padding(real) and splitting_saves(real):
                 return self.family.encoder_output(last_hidden_state=self._split(call, real))
             else:
                 reason, packing = self.packing(real)
@@ -64,12 +60,14 @@ class FastEncoder(Swapped):
 
     def _reason(self: Any, call: dict[str, Any] | None) -> str | None:
         """Why this call stays padded, apart from what the mask says."""
-        if torch.compiler.is_compiling():
-            return "a compiled graph needs shapes that do not depend on data"
         reason = states_reason(call)
         if reason is not None or call is None:
             return reason
         x = call["hidden_states"]
+        if torch.compiler.is_compiling():
+            reason = compiled.reason(self, x)
+            if reason is not None:
+                return reason
         if x.is_cuda and torch.cuda.is_current_stream_capturing():
             return "a CUDA graph needs shapes that do not depend on data"
         config = checks.config_of(self)
@@ -145,16 +143,7 @@ class FastEncoder(Swapped):
 
     def packing(self: Any, real: Tensor | None) -> tuple[str | None, ops.Packing | None]:
         """Why a batch whose real tokens are these [B, S] stays padded, or else its packing; that is None where all are real."""
-        if real is None:
-            return None, None
-        known = ops.survey(real)
-        if known.tokens == real.numel():
-            return None, None
-        if known.tokens == 0:
-            return "no token is real", None
-        if not known.begins and option(self, "first_token_read") is True:
-            return "the pooler reads position 0, which is padding in some sequence", None
-        return None, ops.pack(real, known)
+        return packing_of(real, option(self, "first_token_read") is True)
 
     def _reads_padding(self: Any, real: Tensor) -> bool:
         return option(self, "first_token_read") is True and not bool(real[:, 0].all())

@@ -6,6 +6,7 @@ Each private name has a way out for a release without it:
                                                counts as a user's, so that calls stay padded
     _CAN_RECORD_REGISTRY                       recorded calls come back empty: `trial` sees it, and models stay stock
     config._attn_implementation                the attention is unknown, and calls go to stock
+    _supports_sdpa                             every model is taken for one that may have sdpa
     bidirectional_mask_function                masks of padding alone are made as sdpa's, and padding is computed
     ALL_ATTENTION_FUNCTIONS and its masks      looked up by name; where it is gone nothing can have been registered anew
 
@@ -16,6 +17,7 @@ unread.
 import functools
 import inspect
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from operator import attrgetter
 from types import FunctionType
@@ -143,6 +145,20 @@ def attention_implementation(config: Any) -> str | None:
     """The name of the attention function that stock would look up, None for its eager one; our own computes what sdpa does."""
     name = getattr(config, "_attn_implementation", "unknown")
     return "sdpa" if name == OWN_ATTENTION else name
+
+
+_SUPPORT: dict[type, bool] = {}
+
+
+@torch.compiler.assume_constant_result
+def supports_sdpa(attention: type[nn.Module]) -> bool:
+    """Whether transformers lets the models beside an attention class have sdpa, whose place ours takes."""
+    if attention not in _SUPPORT:
+        there = vars(sys.modules[attention.__module__]).values()
+        models = [each for each in there if isinstance(each, type) and issubclass(each, transformers.PreTrainedModel)]
+        models = [each for each in models if each.__module__ == attention.__module__]
+        _SUPPORT[attention] = not models or any(getattr(each, "_supports_sdpa", True) for each in models)
+    return _SUPPORT[attention]
 
 
 def is_bidirectional(mask_function: Any) -> bool:

@@ -8,7 +8,7 @@ from bertfast import _torch
 from bertfast.convert import adapters, checks, installed
 from bertfast.convert.counts import FAST, UNPADDED, count
 from bertfast.convert.options import option
-from bertfast.convert.swapped import Swapped
+from bertfast.convert.swapped import Swapped, unviewed
 from bertfast.nn.core import attention_block, mlp_block
 from bertfast.nn.layout import Layout, Packed, Padded
 from bertfast.nn.parts import parts_of
@@ -43,7 +43,7 @@ class FastLayer(Swapped):
             count(self, reason or "")
             return self.stock.forward(self, *args, **kwargs)
         count(self, FAST)
-        return self._fast(call["hidden_states"], Padded(call.get("attention_mask")))
+        return unviewed(self, self._fast(call["hidden_states"], Padded(call.get("attention_mask"))))
 
     def _reason(self: Any, call: dict[str, Any] | None) -> str | None:
         reason = states_reason(call)

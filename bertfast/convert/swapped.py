@@ -8,8 +8,9 @@ counts of what each call did are kept beside the modules (`counts`).
 import sys
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
+from bertfast import _torch
 from bertfast.convert import installed
 from bertfast.nn.parts import Places
 
@@ -37,13 +38,18 @@ class Swapped:
         raise NotImplementedError
 
 
+def unviewed(module: nn.Module, y: Tensor) -> Tensor:
+    """A module's result, copied where `fully_shard` was called on it, whose hooks warn of one that is a view."""
+    return y.clone() if _torch.is_sharded(module) else y
+
+
 def swapped(
     stock: type[nn.Module], role: type[Swapped], family: "Family", keep_name: bool = False, prefix: str = "Fast"
 ) -> type[nn.Module]:
     """FastX of stock's X in a role, an attribute of the family's own file, where pickle finds it.
 
-    keep_name: for what save_pretrained writes into config.architectures and Trainer looks up: both know stock's name only. Pickle
-        goes by __qualname__.
+    keep_name: for classes that others know by stock's name: save_pretrained writes a model's into config.architectures, Trainer
+        looks heads up, and accelerate shards what `_no_split_modules` names. Pickle goes by __qualname__.
     prefix: of the class's name, where X has another fast class too.
     """
 

@@ -57,9 +57,9 @@ class Encoder:
         truncated: how many texts were cut so far.
 
     Raises:
-        RecipeError: a file of the checkpoint, or an option about it, does not say how to make embeddings.
+        RecipeError: the checkpoint cannot be loaded, or a file of it or an option about it does not say how to make embeddings.
         DeviceError: there is no such device.
-        OSError, ValueError: transformers cannot load the checkpoint.
+        ValueError: this processor has no int8 kernels.
     """
 
     def __init__(
@@ -177,7 +177,10 @@ class Encoder:
     def _tokenizer(self) -> TextTokenizer:
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+        except Exception as error:  # as of the model
+            raise RecipeError(f"transformers cannot load the tokenizer of {self.folder}: {error}") from error
         most = min(_positions(self.model), tokenizer.model_max_length)
         length = self.recipe.max_length or most
         if length > _positions(self.model):
@@ -216,8 +219,8 @@ def load(folder: Path, device: torch.device, precision: str) -> Any:
     """The base model of a checkpoint, optimised where its family is known.
 
     Raises:
-        RecipeError: weights are missing, which transformers would fill with random numbers.
-        OSError, ValueError: as transformers and `bertfast.optimize`.
+        RecipeError: transformers cannot load it, or weights are missing, which it would fill with random numbers.
+        ValueError: as `bertfast.optimize`.
     """
     try:
         from transformers import AutoModel
@@ -232,6 +235,8 @@ def load(folder: Path, device: torch.device, precision: str) -> Any:
     try:
         kind = torch.float32 if precision == "int8" else getattr(torch, precision)
         model, info = AutoModel.from_pretrained(folder, local_files_only=True, dtype=kind, output_loading_info=True)
+    except Exception as error:  # transformers raises many kinds
+        raise RecipeError(f"transformers cannot load {folder}: {error}") from error
     finally:
         logging.set_verbosity(verbosity)
         if bar:

@@ -193,7 +193,8 @@ def encode_files(
         if pending is not None:
             pending.result()
     if not status.shards:
-        raise DataError(f"there is no text to encode in the input; {status.bad.summary() or 'it is empty'}")
+        names = ", ".join(map(str, texts.paths))
+        raise DataError(f"there is no text to encode in {names}; {status.bad.summary() or 'nothing is in it'}")
     shards.finish({**asdict(status), "bad": {"counts": status.bad.counts, "named": status.bad.named}})
     tell(1.0)
     return status

@@ -107,6 +107,7 @@ class Shards:
             self._facts.mkdir(parents=True, exist_ok=True)
             for left in [*folder.glob(f"*{PARTIAL}"), *self._facts.glob(f"*{PARTIAL}")]:
                 left.unlink()
+            (self._facts / "finished.json").unlink(missing_ok=True)
             if begun is None:
                 self._write_json("settings", settings)
         except OSError as error:
@@ -115,12 +116,13 @@ class Shards:
             ) from None
 
     def _begun(self, resume: bool) -> dict[str, Any] | None:
-        """The settings of the run in the folder, None where none was begun."""
+        """The settings of the run in the folder, None where it has made nothing yet."""
+        there = self.folder.iterdir() if self.folder.exists() else iter(())
+        if all(path == self._facts or path.name.endswith(PARTIAL) for path in there):
+            return None
         begun = self._read_json("settings")
         if begun is None:
-            if self.folder.exists() and any(path != self._facts for path in self.folder.iterdir()):
-                raise OutputError(f"{self.folder} holds other files: name a new folder")
-            return None
+            raise OutputError(f"{self.folder} holds other files: name a new folder")
         if not resume:
             state = "finished embeddings" if self.is_finished() else "embeddings that are not finished"
             raise OutputError(f"{self.folder} holds {state} already: go on with --resume, or name a new folder")

@@ -148,8 +148,8 @@ class BertConfig:
         kind = values.get("model_type", "bert")
         if kind != "bert":
             raise ConfigError(
-                f"model_type {kind!r} is not supported: bertfast's own models, which pretrain, finetune and predict run, are 'bert' "
-                "alone; train models of other families with transformers, where bertfast.optimize(model) makes them fast"
+                f"model_type {kind!r} is not supported: bertfast's own models, which pretrain, finetune and predict run, are "
+                "'bert' alone; train models of other families with transformers, where bertfast.optimize(model) makes them fast"
             )
         known = {f.name for f in fields(cls)} - {"extra"}
         for name in overrides:

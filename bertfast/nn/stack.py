@@ -1,17 +1,18 @@
 """Inference of a whole stack of layers by one C++ call (csrc/cpu/encoder.cpp), and the cache of what it holds.
 
-The call keeps its own reordered copy of every weight. As with `prepack`, a cache entry belongs to a module by identity
-and is used only while every parameter it was made of is unchanged: storage, layout, version, a few dozen elements each.
+The call keeps its own reordered copy of every weight. A cache entry belongs to the stack's first parameter by identity, so that
+whoever holds the parameters alone, as a compiled graph does, finds it too. It is used only while every parameter it was made of is
+unchanged: storage, layout, version, a few dozen elements each.
 """
 
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from bertfast import _ext, _torch
 from bertfast.nn.parts import PARAMETERS, Kind
@@ -21,7 +22,7 @@ from bertfast.ops import packed_linear
 _TYPES = (nn.Parameter, Tensor)
 _LARGEST_HEAD = 256  # kLargestHead of csrc/cpu/attention.h
 _FORMS = {"none": 1, "tanh": 2}  # GELU's `approximate` to the activation's number
-_cache: "WeakKeyDictionary[nn.Module, dict[Any, Any]]" = WeakKeyDictionary()
+_cache: Any = WeakTensorKeyDictionary()  # first parameter -> {what is computed: the C++ encoder}
 _lock = threading.Lock()
 
 
@@ -71,19 +72,11 @@ class Native:
         return self.encoder.is_current(self.parameters)
 
 
-def find(
-    owner: nn.Module,
-    layers: Iterable[nn.Module],
-    x: Tensor,
-    kind: Kind,
-    *,
-    int8: bool = False,
-) -> Native | None:
+def find(layers: Iterable[nn.Module], x: Tensor, kind: Kind, *, int8: bool = False) -> Native | None:
     """What runs the layers on packed tokens in inference, made where there is none yet or its parameters changed.
 
     Args:
-        owner: the module that the copies of weights belong to; they go when it goes.
-        layers: modules with BERT's names inside, all of this kind.
+        layers: modules with a layer's parts inside, all of this kind.
         x: [T, E], float32 or bfloat16 on a CPU, of the parameters' dtype; `Native.forward` takes such tensors.
         int8: products of 8-bit integers, rounded anew for each token and each output.
 
@@ -91,35 +84,52 @@ def find(
         None where the layers must be called: where gradients or dropout are wanted, autocast changes the dtype, a
         module was replaced, or this processor has no kernels for dtype or sizes (`packed_linear.available`).
     """
-    if _ext.load() is None or type(x) is not Tensor or x.device.type != "cpu" or x.numel() == 0:
+    if not _may_take(x):
         return None
     parts = inference_parts(layers)
     if parts is None:
         return None
     parameters = [parameter for part in parts for parameter in part.parameters()]
-    if not _plain_call(x, parameters):
+    eps = tuple((part.attention.norm.eps, part.mlp.norm.eps) for part in parts)
+    return of_parameters(parameters, eps, x, kind, int8=int8)
+
+
+def of_parameters(
+    parameters: list[Tensor | None], eps: tuple[tuple[float, float], ...], x: Tensor, kind: Kind, *, int8: bool = False
+) -> Native | None:
+    """`find` of layers without dropout of which there are the parameters alone.
+
+    Args:
+        parameters: of all layers one after another, as `LayerParts.parameters` orders them.
+        eps: of each layer's two norms.
+    """
+    if not _may_take(x) or not parameters or parameters[0] is None or not _plain_call(x, parameters):
         return None
-    key = (x.dtype, int8, kind, tuple((part.attention.norm.eps, part.mlp.norm.eps) for part in parts))
-    entry = _cache.get(owner, {}).get(key)
+    key = (x.dtype, int8, kind, eps)
+    entry = _cache.get(parameters[0], {}).get(key)
     if entry is None or not entry.is_current(parameters):
-        _drop_stale(owner, parameters)
+        _drop_stale(parameters)
         if not _takes(x, parameters, kind.heads, int8):
             return None
-        entry = _build(owner, key, parameters)
+        entry = _build(key, parameters)
     return Native(entry, parameters)
 
 
-def _drop_stale(owner: nn.Module, parameters: list[Tensor | None]) -> None:
+def _may_take(x: Tensor) -> bool:
+    return _ext.load() is not None and type(x) is Tensor and x.device.type == "cpu" and x.numel() > 0
+
+
+def _drop_stale(parameters: list[Tensor | None]) -> None:
     """Entries of other dtypes go too when the parameters changed: they would keep the old storage alive for nothing."""
     with _lock:
-        entries = _cache.get(owner, {})
+        entries = _cache.get(parameters[0], {})
         for key in [k for k, e in entries.items() if not e.is_current(parameters)]:
             del entries[key]
 
 
-def _build(owner: nn.Module, key: tuple[Any, ...], parameters: list[Tensor | None]) -> Any:
+def _build(key: tuple[Any, ...], parameters: list[Tensor | None]) -> Any:
     with _lock:
-        entries = _cache.setdefault(owner, {})
+        entries = _cache.setdefault(parameters[0], {})
         if key not in entries or not entries[key].is_current(parameters):
             dtype, int8, (heads, scale, approximate), eps = key
             layers = [parameters[i : i + PARAMETERS] for i in range(0, len(parameters), PARAMETERS)]
@@ -129,13 +139,13 @@ def _build(owner: nn.Module, key: tuple[Any, ...], parameters: list[Tensor | Non
 
 
 def clear(module: nn.Module) -> None:
-    """Forget the copies that belong to `module` or anything inside it."""
+    """Forget the copies made of the parameters of `module`."""
     with _lock:
-        for child in module.modules():
-            _cache.pop(child, None)
+        for parameter in module.parameters():
+            _cache.pop(parameter, None)
 
 
 def memory(module: nn.Module) -> int:
     """Bytes that the copies hold now."""
     with _lock:
-        return sum(entry.nbytes() for child in module.modules() for entry in _cache.get(child, {}).values())
+        return sum(entry.nbytes() for p in module.parameters() for entry in _cache.get(p, {}).values())

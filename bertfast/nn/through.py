@@ -71,7 +71,7 @@ class Layers:
             return replace(self, at_once=at_once)
         if not self.prepack:
             return self
-        return replace(self, at_once=stack.find(self.owner, self.modules, x, self.kind, int8=self.int8))
+        return replace(self, at_once=stack.find(self.modules, x, self.kind, int8=self.int8))
 
 
 def through(layers: Layers, x: Tensor, layout: Packed, seeds: Tensor | None = None) -> Tensor:

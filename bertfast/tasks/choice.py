@@ -96,7 +96,7 @@ def _example(where: str, item: dict[str, Any], labelled: bool) -> ChoiceExample 
         answer = _place(value, choices)
         if answer is None:
             return f"an answer that is none of {len(choices)} choices", f"{name!r} is {_shown(value)}"
-    return ChoiceExample(*texts, tuple(choices), answer, where)
+    return ChoiceExample(texts[0], texts[1], tuple(choices), answer, where)
 
 
 def _first(item: dict[str, Any], names: Sequence[str]) -> tuple[str, Any]:

@@ -100,13 +100,13 @@ class ChoiceProblem(Problem):
             return None
         shares = choose(model, self.tokenizer.pad_id, self.dev, self.dev_features, self.batching)
         chosen = [int(row.argmax()) for row in shares]
-        right = [example.answer for example in self.dev]
+        right = [int(example.answer or 0) for example in self.dev]
         rows = [{**_row(e, row), "expected": e.answer} for e, row in zip(self.dev, shares, strict=True)]
         return Evaluation({"accuracy": metrics.accuracy(chosen, right)}, {"predictions.jsonl": rows})
 
 
-def _by_example(values: Sequence[Any], examples: Sequence[ChoiceExample]) -> Iterator[Sequence[Any]]:
-    """The values of all choices, parted by example."""
+def _by_example(values: Any, examples: Sequence[ChoiceExample]) -> Iterator[Any]:
+    """The values of all choices, a sequence or an array, parted by example."""
     begin = 0
     for example in examples:
         yield values[begin : begin + len(example.choices)]

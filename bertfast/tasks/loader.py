@@ -25,7 +25,8 @@ from bertfast.tasks.lines import DataError
 class Batching:
     """How features become batches.
 
-    batch_size: most sequences (or groups of them) of a batch. token_budget: most tokens of a packed one. layout: "packed" or "padded".
+    batch_size: most sequences (or groups of them) of a batch. token_budget: most tokens of a packed one. layout: "packed" or
+        "padded".
     """
 
     batch_size: int = 32
@@ -104,7 +105,8 @@ class FeatureLoader:
 
     Rank r of R takes the global batches r, r + R, ... from where the loader stands; ranks run in lockstep, and the state is the
     global batch after the last round. Batches have `counts["loss"]`, the number of targets: labelled sequences, groups of them, or
-    for labels of tokens those that are not -100. With `pin_memory` they lie in pinned memory, for copies to a GPU beside other work. Where the
+    for labels of tokens those that are not -100.
+    With `pin_memory` they lie in pinned memory, for copies to a GPU beside other work. Where the
     model's `positions` are given, packed ones are filled up to sizes that come again (`make_filled_batch`), as captured steps need.
 
     Raises:

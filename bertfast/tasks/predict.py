@@ -82,7 +82,7 @@ class Fitted:
 
 
 def _task_of(
-    folder: Path, architectures: Sequence[str], stored: object, given: str | None
+    folder: Path, architectures: Sequence[str], stored: str | None, given: str | None
 ) -> tuple[Task, tuple[str, ...]]:
     """The task of a checkpoint, and what a user should know of how it was chosen: as given, as stored, or by its head."""
     fitting = [task for task in TASKS.values() if task.head in architectures]
@@ -95,8 +95,12 @@ def _task_of(
     names = ", ".join(task.name for task in fitting)
     name = stored if given is None else given
     if name is None:
-        note = f"{folder}: config.json does not say which task the model is for; its {fitting[0].head} is taken for {fitting[0].name!r}"
-        return fitting[0], (note + (f" ({names} have this head: --task chooses)" if len(fitting) > 1 else ""),)
+        first = fitting[0]
+        more = f" ({names} have this head: --task chooses)" if len(fitting) > 1 else ""
+        note = (
+            f"config.json does not say which task the model is for; its {first.head} is taken for {first.name!r}{more}"
+        )
+        return first, (f"{folder}: {note}",)
     if name in TASKS and TASKS[name] in fitting:
         return TASKS[name], ()
     where = "--task" if given is not None else f"'task' of {SETTINGS!r} in config.json"

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from bertfast import models
+from bertfast.data.batches import Layout
 from bertfast.models.flops import training_flops
 from bertfast.nn import device
 from bertfast.tasks.loader import Batching, FeatureLoader
@@ -97,7 +98,7 @@ class FinetuneTask(Task):
         self.problem.notes.append(f"special tokens: {shown}; the word table has {max(words - rows, 0)} new rows")
 
     def loader(self, rank: int, ranks: int) -> FeatureLoader:
-        batching = Batching(self.config.batch_size, self.config.token_budget, self.config.layout)
+        batching = Batching(self.config.batch_size, self.config.token_budget, cast(Layout, self.config.layout))
         at, config = next(self.model.parameters()).device, cast(models.BertConfig, self.model.config)
         return FeatureLoader(
             self.problem.features,

@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass, field, make_dataclass
 from functools import cache
+from pathlib import Path
 from typing import ClassVar, cast
 
 from bertfast.options import option
 from bertfast.tasks.registry import TASKS
 from bertfast.tasks.task import Task, TaskOptions
 from bertfast.train.config import TrainConfig
+from bertfast.train.errors import ConfigError
+from bertfast.train.settings import Settings
 
 
 @dataclass
@@ -63,3 +66,15 @@ def config_class(name: str) -> type[FinetuneConfig]:
         },
     )
     return cast(type[FinetuneConfig], made)
+
+
+def check_task(file: Path, name: str) -> None:
+    """ConfigError where the configuration in a YAML file says that it is of a run of another task. Older ones do not say."""
+    settings = Settings()
+    settings.read(file)
+    task = settings.values.get("task", name)
+    if task != name:
+        raise ConfigError(
+            f"{settings.origin('task')}: this is of a run of `finetune {task}`, and this command is `finetune {name}`; "
+            "use that command, or begin a new run"
+        )

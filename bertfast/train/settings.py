@@ -91,6 +91,9 @@ def build(cls: type[T], settings: Settings, values: Any = None, path: str = "") 
         raise ConfigError(f"{where}: {path} is a section of options, found {values!r}")
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     kinds = typing.get_type_hints(cls)
+    for key in values:
+        if key not in fields:
+            _refuse_unknown(settings, path, str(key), kinds)
     given: dict[str, Any] = {}
     missing = ""
     for name, field in fields.items():
@@ -102,9 +105,6 @@ def build(cls: type[T], settings: Settings, values: Any = None, path: str = "") 
             given[name] = build(kinds[name], settings, {}, f"{at}.")
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             missing = missing or f"{at} is missing: {field.metadata.get('help') or 'it has no default'}"
-    for key in values:
-        if key not in fields:
-            _refuse_unknown(settings, path, str(key), kinds)
     if missing:  # after what is wrong with the options that are there
         raise ConfigError(missing)
     try:

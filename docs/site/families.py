@@ -8,42 +8,36 @@ from bertfast.convert.families.record import Family
 
 PAGE = Path(__file__).parents[1] / "fast.md"
 BEGIN, END = "<!-- written by docs/site/families.py -->\n", "<!-- end of what docs/site/families.py wrote -->\n"
-_COLUMNS = (
-    "`model_type`",
-    "heads, all of which `optimize` takes",
-    "last layer for first tokens alone",
-    "`masked_head=True`",
-    "stays padded in training",
-    "positions",
-)
 
 
-def _short(names: list[str]) -> str:
-    """Class names without the family's prefix."""
-    return ", ".join(re.sub(r"^.*?(?=For|Model$|LMHead)", "", name) for name in sorted(names)) or "none"
+def _head(name: str) -> str:
+    """A class's name without its family's."""
+    return re.sub(r"^.*?(?=For|Model$|LMHeadModel$)", "", name)
 
 
-def _row(family: Family) -> str:
-    def named(*classes: type) -> str:
-        return _short([each.__name__ for each in classes])
-
-    cells = (
-        f"`{family.model_type}`",
-        _short(list(family.head_names)),
-        named(*family.pooled_heads, *family.first_token_heads, *family.summary_heads),
-        named(*family.masked_heads),
-        named(*family.losses_over_padding),
-        "counted from `padding_idx + 1` over tokens that are no padding"
-        if family.positions_follow_tokens
-        else "places of the padded row",
-    )
-    return f"| {' | '.join(cells)} |"
+def _marks(family: Family) -> dict[str, str]:
+    """What each head of a family has, by its name without the family's."""
+    lists = {
+        "F": (*family.pooled_heads, *family.first_token_heads, *family.summary_heads),
+        "M": family.masked_heads,
+        "P": family.losses_over_padding,
+    }
+    marks = {_head(name): "fast" for name in family.head_names}
+    for mark, heads in lists.items():
+        for each in heads:
+            marks[_head(each.__name__)] += f" {mark}"
+    return marks
 
 
 def table() -> str:
-    """A row for each family."""
-    head = [f"| {' | '.join(_COLUMNS)} |", "|" + "---|" * len(_COLUMNS)]
-    return "\n".join([*head, *map(_row, FAMILIES.values())]) + "\n"
+    """A row for each head, a column for each family."""
+    families = list(FAMILIES.values())
+    marks = [_marks(family) for family in families]
+    heads = sorted({head for each in marks for head in each}, key=lambda head: (head != "Model", head))
+    rows = [[f"`{head}`", *(each.get(head, "") for each in marks)] for head in heads]
+    rows.append(["positions", *("of tokens" if each.positions_follow_tokens else "of places" for each in families)])
+    head = ["", *(f"`{family.model_type}`" for family in families)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, ["---"] * len(head), *rows))
 
 
 def page(text: str) -> str:

@@ -1,7 +1,7 @@
 """What mkdocs is told of this repository: pages from outside docs/, and links that hold in the repository and in the site.
 
-A page is written for a reader of the repository: its links are relative to its own place there. Files outside docs/ that a page links
-to (results, pictures, sources) come into the site under their own path; a link to nothing is an error of the build.
+A page is written for a reader of the repository: its links are relative to its own place there. Files outside docs/ that a page
+links to (results, pictures, sources) come into the site under their own path; a link to nothing is an error of the build.
 """
 
 import os

@@ -6,6 +6,7 @@ import re
 import odd_files
 import pytest
 import torch
+from odd_choices import CHOICE
 from odd_files import Odd
 from odd_pairs import PAIR
 from odd_questions import QA
@@ -37,10 +38,11 @@ HEADS = {
     "pair": models.BertForSequenceClassification,
     "qa": models.BertForQuestionAnswering,
     "token": models.BertForTokenClassification,
+    "choice": models.BertForMultipleChoice,
 }
-KINDS = {"pair": PAIR, "qa": QA, "token": TOKEN}
+KINDS = {"pair": PAIR, "qa": QA, "token": TOKEN, "choice": CHOICE}
 UNITS = "examples|questions|sentences"
-LENGTHS = {"pair": (), "qa": ("--max-question", "8"), "token": ()}
+LENGTHS = {"qa": ("--max-question", "8")}
 ROWS = [pytest.param(kind, odd, id=odd.name) for kind, table in KINDS.items() for odd in table]
 
 
@@ -115,7 +117,7 @@ def test_finetune(tmp_path, checkpoints, without_steps, kind, odd):
         data,
         "--max-length",
         40,
-        *LENGTHS[kind],
+        *LENGTHS.get(kind, ()),
         *odd.options,
     )
     status, said = run(*common, "--out", tmp_path / "run")

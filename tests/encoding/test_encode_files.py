@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import signal
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -100,7 +101,7 @@ def test_ids_that_are_texts(encoder, tmp_path, expected):
     assert np.load(tmp_path / "npy" / "shard-00000.ids.npy").tolist() == given
     tensors = load_file(tmp_path / "safetensors" / "shard-00000.safetensors")
     at = tensors["id_offsets"]
-    assert [tensors["id_bytes"][a:b].tobytes().decode() for a, b in zip(at, at[1:], strict=False)] == given
+    assert [tensors["id_bytes"][a:b].tobytes().decode() for a, b in pairwise(at)] == given
 
 
 def test_the_same_bytes_whatever_the_batch(encoder, checkpoint, source, tmp_path):
@@ -128,7 +129,14 @@ def fail_at(monkeypatch, count, error):
 
         return call
 
-    for module, name in ((shards, "write_parquet"), (shards, "_sync"), (shards.os, "replace"), (shards, "sync_folder"), (shards, "write_whole")):  # fmt: skip
+    steps = (
+        (shards, "write_parquet"),
+        (shards, "_sync"),
+        (os, "replace"),
+        (shards, "sync_folder"),
+        (shards, "write_whole"),
+    )
+    for module, name in steps:
         monkeypatch.setattr(module, name, failing(getattr(module, name)))
 
 

@@ -9,6 +9,7 @@ from encoding_cases import TEXTS
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'bertfast[ray]'")
 pytest.importorskip("ray.data")
 
+import bertfast  # noqa: E402
 from bertfast.encoding.ray import BatchEncoder, encode_dataset  # noqa: E402
 from bertfast.tasks.lines import DataError  # noqa: E402
 
@@ -20,7 +21,7 @@ def cluster(tmp_path_factory):
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         here = os.pathsep.join([os.path.dirname(__file__), *filter(None, [os.environ.get("PYTHONPATH")])])
         ray.init(
-            num_cpus=2,
+            num_cpus=3,  # two for the encoders, one for the tasks that write
             include_dashboard=False,
             log_to_driver=False,
             logging_level="ERROR",
@@ -48,9 +49,12 @@ class DiesOnce(BatchEncoder):
                 pass
             else:
                 os._exit(1)
-        return super().__call__(batch)
+        encoded = super().__call__(batch)
+        assert any("fast" in outcome for outcome in bertfast.report(self.encoder.model).rows[0].calls)
+        return encoded
 
 
+@pytest.mark.tool("Ray Data", "encode_dataset; a worker that dies", "fast")
 def test_a_worker_that_dies_loses_and_doubles_nothing(cluster, checkpoint, encoder, tmp_path, monkeypatch):
     from bertfast.encoding import ray as module
 

@@ -402,7 +402,7 @@ def test_rows_that_are_read(size, rows):
     kind = Kind(shape[2], (shape[1] // shape[2]) ** -0.5, "none")
     kept = x.clone()
     with torch.no_grad():
-        y = stack.find(encoder, encoder.layer, x, kind).forward(x, bounds, longest, read)
+        y = stack.find(encoder.layer, x, kind).forward(x, bounds, longest, read)
         assert torch.equal(x, kept)
         torch.testing.assert_close(y, eager(encoder, x, bounds)[read], rtol=1e-4, atol=1e-4)
 
@@ -411,7 +411,7 @@ def test_rows_that_are_read(size, rows):
 def test_rows_that_cannot_be_read():
     encoder, (x, bounds, longest) = make(), packed((5, 8), 64)
     with torch.no_grad():
-        native = stack.find(encoder, encoder.layer, x, Kind(2, 0.25, "none"))
+        native = stack.find(encoder.layer, x, Kind(2, 0.25, "none"))
         for read, error, message in (
             ([0, 13], IndexError, "row 13 at position 1 of read is outside the 13 tokens"),
             ([-1, 2], IndexError, "row -1 at position 0"),

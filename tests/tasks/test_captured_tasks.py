@@ -65,7 +65,7 @@ def _token(model):
 
 
 def _choice(model):
-    members = [pair for pair in zip(features()[::2], features()[1::2], strict=True)]
+    members = list(zip(features()[::2], features()[1::2], strict=True))
     examples = [ChoiceExample("", "a", ("b", "c"), None, "") for _ in members]
     shares = choose(model, 0, examples, [each for pair in members for each in pair], Batching(4))
     return np.concatenate(shares).astype(np.float32)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from test_finetune import run
 
-from bertfast.tasks import fill_mask, predict
+from bertfast.tasks import fill_mask, next_sentence, predict
 from bertfast.tasks.device import DeviceError, choose
 from bertfast.tasks.lines import DataError
 from bertfast.train import distributed
@@ -14,6 +14,7 @@ GPU, CPU = torch.device("cuda"), torch.device("cpu")
 COMMANDS = {
     "predict": (predict.Fitted, "load", ("--text", "a film")),
     "fill-mask": (fill_mask, "load_masked_lm", ("a [MASK]",)),
+    "next-sentence": (next_sentence, "load_next_sentence", ("a film", "it is good")),
 }
 
 
@@ -47,7 +48,7 @@ def test_training_says_the_same(monkeypatch):
     ("device", "message"),
     [
         ("cuda", "--device is cuda, and torch sees no GPU; choose cpu, or install torch with CUDA"),
-        ("gpu", "--device must be one of auto, cpu, cuda, got 'gpu'"),
+        ("gpu", "--device: device must be one of auto, cpu, cuda, got 'gpu'"),
     ],
 )
 def test_a_device_that_is_not_there(monkeypatch, tmp_path, command, device, message):
@@ -66,7 +67,7 @@ def test_a_command_loads_onto_its_device(monkeypatch, tmp_path, command, count, 
     owner, name, more = COMMANDS[command]
     asked = []
 
-    def load(folder, at):
+    def load(folder, at, *task):
         asked.append((folder, at))
         raise DataError("asked")
 
@@ -80,7 +81,7 @@ def test_a_gpu_without_memory(monkeypatch, tmp_path, command):
     gpus(monkeypatch, 1)
     owner, name, more = COMMANDS[command]
 
-    def load(folder, at):
+    def load(folder, at, *task):
         raise torch.OutOfMemoryError("Tried to allocate 20 MiB")
 
     monkeypatch.setattr(owner, name, load)
@@ -88,7 +89,7 @@ def test_a_gpu_without_memory(monkeypatch, tmp_path, command):
     assert "cuda has no memory for this model: free some, or give --device cpu (Tried to allocate 20 MiB)" in said
 
 
-@pytest.mark.parametrize("load", [predict.Fitted.load, fill_mask.load_masked_lm])
+@pytest.mark.parametrize("load", [predict.Fitted.load, fill_mask.load_masked_lm, next_sentence.load_next_sentence])
 def test_functions_check_before_they_read(monkeypatch, tmp_path, load):
     gpus(monkeypatch, 0)
     with pytest.raises(DeviceError, match="torch sees no GPU"):

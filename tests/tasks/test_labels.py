@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from task_cases import ENGLISH
-from test_finetune import conll_file, run, save_model
+from test_finetune import answers, conll_file, run, save_model
 
 from bertfast import models
 from bertfast.tasks.labels import StoredHead, choose_classes, value_head
@@ -113,7 +113,7 @@ def test_a_step_at_a_rate_of_nothing_changes_no_prediction(nli, tmp_path):
     assert names == list(NLI.labels)
     assert "the checkpoint's head is continued" in said
     asked = ("--text", "paris is good", "--text", "the film")
-    before, after = (json.loads(run("predict", model, *asked)) for model in (nli, folder))
+    before, after = (json.loads(answers(model, *asked)) for model in (nli, folder))
     assert after["label"] == before["label"]
     assert after["probabilities"] == pytest.approx(before["probabilities"], abs=1e-5)
 
@@ -124,7 +124,7 @@ def test_the_order_of_the_user_moves_the_rows_with_the_names(nli, tmp_path):
     before, after = (load_file(model / "model.safetensors")["classifier.weight"] for model in (nli, folder))
     torch.testing.assert_close(after, before[[2, 0, 1]], rtol=0, atol=1e-6)
     asked = ("--text", "paris is good", "--text", "the film")
-    before, after = (json.loads(run("predict", model, *asked))["probabilities"] for model in (nli, folder))
+    before, after = (json.loads(answers(model, *asked))["probabilities"] for model in (nli, folder))
     assert after == pytest.approx(before, abs=1e-5)
 
 
@@ -193,7 +193,7 @@ def test_predict_says_what_the_head_was_trained_to_say(tmp_path, problem_type, l
     names = {place: f"class {place}" for place in range(labels)}
     config = models.BertConfig.from_pretrained(folder, num_labels=labels, id2label=names, problem_type=problem_type)
     models.BertForSequenceClassification(config).save_pretrained(folder)
-    row = json.loads(run("predict", folder, "--text", "paris is good"))
+    row = json.loads(answers(folder, "--text", "paris is good"))
     assert row.keys() - {"sentence1"} == expected
     if "labels" in expected:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)

@@ -110,15 +110,15 @@ def unused_pooler(rank: int, find: bool) -> list[Result]:
 def sharded(
     rank: int, layers: bool = True, checkpointing: bool = False, lora: bool = False, narrow: bool = False
 ) -> list[Result]:
-    """FSDP2: each layer and the rest, or all as one; between inference before and after."""
+    """FSDP2: embeddings, each layer and the rest, or all as one; between inference before and after."""
     mesh, results = init_device_mesh("cpu", (RANKS,)), []
     options = {"mp_policy": MixedPrecisionPolicy(param_dtype=torch.bfloat16)} if narrow else {}
     for model in pair(lora=lora):
         if checkpointing:
             model.gradient_checkpointing_enable()
         base = model.get_base_model() if lora else model
-        for layer in base.bert.encoder.layer if layers else ():
-            fully_shard(layer, mesh=mesh, **options)
+        for part in (base.bert.embeddings, *base.bert.encoder.layer) if layers else ():
+            fully_shard(part, mesh=mesh, **options)
         fully_shard(model, mesh=mesh, **options)
         inference = [logits(model)]
         each = train(model, rank)

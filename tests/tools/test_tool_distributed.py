@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForSequenceClassification
 
 import bertfast
+from bertfast.convert.families import FAMILIES
 
 pytest.importorskip("peft")
-pytest.importorskip("accelerate")
+accelerate = pytest.importorskip("accelerate")
+fsdp_utils = pytest.importorskip("accelerate.utils.fsdp_utils")
 UNPADDED = "fast, padding removed"
 WORKER = Path(__file__).with_name("distributed_worker.py")
 
@@ -92,6 +95,16 @@ def test_too_late(ranks):
         assert "is a DTensor already: call bertfast.optimize before fully_shard" in optimize
         assert "FSDPBertForSequenceClassification was sharded after bertfast.optimize" in restore
         assert "call bertfast.restore before fully_shard" in restore
+
+
+@pytest.mark.tool("accelerate", "FSDP2 by accelerate and Trainer, which find layers by the name of their class", "fast")
+def test_layers_are_found_by_name():
+    """Sharding itself is `fully_shard`, as above; accelerate leaves it to GPUs."""
+    model = bertfast.optimize(AutoModelForSequenceClassification.from_config(FAMILIES["bert"].tiny()))
+    plugin = accelerate.FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
+    is_sharded = fsdp_utils.fsdp2_prepare_auto_wrap_policy(plugin, model)
+    names = {name for name, module in model.named_modules() if is_sharded(module)}
+    assert names == {"bert.embeddings", "bert.encoder.layer.0", "bert.encoder.layer.1"}
 
 
 @pytest.mark.tool("accelerate", "prepare, accumulate, save_state, load_state, mixed precision", "fast")

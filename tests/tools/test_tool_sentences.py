@@ -12,8 +12,8 @@ from sentence_models import cross_encoder, encoder, pairs, save, texts
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
 import bertfast
-from bertfast.convert.sentences import batches
-from bertfast.convert.sentences.loops import FAST
+from bertfast.convert.sentences import batches, first_tokens
+from bertfast.convert.sentences.loops import FAST, FIRST_TOKENS
 from bertfast.testing import assert_within_budget
 
 
@@ -84,11 +84,60 @@ def test_options_of_encode(folder, options):
     )
 
 
-@pytest.mark.parametrize("mode", ["cls", "max", ("mean", "weightedmean"), "mean_sqrt_len_tokens", "lasttoken"])
+@pytest.mark.parametrize("mode", ["cls", "max", ("cls", "weightedmean"), "mean_sqrt_len_tokens", "lasttoken"])
 def test_pooling(folder, mode):
     assert_like_stock(
-        lambda: encoder(folder, mode, normalize=True), lambda model: model.encode(texts(25), convert_to_tensor=True)
+        lambda: encoder(folder, mode, normalize=True),
+        lambda model: model.encode(texts(25), convert_to_tensor=True),
+        how=FIRST_TOKENS if mode == "cls" else FAST,
     )
+
+
+def test_first_tokens_alone(folder):
+    """The last layer's other tokens are not computed: they come out as zeros."""
+    model = bertfast.optimize(encoder(folder, "cls"))
+    features = model.preprocess(["w1 w2 w3", "w4 w5 w6"])
+    with torch.inference_mode(), first_tokens.asked_for(model):
+        hidden = model(features)["token_embeddings"]
+    assert hidden[:, 0].any()
+    assert not hidden[:, 1:].any()
+
+
+def after_the_prompt(model):
+    model[1].include_prompt = False
+
+
+def with_hook(model):
+    model[0].register_forward_hook(lambda module, arguments, output: None)
+
+
+@pytest.mark.parametrize("change", [after_the_prompt, with_hook])
+def test_pooling_of_first_tokens_that_others_may_see(folder, change):
+    """Where a hook or the pooling itself may read other tokens than the first, the last layer computes all."""
+
+    def make():
+        model = encoder(folder, "cls")
+        change(model)
+        return model
+
+    assert_like_stock(make, lambda model: model.encode(texts(9), prompt="w1 w2 ", convert_to_tensor=True), how=FAST)
+
+
+def test_a_tokenizer_in_python(folder, tmp_path):
+    """As Japanese models have one."""
+    from transformers import BertJapaneseTokenizer
+
+    vocabulary = tmp_path / "vocab.txt"
+
+    def make():
+        model = encoder(folder)
+        words = sorted(model.tokenizer.vocab, key=model.tokenizer.vocab.get)
+        vocabulary.write_text("\n".join(words) + "\n")
+        model[0].processor = BertJapaneseTokenizer(str(vocabulary), word_tokenizer_type="basic", model_max_length=20)
+        return model
+
+    assert not make().tokenizer.is_fast
+    assert_like_stock(make, lambda model: model.encode(texts(15), batch_size=4, convert_to_tensor=True))
 
 
 def test_kinds_of_results(folder, capsys):
@@ -136,7 +185,7 @@ FALLBACKS = {
     "token embeddings": ({"output_value": "token_embeddings"}, None, "output_value is 'token_embeddings'"),
     "everything": ({"output_value": None}, None, "output_value is None"),
     "padding asked for": ({"processing_kwargs": {"text": {"padding": "max_length"}}}, None, "more than a length"),
-    "left padding": ({}, left_padding, "pads on the right"),
+    "left padding": ({}, left_padding, "does not pad on the right"),
     "own module": ({}, own_module, "Identity is not a module of sentence-transformers"),
     "own preprocess": ({}, own_preprocess, "a preprocess of its own"),
 }
@@ -221,7 +270,7 @@ def assert_trained_alike(ours, theirs, before):
 @pytest.mark.tool("sentence-transformers", "SentenceTransformerTrainer", "fast")
 def test_training(folder, tmp_path):
     from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-    from sentence_transformers.losses import MultipleNegativesRankingLoss
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
     columns = dict(zip(("anchor", "positive"), zip(*pairs(12), strict=True), strict=True))
     stock, fast = encoder(folder), bertfast.optimize(encoder(folder))
@@ -280,6 +329,16 @@ def test_lives(folder, pair_folder, tmp_path):
         np.testing.assert_allclose(call(again), values, rtol=1e-4, atol=1e-6)
         assert type(bertfast.restore(model)) is stock
         assert {type(module) for module in model.modules()} == {type(module) for module in make().modules()}
+
+
+@pytest.mark.tool("sentence-transformers", "SentenceTransformer.compile", "fast")
+def test_compiled(folder):
+    fast, sentences = bertfast.optimize(encoder(folder)), texts(8)
+    torch.compiler.reset()
+    fast.compile(backend="eager")
+    vectors = fast.encode(sentences, batch_size=4)
+    np.testing.assert_allclose(vectors, encoder(folder).encode(sentences), rtol=1e-4, atol=1e-5)
+    assert list(calls(fast)) == [FAST]
 
 
 def test_subclasses_keep_their_loop(folder):

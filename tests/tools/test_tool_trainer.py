@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForSequenceClassification,
     DataCollatorForTokenClassification,
@@ -17,6 +18,7 @@ from transformers import (
 from transformers_cases import FAMILIES_TRIED, TEXTS, outcomes, stock_model, tokenizer_of, trio
 
 import bertfast
+from bertfast.convert.accumulation import FastAveragedHead
 from bertfast.testing import assert_within_budget, rms_error
 
 HEAD = "ForSequenceClassification"
@@ -190,3 +192,19 @@ def test_gradient_accumulation(head, tmp_path):
         assert float((cut - 4 * whole).norm()) < 1e-6 * float(whole.norm())
     else:
         assert float(cut.norm()) > 1.5 * float(whole.norm())
+
+
+@pytest.mark.tool("PEFT", "LoRA under Trainer, gradients averaged over accumulation", "fast")
+def test_gradient_accumulation_of_adapters(tmp_path):
+    """PEFT calls the head's `forward` past its hooks."""
+    changes = []
+    for optimised, cut in ((True, 4), (False, 1)):
+        stock = stock_model("bert", "ForTokenClassification", num_labels=3)
+        model = bertfast.optimize(stock, average_over_accumulation=True) if optimised else stock
+        torch.manual_seed(3)
+        config = LoraConfig(task_type="TOKEN_CLS", target_modules=["query", "value"], r=2, init_lora_weights=False)
+        adapted = get_peft_model(model, config)
+        assert isinstance(adapted.get_base_model(), FastAveragedHead) == optimised
+        changes.append(step_of("ForTokenClassification", tmp_path, cut, adapted))
+    assert float(changes[1].norm()) > 0.01
+    torch.testing.assert_close(*changes, rtol=1e-4, atol=1e-6)

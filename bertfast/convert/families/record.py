@@ -138,17 +138,26 @@ class Family:
         return self.config.model_type
 
     @cached_property
+    def checked(self) -> tuple[tuple[tuple[str, Module], ...], tuple[str, ...]]:
+        """What must stand at each place below a layer for the fused code to take over, and which of these need a bias. Holders come
+        first, since one that was replaced may lack what is below."""
+        names = self.places.names
+        leaves = ((names.linears, nn.Linear), (names.norms, nn.LayerNorm), (names.dropouts, nn.Dropout))
+        plain = [(name, kind) for each, kind in leaves for name in each if name is not None]
+        return (*self.holders.items(), *plain), (*names.linears[:3], names.mlp.up)
+
+    @cached_property
     def fast(self) -> Mapping[Module, Module]:
         """Stock class to the class that optimize() puts in its place, pre-training heads apart."""
         heads = dict.fromkeys((*self.pooled_heads, *self.first_token_heads), FastFirstTokenHead)
-        inner: dict[Module, type[Swapped]] = {
+        named: dict[Module, type[Swapped]] = {
             self.embeddings: FastEmbeddings,
-            self.encoder: self.encoder_role,
             self.layer: FastLayer,
+            self.model: FastModel,
+            **heads,
         }
-        classes = {stock: swapped(stock, role, self) for stock, role in inner.items()}
-        whole: dict[Module, type[Swapped]] = {self.model: FastModel, **heads}
-        return classes | {stock: swapped(stock, role, self, keep_name=True) for stock, role in whole.items()}
+        classes = {stock: swapped(stock, role, self, keep_name=True) for stock, role in named.items()}
+        return {self.encoder: swapped(self.encoder, self.encoder_role, self), **classes}
 
     @cached_property
     def fast_masked(self) -> Mapping[Module, Module]:

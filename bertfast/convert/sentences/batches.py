@@ -14,11 +14,9 @@ import torch
 from numpy.typing import NDArray
 from sentence_transformers.base.modules import Transformer
 
-from bertfast.convert.sentences import installed
-
 TEXTS_AT_ONCE = 8192  # tokenized together: memory for their ids, in Python's lists at first
 TOKENS_PER_THREAD = 1024  # of a batch: fewer keep a core less busy, more leave its second-level cache
-_KEYS = {"input_ids", "token_type_ids", "attention_mask", "modality", "prompt_length"}
+_INPUTS = {"input_ids", "token_type_ids", "attention_mask"}
 _TEXT_OPTIONS = {"max_length", "truncation", "add_special_tokens"}
 _ARGUMENTS = {"task", "processing_kwargs"}  # of `encode`, besides those of the library's own loop
 _LIBRARY = "sentence_transformers."
@@ -70,12 +68,11 @@ def model_reason(model: Any) -> str | None:
     for module in model:
         if not type(module).__module__.startswith(_LIBRARY):
             return f"{type(module).__name__} is not a module of sentence-transformers, and may look at whole batches"
-    if not getattr(first.tokenizer, "is_fast", False) or first.tokenizer.padding_side != "right":
-        return "its tokenizer is not a fast one that pads on the right"
-    if first.tokenizer.pad_token_id is None:
-        return "its tokenizer has no padding"
-    if installed.is_compiled(model) or installed.is_compiled(first):
-        return "it is compiled, for the shapes of the library's own batches"
+    tokenizer = first.tokenizer
+    if tokenizer is not first.processor or not set(tokenizer.model_input_names) <= _INPUTS:
+        return "its processor is no tokenizer, or makes other inputs than ids, token types and a mask"
+    if tokenizer.padding_side != "right" or tokenizer.pad_token_id is None:
+        return "its tokenizer does not pad on the right"
     return None
 
 
@@ -115,12 +112,6 @@ def tokenized(first: Any, inputs: list[Any], rows: NDArray[np.int64], arguments:
     text = {**(given.get("text") or {}), "padding": False, "return_attention_mask": False}
     options = {**arguments, "processing_kwargs": {"text": text, "common": {"return_tensors": None}}}
     encoded = dict(first.preprocess([inputs[row] for row in rows], **options))
-    if not encoded.keys() <= _KEYS:
-        raise ValueError(
-            f"the tokenizer returned {sorted(encoded.keys() - _KEYS)}, which bertfast's batches cannot hold: call "
-            "bertfast.restore(model), or take such names out of tokenizer.model_input_names"
-        )
-    encoded.pop("attention_mask", None)
     lists = {name: encoded.pop(name) for name in ("input_ids", "token_type_ids") if name in encoded}
     lengths = np.fromiter(map(len, lists["input_ids"]), np.int64, len(rows))
     total = int(lengths.sum())
@@ -135,9 +126,8 @@ def _cut(texts: Unpadded, tokens: int, tokenizer: Any) -> Iterator[Batch]:
     padding = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
     place = 0
     while place < len(order):
-        length = max(
-            1, int(texts.lengths[order[place]])
-        )  # a text of no tokens is all padding, as in the library's batches
+        # A text of no tokens is all padding, as in the library's batches.
+        length = max(1, int(texts.lengths[order[place]]))
         rows = order[place : place + max(1, tokens // length)]
         place += len(rows)
         real = np.arange(length) < texts.lengths[rows, None]

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
-from torch import nn
 
 _ENCODE = {
     "prompt",
@@ -36,8 +35,3 @@ def fits() -> bool:
 def device_of(model: Any, device: Any) -> torch.device:
     """Where a call computes, the model moved there."""
     return model._resolve_inference_device(device)
-
-
-def is_compiled(model: nn.Module) -> bool:
-    """Whether `model.compile()` was called: its graphs are made anew for other shapes."""
-    return getattr(model, "_compiled_call_impl", None) is not None

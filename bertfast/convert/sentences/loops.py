@@ -5,6 +5,7 @@ library's own; so do pools, whose workers call the same loop. A call that wants 
 for each text, and any call on another device than a CPU, goes through the library's loop.
 """
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,10 +14,11 @@ from torch import Tensor, nn
 from tqdm.autonotebook import tqdm
 
 from bertfast.convert.counts import count
-from bertfast.convert.sentences import batches, installed
+from bertfast.convert.sentences import batches, first_tokens, installed
 from bertfast.nn import device as gpu
 
 FAST = "fast: batches of equal lengths"
+FIRST_TOKENS = f"{FAST}, the first tokens of the last layer alone"
 
 
 class _Progress:
@@ -65,11 +67,13 @@ class FastSentenceTransformer(SentenceTransformer):
             options = {"prompt": prompt, "batch_size": batch_size, "show_progress_bar": show_progress_bar}
             options |= {"output_value": output_value, "normalize_embeddings": normalize_embeddings}
             return super()._inference(inputs, truncate_dim=truncate_dim, device=device, **options, **kwargs)
-        count(self, FAST)
         self.eval()
+        first = first_tokens.read_alone(self, prompt)
+        count(self, FIRST_TOKENS if first else FAST)
 
         def embeddings(features: dict[str, Any]) -> Tensor:
-            vectors = self(features, **arguments)["sentence_embedding"]
+            with first_tokens.asked_for(self) if first else nullcontext():
+                vectors = self(features, **arguments)["sentence_embedding"]
             if truncate_dim is not None:
                 vectors = vectors[..., :truncate_dim]
             return nn.functional.normalize(vectors, p=2, dim=1) if normalize_embeddings else vectors

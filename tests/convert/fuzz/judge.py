@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 ALLOWED = 1.0  # the share of what is allowed that is right
 # Below this, one sample of stock's error may have been too small by luck; in float32 faults lie far above.
 DOUBTFUL = 6.0
-# transformers wraps a layer's forward for checkpointing when the class is made: stock with another forward in its place checkpoints
-# no more, ours does. A reentrant checkpoint says this of a first pass without gradients.
+# transformers wraps a layer's forward for checkpointing when the class is made, so stock with another forward in its place no
+# longer does it, and ours does; a reentrant checkpoint says this of a first pass without gradients.
 OF_CHECKPOINTS = "None of the inputs have requires_grad=True"
 QUIET = ("FutureWarning", "DeprecationWarning", "PendingDeprecationWarning", "UserWarning", "RuntimeWarning")
 

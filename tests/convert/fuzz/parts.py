@@ -161,11 +161,14 @@ def lora(subject: Subject, random: Random) -> None:
 
     query, key, value, *others = (name.rpartition(".")[2] for name in subject.family.places.names.linears)
     names = random.choice(([query, value], sorted(set(others)), sorted({query, key, value, *others})))
-    config = peft.LoraConfig(target_modules=names, r=2, lora_alpha=4, init_lora_weights=False)
+    dropout = random.choice((0.0, 0.0, 0.2))
+    config = peft.LoraConfig(target_modules=names, r=2, lora_alpha=4, lora_dropout=dropout, init_lora_weights=False)
     if not isinstance(subject.model, PreTrainedModel):
         raise NotApplicable
     dtype = next(subject.model.parameters()).dtype
     subject.model = peft.get_peft_model(subject.model, config, autocast_adapter_dtype=False).to(dtype)
+    if random.random() < 0.2:
+        subject.model.merge_adapter()
     subject.fixed = True
 
 

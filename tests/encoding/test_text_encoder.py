@@ -106,6 +106,21 @@ def test_no_texts_and_half_precision(encoder):
     np.testing.assert_array_equal(half, encoder.encode(TEXTS[:2]).astype(np.float16))
 
 
+def test_one_text_is_no_list_of_texts(encoder):
+    with pytest.raises(TypeError, match="put it into a list"):
+        encoder.encode("one text")
+
+
+def test_a_text_of_no_tokens_counts_as_an_unknown_one(tmp_path):
+    folder = save_checkpoint(tmp_path / "checkpoint")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["post_processor"] = None
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    encoder = Encoder(folder, device="cpu")
+    assert [ids.tolist() for ids in encoder.tokenize(["", "a"]).ids] == [[PIECES.index("[UNK]")], [PIECES.index("a")]]
+    assert np.isfinite(encoder.encode(["", "a"])).all()
+
+
 def test_truncated_texts_are_counted_and_as_their_beginning(checkpoint):
     encoder = Encoder(checkpoint, device="cpu", max_length=6)
     long, exact = "a b c d e f g", "a b c d"

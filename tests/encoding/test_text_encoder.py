@@ -223,3 +223,23 @@ def test_missing_weights_are_no_random_ones(tmp_path):
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(RecipeError, match=r"no weights for encoder\.layer\.1\.output\.dense\.weight"):
         Encoder(folder, device="cpu")
+
+
+def test_a_tokenizer_in_python(tmp_path):
+    """That of Japanese BERT, here over single characters."""
+    folder = save_checkpoint(tmp_path / "checkpoint")
+    fast = Encoder(folder, device="cpu", max_length=6)
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.txt").write_text("\n".join(PIECES) + "\n")
+    config = {
+        "tokenizer_class": "BertJapaneseTokenizer",
+        "word_tokenizer_type": "basic",
+        "subword_tokenizer_type": "character",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "do_lower_case": True}))
+    slow = Encoder(folder, device="cpu", max_length=6)
+    assert not hasattr(slow.tokenizer._tokenizer, "backend_tokenizer")
+    texts = ["a b", "a b c d e", "a b c d"]
+    for ids, expected in zip(slow.tokenize(texts).ids, fast.tokenize(texts).ids, strict=True):
+        np.testing.assert_array_equal(ids, expected)
+    assert (slow.truncated, fast.truncated) == (1, 1)

@@ -54,7 +54,7 @@ def test_sentence_vectors(run, minilm):
 
 def test_reranker(run, minilm):
     output = run("reranker")
-    assert "6 of 6 modules of CrossEncoder take the fast path" in output
+    assert re.search(r"(\d+) of \1 modules of CrossEncoder take the fast path", output)
     assert difference(output) < 1e-5
 
 

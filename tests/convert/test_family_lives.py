@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from family_cases import UNPADDED, Errors, call, calls_of, compare, inputs_of, kind_of, models_of, real_of, tensors_of
+from fuzz.subject import checkpoint_layers
 from transformers import AutoModel, GPT2Config, GPT2Model
 
 import bertfast
@@ -63,7 +64,7 @@ def test_gradient_checkpointing(name, reentrant):
     head = next(head for head in family.head_names if kind_of(head) == "TokenClassification")
     models = models_of(family, head)
     for model in models:
-        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        checkpoint_layers(model, reentrant)
     inputs = inputs_of(family, head, "packed")
     errors = Errors()
     errors.add(*(call(model, inputs, REAL, train=True) for model in (models.fast, models.stock, models.oracle)))

@@ -95,7 +95,13 @@ class Encoder:
             self._skip = len(self.tokenizer([self.prompt]).ids[0]) - self.tokenizer.special_at_the_end()
 
     def encode(self, texts: Sequence[str], dtype: str = "float32") -> NDArray[Any]:
-        """The embeddings [N, E] of N texts, in their order; dtype: "float32" or "float16" of the result."""
+        """The embeddings [N, E] of N texts, in their order; dtype: "float32" or "float16" of the result.
+
+        Raises:
+            TypeError: `texts` is one text, whose letters would be taken for texts.
+        """
+        if isinstance(texts, str):
+            raise TypeError("encode takes a list of texts, got one text: put it into a list")
         return self.encode_tokens(self.tokenize(texts), dtype)
 
     def tokenize(self, texts: Sequence[str]) -> Tokenized:

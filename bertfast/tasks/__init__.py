@@ -1,1 +1,1 @@
-"""Fine-tuning tasks: readers, features, targets, metrics and predictions for texts, pairs, questions, tokens and choices."""
+"""Fine-tuning tasks: readers, features, losses' targets, metrics and predictions for texts, pairs, questions, tokens, choices."""

@@ -37,6 +37,21 @@ def test_python_m_runs_the_command_line():
     assert done.stdout.strip() == bertfast.__version__
 
 
+@pytest.mark.parametrize(
+    ("typed", "offered"), [("bertfast data ", {"build", "show", "vocab"}), ("bertfast fill-mask --to", {"--top"})]
+)
+def test_a_shell_completes_commands_and_options(typed, offered):
+    env = {"_BERTFAST_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+    done = runner.invoke(app, [], prog_name="bertfast", env=env)
+    assert set(done.output.split()) == offered, done.output
+
+
+def test_the_script_of_completion_can_be_had_and_installed():
+    done = runner.invoke(app, [], prog_name="bertfast", env={"_BERTFAST_COMPLETE": "source_bash"})
+    assert "complete -o default -F _bertfast_completion bertfast" in said(done)
+    assert "--install-completion" in runner.invoke(app, ["--help"]).output
+
+
 def commands(group, words=()):
     """The words of every command, and of every group of them."""
     yield words

@@ -116,6 +116,14 @@ def test_ops_without_extension(python):
     assert python(code, BERTFAST_DISABLE_EXT="1") == "torch.Size([3, 8])"
 
 
+def test_encoding_without_transformers_says_what_to_install(python, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    code = without("transformers") + (
+        f"import bertfast\ntry:\n    bertfast.Encoder({str(tmp_path)!r})\nexcept ImportError as error:\n    print(error)"
+    )
+    assert "pip install 'bertfast[hf]'" in python(code)
+
+
 def test_optimize_without_transformers_says_what_to_install(python):
     code = without("transformers") + (
         "import bertfast, torch\ntry:\n    bertfast.optimize(torch.nn.Linear(2, 2))\nexcept ImportError as error:\n    print(error)"

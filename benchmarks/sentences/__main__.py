@@ -46,9 +46,7 @@ def main(
         typer.Option(help="a SQuAD .json file, or text whose neighbouring sentences are pairs; TEXT by default"),
     ] = None,
     sentences: Annotated[int, typer.Option(min=8, help="how many to encode")] = 2000,
-    pair_count: Annotated[
-        int, typer.Option(min=8, help="how many pairs to score; 0.2 of the sentences take as long")
-    ] = 400,
+    pair_count: Annotated[int, typer.Option(min=8, help="how many pairs to score")] = 300,
     dtype: Annotated[list[str] | None, typer.Option(help="float32, bfloat16 or int8; all by default")] = None,
     turns: Annotated[int, typer.Option(min=1, help="turns of each side on each row")] = 3,
     onnx_python: Annotated[str | None, typer.Option(help="a Python with sentence-transformers[onnx]")] = None,

@@ -2,14 +2,17 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
 import torch
 import typer
 
 from bertfast.cli.common import console, fail, note, notes
+from bertfast.cli.flags import simple
+from bertfast.cli.loading import DEVICE, chosen_device
+from bertfast.options import option
 
 EPILOG = (
     "A run that was stopped goes on with the same command and --resume: shards that are complete are checked and kept. "
@@ -17,118 +20,103 @@ EPILOG = (
 )
 
 
-Device = Annotated[str, typer.Option(help="auto: a GPU where there is one; auto|cpu|cuda")]
+@dataclass(kw_only=True)
+class EncodeOptions:
+    """What `bertfast encode` takes."""
 
-
-class Precision(StrEnum):
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-    int8 = "int8"
-
-
-class Form(StrEnum):
-    parquet = "parquet"
-    npy = "npy"
-    safetensors = "safetensors"
-
-
-class Dtype(StrEnum):
-    float32 = "float32"
-    float16 = "float16"
-
-
-class InputFormat(StrEnum):
-    text = "text"
-    jsonl = "jsonl"
-    parquet = "parquet"
+    model: str = option(help="folder of a checkpoint, or its name on the Hugging Face hub", argument=True)
+    inputs: list[Path] = option(help="text (one a line), JSONL or Parquet; .gz of the first two", argument=True)
+    out: Path = option(help="folder of the shards, made where it is not there")
+    field: str = option("text", "of JSONL and Parquet: what holds the text")
+    id_field: str | None = option(None, "of JSONL and Parquet: what holds the id; numbers of lines where not given")
+    input_format: str | None = option(None, "whatever the files' endings say", choices=("text", "jsonl", "parquet"))
+    encoding: str | None = option(None, "of text and JSONL; UTF-8 where not given")
+    format: str = option("parquet", "of the shards", choices=("parquet", "npy", "safetensors"))
+    dtype: str = option("float32", "of the embeddings on the disk", choices=("float32", "float16"))
+    keep_text: bool = option(False, "a column with the text (Parquet)", flags=("--keep-text",))
+    shard_rows: int = option(50_000, "texts of a shard, which is what a stopped run loses", low=1)
+    pooling: list[str] | None = option(
+        None, "mean, cls, max, ..., or several with commas; the checkpoint's own where not given, else the mean"
+    )
+    normalize: bool | None = option(None, "to length 1, or not; the checkpoint's own where not given")
+    max_length: int | None = option(None, "tokens of a text; the checkpoint's own where not given", low=1)
+    prompt_name: str | None = option(None, "of the checkpoint's prompts, such as query")
+    prompt: str | None = option(None, "put before every text")
+    precision: str = option("float32", "what the model computes in", choices=("float32", "bfloat16", "float16", "int8"))
+    token_budget: int | None = option(
+        None, "tokens of a batch; 4096 on a CPU and 32768 on a GPU where not given", low=1
+    )
+    resume: bool = option(False, "go on with the shards that are in OUT", flags=("--resume",))
+    strict: bool = option(False, "stop at the first line that cannot be encoded", flags=("--strict",))
+    device: str = DEVICE
 
 
 @contextmanager
-def _mistakes(device: str) -> Iterator[None]:
+def _mistakes(device: torch.device) -> Iterator[None]:
     """What a user can mend ends the command as one line."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise fail(f"{device} has no memory for this: lower --token-budget, or give --device cpu ({error})") from None
     except (ValueError, OSError, ImportError) as error:
-        # Of a device the message begins with "device", so that a flag's two dashes fit before it.
-        text = str(error)
-        raise fail(f"--{text}" if text.startswith("device ") else text) from None
+        raise fail(str(error)) from None
 
 
 @notes()
-def encode(
-    model: Annotated[str, typer.Argument(help="folder of a checkpoint, or its name on the Hugging Face hub")],
-    inputs: Annotated[
-        list[Path], typer.Argument(metavar="INPUT...", help="text (one a line), JSONL or Parquet; .gz of the first two")
-    ],
-    out: Annotated[Path, typer.Option(help="folder of the shards, made where it is not there")],
-    field: Annotated[str, typer.Option(help="of JSONL and Parquet: what holds the text")] = "text",
-    id_field: Annotated[
-        str | None, typer.Option(help="of JSONL and Parquet: what holds the id; numbers of lines where not given")
-    ] = None,
-    input_format: Annotated[InputFormat | None, typer.Option(help="whatever the files' endings say")] = None,
-    encoding: Annotated[str | None, typer.Option(help="of text and JSONL; UTF-8 where not given")] = None,
-    form: Annotated[Form, typer.Option("--format", help="of the shards")] = Form.parquet,
-    dtype: Annotated[Dtype, typer.Option(help="of the embeddings on the disk")] = Dtype.float32,
-    keep_text: Annotated[bool, typer.Option("--keep-text", help="a column with the text (Parquet)")] = False,
-    shard_rows: Annotated[
-        int, typer.Option(min=1, help="texts of a shard, which is what a stopped run loses")
-    ] = 50_000,
-    pooling: Annotated[
-        str | None, typer.Option(help="mean|cls|max|...; the checkpoint's own where not given, else the mean")
-    ] = None,
-    normalize: Annotated[
-        bool | None,
-        typer.Option("--normalize/--no-normalize", help="to length 1; the checkpoint's own where not given"),
-    ] = None,
-    max_length: Annotated[
-        int | None, typer.Option(help="tokens of a text; the checkpoint's own where not given")
-    ] = None,
-    prompt_name: Annotated[str | None, typer.Option(help="of the checkpoint's prompts, such as query")] = None,
-    prompt: Annotated[str | None, typer.Option(help="put before every text")] = None,
-    precision: Annotated[Precision, typer.Option(help="what the model computes in")] = Precision.float32,
-    token_budget: Annotated[
-        int | None, typer.Option(min=1, help="tokens of a batch; 4096 on a CPU, 32768 on a GPU where not given")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on with the shards that are in OUT")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="stop at the first line that cannot be encoded")] = False,
-    device: Device = "auto",
-) -> None:
-    """Embed every text of files: pooled and normalised as the checkpoint says, in shards that are whole or absent.
-
-    Lines that hold no text are left out, counted and named.
-    """
-    with _mistakes(device):
+def _run(options: EncodeOptions) -> None:
+    at = chosen_device(options.device)
+    with _mistakes(at):
         from bertfast.encoding.encoder import Encoder
-        from bertfast.encoding.progress import Progress, rates
+        from bertfast.encoding.progress import Progress
         from bertfast.encoding.readers import Input
         from bertfast.encoding.run import encode_files
 
-        texts = Input(inputs, field=field, id_field=id_field, kind=input_format, encoding=encoding)
-        encoder = Encoder(
-            model,
-            device=device,
-            precision=precision.value,
-            pooling=pooling.split(",") if pooling else None,
-            normalize=normalize,
-            max_length=max_length,
-            prompt_name=prompt_name,
-            prompt=prompt,
-            token_budget=token_budget,
+        texts = Input(
+            options.inputs,
+            field=options.field,
+            id_field=options.id_field,
+            kind=options.input_format,
+            encoding=options.encoding,
         )
-        if not encoder.recipe.stated and pooling is None:
-            note(f"{model} does not say how it is pooled: the mean of all tokens is taken; --pooling says otherwise")
+        encoder = Encoder(
+            options.model,
+            device=at,
+            precision=options.precision,  # type: ignore[arg-type]
+            pooling=options.pooling,
+            normalize=options.normalize,
+            max_length=options.max_length,
+            prompt_name=options.prompt_name,
+            prompt=options.prompt,
+            token_budget=options.token_budget,
+        )
+        if not encoder.recipe.stated and options.pooling is None:
+            note(
+                f"{options.model} does not say how it is pooled: the mean of all tokens is taken; --pooling says otherwise"
+            )
         try:
             with Progress() as progress:
                 status = encode_files(
-                    encoder, texts, out, form=form.value, dtype=dtype.value, keep_text=keep_text, shard_rows=shard_rows,
-                    resume=resume, strict=strict, report=progress,
-                )  # fmt: skip
+                    encoder,
+                    texts,
+                    options.out,
+                    form=options.format,
+                    dtype=options.dtype,
+                    keep_text=options.keep_text,
+                    shard_rows=options.shard_rows,
+                    resume=options.resume,
+                    strict=options.strict,
+                    report=progress,
+                )
         except KeyboardInterrupt:
-            note(f"stopped; the complete shards in {out} are kept: go on with --resume")
+            note(f"stopped; the complete shards in {options.out} are kept: go on with --resume")
             raise typer.Exit(1) from None
+    _tell(status, encoder, options.out)
+
+
+def _tell(status: Any, encoder: Any, out: Path) -> None:
+    """What a run made, and what it left out."""
+    from bertfast.encoding.progress import rates
+
     if status.bad.counts:
         note(status.bad.summary())
     if status.truncated:
@@ -141,3 +129,12 @@ def encode(
     console.print(
         f"{out}: {count:,} embeddings of {encoder.dimension} numbers, {status.shards} shards", highlight=False
     )
+
+
+encode = simple(
+    "encode",
+    EncodeOptions,
+    _run,
+    "Embed every text of files: pooled and normalised as the checkpoint says, in shards that are whole or absent.\n\n"
+    "Lines that hold no text are left out, counted and named.",
+)

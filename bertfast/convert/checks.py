@@ -119,6 +119,13 @@ def drops(layer: Any) -> bool:
     return any(dropout_rate(dropout) > 0.0 for dropout in parts.dropouts) or any(low.rate > 0.0 for low in beside)
 
 
+def drops_apart(layer: Any) -> bool:
+    """Whether the attention of a layer that `layer_reason` finds plain, whose mode decides over its probabilities in stock, is in
+    another mode than its Dropout, as where dropout alone is switched on."""
+    dropout = parts_of(layer).attention.dropout
+    return bool(dropout.p > 0.0 and attention_of(layer).training != dropout.training)
+
+
 def layer_reason(
     layer: Any, device: torch.device, dtype: torch.dtype | None = None, sharded: bool = False
 ) -> str | None:

@@ -137,6 +137,8 @@ class FastEncoder(Swapped):
             sharded = _torch.is_sharded(layer)
             reason = checks.hook_reason(layer, "it", sharded)
             reason = reason or checks.layer_reason(layer, x.device, x.dtype, sharded)
+            if reason is None and captured and x.device.type in device.KINDS and checks.drops_apart(layer):
+                reason = "its attention is in another mode than its Dropout, which a captured call goes by"
             if reason is not None:
                 return f"layer {i}: {reason}"
         return None
@@ -193,9 +195,8 @@ class FastEncoder(Swapped):
     def layers(self: Any, arguments: dict[str, Any] | None = None) -> Layers:
         """The layers for `through`, each called with these arguments besides. `stack_reason` has found them all plain."""
         kinds: set[Kind | None] = {checks.kind_of(layer) for layer in self.layer}
-        if self._checkpoints() or any(
-            map(_torch.is_sharded, self.layer)
-        ):  # which a call of each layer does, and its hooks
+        # What only a call of each layer does: checkpointing, the hooks that gather its shards, dropout by stock's mode.
+        if self._checkpoints() or any(_torch.is_sharded(layer) or checks.drops_apart(layer) for layer in self.layer):
             kinds.add(None)
 
         def call(layer: nn.Module, x: Tensor, layout: Packed) -> Tensor:

@@ -88,14 +88,20 @@ class Encoder:
         self.precision, self.truncated = precision, 0
         self.model = load(self.folder, self.device, precision)
         self.token_budget = token_budget or _BUDGETS.get(self.device.type, 4096)
-        self.tokenizer = self._tokenizer()
+        self.tokenizer = self._tokenizer(max_length)
         self.dimension = self.model.config.hidden_size * len(self.recipe.pooling)
         self._skip = 0
         if self.prompt and not self.recipe.include_prompt:
             self._skip = len(self.tokenizer([self.prompt]).ids[0]) - self.tokenizer.special_at_the_end()
 
     def encode(self, texts: Sequence[str], dtype: str = "float32") -> NDArray[Any]:
-        """The embeddings [N, E] of N texts, in their order; dtype: "float32" or "float16" of the result."""
+        """The embeddings [N, E] of N texts, in their order; dtype: "float32" or "float16" of the result.
+
+        Raises:
+            TypeError: `texts` is one text, whose letters would be taken for texts.
+        """
+        if isinstance(texts, str):
+            raise TypeError("encode takes a list of texts, got one text: put it into a list")
         return self.encode_tokens(self.tokenize(texts), dtype)
 
     def tokenize(self, texts: Sequence[str]) -> Tokenized:
@@ -174,19 +180,17 @@ class Encoder:
             digest.update(path.relative_to(self.folder).as_posix().encode() + bytes.fromhex(hash_file(path)))
         return digest.hexdigest()
 
-    def _tokenizer(self) -> TextTokenizer:
+    def _tokenizer(self, asked: int | None) -> TextTokenizer:
         from transformers import AutoTokenizer
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
         except Exception as error:  # as of the model
             raise RecipeError(f"transformers cannot load the tokenizer of {self.folder}: {error}") from error
-        most = min(_positions(self.model), tokenizer.model_max_length)
-        length = self.recipe.max_length or most
-        if length > _positions(self.model):
-            raise RecipeError(
-                f"max_length is {length}, and {self.folder} has {_positions(self.model)} positions: lower it"
-            )
+        positions = _positions(self.model)
+        length = min(self.recipe.max_length or tokenizer.model_max_length, positions) if asked is None else asked
+        if length > positions:
+            raise RecipeError(f"max_length is {length}, and {self.folder} has {positions} positions: lower it")
         special = tokenizer.num_special_tokens_to_add()
         if length <= special:
             raise RecipeError(f"max_length is {length}, and {special} of these are special tokens: raise it")

@@ -50,7 +50,7 @@ class TextTokenizer:
         for encoding in self._backend.encode_batch_fast(texts):  # type: ignore[union-attr]
             ids = encoding.ids
             made.truncated += len(ids) == self.max_length and bool(encoding.overflowing)
-            made.ids.append(np.asarray(ids, np.int32))
+            made.ids.append(self._some(ids))
 
     def _slowly(self, texts: list[str], made: Tokenized) -> None:
         """A tokenizer in Python, as that of Japanese BERT is."""
@@ -58,7 +58,12 @@ class TextTokenizer:
         cut = self._tokenizer(texts, truncation=True, max_length=self.max_length)["input_ids"]
         for before, ids in zip(whole, cut, strict=True):
             made.truncated += len(before) > len(ids)
-            made.ids.append(np.asarray(ids, np.int32))
+            made.ids.append(self._some(ids))
+
+    def _some(self, ids: list[int]) -> Ids:
+        """The ids; of a text that comes to none, where a tokenizer has no special tokens either, an unknown one."""
+        unknown = self._tokenizer.unk_token_id
+        return np.asarray(ids or [self.pad_id if unknown is None else unknown], np.int32)
 
     def special_at_the_end(self) -> int:
         """How many special tokens end a text."""

@@ -1,1 +1,1 @@
-"""Fine-tuning tasks: readers, features, losses' targets, metrics and predictions for pairs, question answering and tokens."""
+"""Fine-tuning tasks: readers, features, losses' targets, metrics and predictions for texts, pairs, questions, tokens, choices."""

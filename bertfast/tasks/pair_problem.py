@@ -68,7 +68,7 @@ class PairOptions(ClassOptions):
         "columns, each of which has to be there: first sentence, second, label; or sentence, label. Where not given "
         "sentence1,sentence2,label, the second only where a file has it",
         stored="fields",
-        predicting="of JSONL and CSV: names of the sentences; the model's where not given",
+        predicting="of JSONL and CSV: names of the texts; the model's where not given",
     )
     sentences: int | None = option(  # type: ignore[misc]
         None, "1 or 2 of a line; as the file has them where not given", low=1, high=2, stored="sentences"

@@ -22,7 +22,7 @@ class TextOptions(ClassOptions):
         None,
         "columns of the text and the label, both of which have to be there; text,label where not given",
         stored="fields",
-        predicting="of JSONL and CSV: name of the text; the model's where not given",
+        predicting="of JSONL and CSV: names of the texts; the model's where not given",
     )
     sentences: ClassVar[int | None] = 1
     usual_fields: ClassVar[tuple[str, ...]] = ("text", "label")

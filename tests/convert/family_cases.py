@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import bertfast
+from bertfast.convert.biased_encoder import FastBiasedEncoder
 from bertfast.convert.families import FAMILIES
 from bertfast.convert.families.record import Family
 from bertfast.testing import assert_within_budget, rms_error, rounding_step
@@ -191,12 +192,17 @@ def calls_of(model: nn.Module) -> dict[str, Counter[str]]:
     return calls
 
 
+def has_relative_positions(family: Family) -> bool:
+    """Whether its layers are given a bias of relative positions, which training and whole calls leave to stock."""
+    return issubclass(family.encoder_role, FastBiasedEncoder)
+
+
 def kept_padded(family: Family, model: nn.Module, batch: str, train: bool) -> str | None:
     """The reason for which a call must stay padded, by what README and docs say; None where padding is to be removed."""
     base, stock = model.base_model, getattr(family.module, type(model).__name__)
     if train and stock in family.losses_over_padding:
         return LOSS_OVER_PADDING
-    if family.name == "mpnet" and train:
+    if has_relative_positions(family) and train:
         return NOT_IN_TRAINING
     reads_first = getattr(base, "pooler", None) is not None or stock in (
         *family.first_token_heads,

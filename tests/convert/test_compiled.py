@@ -61,7 +61,8 @@ def layouts(monkeypatch):
 
 
 def sized(padding, batch=4, seqlen=12):
-    return {name: value[:batch, :seqlen] for name, value in batch_of(padding).items()}
+    """A batch of its own memory: a view's base is one more size that a graph depends on."""
+    return {name: value[:batch, :seqlen].clone() for name, value in batch_of(padding).items()}
 
 
 def real_tokens(inputs):
@@ -69,6 +70,7 @@ def real_tokens(inputs):
 
 
 @torch.no_grad()
+@pytest.mark.tool("torch.compile", "inference without padding, one graph for all sizes", "fast")
 def test_numbers_are_an_eager_calls_whatever_the_size(graphs, layouts):
     """A model of which nobody reads position 0; one graph for all paddings and sizes."""
     stock, fast = pair(hf.BertForTokenClassification)
@@ -200,6 +202,7 @@ def test_an_export_has_no_such_node(strict):
 
 
 @torch.no_grad()
+@pytest.mark.tool("torch.compile", "inference without padding, other families (MPNet stays padded)", "fast")
 @pytest.mark.parametrize("family", ["distilbert", "electra", "mpnet", "roberta"])
 def test_families(graphs, family):
     """MPNet's layers need relative positions, and stay padded."""

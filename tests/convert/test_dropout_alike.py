@@ -4,10 +4,12 @@ Gradient caching (embed without gradients, then once more with them) and reentra
 """
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
 from bert_cases import HEADS, PADDINGS, assert_same, batch_of, head_inputs, outputs_at_tokens, pair
+from captured import captured_on_cpu
 from torch.utils.checkpoint import checkpoint
 from transformers.models.bert import modeling_bert as hf
 
@@ -52,6 +54,22 @@ def test_dropout_of_some_modules_in_evaluation(only):
         with torch.set_grad_enabled(grad):
             results.append(fast(**inputs).last_hidden_state[real])
     assert_same(*results)
+
+
+@pytest.mark.parametrize("surroundings", [nullcontext, captured_on_cpu], ids=["CPU", "as on a GPU"])
+def test_attention_goes_by_its_own_mode(surroundings):
+    """In stock a Dropout of probabilities that alone is switched on drops nothing: the attention's mode decides."""
+    stock, fast = pair(attention_probs_dropout_prob=0.5)
+    for model in (stock, fast):
+        for layer in model.encoder.layer:
+            layer.attention.self.dropout.train()
+    inputs = batch_of("right")
+    real = inputs["attention_mask"].bool()
+    with surroundings():
+        for grad in (False, True, True):  # captured the second time
+            with torch.set_grad_enabled(grad):
+                ours, theirs = (model(**inputs).last_hidden_state[real] for model in (fast, stock))
+            assert_same(ours, theirs)
 
 
 @pytest.mark.parametrize("padding", PADDINGS)

@@ -18,6 +18,7 @@ from family_cases import (
     call,
     calls_of,
     compare,
+    has_relative_positions,
     inputs_of,
     kept_padded,
     models_of,
@@ -57,9 +58,9 @@ def expected_calls(family, fast):
         reason = kept_padded(family, fast, batch, train)
         calls[family.embeddings.__name__]["fast"] += 1
         calls[encoder][UNPADDED if reason is None else f"kept padded: {reason}"] += 1
-        padded = "position_bias was given" if family.name == "mpnet" else "fast"
+        padded = "position_bias was given" if has_relative_positions(family) else "fast"
         calls[layer][UNPADDED if reason is None else padded] += len(family.encoder_of(fast.base_model).layer)
-        by_modules = "gradients are enabled" if train else RELATIVE if family.name == "mpnet" else reason
+        by_modules = "gradients are enabled" if train else RELATIVE if has_relative_positions(family) else reason
         calls[base][WHOLE if by_modules is None else f"module by module: {by_modules}"] += 1
         if type(fast).__name__ != base and type(fast) in family.fast.values():
             calls[type(fast).__name__][FIRST_ALONE] += 1

@@ -205,6 +205,12 @@ def test_private_names_may_be_gone(monkeypatch):
     monkeypatch.delattr(installed.modeling_utils, "_CAN_RECORD_REGISTRY")
     installed.record_as(hf.BertModel, hf.BertModel)
     assert installed.attention_implementation(object()) == "unknown"
+    monkeypatch.delattr(installed.masking_utils, "bidirectional_mask_function")
+    assert not installed.is_bidirectional(lambda *_: True)
+    monkeypatch.setattr(installed, "_SUPPORT", {})
+    for model in (installed.transformers.PreTrainedModel, hf.BertPreTrainedModel):
+        monkeypatch.delattr(model, "_supports_sdpa")
+    assert installed.supports_sdpa(hf.BertSelfAttention)
 
 
 # ---------------------------------------------------------------- releases to come, in processes of their own

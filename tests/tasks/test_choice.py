@@ -63,6 +63,12 @@ def test_what_is_read_of_each_choice(english):
     assert english.tokens(alone[0].ids.tolist()) == ["[CLS]", "who", "[SEP]", "play", "[SEP]"]
 
 
+def test_japanese(japanese):
+    example = ChoiceExample("", "私は", ("学生。", "東京。"), 0, "")
+    features, _ = choice_features([example], japanese, 20)
+    assert japanese.tokens(features[0].ids.tolist()) == ["[CLS]", "私", "は", "[SEP]", "学生", "。", "[SEP]"]
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A run of one step from a checkpoint whose classifier is of another head."""

@@ -333,11 +333,10 @@ def test_lives(folder, pair_folder, tmp_path):
 
 @pytest.mark.tool("sentence-transformers", "SentenceTransformer.compile", "fast")
 def test_compiled(folder):
-    fast, sentences = bertfast.optimize(encoder(folder)), texts(8)
+    fast, sentences = bertfast.optimize(encoder(folder)), texts(3)
     torch.compiler.reset()
     fast.compile(backend="eager")
-    vectors = fast.encode(sentences, batch_size=4)
-    np.testing.assert_allclose(vectors, encoder(folder).encode(sentences), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(fast.encode(sentences), encoder(folder).encode(sentences), rtol=1e-4, atol=1e-5)
     assert list(calls(fast)) == [FAST]
 
 

@@ -173,7 +173,11 @@ class Inputs:
             return value.transpose(1, 2)[self.real]
         if value.dim() == 3 and 0 < value.shape[1] <= length:  # the last ones alone where logits_to_keep says so
             return value[self.real[:, length - value.shape[1] :]]
-        if value.dim() == 2 and value.shape[1] == length and kind(case.head) == "QuestionAnswering":
+        a_token_each = kind(case.head) == "QuestionAnswering" or (case.family, kind(case.head)) == (
+            "electra",
+            "PreTraining",
+        )
+        if value.dim() == 2 and value.shape[1] == length and a_token_each:
             return value[self.real]
         return value[self.defined(case)]
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from family_cases import kind_of
+from family_cases import has_relative_positions, kind_of
 from torch import nn
 
 from bertfast.convert import families
@@ -85,7 +85,8 @@ def layer_names(family: Family) -> list[str]:
 
 
 def attention_dropouts(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
-    """The Dropouts of probabilities, each with the module whose mode decides: functions of attention go by their module's."""
+    """The Dropouts of probabilities, each with the module whose mode decides: functions of attention go by their module's, and
+    attention that adds a bias calls its Dropout."""
     family = family_of(model)
     for layer in encoder_of(model).layer:
         try:
@@ -93,4 +94,4 @@ def attention_dropouts(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]
             dropout = layer.get_submodule(family.places.attention.dropout)
         except AttributeError:  # something else was put there
             continue
-        yield dropout, dropout if family.name == "mpnet" else attention
+        yield dropout, dropout if has_relative_positions(family) else attention

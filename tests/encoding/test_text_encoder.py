@@ -47,12 +47,11 @@ def test_bits_depend_on_neither_batch_nor_order_nor_threads(wide, threads, preci
     if not packed_linear.available(dtype, 96, int8=precision == "int8"):
         pytest.skip(f"no kernels of ours for {precision} on this processor")
     encoder = Encoder(wide, device="cpu", precision=precision, pooling=pooling)
-    texts = TEXTS * 2
-    whole = changed(encoder, token_budget=1 << 20).encode(texts)
-    order = order_of(len(texts), 1)
-    for budget, count in ((1, 1), (40, 2), (700, 2)):
+    whole = changed(encoder, token_budget=1 << 20).encode(TEXTS)
+    order = order_of(len(TEXTS), 1)
+    for budget, count in ((1, 1), (40, 1), (300, 2)):
         threads(count)
-        shuffled = changed(encoder, token_budget=budget).encode([texts[i] for i in order])
+        shuffled = changed(encoder, token_budget=budget).encode([TEXTS[i] for i in order])
         np.testing.assert_array_equal(shuffled, whole[order])
 
 
@@ -107,6 +106,21 @@ def test_no_texts_and_half_precision(encoder):
     np.testing.assert_array_equal(half, encoder.encode(TEXTS[:2]).astype(np.float16))
 
 
+def test_one_text_is_no_list_of_texts(encoder):
+    with pytest.raises(TypeError, match="put it into a list"):
+        encoder.encode("one text")
+
+
+def test_a_text_of_no_tokens_counts_as_an_unknown_one(tmp_path):
+    folder = save_checkpoint(tmp_path / "checkpoint")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["post_processor"] = None
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    encoder = Encoder(folder, device="cpu")
+    assert [ids.tolist() for ids in encoder.tokenize(["", "a"]).ids] == [[PIECES.index("[UNK]")], [PIECES.index("a")]]
+    assert np.isfinite(encoder.encode(["", "a"])).all()
+
+
 def test_truncated_texts_are_counted_and_as_their_beginning(checkpoint):
     encoder = Encoder(checkpoint, device="cpu", max_length=6)
     long, exact = "a b c d e f g", "a b c d"
@@ -147,7 +161,16 @@ def test_lower_case(tmp_path):
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 9, "do_lower_case": True}))
     encoder = Encoder(folder, device="cpu")
     np.testing.assert_array_equal(*encoder.tokenize(["AB", "ab"]).ids)
-    assert encoder.tokenizer.max_length == 9
+
+
+@pytest.mark.parametrize(("stated", "expected"), [(None, 60), (9, 9), (99, 64)])
+def test_length_of_the_files_within_the_positions(tmp_path, stated, expected):
+    """Of the tokenizer where sentence-transformers' file has none."""
+    folder = save_checkpoint(tmp_path / "checkpoint")
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": stated}))
+    encoder = Encoder(folder, device="cpu")
+    assert encoder.tokenizer.max_length == expected
+    assert encoder.encode(["a " * 200]).shape == (1, 32)
 
 
 def test_a_family_that_is_not_known_runs_as_it_is(tmp_path):
@@ -200,3 +223,23 @@ def test_missing_weights_are_no_random_ones(tmp_path):
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(RecipeError, match=r"no weights for encoder\.layer\.1\.output\.dense\.weight"):
         Encoder(folder, device="cpu")
+
+
+def test_a_tokenizer_in_python(tmp_path):
+    """That of Japanese BERT, here over single characters."""
+    folder = save_checkpoint(tmp_path / "checkpoint")
+    fast = Encoder(folder, device="cpu", max_length=6)
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.txt").write_text("\n".join(PIECES) + "\n")
+    config = {
+        "tokenizer_class": "BertJapaneseTokenizer",
+        "word_tokenizer_type": "basic",
+        "subword_tokenizer_type": "character",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "do_lower_case": True}))
+    slow = Encoder(folder, device="cpu", max_length=6)
+    assert not hasattr(slow.tokenizer._tokenizer, "backend_tokenizer")
+    texts = ["a b", "a b c d e", "a b c d"]
+    for ids, expected in zip(slow.tokenize(texts).ids, fast.tokenize(texts).ids, strict=True):
+        np.testing.assert_array_equal(ids, expected)
+    assert (slow.truncated, fast.truncated) == (1, 1)

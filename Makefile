@@ -79,7 +79,7 @@ dist: $(VENV)/.built
 
 # The site into build/site, from docs/ and the docstrings; a dead link or a page that no menu names is an error. Nothing is fetched.
 docs: $(VENV)/.built
-	$(BIN)/mkdocs build --strict --quiet --site-dir build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site  # --quiet would hide warnings from --strict
 
 lint: $(VENV)/.built
 	$(BIN)/ruff check .

@@ -22,7 +22,9 @@ _LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
 _GLUED = re.compile(r"^(?![ \t|#<>-]|\*|\d+\.|$).*\n((?:[-*]|\d+\.) .*)", re.MULTILINE)
 _NESTED = re.compile(r"^ {2,3}((?:[-*]|\d+\.) .*)", re.MULTILINE)
 _LOG = logging.getLogger("mkdocs.hooks.pages")
-_CODE = re.compile(r"^```.*?^```|^(?: {4}.*\n)+|`[^`]+`", re.MULTILINE | re.DOTALL)
+_CODE = re.compile(
+    r"^```.*?^```|^(?: {4}(?![*-] |\d+\. )[^\n]*\n)+|`(?:[^`\n]|\n(?!\s*\n))+`", re.MULTILINE | re.DOTALL
+)
 
 
 def recipes(contributing: str) -> str:

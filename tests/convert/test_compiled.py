@@ -235,7 +235,18 @@ def test_the_node_is_an_op(dtype):
     parameters = [p for layer in layers for p in compiled.parts_of(layer).parameters()]
     eps = [1e-12] * (2 * len(layers))
     for prepack in (True, False):
-        arguments = states, real[:, None, None], parameters, 2, (HIDDEN // 2) ** -0.5, "none", eps, False, prepack, False
+        arguments = (
+            states,
+            real[:, None, None],
+            parameters,
+            2,
+            (HIDDEN // 2) ** -0.5,
+            "none",
+            eps,
+            False,
+            prepack,
+            False,
+        )
         checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
         torch.library.opcheck(compiled._layers, arguments, test_utils=checks)
         got = compiled._layers(*arguments)

@@ -4,6 +4,7 @@ A page is written for a reader of the repository: its links are relative to its 
 links to (results, pictures, sources) come into the site under their own path; a link to nothing is an error of the build.
 """
 
+import logging
 import os
 import posixpath
 import re
@@ -17,6 +18,10 @@ ROOT = Path(__file__).parents[2]
 OUTSIDE = ("CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")
 RECIPES = "recipes.md"  # a section of CONTRIBUTING.md as a page of its own
 _LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
+# What GitHub shows as a list and mkdocs as text.
+_GLUED = re.compile(r"^(?![ \t|#<>-]|\*|\d+\.|$).*\n((?:[-*]|\d+\.) .*)", re.MULTILINE)
+_NESTED = re.compile(r"^ {2,3}((?:[-*]|\d+\.) .*)", re.MULTILINE)
+_LOG = logging.getLogger("mkdocs.hooks.pages")
 _CODE = re.compile(r"^```.*?^```|^(?: {4}.*\n)+|`[^`]+`", re.MULTILINE | re.DOTALL)
 
 
@@ -62,6 +67,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     here = page.file.src_uri
     path = in_repository(here)
+    prose = _CODE.sub("", markdown)
+    for pattern, what in (
+        (_GLUED, "a list needs a blank line before it"),
+        (_NESTED, "a list in a list needs four spaces"),
+    ):
+        for line in pattern.findall(prose):
+            _LOG.warning("%s: %s: %s", path, what, line)
 
     def relative(link: re.Match[str]) -> str:
         before, target, after = link.groups()

@@ -79,6 +79,7 @@ class FastEncoder(Swapped):
             checks.attentions_reason(config, call)
             or checks.mask_reason(mask, x, installed.attention_implementation(config))
             or self.stack_reason(x, captured=self._is_captured_training(x), train=True)
+            or next(filter(None, (checks.few_tokens_reason(layer, x) for layer in self.layer)), None)
             or self.padding_reason()
             or (self._speed_reason(x) if x.is_cuda else None)
         )

@@ -57,6 +57,7 @@ class FastLayer(Swapped):
             or checks.tensor_reason(x, option(self, "gpu_kernels"))
             or checks.attentions_reason(config, call)
             or checks.layer_reason(self, x.device, x.dtype)
+            or checks.few_tokens_reason(self, x)
             or checks.mask_reason(call.get("attention_mask"), x, installed.attention_implementation(config))
         )
 

@@ -159,16 +159,14 @@ BERT: dict[str, dict[str, Change]] = {
         "gradient_checkpointing": attribute("gradient_checkpointing", True),
     },
 }
-# What other families' files have besides, or under other names.
+# Of embeddings whose positions follow the tokens.
 FOLLOWING: dict[str, Change] = {
     "padding_idx": attribute("padding_idx", 5),
     "create_position_ids_from_input_ids": other_positions,
     "create_position_ids_from_inputs_embeds": None,  # of calls that are stock's
 }
+# What else other families' files have besides, or under other names.
 OWN: dict[str, dict[str, dict[str, Change]]] = {
-    "roberta": {"Embeddings": FOLLOWING},
-    "xlm_roberta": {"Embeddings": FOLLOWING},
-    "camembert": {"Embeddings": FOLLOWING},
     "electra": {"Model": {"embeddings_project": replaced("embeddings_project", Doubled)}},
     "ernie": {
         "Embeddings": {
@@ -202,7 +200,6 @@ OWN: dict[str, dict[str, dict[str, Change]]] = {
             "config.output_hidden_states": config("output_hidden_states", True),
             "config.return_dict": config("return_dict", False),
         },
-        "Embeddings": FOLLOWING,
         "Encoder": {
             "compute_position_bias": half("compute_position_bias"),
             "relative_attention_bias": replaced("relative_attention_bias", Doubled),
@@ -264,7 +261,14 @@ def classes_of(family: Family) -> list[type[nn.Module]]:
 def changes_of(family: Family, stock: type[nn.Module]) -> dict[str, Change]:
     """What may be read of a class of a family, and a change of each."""
     name = stock.__name__.removeprefix(family.model.__name__.removesuffix("Model"))
-    return {**BERT.get(name, {}), **OWN.get(family.name, {}).get(name, {})}
+    return {**BERT.get(name, {}), **own_changes_of(family, stock)}
+
+
+def own_changes_of(family: Family, stock: type[nn.Module]) -> dict[str, Change]:
+    """Those which the class of BERT's that is named alike does not have."""
+    name = stock.__name__.removeprefix(family.model.__name__.removesuffix("Model"))
+    following = FOLLOWING if family.positions_follow_tokens and stock is family.embeddings else {}
+    return {**following, **OWN.get(family.name, {}).get(name, {})}
 
 
 def read_by(stock: type[nn.Module], module: Any = None) -> set[str]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from bert_cases import assert_same
 from family_cases import inputs_of, loss_of, models_of, real_of, tensors_of
-from stock_reads import LEAVES, OWN, changes_of, classes_of, leaf, read_by
+from stock_reads import LEAVES, changes_of, classes_of, leaf, own_changes_of, read_by
 from torch import nn
 
 from bertfast.convert.families import FAMILIES
@@ -25,8 +25,7 @@ def cases():
     """(family, stock class, attribute, change)"""
     for name, family in FAMILIES.items():
         for stock in classes_of(family):
-            suffix = stock.__name__.removeprefix(family.model.__name__.removesuffix("Model"))
-            own = OWN.get(name, {}).get(suffix, {})
+            own = own_changes_of(family, stock)
             for attribute, change in changes_of(family, stock).items():
                 if change is None or (name in BESIDES and attribute not in own):
                     continue

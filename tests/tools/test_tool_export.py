@@ -17,7 +17,7 @@ def batch(size, seqlen):
 @pytest.mark.tool("torch.export", "other families with their heads, dynamic batch and length", "falls back")
 @pytest.mark.parametrize("family", ["distilbert", "roberta"])
 def test_a_classifier_with_dynamic_shapes(family):
-    fast, stock, exact = trio(family, "SequenceClassification")
+    fast, stock, exact = trio(family, "ForSequenceClassification")
     inputs = batch(4, 11)
     dims = {0: torch.export.Dim("batch", min=2, max=64), 1: torch.export.Dim("seqlen", min=2, max=60)}
     program = torch.export.export(fast, (), inputs, dynamic_shapes=dict.fromkeys(inputs, dims), strict=False)

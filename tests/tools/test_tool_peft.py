@@ -395,3 +395,16 @@ def test_a_base_model_alone():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert "fast, from ids to hidden states" in str(bertfast.report(fast))
+
+
+@pytest.mark.tool("PEFT", "LoRA, training on fewer than 32 tokens", "falls back")
+def test_a_handful_of_tokens_in_training_is_stocks():
+    stock, fast = adapted(models(), lora(QUERY_AND_VALUE["bert"]))
+    few = {"input_ids": torch.randint(3, 50, (2, 8), generator=torch.Generator().manual_seed(4))}
+    for model in (stock, fast):
+        model.train()
+        model(**few).logits.square().sum().backward()
+    for ours, theirs in zip(fast.parameters(), stock.parameters(), strict=True):
+        assert (ours.grad is None) == (theirs.grad is None)
+        assert ours.grad is None or torch.allclose(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5)
+    assert "adapters gain nothing in training on a handful of tokens" in layer_outcomes(fast)

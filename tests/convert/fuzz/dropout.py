@@ -101,7 +101,9 @@ def _slope(subject: Subject, first: Observation, again: Callable[[], Observation
     grads = {n.removeprefix("parameter "): g for n, g in first.gradients.items() if g is not None}
     grads = {n: g.float() for n, g in grads.items() if n in parameters}
     length = sum(float(g.square().sum()) for g in grads.values()) ** 0.5
-    if not 1e-4 < length < 1e6:
+    if not 1e-4 < length < 1e6 or any(
+        p._backward_hooks for p in parameters.values()
+    ):  # a user's hook gives another gradient
         return []
     before = {n: parameters[n].detach().clone() for n in grads}
     errors = []

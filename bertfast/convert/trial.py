@@ -22,6 +22,7 @@ Swap = Callable[[nn.Module, bool], None]
 _TOLERANCE = 1e-4  # of the largest element; float32 rounding in two layers stays below 1e-5
 _LENGTHS = (7, 3, 5)
 _lock = threading.Lock()
+_THREAD = "bertfast-trial"
 _verdicts: dict[str, str | None] = {}  # of the families that were tried: None, or why models stay stock
 
 
@@ -35,12 +36,16 @@ def run(family: Family, swap: Swap) -> str | None:
 
     swap(model, masked_head) puts the fast classes into a model.
     """
+    if (
+        threading.current_thread().name == _THREAD
+    ):  # a model that optimises itself when it is made, as the trial's own is
+        return None
     with _lock:
         # With somebody's code in the place of stock's, fast models run stock code, and a trial would say nothing.
         if family.name not in _verdicts and checks.environment_reason() is None:
             # A thread of its own has none of the caller's modes: gradients, autocast, default device, fake tensors.
             thread = threading.Thread(
-                target=lambda: _verdicts.update({family.name: _tried(family, swap)}), name="bertfast-trial"
+                target=lambda: _verdicts.update({family.name: _tried(family, swap)}), name=_THREAD
             )
             thread.start()
             thread.join()

@@ -93,3 +93,16 @@ def test_not_made_while_code_is_replaced(untried):
         assert trial._verdicts == {}
     bertfast.optimize(fresh())
     assert trial._verdicts == {"bert": None}
+
+
+def test_of_models_that_optimise_themselves(untried):
+    """The trial makes such a model too, while whoever asked for it waits."""
+    init = hf.BertModel.__init__
+
+    def optimising(self, *args, **kwargs):
+        init(self, *args, **kwargs)
+        bertfast.optimize(self)
+
+    untried.setattr(hf.BertModel, "__init__", optimising)
+    assert isinstance(fresh(), bert.FastBertModel)
+    assert trial.verdict(bert.FAMILY) is None

@@ -177,6 +177,8 @@ def optimize(
             raise ValueError(f"{name} must be an integer of 0 or more, got {number!r}")
     if not any(gpu_kernels is choice for choice in (None, True, False)):
         raise ValueError(f"gpu_kernels must be True, False or None, got {gpu_kernels!r}")
+    if trial.is_here():
+        return model
     reason = refusal(model)
     if reason is not None:
         if strict:

@@ -31,15 +31,16 @@ def verdict(family: Family) -> str | None:
     return _verdicts.get(family.name)
 
 
+def is_here() -> bool:
+    """Whether this is the thread of a trial, whose models are to stay as they are where they optimise themselves when made."""
+    return threading.current_thread().name == _THREAD
+
+
 def run(family: Family, swap: Swap) -> str | None:
     """The verdict, by a trial where none was made yet.
 
     swap(model, masked_head) puts the fast classes into a model.
     """
-    if (
-        threading.current_thread().name == _THREAD
-    ):  # a model that optimises itself when it is made, as the trial's own is
-        return None
     with _lock:
         # With somebody's code in the place of stock's, fast models run stock code, and a trial would say nothing.
         if family.name not in _verdicts and checks.environment_reason() is None:

@@ -2,8 +2,9 @@
 
 from torch import nn
 
+from bertfast.convert import trial
 from bertfast.convert.accumulation import FastAveragedHead
-from bertfast.convert.families import FAMILIES, fast_class, stock_class
+from bertfast.convert.families import FAMILIES, fast_class, stock_class, unfit
 from bertfast.convert.masked_heads import FastMaskedHead
 
 
@@ -33,6 +34,9 @@ def refusal(model: nn.Module) -> str | None:
             )
     if modules:
         return None
+    lacking = unfit(model)
+    if lacking is not None:
+        return trial.sentence(lacking)
     kind = getattr(getattr(model, "config", None), "model_type", None)
     kind = f" (model_type {kind!r})" if kind else ""
     supported = ", ".join(family.model_type for family in FAMILIES.values())

@@ -64,13 +64,14 @@ def _tried(family: Family, swap: Swap) -> str | None:
                     for name, ours, theirs in outcome:
                         difference = _difference(ours, theirs)
                         if difference is not None:
-                            return _sentence(f"{what}: {name} {difference}")
+                            return sentence(f"{what}: {name} {difference}")
     except Exception as error:  # whatever a future release makes of it, the user's model must go on
-        return _sentence(f"{what}: {type(error).__name__}: {error}")
+        return sentence(f"{what}: {type(error).__name__}: {error}")
     return None
 
 
-def _sentence(difference: str) -> str:
+def sentence(difference: str) -> str:
+    """Why models stay stock on the installed transformers."""
     return (
         f"transformers {transformers.__version__} is not what this bertfast was made for ({difference}), so models stay stock; "
         "update bertfast, or install a transformers that docs/versions.md lists"

@@ -6,10 +6,11 @@ import pytest
 import torch
 from bert_cases import tiny_config
 from torch import nn
+from transformers import RobertaConfig, RobertaModel
 from transformers.models.bert import modeling_bert as hf
 
 import bertfast
-from bertfast.convert import embeddings, layer, trial
+from bertfast.convert import embeddings, families, layer, trial
 from bertfast.convert.families import bert
 
 swap = importlib.import_module("bertfast.convert.optimize")._swap_for_trial  # the package's `optimize` is the function
@@ -106,3 +107,27 @@ def test_of_models_that_optimise_themselves(untried):
     untried.setattr(hf.BertModel, "__init__", optimising)
     assert isinstance(fresh(), bert.FastBertModel)
     assert trial.verdict(bert.FAMILY) is None
+
+
+def test_a_release_that_lacks_a_class_costs_that_family_alone(monkeypatch):
+    """Its record cannot be made then; nothing else may fail for it."""
+    load = importlib.import_module
+
+    def lacking(name, *args):
+        if name.endswith(".families.roberta"):
+            raise AttributeError("module 'modeling_roberta' has no attribute 'RobertaSelfOutput'")
+        return load(name, *args)
+
+    monkeypatch.setattr(families, "_unfit", {})
+    monkeypatch.setattr(families.importlib, "import_module", lacking)
+    tiny = families.FAMILIES["bert"].tiny()
+    model = RobertaModel(RobertaConfig(**{**tiny.to_dict(), "pad_token_id": 1}))
+    with pytest.raises(
+        bertfast.UnsupportedModelError, match=r"roberta: AttributeError.*RobertaSelfOutput.*models stay stock"
+    ):
+        bertfast.optimize(model)
+    assert type(bertfast.optimize(model, strict=False)) is RobertaModel
+    assert "RobertaSelfOutput" in str(bertfast.report(model))
+    assert "roberta" not in families.FAMILIES
+    assert len(families.FAMILIES) == 7
+    assert isinstance(bertfast.optimize(fresh()), bert.FastBertModel)

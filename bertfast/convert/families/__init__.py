@@ -4,7 +4,6 @@ To add one: a file here, named as the folder in transformers, with a record `FAM
 """
 
 import importlib
-import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -18,27 +17,41 @@ if TYPE_CHECKING:
 _FILES = ("bert", "roberta", "xlm_roberta", "camembert", "electra", "ernie", "distilbert", "mpnet")
 
 
+_unfit: dict[str, str] = {}  # families whose record the installed transformers does not fit: what it lacks
+
+
 class _Families(Mapping[str, "Family"]):
-    """Name to record, in the order of `_FILES`."""
+    """Name to record, in the order of `_FILES`; without those that the installed transformers does not fit."""
 
     def __getitem__(self, name: str) -> "Family":
-        if name not in _FILES:
-            raise KeyError(name)
-        return importlib.import_module(f"{__name__}.{name}").FAMILY
+        if name in _FILES and name not in _unfit:
+            try:
+                return importlib.import_module(f"{__name__}.{name}").FAMILY
+            except (AttributeError, ImportError) as error:
+                # A release that renames a class costs the family its speed, and the others nothing.
+                _unfit[name] = f"{type(error).__name__}: {error}"
+        raise KeyError(name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(_FILES)
+        return (name for name in _FILES if name in self)
 
     def __len__(self) -> int:
-        return len(_FILES)
+        return sum(1 for _ in self)
 
 
 FAMILIES: Mapping[str, "Family"] = _Families()
 
 
-def loaded() -> "list[Family]":
-    """Those of which a model was met."""
-    return [FAMILIES[name] for name in _FILES if f"{__name__}.{name}" in sys.modules]
+def _name_of(cls: type) -> str | None:
+    """The name of the family that a class of transformers belongs to, whether its record fits or not."""
+    parts = cls.__module__.split(".")
+    return parts[2] if parts[:2] == ["transformers", "models"] and parts[2:3] and parts[2] in _FILES else None
+
+
+def unfit(model: nn.Module) -> str | None:
+    """Why a model's family has no record here though bertfast knows it; None where that is not so."""
+    names = {_name_of(type(module)) for module in model.modules()}
+    return next((f"{name}: {why}" for name, why in _unfit.items() if name in names), None)
 
 
 def of(cls: type) -> "Family | None":
@@ -46,9 +59,8 @@ def of(cls: type) -> "Family | None":
     own = getattr(cls, "family", None)
     if own is not None and cls.__module__ == own.file:
         return own
-    parts = cls.__module__.split(".")
-    is_known = parts[:2] == ["transformers", "models"] and parts[2:3] and parts[2] in _FILES
-    return FAMILIES[parts[2]] if is_known else None
+    name = _name_of(cls)
+    return None if name is None else FAMILIES.get(name)
 
 
 def of_instance(module: nn.Module) -> "Family | None":

@@ -10,6 +10,7 @@ import torch
 
 import bertfast
 from bertfast import _ext, _library, _torch
+from bertfast._extras import install
 from bertfast.nn import fp8_state
 from bertfast.ops import onednn, products
 from bertfast.triton import faster, verified
@@ -104,7 +105,7 @@ def _advice(extension: Any) -> list[dict[str, str]]:
         mend = f"torch.set_num_threads({cores}), or OMP_NUM_THREADS={cores} in the environment"
         found.append({"what": f"{threads} of {cores} cores work", "why": f"torch has {threads} threads", "mend": mend})
     if importlib.util.find_spec("transformers") is None:
-        mend = "pip install 'bertfast[hf]'"
+        mend = install("hf")
         found.append({"what": "Hugging Face models stay as they are", "why": "transformers is absent", "mend": mend})
     if torch.cuda.is_available():
         found += _gpu_advice(verified.devices()[torch.cuda.current_device()])
@@ -115,7 +116,7 @@ def _gpu_advice(arch: int) -> list[dict[str, str]]:
     """What is slow on the GPU, of this architecture."""
     advice = []
     if importlib.util.find_spec("triton") is None:
-        mend = "pip install 'bertfast[gpu]'"
+        mend = install("gpu")
         advice.append({"what": "ops on the GPU run torch's own functions", "why": "Triton is absent", "mend": mend})
     elif refused := verified.gate(arch):
         by_reason: dict[str, list[str]] = {}

@@ -158,7 +158,7 @@ def test_missing_transformers_is_named(checkpoint, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     done = runner.invoke(app, ["verify", checkpoint])
     assert done.exit_code == 2
-    assert "pip install 'bertfast[hf]'" in said(done)
+    assert "-e '.[hf]'" in said(done)
 
 
 def test_json_has_no_infinity():

@@ -134,7 +134,7 @@ def test_without_a_gpu_what_results_verify_is_listed():
     ("environment", "block", "expected"),
     [
         ({"BERTFAST_DISABLE_EXT": "1"}, "", "BERTFAST_DISABLE_EXT=1 is set"),
-        ({}, "transformers", "pip install 'bertfast[hf]'"),
+        ({}, "transformers", "-e '.[hf]'"),
     ],
 )
 def test_what_is_missing_is_said_and_is_no_error(environment, block, expected):

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bertfast._extras import install
+
 # hidden, layers, heads, feed-forward
 PRESETS = {"bert-base": (768, 12, 12, 3072), "bert-large": (1024, 24, 16, 4096)}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -109,7 +111,7 @@ def load_model(model: str) -> nn.Module:
         from transformers import AutoModel, BertModel
         from transformers.utils import logging
     except ImportError as error:
-        raise BenchError("this needs transformers: pip install 'bertfast[hf]'") from error
+        raise BenchError(f"this needs transformers: {install('hf')}") from error
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     if model in PRESETS:
@@ -174,7 +176,7 @@ def sentence_batches(folder: Path, size: int = 16, *, by_length: bool = False) -
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
-        raise BenchError("this needs tokenizers: pip install 'bertfast[hf]'") from error
+        raise BenchError(f"this needs tokenizers: {install('hf')}") from error
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.enable_truncation(512)

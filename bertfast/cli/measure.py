@@ -10,6 +10,7 @@ import torch
 import typer
 from rich.table import Table
 
+from bertfast._extras import install
 from bertfast.cli.common import check_target, console, fail, write_json
 from bertfast.cli.flags import simple
 from bertfast.options import option
@@ -135,7 +136,7 @@ def _cases(given: BenchOptions, loaded: dict[str, Any]) -> list[Any]:
     check_target("--json", given.json)
     check_target("--plot", given.plot)
     if given.plot and importlib.util.find_spec("matplotlib") is None:
-        raise fail("--plot needs matplotlib: pip install 'bertfast[plot]'")
+        raise fail(f"--plot needs matplotlib: {install('plot')}")
     if given.threads:
         torch.set_num_threads(given.threads)
     todo = [] if given.models else case_list.default_cases()

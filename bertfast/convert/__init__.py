@@ -3,8 +3,10 @@
 try:
     import transformers  # noqa: F401
 except ImportError as error:
+    from bertfast._extras import install
+
     raise ImportError(
-        "bertfast.optimize works on Hugging Face models and needs transformers: pip install 'bertfast[hf]'"
+        f"bertfast.optimize works on Hugging Face models and needs transformers: {install('hf')}"
     ) from error
 
 from bertfast.convert.attention import register_attention

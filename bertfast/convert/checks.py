@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import activations
 
 from bertfast import _torch
+from bertfast._extras import install
 from bertfast.convert import adapters, installed
 from bertfast.convert.plain import hook_reason, module_reason
 from bertfast.nn.parts import Kind, below, parts_of
@@ -228,7 +229,7 @@ def gpu_reason(
     if gpu_kernels is False:
         return "gpu_kernels=False"
     if importlib.util.find_spec("triton") is None:
-        return "the GPU kernels need Triton: pip install 'bertfast[gpu]'"
+        return f"the GPU kernels need Triton: {install('gpu')}"
     if gpu_kernels:
         return None
     arch = architecture(index)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bertfast import _ext
+from bertfast._extras import install
 from bertfast.data.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT, VERSION = "bertfast-corpus", 1
@@ -225,7 +226,7 @@ def _read_table(folder: Path) -> Any:
     try:
         from datasets import Dataset, load_from_disk
     except ImportError as error:
-        raise ImportError("reading a corpus needs the datasets package: pip install 'bertfast[data]'") from error
+        raise ImportError(f"reading a corpus needs the datasets package: {install('data')}") from error
     try:
         found = load_from_disk(str(folder))
     except Exception as error:  # datasets and pyarrow raise many kinds for missing, cut or foreign files

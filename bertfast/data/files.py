@@ -5,10 +5,12 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from bertfast._extras import install
+
 
 def missing_extra(error: ImportError, extra: str, purpose: str) -> ImportError:
     """An ImportError that names the extra which brings the module."""
-    return ImportError(f"{purpose} needs {error.name}, which is not installed: pip install 'bertfast[{extra}]'")
+    return ImportError(f"{purpose} needs {error.name}, which is not installed: {install(extra)}")
 
 
 def sync_folder(folder: Path) -> None:

@@ -17,6 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from bertfast._extras import install
 from bertfast.data.added_tokens import Added, TokenizerError, gather, text_of
 from bertfast.data.files import missing_extra, write_whole
 from bertfast.data.tokenizer import CONTINUES, MODEL_INPUTS, SPECIAL_ROLES, Encoding, Tokenizer, vocabulary
@@ -37,7 +38,7 @@ Span = tuple[int, int]
 
 # What brings each dictionary.
 DICTIONARIES = {
-    "unidic_lite": "pip install 'bertfast[ja]'",
+    "unidic_lite": install("ja"),
     "unidic": "pip install unidic, then python -m unidic download",
     "ipadic": "pip install ipadic",
 }

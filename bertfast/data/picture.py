@@ -11,6 +11,7 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
+from bertfast._extras import install
 from bertfast.data.files import missing_extra
 from bertfast.data.show import Shown, Token
 
@@ -78,9 +79,7 @@ def find_font(text: frozenset[str]) -> str:
         for font in sorted((Path(spec.origin).parent / "fonts").glob("*.ttf")):
             if _covers(str(font), needed):
                 return str(font)
-    raise ImportError(
-        "no font of this system has the Japanese characters of the picture: pip install 'bertfast[ja]' brings one"
-    )
+    raise ImportError(f"no font of this system has the Japanese characters of the picture; to get one: {install('ja')}")
 
 
 class _Page:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bertfast._extras import install
+
 
 def safetensors() -> Any:
     """The package, with its module for torch.
@@ -15,7 +17,7 @@ def safetensors() -> Any:
     try:
         import safetensors.torch
     except ImportError as error:
-        raise ImportError("checkpoints are stored by safetensors: pip install 'bertfast[data]'") from error
+        raise ImportError(f"checkpoints are stored by safetensors: {install('data')}") from error
     return safetensors
 
 

@@ -5,6 +5,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from bertfast._extras import install
+
 _COLOURS = (
     "#1f6feb", "#c4432b", "#2f8f4e", "#8250df", "#b08800", "#0a7d8c", "#d0408f", "#7a4a21", "#5b6570", "#86b300",
 )  # fmt: skip
@@ -57,7 +59,7 @@ def draw(lines: list[dict[str, Any]], path: Path, title: str) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise ImportError("the curves of a run need matplotlib: pip install 'bertfast[train]'") from None
+        raise ImportError(f"the curves of a run need matplotlib: {install('train')}") from None
     figure = Figure(figsize=(5.4 * len(panels), 4.6), layout="constrained")
     # A figure has one colour in training and on held-out data, and a loss that of its accuracy.
     stems = dict.fromkeys(_stem(name) for _, *both in panels for series in both for name in series)

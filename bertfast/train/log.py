@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from bertfast._extras import install
 from bertfast.train import curves, journal, rates
 from bertfast.train.config import TrainConfig
 from bertfast.train.distributed import Ranks
@@ -19,7 +20,7 @@ def _event_writer(run: Path, step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise ImportError("tensorboard is on, but not installed: pip install 'bertfast[tensorboard]'") from None
+        raise ImportError(f"tensorboard is on, but not installed: {install('tensorboard')}") from None
     return SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
 
 

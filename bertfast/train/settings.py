@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from bertfast._extras import install
 from bertfast.options import fit, kind_name, limit_problem
 from bertfast.train.errors import ConfigError
 
@@ -71,7 +72,7 @@ def _yaml() -> Any:
     try:
         import yaml
     except ImportError:
-        raise ImportError("configuration files need PyYAML: pip install 'bertfast[train]'") from None
+        raise ImportError(f"configuration files need PyYAML: {install('train')}") from None
     return yaml
 
 

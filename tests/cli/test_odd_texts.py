@@ -179,7 +179,7 @@ def test_without_pyarrow_it_says_what_to_install(tmp_path, checkpoint, texts, mo
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     status, said = run(checkpoint, texts, "--out", tmp_path / "out")
     assert status == 2
-    assert "pip install 'bertfast[encode]'" in said
+    assert "-e '.[encode]'" in said
 
 
 def test_the_table_is_large_and_has_no_name_twice():

@@ -189,7 +189,7 @@ def test_unsupported(tmp_path, config, message):
 def test_a_missing_package_names_its_extra(tmp_path, absent, monkeypatch):
     folder = write(tmp_path / "t", PLAIN)
     monkeypatch.setitem(sys.modules, absent, None)
-    with pytest.raises(ImportError, match=r"Japanese text needs .*pip install 'bertfast\[ja\]'"):
+    with pytest.raises(ImportError, match=r"Japanese text needs .*-e '\.\[ja\]'"):
         load_tokenizer(folder)
 
 
@@ -202,7 +202,7 @@ def test_a_missing_dictionary_names_what_brings_it(tmp_path, dictionary, brought
     folder = write(tmp_path / "t", PLAIN, mecab_kwargs={"mecab_dic": dictionary})
     with pytest.raises(ImportError, match=brought_by) as caught:
         load_tokenizer(folder)
-    assert "bertfast[ja]" not in str(caught.value)
+    assert ".[ja]" not in str(caught.value)
 
 
 def test_options_that_mecab_refuses(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from encoding_cases import TEXTS
 
-ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'bertfast[ray]'")
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install --no-build-isolation -e '.[ray]'")
 pytest.importorskip("ray.data")
 
 import bertfast  # noqa: E402

@@ -14,7 +14,7 @@ from pathlib import Path
 LIBRARY = Path(__file__).with_name("libbertfast_cuda.so")
 BUILD = Path(__file__).parents[1] / "csrc" / "cuda" / "build.py"  # in a checkout
 NOT_POSSIBLE = 3  # its exit status where nvcc or CUTLASS's headers are not here
-_MEND = "`make cuda` builds it where nvcc is, or BERTFAST_BUILD=cuda pip install --no-build-isolation -e . with the extra `cuda`"
+_FIX = "`make cuda` builds it where nvcc is, or BERTFAST_BUILD=cuda pip install --no-build-isolation -e . with the extra `cuda`"
 
 
 class Launch(ctypes.Structure):
@@ -57,15 +57,15 @@ def _opened() -> ctypes.CDLL:
 
 @cache
 def absence() -> str | None:
-    """Why there is no library to run, and the way to mend it; None where there is one."""
+    """Why there is no library to run, and the way to fix it; None where there is one."""
     if built_from() is None:
-        return f"{LIBRARY.name} was not built: {_MEND}"
+        return f"{LIBRARY.name} was not built: {_FIX}"
     if built_from() != (sources() or built_from()):
-        return f"{LIBRARY.name} was built from other sources than those in csrc/cuda: {_MEND}"
+        return f"{LIBRARY.name} was built from other sources than those in csrc/cuda: {_FIX}"
     try:
         _opened()
     except OSError as error:
-        return f"{LIBRARY.name} cannot be loaded: {error}. {_MEND} again"
+        return f"{LIBRARY.name} cannot be loaded: {error}. {_FIX} again"
     return None
 
 

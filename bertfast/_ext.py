@@ -35,7 +35,7 @@ def load() -> ModuleType | None:
 
 
 def absence() -> tuple[str, str] | None:
-    """Why there is no extension, and the way to mend it; None where it is loaded."""
+    """Why there is no extension, and the way to fix it; None where it is loaded."""
     if _module is not None:
         return None
     if os.environ.get("BERTFAST_DISABLE_EXT") == "1":

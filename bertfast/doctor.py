@@ -1,4 +1,4 @@
-"""doctor: who owns each (op, device), versions, what is slow here and why, and how to mend it."""
+"""doctor: what is slow here, why and how to fix it, versions, and who owns each (op, device)."""
 
 import importlib.util
 import os
@@ -63,20 +63,20 @@ def owner(name: str, key: str) -> str:
 
 
 def _advice(extension: Any) -> list[dict[str, str]]:
-    """What is slow on this machine: what, why, and the way to mend it."""
+    """What is slow on this machine: what, why, and the way to fix it."""
     found = []
     absent = _ext.absence()
     if absent is not None:
-        found.append({"what": "CPU ops run as eager references", "why": absent[0], "mend": absent[1]})
+        found.append({"what": "CPU ops run as eager references", "why": absent[0], "fix": absent[1]})
     else:
         info = extension.build_info()
         if info["isa"] != info["isa_detected"]:
-            mend = "unset BERTFAST_CPU_ISA"
+            fix = "unset BERTFAST_CPU_ISA"
             found.append(
                 {
                     "what": f"kernels use {info['isa']}",
                     "why": f"BERTFAST_CPU_ISA lowers it from {info['isa_detected']}",
-                    "mend": mend,
+                    "fix": fix,
                 }
             )
         elif info["isa"] == "portable":
@@ -84,7 +84,7 @@ def _advice(extension: Any) -> list[dict[str, str]]:
                 {
                     "what": "kernels use the portable build",
                     "why": "this processor has no AVX2",
-                    "mend": "none: use a newer processor",
+                    "fix": "none: use a newer processor",
                 }
             )
         if products.widens():
@@ -92,21 +92,21 @@ def _advice(extension: Any) -> list[dict[str, str]]:
                 {
                     "what": "bfloat16 is multiplied as float32, so it is no faster on large batches",
                     "why": "the processor has neither AMX nor a fast AVX512-BF16",
-                    "mend": "prefer float32 on this processor, unless memory is short",
+                    "fix": "prefer float32 on this processor, unless memory is short",
                 }
             )
     if not onednn.available():
-        mend = "use a torch build with oneDNN (torch.backends.mkldnn)"
+        fix = "use a torch build with oneDNN (torch.backends.mkldnn)"
         found.append(
-            {"what": "inference cannot prepack weights", "why": "this torch has no oneDNN entry points", "mend": mend}
+            {"what": "inference cannot prepack weights", "why": "this torch has no oneDNN entry points", "fix": fix}
         )
     threads, cores = torch.get_num_threads(), _cores()
     if threads < cores:
-        mend = f"torch.set_num_threads({cores}), or OMP_NUM_THREADS={cores} in the environment"
-        found.append({"what": f"{threads} of {cores} cores work", "why": f"torch has {threads} threads", "mend": mend})
+        fix = f"torch.set_num_threads({cores}), or OMP_NUM_THREADS={cores} in the environment"
+        found.append({"what": f"{threads} of {cores} cores work", "why": f"torch has {threads} threads", "fix": fix})
     if importlib.util.find_spec("transformers") is None:
-        mend = install("hf")
-        found.append({"what": "Hugging Face models stay as they are", "why": "transformers is absent", "mend": mend})
+        fix = install("hf")
+        found.append({"what": "Hugging Face models stay as they are", "why": "transformers is absent", "fix": fix})
     if torch.cuda.is_available():
         found += _gpu_advice(verified.devices()[torch.cuda.current_device()])
     return found
@@ -116,15 +116,15 @@ def _gpu_advice(arch: int) -> list[dict[str, str]]:
     """What is slow on the GPU, of this architecture."""
     advice = []
     if importlib.util.find_spec("triton") is None:
-        mend = install("gpu")
-        advice.append({"what": "ops on the GPU run torch's own functions", "why": "Triton is absent", "mend": mend})
+        fix = install("gpu")
+        advice.append({"what": "ops on the GPU run torch's own functions", "why": "Triton is absent", "fix": fix})
     elif refused := verified.gate(arch):
         by_reason: dict[str, list[str]] = {}
         for op, reason in refused.items():
             by_reason.setdefault(reason, []).append(op)
-        mend = "run `make gpu` in bertfast's checkout"
+        fix = "run `make gpu` in bertfast's checkout"
         advice += [
-            {"what": f"{', '.join(ops)} run torch's own functions on the GPU", "why": reason, "mend": mend}
+            {"what": f"{', '.join(ops)} run torch's own functions on the GPU", "why": reason, "fix": fix}
             for reason, ops in by_reason.items()
         ]
     return advice + _stock_advice(arch)
@@ -132,21 +132,21 @@ def _gpu_advice(arch: int) -> list[dict[str, str]]:
 
 def _stock_advice(arch: int) -> list[dict[str, str]]:
     """Which calls of Hugging Face models take stock's code on a GPU of this architecture unless they are asked not to."""
-    mend = "bertfast.optimize(model, gpu_kernels=True) turns the kernels on"
+    fix = "bertfast.optimize(model, gpu_kernels=True) turns the kernels on"
     if importlib.util.find_spec("triton") is None or verified.default_gate(arch):
         why = f"not every op is verified on sm_{arch}"
-        return [{"what": "Hugging Face models on the GPU stay stock", "why": why, "mend": mend}]
+        return [{"what": "Hugging Face models on the GPU stay stock", "why": why, "fix": fix}]
     why = "only whole inference calls, and all layers in training, are captured in CUDA graphs; eager calls launch more slowly"
     why += " than the GPU computes"
-    advice = [{"what": "modules called one by one stay stock on the GPU", "why": why, "mend": mend}]
+    advice = [{"what": "modules called one by one stay stock on the GPU", "why": why, "fix": fix}]
     for dtype in _GPU_DTYPES:
         for train, kind in ((False, "inference"), (True, "training")):
             name = f"{_name(dtype)} {kind}"
             if (reason := faster.dtype_reason(arch, dtype, train)) is not None:
                 what = f"{name} without autocast to 16 bits stays stock on the GPU"
-                advice.append({"what": what, "why": reason, "mend": mend})
+                advice.append({"what": what, "why": reason, "fix": fix})
             advice += [
-                {"what": f"{name} near some sizes stays stock on the GPU", "why": faster.told(line), "mend": mend}
+                {"what": f"{name} near some sizes stays stock on the GPU", "why": faster.told(line), "fix": fix}
                 for line in faster.slower(arch, dtype, train)
             ]
     return advice

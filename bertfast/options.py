@@ -3,7 +3,7 @@
 import dataclasses
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ def option(
     default: Any = dataclasses.MISSING,
     help: str = "",
     *,
-    choices: Sequence[str] = (),
+    choices: Sequence[str] | Mapping[str, str] = (),
     low: float | None = None,
     high: float | None = None,
     free: bool = False,
@@ -29,6 +29,7 @@ def option(
     """A dataclass field with its help and limits. A list or another mutable default is copied for each instance.
 
     Args:
+        choices: all values that it may have; a mapping says in the help what each does.
         free: may change when a run is resumed.
         passing: is of one process and not of the run, so it is not written down.
         hidden: has no flag.
@@ -39,8 +40,9 @@ def option(
         stored: under which name a fine-tuned model keeps it.
         predicting: may be given to `predict` as well, whose help says this of it.
     """
+    meanings = dict(choices) if isinstance(choices, Mapping) else {}
     metadata = {
-        "help": help, "choices": tuple(choices), "low": low, "high": high, "free": free, "passing": passing,
+        "help": help, "choices": tuple(choices), "meanings": meanings, "low": low, "high": high, "free": free, "passing": passing,
         "hidden": hidden, "flags": tuple(flags), "argument": argument, "repeated": repeated, "stored": stored,
         "predicting": predicting,
     }  # fmt: skip
@@ -53,6 +55,16 @@ def usual(field: "dataclasses.Field[Any]") -> Any:
     """A field's default; `dataclasses.MISSING` where it has none."""
     made = field.default_factory
     return field.default if made is dataclasses.MISSING else made()
+
+
+def shown_name(field: "dataclasses.Field[Any]") -> str:
+    """What an option is on the command line: `--name`, the first of its own flags, or NAME of an argument; "" where it has none."""
+    if field.metadata.get("hidden"):
+        return ""
+    if field.metadata.get("argument"):
+        return field.name.upper()
+    own = [each for each in field.metadata.get("flags", ()) if "/" not in each]
+    return own[0] if own else f"--{field.name.replace('_', '-')}"
 
 
 def kinds_of(kind: Any) -> tuple[Any, ...]:
@@ -73,6 +85,14 @@ def kind_name(kind: Any) -> str:
 def _name(kind: Any) -> str:
     inner = typing.get_args(kind)
     return f"a list of {_name(inner[0])}" if inner else _NAMES.get(kind, kind.__name__)
+
+
+def explained(field: "dataclasses.Field[Any]") -> str:
+    """Its choices with what each does, the default first: "refuse (default): ...; skip: ..."; empty where none says that."""
+    default = usual(field)
+    meanings = field.metadata.get("meanings", {})
+    names = sorted(meanings, key=lambda name: name != default)
+    return "; ".join(f"{name}{' (default)' if name == default else ''}: {meanings[name]}" for name in names)
 
 
 def fit(kind: Any, value: Any) -> tuple[bool, Any]:

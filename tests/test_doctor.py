@@ -35,7 +35,7 @@ def test_idle_cores_are_advice(monkeypatch):
     monkeypatch.setattr(doctor, "_cores", lambda: torch.get_num_threads() + 1)
     slow = doctor.examine()["slow"]
     assert any("cores work" in item["what"] for item in slow)
-    assert all(item["what"] and item["why"] and item["mend"] for item in slow)
+    assert all(item["what"] and item["why"] and item["fix"] for item in slow)
 
 
 @pytest.fixture
@@ -69,8 +69,8 @@ def test_every_gpu_op_says_what_runs_and_why(hopper):
     assert ops["packing"]["runs"] == "reference"
     assert "have not passed their parity tests on sm_90" in ops["packing"]["why"]
     slow = {item["what"]: item for item in facts["slow"]}
-    assert "make gpu" in slow["packing run torch's own functions on the GPU"]["mend"]
-    assert "gpu_kernels=True" in slow["Hugging Face models on the GPU stay stock"]["mend"]
+    assert "make gpu" in slow["packing run torch's own functions on the GPU"]["fix"]
+    assert "gpu_kernels=True" in slow["Hugging Face models on the GPU stay stock"]["fix"]
 
 
 def test_what_models_do_on_a_verified_gpu(hopper, monkeypatch):
@@ -89,7 +89,7 @@ def test_what_models_do_on_a_verified_gpu(hopper, monkeypatch):
     assert "eager calls launch" in slow["modules called one by one stay stock on the GPU"]["why"]
     assert not any(what.startswith("float32 training") for what in slow)
     assert "0.90 of stock" in slow["bfloat16 inference near some sizes stays stock on the GPU"]["why"]
-    assert "gpu_kernels=True" in slow["float32 inference without autocast to 16 bits stays stock on the GPU"]["mend"]
+    assert "gpu_kernels=True" in slow["float32 inference without autocast to 16 bits stays stock on the GPU"]["fix"]
     assert "float16 inference near some sizes stays stock on the GPU" not in slow
 
 

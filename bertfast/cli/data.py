@@ -79,7 +79,7 @@ class BuildOptions(SourceOptions):
     out: Path = option(Path("corpus"), "the corpus' folder; made in OUT.building until it is whole")
     holdout: float = option(0.0, "share of the documents for OUT/eval, the rest in OUT/train")
     bad_lines: str = option(
-        "skip", "name bad lines in skipped.jsonl and go on, or stop at one", choices=("skip", "refuse")
+        "skip", choices={"skip": "name bad lines in skipped.jsonl and go on", "refuse": "stop at a bad line"}
     )
 
 
@@ -112,7 +112,7 @@ class ShowOptions:
 
 @contextmanager
 def _mistakes() -> Iterator[None]:
-    """What a user can mend ends as one line."""
+    """What a user can fix ends as one line."""
     from bertfast.data.workers import WorkerError
 
     try:

@@ -4,7 +4,7 @@ import typer
 from rich.markup import escape
 
 EXAMPLES: dict[str, tuple[str, ...]] = {
-    "doctor": ("bertfast doctor", "bertfast doctor --json"),
+    "doctor": ("bertfast doctor", "bertfast doctor --gpu", "bertfast doctor --json"),
     "verify": ("bertfast verify minilm",),
     "bench": ("bertfast bench minilm --batch 8 --length 128 --padding 0.5", "bertfast bench --json cpu.json"),
     "predict": (

@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 
 from bertfast.cli.common import fail
-from bertfast.options import is_list, kinds_of, usual
+from bertfast.options import explained, is_list, kinds_of, usual
 
 T = TypeVar("T")
 
@@ -74,6 +74,8 @@ def _flag(field: "dataclasses.Field[Any]", kind: Any, panel: str | None, path: s
 def _help(field: "dataclasses.Field[Any]") -> str:
     """The option's own text, its choices and its default."""
     default = usual(field)
+    if with_meanings := explained(field):
+        return "; ".join(part for part in (field.metadata["help"], with_meanings) if part)
     parts = [field.metadata.get("help", ""), "|".join(field.metadata.get("choices", ()))]
     if default not in (dataclasses.MISSING, None):
         parts.append(f"default {','.join(map(str, default)) if isinstance(default, (list, tuple)) else default}")

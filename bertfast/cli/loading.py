@@ -24,7 +24,7 @@ def chosen_device(device: str) -> torch.device:
 
 @contextmanager
 def mistakes(device: torch.device) -> Iterator[None]:
-    """What a user can mend ends the command as one line."""
+    """What a user can fix ends the command as one line."""
     try:
         from bertfast.data.tokenizer import TokenizerError
         from bertfast.models import ConfigError, WeightsError

@@ -16,14 +16,42 @@ from bertfast.cli.flags import simple
 from bertfast.options import option
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
-    """Say which implementation owns each (op, device), what is slow here and why, and how to mend it."""
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="print all of it as JSON")] = False,
+    gpu: Annotated[
+        bool, typer.Option("--gpu", help="print what runs on GPUs even where none is seen, from committed results")
+    ] = False,
+) -> None:
+    """Say what is slow here, why and how to fix it, and which implementation owns each (op, device)."""
     from bertfast.doctor import examine
 
     facts = examine()
     if as_json:
         print(json.dumps(facts, indent=1))
         return
+    if not facts["slow"]:
+        console.print("nothing is slow here for a reason that bertfast knows")
+    for item in facts["slow"]:
+        line = f"slow: {item['what']}, because {item['why']}. To fix it: {item['fix']}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    _print_machine(facts)
+    shows_gpu = gpu or facts["gpu"] is not None
+    table = Table(
+        title="owners", caption="CUDA: see the table of GPU ops for where the kernels run" if shows_gpu else None
+    )
+    for column in ("op", "CPU", "CUDA") if shows_gpu else ("op", "CPU"):
+        table.add_column(column)
+    for name, owners in facts["owners"].items():
+        table.add_row(name, owners["CPU"], *([owners["CUDA"]] if shows_gpu else []))
+    console.print(table)
+    if shows_gpu:
+        _print_gpus(facts)
+    else:
+        console.print("no GPU is seen; --gpu prints what runs on those with committed results", highlight=False)
+
+
+def _print_machine(facts: dict[str, Any]) -> None:
+    """Versions, kernels, processor, threads and GPU, one a line."""
     for name, value in facts["versions"].items():
         console.print(f"{name:14}{value or 'not installed'}", highlight=False)
     built = facts["extension"]
@@ -38,12 +66,10 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] =
         ("GPU", facts["gpu"] or "none seen"),
     ):
         console.print(f"{name:14}{value}", highlight=False)
-    table = Table(title="owners", caption="CUDA: see the table of GPU ops for where the kernels run")
-    for column in ("op", "CPU", "CUDA"):
-        table.add_column(column)
-    for name, owners in facts["owners"].items():
-        table.add_row(name, owners["CPU"], owners["CUDA"])
-    console.print(table)
+
+
+def _print_gpus(facts: dict[str, Any]) -> None:
+    """By architecture a table of ops, and what Hugging Face models do there."""
     for arch, ops in facts["gpu_ops"].items():
         table = Table(title=f"GPU ops on {arch}{'' if facts['gpu'] else ' (no GPU is seen here)'}")
         for column in ("op", "runs", "why"):
@@ -53,11 +79,6 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] =
         console.print(table)
         for dtype, text in facts["gpu_models"][arch].items():
             console.print(f"A Hugging Face model in {dtype} on {arch}: {text}", highlight=False, markup=False)
-    if not facts["slow"]:
-        console.print("nothing is slow here for a reason that bertfast knows")
-    for item in facts["slow"]:
-        line = f"slow: {item['what']}, because {item['why']}. To mend it: {item['mend']}"
-        console.print(line, highlight=False, markup=False)
 
 
 def _warn_fallback(ran: Any) -> None:

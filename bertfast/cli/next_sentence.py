@@ -8,6 +8,7 @@ from bertfast.cli.common import check_target, console, fail, note, notes
 from bertfast.cli.flags import simple
 from bertfast.cli.loading import DEVICE, chosen_device, mistakes
 from bertfast.options import option
+from bertfast.tasks.lines import BAD_LINES
 
 
 @dataclass(kw_only=True)
@@ -27,7 +28,7 @@ class NextSentenceOptions:
         None, "of --pairs in JSONL and CSV: names of both texts; default sentence1,sentence2"
     )
     out: Path | None = option(None, "write JSON lines here; printed where not given")
-    bad_lines: str = option("refuse", "of --pairs; skip: left out, counted and named", choices=("refuse", "skip"))
+    bad_lines: str = option("refuse", "of --pairs", choices=BAD_LINES)
     json: bool = option(False, "print JSON", flags=("--json",))
     device: str = DEVICE
 
@@ -52,15 +53,15 @@ def _run(options: NextSentenceOptions) -> None:
             for name in ("a", "b"):
                 check_text(name.upper(), getattr(options, name))
             pairs = [PairExample(options.a or "", options.b, None, "A and B")]
-        found = judge(*load_next_sentence(options.model, at), pairs)
+        verdicts = judge(*load_next_sentence(options.model, at), pairs)
     for remark in (*bad.remarks, *([f"{options.pairs}: {bad.summary()}"] if bad else [])):
         note(remark)
     rows = [
         {"sentence1": pair.first, "sentence2": pair.second, "answer": each.answer, "probability": each.probability}
-        for pair, each in zip(pairs, found, strict=True)
+        for pair, each in zip(pairs, verdicts, strict=True)
     ]
     if options.pairs is None and options.out is None and not options.json:
-        print(f"{found[0].answer} (B follows A with probability {found[0].probability:.4f})")
+        print(f"{verdicts[0].answer} (B follows A with probability {verdicts[0].probability:.4f})")
         return
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     if options.out is None:

@@ -11,6 +11,7 @@ from bertfast.cli.common import check_target, console, fail, note, notes
 from bertfast.cli.flags import simple
 from bertfast.cli.loading import DEVICE, chosen_device, mistakes
 from bertfast.options import option
+from bertfast.tasks.lines import BAD_LINES
 from bertfast.tasks.registry import TASKS
 from bertfast.tasks.task import Line, Predicted
 
@@ -24,21 +25,21 @@ class PredictOptions(Line):
     out: Path | None = option(None, "write predictions here; printed where not given")
     n_best: Path | None = option(None, "questions: write the n best answers with scores here")
     task: str | None = option(None, "what the model is for, where its folder does not say", choices=tuple(TASKS))
-    bad_lines: str = option("refuse", "skip: left out, counted and named", choices=("refuse", "skip"))
+    bad_lines: str = option("refuse", "of INPUT", choices=BAD_LINES)
     device: str = DEVICE
 
 
 def _of_tasks() -> dict[str, tuple[type, Any]]:
     """Options of tasks that may be given here: name to (type, field), the texts of all tasks that have it in its help."""
-    made: dict[str, tuple[type, Any]] = {}
+    options: dict[str, tuple[type, Any]] = {}
     texts: dict[str, list[str]] = {}
     for task in TASKS.values():
         for each in dataclasses.fields(task.options):
             if text := each.metadata.get("predicting"):
                 texts.setdefault(each.name, []).append(text)
                 about = {**each.metadata, "help": "; ".join(dict.fromkeys(texts[each.name]))}
-                made[each.name] = typing.get_type_hints(task.options)[each.name], field(default=None, metadata=about)
-    return made
+                options[each.name] = typing.get_type_hints(task.options)[each.name], field(default=None, metadata=about)
+    return options
 
 
 _OF_TASKS = _of_tasks()
@@ -67,12 +68,12 @@ def _refuse_others(fitted: Any, given: dict[str, Any]) -> None:
     """An option that is not of the model's task."""
     for name, value in given.items():
         if name == "n_best":
-            having = [task.name for task in TASKS.values() if task.has_n_best]
+            tasks = [task.name for task in TASKS.values() if task.has_n_best]
         else:
-            having = [t.name for t in TASKS.values() if name in (each.name for each in dataclasses.fields(t.options))]
-        if value is not None and fitted.task.name not in having:
+            tasks = [t.name for t in TASKS.values() if name in (each.name for each in dataclasses.fields(t.options))]
+        if value is not None and fitted.task.name not in tasks:
             flag = f"--{name.replace('_', '-')}"
-            which = f"task{'s' if len(having) > 1 else ''} {' and '.join(map(repr, having))}"
+            which = f"task{'s' if len(tasks) > 1 else ''} {' and '.join(map(repr, tasks))}"
             raise fail(f"{flag} is for models of the {which}; this one is for {fitted.task.name!r}: leave it out")
 
 
@@ -100,18 +101,18 @@ def _run(options: PredictOptions) -> None:
         _write(fitted.predict(examples), options)
 
 
-def _write(found: Predicted, options: PredictOptions) -> None:
-    if found.document is None:
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows)
+def _write(predicted: Predicted, options: PredictOptions) -> None:
+    if predicted.document is None:
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in predicted.rows)
     else:
-        text = json.dumps(found.document, ensure_ascii=False, indent=1) + "\n"
+        text = json.dumps(predicted.document, ensure_ascii=False, indent=1) + "\n"
     if options.n_best is not None:
-        whole = json.dumps(found.n_best, ensure_ascii=False, indent=1) + "\n"
+        whole = json.dumps(predicted.n_best, ensure_ascii=False, indent=1) + "\n"
         _write_text(options.n_best, whole)
     if options.out is not None:
         _write_text(options.out, text)
     else:
-        print(found.short if options.input is None and found.short is not None else text.rstrip("\n"))
+        print(predicted.short if options.input is None and predicted.short is not None else text.rstrip("\n"))
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -12,8 +12,6 @@ from bertfast.train.launcher import is_main
 from bertfast.train.pretrain_config import PretrainConfig
 
 EPILOG = (
-    "On GPUs, without fsdp or compile, steps are captured in CUDA graphs; --set train.cuda_graphs=false runs them eagerly. "
-    "The log says which of the two a run does, and why.\n\n"
     "Exit status: "
     + "; ".join(f"{status} {meaning}" for status, meaning in EXIT_STATUSES.items())
     + (". torchrun itself ends with 1 and prints the status of each rank.")

@@ -30,4 +30,5 @@ def calls(module: nn.Module) -> dict[str, int]:
 
 
 def forget(module: nn.Module) -> None:
+    """Drop the outcomes of `module`'s calls, as though none had been made."""
     _calls.pop(module, None)

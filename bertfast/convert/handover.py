@@ -48,6 +48,7 @@ def current(module: nn.Module) -> Handover | None:
 
 @contextmanager
 def offered(handover: Handover) -> Iterator[Handover]:
+    """A context in which `current` gives `handover` to the modules that it names, in this thread and task alone."""
     token = _current.set(handover)
     try:
         yield handover

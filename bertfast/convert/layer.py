@@ -46,6 +46,8 @@ class FastLayer(Swapped):
         return unviewed(self, self._fast(call["hidden_states"], Padded(call.get("attention_mask"))))
 
     def _reason(self: Any, call: dict[str, Any] | None) -> str | None:
+        if call is not None and call.get("position_bias") is not None:
+            return "stock's layer ran, which adds the bias of relative positions"
         reason = states_reason(call)
         if reason is not None or call is None:
             return reason

@@ -30,11 +30,11 @@ def _is_decoder(module: nn.Module) -> bool:
     return bool(getattr(module, "is_decoder", False) or getattr(config, "is_decoder", False))
 
 
-def _heads(model: nn.Module, wanted: bool) -> list[nn.Module]:
-    """The pre-training heads inside, stock or swapped; an error where `wanted` and there is none."""
+def _heads(model: nn.Module, required: bool) -> list[nn.Module]:
+    """The pre-training heads inside, stock or swapped; an error where `required` and there is none."""
     heads = [m for m in model.modules() if masked_class(m) is not None]
     heads = [head for head in heads if not _is_decoder(head)]
-    if wanted and not heads:
+    if required and not heads:
         raise UnsupportedModelError(
             f"masked_head=True needs a masked-LM or pre-training head, and {type(model).__name__} holds none that bertfast knows "
             "(a subclass may compute another loss): leave the option out. The model was not changed."
@@ -42,8 +42,8 @@ def _heads(model: nn.Module, wanted: bool) -> list[nn.Module]:
     return heads
 
 
-def _labelled_heads(model: nn.Module, wanted: bool) -> list[nn.Module]:
-    """The heads inside with a loss over labels, stock or swapped; an error where `wanted` and there is none."""
+def _labelled_heads(model: nn.Module, required: bool) -> list[nn.Module]:
+    """The heads inside with a loss over labels, stock or swapped; an error where `required` and there is none."""
     heads = [
         module
         for module in model.modules()
@@ -51,7 +51,7 @@ def _labelled_heads(model: nn.Module, wanted: bool) -> list[nn.Module]:
         and not _is_decoder(module)
         and installed.averages_over_labels(stock_class(module) or type(module))
     ]
-    if wanted and not heads:
+    if required and not heads:
         raise UnsupportedModelError(
             f"average_over_accumulation=True needs a head whose loss is a mean over labels, and {type(model).__name__} holds none "
             "that bertfast knows (a subclass may compute another loss): leave the option out. The model was not changed."
@@ -162,6 +162,7 @@ def optimize(
         `model` itself.
 
     Raises:
+        TypeError: where `model` is no module.
         ValueError: for another `dtype`, for "int8" with `prepack=False`, or where this processor has no int8 kernels; for
             another `precision`, for "fp8" with `dtype="int8"` or `gpu_kernels=False`, or where no GPU here has FP8 products; for
             another `max_graphs` or `max_graph_bytes` than an integer of 0 or more, or another `gpu_kernels`.

@@ -26,4 +26,5 @@ def limits_of(module: nn.Module) -> Limits:
 
 
 def drop(module: nn.Module) -> None:
+    """Take all options from a module; one that has none stays as it is."""
     module.__dict__.pop(NAME, None)

@@ -40,4 +40,10 @@ def refusal(model: nn.Module) -> str | None:
     kind = getattr(getattr(model, "config", None), "model_type", None)
     kind = f" (model_type {kind!r})" if kind else ""
     supported = ", ".join(family.model_type for family in FAMILIES.values())
-    return f"{type(model).__name__}{kind} holds no module that bertfast knows; supported families: {supported}"
+    reason = f"{type(model).__name__}{kind} holds no module that bertfast knows; supported families: {supported}"
+    if not kind:  # not of transformers, whose attention a name chooses
+        return reason
+    return (
+        f"{reason}. For an encoder's attention alone call bertfast.register_attention() and load the model with "
+        'attn_implementation="bertfast"'
+    )

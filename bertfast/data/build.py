@@ -166,7 +166,7 @@ def _batches(source: Source, skip: int, options: Options) -> Iterator[Work]:
 
 
 def _refused(bad: BadLine) -> BuildError:
-    return BuildError(f"{bad.where}: {bad.reason} ({bad.detail}); mend it, or pass bad lines by with --bad-lines skip")
+    return BuildError(f"{bad.where}: {bad.reason} ({bad.detail}); fix it, or pass bad lines by with --bad-lines skip")
 
 
 def _shards(

@@ -95,13 +95,13 @@ class Tokenizer:
         self.vocab = self._all_pieces()
         if not self.vocab or (highest := max(self.vocab.values())) >= MOST_IDS:
             raise TokenizerError(
-                f"the vocabulary has {'an id ' + str(highest) if self.vocab else 'no pieces'}; mend its files"
+                f"the vocabulary has {'an id ' + str(highest) if self.vocab else 'no pieces'}; fix its files"
             )
         self.pieces = [""] * (highest + 1)
         for piece, index in self.vocab.items():
             if self.pieces[index]:
                 raise TokenizerError(
-                    f"{self.pieces[index]!r} and {piece!r} have the same id {index}; mend the ids in the tokenizer's files"
+                    f"{self.pieces[index]!r} and {piece!r} have the same id {index}; fix the ids in the tokenizer's files"
                 )
             self.pieces[index] = piece
         self.vocab_size = len(self.pieces)

@@ -57,7 +57,7 @@ def pieces_of_json(state: dict[str, Any], where: str) -> dict[str, int]:
     if not isinstance(vocab, dict) or not all(type(index) is int and index >= 0 for index in vocab.values()):
         raise TokenizerError(f"{where} has no vocabulary of pieces and ids; copy the tokenizer's files again")
     if (highest := max(vocab.values(), default=0)) >= MOST_IDS:
-        raise TokenizerError(f"{where}: the vocabulary has an id {highest}; mend its ids")
+        raise TokenizerError(f"{where}: the vocabulary has an id {highest}; fix its ids")
     return vocab
 
 

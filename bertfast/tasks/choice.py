@@ -58,10 +58,10 @@ def read_choices(path: Path, bad: BadLines, labelled: bool = True) -> list[Choic
     """
 
     def check(where: str, names: list[str]) -> None:
-        for wanted in ((*_CONTEXT, *_QUESTION), ("ending0",), ("ending1",), _ANSWER if labelled else ()):
-            if wanted and not set(wanted) & set(names):
+        for alternatives in ((*_CONTEXT, *_QUESTION), ("ending0",), ("ending1",), _ANSWER if labelled else ()):
+            if alternatives and not set(alternatives) & set(names):
                 raise no_column(
-                    where, "column ", wanted[0], names, f"A table of choices has {_SHAPE.split(', or ')[1]}."
+                    where, "column ", alternatives[0], names, f"A table of choices has {_SHAPE.split(', or ')[1]}"
                 )
 
     examples = []
@@ -149,5 +149,5 @@ def choice_features(
     examples: Sequence[ChoiceExample], tokenizer: "Tokenizer", max_length: int
 ) -> tuple[list[Feature], int]:
     """A feature for each choice of each example, in their order, and how many sequences were cut to `max_length` pieces."""
-    made = pair_features([pair for example in examples for pair in example.pairs()], tokenizer, max_length)
-    return made.features, made.cut
+    sequences = pair_features([pair for example in examples for pair in example.pairs()], tokenizer, max_length)
+    return sequences.features, sequences.cut

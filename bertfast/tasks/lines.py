@@ -18,6 +18,9 @@ SHOWN = 5
 _MOST_NAMES = 20
 NO_UTF8 = "bytes that are no UTF-8"
 
+BAD_LINES = {"refuse": "stop at a bad line", "skip": "leave bad lines out, count them and name the first"}
+"""What the option `bad_lines` may be, and what each does."""
+
 # The longer marks first: that of UTF-32 begins as that of UTF-16.
 _MARKS = (
     (codecs.BOM_UTF32_LE, "UTF-32"),
@@ -60,7 +63,7 @@ class BadLines:
         """
         line = f"{where}: {why}{': ' + detail if detail else ''}"
         if not self.skip:
-            raise DataError(f"{line}. Mend the line, or leave such lines out with --bad-lines skip")
+            raise DataError(f"{line}. Fix the line, or leave such lines out with --bad-lines skip")
         (self.parts if part else self.counts)[why] += 1
         if len(self.named) < SHOWN:
             self.named.append(line)
@@ -260,4 +263,5 @@ def no_column(
     shown = ", ".join(names[:_MOST_NAMES]) + (
         f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
     )
-    return DataError(f"{where}: no {what}{name!r}; it has {shown or 'none'}{nearest(name, names)} {advice}")
+    meant = nearest(name, names) or "."
+    return DataError(f"{where}: no {what}{name!r}; it has {shown or 'none'}{meant} {advice}.")

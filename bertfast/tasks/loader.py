@@ -148,23 +148,23 @@ class FeatureLoader:
 
     def __iter__(self) -> Generator[Batch, None, None]:
         while True:
-            mine: tuple[list[int], dict[str, Any]] | None = None
+            share: tuple[list[int], dict[str, Any]] | None = None
             epoch, index = self._epoch, self._index
             for turn in range(self._ranks):
                 if turn == self._rank:
-                    mine = self._plan(epoch)[index], {"epoch": epoch, "batch": index, "data": self._fingerprint}
+                    share = self._plan(epoch)[index], {"epoch": epoch, "batch": index, "data": self._fingerprint}
                 index += 1
                 if index == len(self._plan(epoch)):
                     epoch, index = epoch + 1, 0
-            assert mine is not None
-            chosen = [self._features[i] for i in mine[0]]
+            assert share is not None
+            chosen = [self._features[i] for i in share[0]]
             if self._positions is None:
                 batch = make_batch(chosen, self._batching.layout, self._pad_id)
             else:
                 batch = make_filled_batch(chosen, self._pad_id, self._positions)
             # Moved on before the batch is handed out: a state asked for while it is computed on counts it as consumed.
             self._epoch, self._index = epoch, index
-            batch = replace(batch, position={**mine[1], "samples": mine[0]})
+            batch = replace(batch, position={**share[1], "samples": share[0]})
             yield batch.pin_memory() if self._pin_memory else batch
 
     @cached_property

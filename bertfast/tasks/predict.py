@@ -124,6 +124,6 @@ def _settings(folder: Path, config: models.BertConfig) -> dict[str, Any]:
         )
     if not isinstance(kept.get("task"), (str, type(None))):
         raise DataError(
-            f"{folder}: 'task' of {SETTINGS!r} in config.json is {described(kept['task'])}; take it out, or mend it"
+            f"{folder}: 'task' of {SETTINGS!r} in config.json is {described(kept['task'])}; take it out, or fix it"
         )
     return kept

@@ -97,7 +97,7 @@ def _articles(path: Path) -> list[Any]:
         whole = json.loads(text)
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{path}: no UTF-8 (0x{content[error.start]:02x} at byte {error.start}); convert or mend the file"
+            f"{path}: no UTF-8 (0x{content[error.start]:02x} at byte {error.start}); convert or fix the file"
         ) from None
     except (ValueError, RecursionError) as error:
         lines = [line for line in text.splitlines() if line.strip()]

@@ -42,9 +42,9 @@ class QAOptions(TaskOptions):
     n_best: int = option(20, "answers kept for a question", low=1)
     threshold: float | None = option(
         None,
-        "of no answer; found on the held-out data where not given",
+        "score above which no answer is given; found on the held-out data where not given",
         stored="no_answer_threshold",
-        predicting="questions: of no answer; the model's where not given",
+        predicting="questions: score above which no answer is given; the model's where not given",
     )
     language: str | None = option(None, "of the score; the tokenizer's where not given", choices=("en", "ja"))
 

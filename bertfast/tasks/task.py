@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from bertfast.options import fit, limit_problem, option
-from bertfast.tasks.lines import BadLines, DataError, check_text, described
+from bertfast.tasks.lines import BAD_LINES, BadLines, DataError, check_text, described
 from bertfast.tasks.problem import SETTINGS, Problem
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class TaskOptions:
     """What every task has; a task adds its own. One dataclass for YAML, flags and what a fine-tuned model keeps (`stored`)."""
 
     max_length: int = option(128, "most pieces of a sequence, special tokens included", low=3, stored="max_length")
-    bad_lines: str = option("refuse", "skip: left out, counted and named", choices=("refuse", "skip"))
+    bad_lines: str = option("refuse", "of --train and --dev", choices=BAD_LINES)
 
     @property
     def skip_bad_lines(self) -> bool:
@@ -56,7 +56,7 @@ class TaskOptions:
                 must = f", and must be {wrong}" if wrong else ""
                 raise DataError(
                     f"{folder}: {name!r} of {SETTINGS!r} in config.json is {described(settings[name])}{must}; take it out, "
-                    "or mend it"
+                    "or fix it"
                 )
         return cls(**values)
 
@@ -137,8 +137,8 @@ class Task:
         """
         names = given.given()
         if not set(self.needs) <= set(names) or not set(names) <= {*self.needs, *self.takes}:
-            wanted = " and ".join(f"--{name}" for name in self.needs)
-            raise DataError(f"this model is for the task {self.name!r}: give {wanted}")
+            required = " and ".join(f"--{name}" for name in self.needs)
+            raise DataError(f"this model is for the task {self.name!r}: give {required}")
         for name in names:
             texts = getattr(given, name)
             for text in [texts] if isinstance(texts, str) else texts:

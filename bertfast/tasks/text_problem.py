@@ -36,8 +36,8 @@ class TextProblem(PairProblem):
 
 def predict(fitted: "Fitted", examples: Sequence[PairExample]) -> Predicted:
     """{"text"} of each, and what `pair_rows` says of it."""
-    found = pair_problem.predict(fitted, examples)
-    return replace(found, rows=[{"text": row.pop("sentence1"), **row} for row in found.rows])
+    predicted = pair_problem.predict(fitted, examples)
+    return replace(predicted, rows=[{"text": row.pop("sentence1"), **row} for row in predicted.rows])
 
 
 TASK = Task(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bertfast._extras import install
-from bertfast.options import fit, kind_name, limit_problem
+from bertfast.options import explained, fit, kind_name, limit_problem, shown_name
 from bertfast.train.errors import ConfigError
 
 T = TypeVar("T")
@@ -105,13 +105,21 @@ def build(cls: type[T], settings: Settings, values: Any = None, path: str = "") 
         elif dataclasses.is_dataclass(kinds[name]):
             given[name] = build(kinds[name], settings, {}, f"{at}.")
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            missing = missing or f"{at} is missing: {field.metadata.get('help') or 'it has no default'}"
+            missing = missing or _missing(field, at)
     if missing:  # after what is wrong with the options that are there
         raise ConfigError(missing)
     try:
         return cls(**given)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}" if path else str(error)) from None
+
+
+def _missing(field: "dataclasses.Field[Any]", path: str) -> str:
+    """That an option which has no default was not given, and where it may be."""
+    in_file = f"`{path}:` in --config"
+    shown = shown_name(field)
+    where = f"{shown} (or {in_file})" if shown else in_file
+    return f"{where} is missing: {field.metadata.get('help') or 'it has no default'}"
 
 
 def _refuse_unknown(settings: Settings, path: str, key: str, kinds: dict[str, Any]) -> None:
@@ -192,9 +200,9 @@ def describe(cls: Any, path: str = "") -> str:
         if dataclasses.is_dataclass(kinds[field.name]):
             lines.append(describe(kinds[field.name], f"{path}{field.name}."))
             continue
-        choices = field.metadata["choices"]
         needed = field.default is dataclasses.MISSING
         default = "required" if needed else "none" if field.default is None else field.default
-        what = "; ".join(part for part in (" | ".join(choices), field.metadata["help"]) if part)
+        choices = explained(field) or " | ".join(field.metadata["choices"])
+        what = "; ".join(part for part in (choices, field.metadata["help"]) if part)
         lines.append(f"{path + field.name:32} {default!s:10} {what}".rstrip())
     return "\n".join(lines)

@@ -155,7 +155,13 @@ def test_doctor():
     facts = json.loads(runner.invoke(app, ["doctor", "--json"]).output)
     assert facts["versions"]["bertfast"] == bertfast.__version__
     assert set(facts["owners"]["attention_fwd"]) == {"CPU", "CUDA"}
-    assert "owners" in runner.invoke(app, ["doctor"]).output
+    said = runner.invoke(app, ["doctor"]).output
+    assert said.startswith(("slow: ", "nothing is slow here"))
+    assert said.index("processor") < said.index("owners")
+    if facts["gpu"] is None:
+        assert "GPU ops on" not in said
+        assert "no GPU is seen; --gpu prints" in said
+    assert "GPU ops on sm_" in runner.invoke(app, ["doctor", "--gpu"]).output
 
 
 def test_version():

@@ -27,6 +27,7 @@ from family_cases import (
 
 from bertfast.convert.families import FAMILIES
 
+RELATIVE_LAYER = "stock's layer ran, which adds the bias of relative positions"
 by_family = pytest.mark.parametrize("name", FAMILIES)
 
 
@@ -58,7 +59,7 @@ def expected_calls(family, fast):
         reason = kept_padded(family, fast, batch, train)
         calls[family.embeddings.__name__]["fast"] += 1
         calls[encoder][UNPADDED if reason is None else f"kept padded: {reason}"] += 1
-        padded = "position_bias was given" if has_relative_positions(family) else "fast"
+        padded = RELATIVE_LAYER if has_relative_positions(family) else "fast"
         calls[layer][UNPADDED if reason is None else padded] += len(family.encoder_of(fast.base_model).layer)
         by_modules = "gradients are enabled" if train else RELATIVE if has_relative_positions(family) else reason
         calls[base][WHOLE if by_modules is None else f"module by module: {by_modules}"] += 1

@@ -78,7 +78,7 @@ def test_mistakes_in_flags_and_sets(tmp_path):
         resolve(PretrainConfig, None, FLAGS, ["train.steps"])
     with pytest.raises(ConfigError, match=r"--set train\.step=3: unknown option train\.step; did you mean steps"):
         resolve(PretrainConfig, None, FLAGS, ["train.step=3"])
-    with pytest.raises(ConfigError, match="corpus is missing: folder that"):
+    with pytest.raises(ConfigError, match=r"CORPUS \(or `corpus:` in --config\) is missing: folder that"):
         resolve(PretrainConfig, None, {"out": "o", "train.steps": 1})
     with pytest.raises(ConfigError, match="cannot be read"):
         resolve(PretrainConfig, tmp_path / "absent.yaml", FLAGS)

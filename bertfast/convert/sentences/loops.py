@@ -44,6 +44,11 @@ def _reason(model: Any, inputs: list[Any], device: torch.device, arguments: dict
 
 
 class FastSentenceTransformer(SentenceTransformer):
+    """What `optimize` makes of a SentenceTransformer: `encode` gives what the library's gives, within rounding.
+
+    On a CPU texts are computed in batches of equal lengths, without padding; other calls go through the library's loop.
+    """
+
     @torch.inference_mode()
     def _inference(  # type: ignore[override]
         self,
@@ -82,6 +87,11 @@ class FastSentenceTransformer(SentenceTransformer):
 
 
 class FastCrossEncoder(CrossEncoder):
+    """What `optimize` makes of a CrossEncoder: `predict` and `rank` give what the library's give, within rounding.
+
+    On a CPU pairs are computed in batches of equal lengths, without padding; other calls go through the library's loop.
+    """
+
     @torch.inference_mode()
     def _inference(  # type: ignore[override]
         self,

@@ -210,5 +210,5 @@ def test_a_wrong_task_is_refused_by_name(wrong):
 
 
 def test_a_record_goes_by_the_folder_in_transformers():
-    with pytest.raises(ValueError, match=r"'xlm-roberta', and its folder in transformers 'xlm_roberta': name the record"):
+    with pytest.raises(ValueError, match=r"'xlm-roberta', and its folder in transformers 'xlm_roberta': name"):
         dataclasses.replace(FAMILIES["xlm_roberta"], name="xlm-roberta")

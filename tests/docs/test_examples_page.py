@@ -36,7 +36,7 @@ def test_the_page_shows_every_program(page):
     text = built(page)
     assert PROGRAMS
     missing = [program.name for program in PROGRAMS if not shows(text, program)]
-    assert not missing, f'docs/examples.md does not show {missing}: each needs a line `--8<-- "examples/NAME.py"` in a fence'
+    assert not missing, f'docs/examples.md lacks {missing}: each needs a line `--8<-- "examples/NAME.py"` in a fence'
 
 
 def test_a_marker_that_a_formatter_changed_shows_nothing(page):

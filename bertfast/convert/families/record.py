@@ -133,8 +133,8 @@ class Family:
         path = self.module.__name__.split(".")
         if path[:2] == ["transformers", "models"] and path[2:3] != [self.name]:
             raise ValueError(
-                f"the record of {self.module.__name__} is named {self.name!r}, and its folder in transformers {path[2]!r}: name the "
-                f"record, its file in bertfast/convert/families and its entry in _FILES {path[2]!r}, whatever model_type says"
+                f"the record of {self.module.__name__} is named {self.name!r}, and its folder in transformers {path[2]!r}: name "
+                f"the record, its file in bertfast/convert/families and its entry in _FILES {path[2]!r}, whatever model_type says"
             )
 
     @property

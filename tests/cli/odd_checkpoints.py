@@ -106,7 +106,7 @@ CONFIG_ROWS = [
     OddFolder("config is null", put(CONFIG, b"null"), "not a JSON object", "cannot be read as JSON"),
     OddFolder("config is text", put(CONFIG, b'"bert"'), "not a JSON object", "cannot be read as JSON"),
     OddFolder("config nested beyond reason", put(CONFIG, b"[" * 100_000), "is not JSON", "cannot be read as JSON"),
-    OddFolder("another model", config(model_type="roberta"), "model_type 'roberta'", "'roberta' model"),
+    OddFolder("another model", config(model_type="roberta"), "model_type 'roberta'", "has no weights for"),
     OddFolder("a list as model", config(model_type=["bert"]), "model_type ['bert']", "['bert'] model"),
     OddFolder("hidden_size is text", config(hidden_size="8"), "hidden_size must be a positive integer, got '8'", ""),
     OddFolder(

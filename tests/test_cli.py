@@ -68,7 +68,8 @@ def test_every_command_has_its_help(words):
     marked = {("data", "vocab"), ("data", "build"), *(("finetune", task) for task in TASKS)}
     assert ("[E1],[/E1]" in done.output) == (words in marked)
     training = words == ("pretrain",) or (len(words) == 2 and words[0] == "finetune")
-    assert ("--set train.cuda_graphs=false" in said(done)) == training
+    assert ("--no-cuda-graphs" in said(done)) == training
+    assert ("out of memory (the message names a token budget that would fit)" in said(done)) == training
 
 
 def test_several_models_are_measured_in_one_run(checkpoint, tmp_path):

@@ -74,8 +74,8 @@ def _flag(field: "dataclasses.Field[Any]", kind: Any, panel: str | None, path: s
 def _help(field: "dataclasses.Field[Any]") -> str:
     """The option's own text, its choices and its default."""
     default = usual(field)
-    if with_meanings := explained(field):
-        return "; ".join(part for part in (field.metadata["help"], with_meanings) if part)
+    if meanings := explained(field):
+        return "; ".join(part for part in (field.metadata["help"], meanings) if part)
     parts = [field.metadata.get("help", ""), "|".join(field.metadata.get("choices", ()))]
     if default not in (dataclasses.MISSING, None):
         parts.append(f"default {','.join(map(str, default)) if isinstance(default, (list, tuple)) else default}")

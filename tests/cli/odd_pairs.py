@@ -177,7 +177,12 @@ PAIR = [
         noted="line ends within a cell",
     ),
     Odd("csv: header alone", "in.csv", b"sentence1,label\n", "names the columns, and there is nothing after it"),
-    Odd("csv: no header", "in.csv", b"paris,good\nfilm,bad\n", "in.csv:1: no column 'sentence1'; it has paris, good"),
+    Odd(
+        "csv: no header",
+        "in.csv",
+        b"paris,good\nfilm,bad\n",
+        "in.csv:1: no column 'sentence1'; it has paris, good. Name them with --fields.",
+    ),
     Odd("csv: semicolons", "in.csv", b"sentence1;label\na;good\n", "parted by ';'"),
     Odd("csv: a column twice", "in.csv", b"sentence1,label,label\na,b,c\n", "the column 'label' stands twice"),
     Odd(
@@ -198,7 +203,7 @@ PAIR = [
         "tsv: a named column is missing",
         "in.tsv",
         b"premise\thypotheses\tlabel\na\tb\tgood\n",
-        "in.tsv:1: no column 'hypothesis'; it has premise, hypotheses, label; did you mean 'hypotheses'?",
+        "in.tsv:1: no column 'hypothesis'; it has premise, hypotheses, label; did you mean 'hypotheses'? Name them with --fields.",
         options=("--fields", "premise,hypothesis,label"),
     ),
     Odd(

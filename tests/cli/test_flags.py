@@ -32,6 +32,7 @@ class Outer:
     text: list[str] | None = option(None, "again and again", repeated=True)
     loud: bool = option(False, "a switch", flags=("--loud",))
     deep: bool = option(True, "two sides")
+    bad: str = option("stop", "lines", choices={"skip": "leave out", "stop": "end there"})
     secret: int = option(3, hidden=True)
     inner: Inner = field(default_factory=Inner)
 
@@ -75,13 +76,18 @@ def test_what_no_flag_gives_a_file_may():
     values = []
     called(command("it", flags_of(Outer), values.append, "Help."))
     assert set(values[0].values()) == {None}
-    assert set(values[0]) == {"files", "name", "words", "text", "loud", "deep", "inner.rate", "inner.colour"}
+    assert set(values[0]) == {"files", "name", "words", "text", "loud", "deep", "bad", "inner.rate", "inner.colour"}
 
 
 def test_help_has_text_choices_and_default():
     said = called(simple("it", Outer, lambda given: None, "What it does."), "--help")
     for words in ("What it does.", "such as [E1],[/E1]", "red|green; default red", "of things; default 0.5"):
         assert words in said
+
+
+def test_help_says_what_each_choice_does():
+    (option,) = (flag.annotation.__metadata__[0] for flag in [flags_of(Outer)["bad"]])
+    assert option.help == "lines; stop (default): end there; skip: leave out"
 
 
 def test_choices_are_completed():

@@ -5,6 +5,7 @@ import yaml
 
 from bertfast.train.config import TrainConfig
 from bertfast.train.errors import ConfigError
+from bertfast.train.finetune_config import config_class
 from bertfast.train.pretrain_config import PretrainConfig
 from bertfast.train.settings import changes, describe, resolve, to_yaml
 
@@ -80,6 +81,10 @@ def test_mistakes_in_flags_and_sets(tmp_path):
         resolve(PretrainConfig, None, FLAGS, ["train.step=3"])
     with pytest.raises(ConfigError, match=r"CORPUS \(or `corpus:` in --config\) is missing: folder that"):
         resolve(PretrainConfig, None, {"out": "o", "train.steps": 1})
+    for kind, fields in (("text", {}), ("qa", {"model": "m"})):
+        name = r"--train \(or `train_file:` in --config\)" if fields else r"--model \(or `model:` in --config\)"
+        with pytest.raises(ConfigError, match=rf"^{name} is missing: "):
+            resolve(config_class(kind), None, fields)
     with pytest.raises(ConfigError, match="cannot be read"):
         resolve(PretrainConfig, tmp_path / "absent.yaml", FLAGS)
 

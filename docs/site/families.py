@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from bertfast.convert.biased_encoder import FastBiasedEncoder
 from bertfast.convert.families import FAMILIES
 from bertfast.convert.families.record import Family
 
@@ -30,12 +31,16 @@ def _marks(family: Family) -> dict[str, str]:
 
 
 def table() -> str:
-    """A row for each head, a column for each family."""
+    """A row for each head and for what holds of all heads, a column for each family."""
     families = list(FAMILIES.values())
     marks = [_marks(family) for family in families]
     heads = sorted({head for each in marks for head in each}, key=lambda head: (head != "Model", head))
     rows = [[f"`{head}`", *(each.get(head, "") for each in marks)] for head in heads]
     rows.append(["positions", *("of tokens" if each.positions_follow_tokens else "of places" for each in families)])
+    biased = [issubclass(each.encoder_role, FastBiasedEncoder) for each in families]
+    rows.append(["layers, inference on a CPU", *("fast" for _ in families)])
+    rows.append(["layers, training", *("stock" if each else "fast" for each in biased)])
+    rows.append(["layers, on a GPU", *("stock" if each else "G" for each in biased)])
     head = ["", *(f"`{family.model_type}`" for family in families)]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, ["---"] * len(head), *rows))
 

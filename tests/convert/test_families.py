@@ -1,5 +1,6 @@
 """Every family and head beside stock: both dtypes, every kind of batch, training and inference; and what is particular to some."""
 
+import dataclasses
 from collections import Counter, defaultdict
 from itertools import product
 
@@ -206,3 +207,8 @@ def test_a_wrong_task_is_refused_by_name(wrong):
     for train in (False, True):
         with pytest.raises(IndexError, match=rf"task_type_ids holds {wrong} at flattened position {SEQLEN}"):
             call(fast, inputs, real_of("packed"), train)
+
+
+def test_a_record_goes_by_the_folder_in_transformers():
+    with pytest.raises(ValueError, match=r"'xlm-roberta', and its folder in transformers 'xlm_roberta': name"):
+        dataclasses.replace(FAMILIES["xlm_roberta"], name="xlm-roberta")

@@ -120,12 +120,22 @@ class Family:
     tiny_options: Mapping[str, Any] = field(default_factory=lambda: TINY)
 
     def __post_init__(self) -> None:
+        self._check_name()
         classes = {self.model, self.embeddings, self.encoder, self.layer, *self.holders.values(), *self.masked_heads}
         for head in self.masked_heads.values():
             classes.update(head.holders.values())
         names = sorted(each.__name__ for each in classes)
         installed.watch(self.module, names, self.helpers)
         installed.record_as(self.fast[self.model], self.model)
+
+    def _check_name(self) -> None:
+        """ValueError where classes of the module would not be found under the name (`families.of` goes by the folder)."""
+        path = self.module.__name__.split(".")
+        if path[:2] == ["transformers", "models"] and path[2:3] != [self.name]:
+            raise ValueError(
+                f"the record of {self.module.__name__} is named {self.name!r}, and its folder in transformers {path[2]!r}: name "
+                f"the record, its file in bertfast/convert/families and its entry in _FILES {path[2]!r}, whatever model_type says"
+            )
 
     @property
     def file(self) -> str:

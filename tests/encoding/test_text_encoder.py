@@ -10,14 +10,14 @@ import torch
 
 pytest.importorskip("transformers")
 
-from encoding_cases import PIECES, TEXTS, save_checkpoint, save_recipe  # noqa: E402
+from encoding_cases import PIECES, TEXTS, save_checkpoint, save_recipe
 
-import bertfast  # noqa: E402
-from bertfast import _ext  # noqa: E402
-from bertfast.convert.families import FAMILIES  # noqa: E402
-from bertfast.encoding import Encoder, RecipeError  # noqa: E402
-from bertfast.ops import packed_linear  # noqa: E402
-from bertfast.testing import assert_within_budget  # noqa: E402
+import bertfast
+from bertfast import _ext
+from bertfast.convert.families import FAMILIES
+from bertfast.encoding import Encoder, RecipeError
+from bertfast.ops import packed_linear
+from bertfast.testing import assert_within_budget
 
 
 def changed(encoder: Encoder, **more) -> Encoder:

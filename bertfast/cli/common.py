@@ -59,6 +59,17 @@ def notes() -> Iterator[None]:
 
 
 @contextmanager
+def one_line(*errors: type[Exception]) -> Iterator[None]:
+    """What a user can fix, errors of these kinds, ends the command as one line."""
+    try:
+        yield
+    except errors as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise fail(f"{error.filename}: {error.strerror}") from None
+        raise fail(str(error)) from None
+
+
+@contextmanager
 def training() -> Iterator[None]:
     """Every expected failure of a training ends as one line and its own exit status, once under torchrun."""
     from bertfast.train.errors import StoppedError, TrainingError

@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from bertfast.cli.common import check_target, console, fail, note, notes
+from bertfast.cli.common import check_target, console, fail, note, notes, one_line
 from bertfast.cli.flags import simple
 from bertfast.options import option
 
@@ -112,16 +112,10 @@ class ShowOptions:
 
 @contextmanager
 def _mistakes() -> Iterator[None]:
-    """What a user can fix ends as one line."""
     from bertfast.data.workers import WorkerError
 
-    try:
-        with notes():
-            yield
-    except (ValueError, ImportError, OSError, WorkerError) as error:
-        if isinstance(error, OSError) and error.filename is not None:
-            raise fail(f"{error.filename}: {error.strerror}") from None
-        raise fail(str(error)) from None
+    with one_line(ValueError, ImportError, OSError, WorkerError), notes():
+        yield
 
 
 @contextmanager

@@ -1,22 +1,19 @@
 """`bertfast encode`: files of texts to shards of embeddings."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import typer
 
-from bertfast.cli.common import console, fail, note, notes
+from bertfast.cli.common import console, note, notes, one_line
 from bertfast.cli.flags import simple
-from bertfast.cli.loading import DEVICE, chosen_device
+from bertfast.cli.loading import DEVICE, chosen_device, enough_memory
 from bertfast.options import option
 
 EPILOG = (
     "A run that was stopped goes on with the same command and --resume: shards that are complete are checked and kept. "
-    "Exit status: 0 done; 1 interrupted; 2 a mistake in input, options or output, which one line names."
+    "Exit status: 0 done; 2 a mistake in input, options or output, which one line names; 130 interrupted."
 )
 
 
@@ -29,7 +26,7 @@ class EncodeOptions:
     out: Path = option(help="folder of the shards, made where it is not there")
     field: str = option("text", "of JSONL and Parquet: what holds the text")
     id_field: str | None = option(None, "of JSONL and Parquet: what holds the id; numbers of lines where not given")
-    input_format: str | None = option(None, "whatever the files' endings say", choices=("text", "jsonl", "parquet"))
+    input_format: str | None = option(None, "overrides the files' endings", choices=("text", "jsonl", "parquet"))
     encoding: str | None = option(None, "of text and JSONL; UTF-8 where not given")
     format: str = option("parquet", "of the shards", choices=("parquet", "npy", "safetensors"))
     dtype: str = option("float32", "of the embeddings on the disk", choices=("float32", "float16"))
@@ -51,21 +48,10 @@ class EncodeOptions:
     device: str = DEVICE
 
 
-@contextmanager
-def _mistakes(device: torch.device) -> Iterator[None]:
-    """What a user can mend ends the command as one line."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise fail(f"{device} has no memory for this: lower --token-budget, or give --device cpu ({error})") from None
-    except (ValueError, OSError, ImportError) as error:
-        raise fail(str(error)) from None
-
-
 @notes()
 def _run(options: EncodeOptions) -> None:
     at = chosen_device(options.device)
-    with _mistakes(at):
+    with enough_memory(at, "lower --token-budget"), one_line(ValueError, OSError, ImportError):
         from bertfast.encoding.encoder import Encoder
         from bertfast.encoding.progress import Progress
         from bertfast.encoding.readers import Input
@@ -109,7 +95,7 @@ def _run(options: EncodeOptions) -> None:
                 )
         except KeyboardInterrupt:
             note(f"stopped; the complete shards in {options.out} are kept: go on with --resume")
-            raise typer.Exit(1) from None
+            raise typer.Exit(130) from None
     _tell(status, encoder, options.out)
 
 
@@ -118,17 +104,24 @@ def _tell(status: Any, encoder: Any, out: Path) -> None:
     from bertfast.encoding.progress import rates
 
     if status.bad.counts:
-        note(status.bad.summary())
+        note(status.bad.listing(out))
     if status.truncated:
-        note(f"{status.truncated:,} texts are longer than {encoder.tokenizer.max_length} tokens and were cut")
+        note(f"cut to {encoder.tokenizer.max_length} tokens: {_count(status.truncated, 'text')}")
+    for number in status.damaged:
+        note(f"shard {number} was missing or did not match its checksum, and was made again")
     if status.resumed_shards:
-        console.print(f"{status.resumed:,} texts in {status.resumed_shards} shards were there already", highlight=False)
+        kept = f"{_count(status.resumed, 'text')} in {_count(status.resumed_shards, 'shard')}"
+        console.print(f"there already: {kept}", highlight=False)
     if status.texts:
-        console.print(f"encoded {status.texts:,} texts in {status.seconds:,.1f} s: {rates(status)}", highlight=False)
-    count = status.texts + status.resumed
-    console.print(
-        f"{out}: {count:,} embeddings of {encoder.dimension} numbers, {status.shards} shards", highlight=False
-    )
+        took = f"{status.seconds:,.1f} s: {rates(status)}"
+        console.print(f"encoded {_count(status.texts, 'text')} in {took}", highlight=False)
+    count = _count(status.texts + status.resumed, "embedding")
+    shards = _count(status.shards, "shard")
+    console.print(f"{out}: {count} of {encoder.dimension} numbers, {shards}", highlight=False)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 encode = simple(

@@ -13,8 +13,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "fill-mask": ('bertfast fill-mask run/model "Paris is the [MASK] of France."',),
     "encode": (
-        "bertfast encode all-MiniLM-L6-v2 corpus.txt --out embeddings",
-        "bertfast encode all-MiniLM-L6-v2 corpus.jsonl --field body --id-field id --format npy --out embeddings",
+        "bertfast encode sentence-transformers/all-MiniLM-L6-v2 corpus.txt --out embeddings",
+        "bertfast encode run/model corpus.jsonl --field body --id-field id --format npy --out embeddings",
     ),
     "data vocab": (
         "bertfast data vocab text.txt --size 8000 --out vocab",

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from bertfast.cli.common import fail
+from bertfast.cli.common import fail, one_line
 from bertfast.options import option
 
 DEVICE = option("auto", "auto: a GPU where there is one", choices=("auto", "cpu", "cuda"))
@@ -23,17 +23,23 @@ def chosen_device(device: str) -> torch.device:
 
 
 @contextmanager
+def enough_memory(device: torch.device, remedy: str = "free some") -> Iterator[None]:
+    """A device without the memory ends the command as one line; remedy: what to do about it, besides taking another device."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise fail(f"{device} has no memory for this model: {remedy}, or give --device cpu ({error})") from None
+
+
+@contextmanager
 def mistakes(device: torch.device) -> Iterator[None]:
-    """What a user can fix ends the command as one line."""
+    """What a user can fix about a model of our own and its data ends the command as one line."""
     try:
         from bertfast.data.tokenizer import TokenizerError
         from bertfast.models import ConfigError, WeightsError
         from bertfast.tasks.lines import DataError
     except ImportError as error:
         raise fail(str(error)) from None
-    try:
+    errors = (DataError, TokenizerError, ConfigError, WeightsError, FileNotFoundError, ImportError)
+    with enough_memory(device), one_line(*errors):
         yield
-    except (DataError, TokenizerError, ConfigError, WeightsError, FileNotFoundError, ImportError) as error:
-        raise fail(str(error)) from None
-    except torch.OutOfMemoryError as error:
-        raise fail(f"{device} has no memory for this model: free some, or give --device cpu ({error})") from None

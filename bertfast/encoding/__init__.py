@@ -1,7 +1,7 @@
 """Texts to embeddings in bulk: a checkpoint with its pooling as one object, and files through it to shards on disk.
 
-encoder = bertfast.Encoder("all-MiniLM-L6-v2")          # a folder in the Hugging Face format
-embeddings = encoder.encode(["One text.", "Another."])  # [2, E]
+encoder = bertfast.Encoder("sentence-transformers/all-MiniLM-L6-v2")  # a name on the hub, or a folder
+embeddings = encoder.encode(["One text.", "Another."])  # [2, E] float32
 """
 
 from bertfast.encoding.encoder import Encoder

@@ -19,9 +19,11 @@ from bertfast.encoding.pooling import SINGLE, place, pool
 from bertfast.encoding.recipe import Recipe, RecipeError
 from bertfast.encoding.tokens import TextTokenizer, Tokenized, batches, padded
 from bertfast.tasks.device import choose
+from bertfast.tasks.lines import described
 
 Precision = Literal["float32", "bfloat16", "float16", "int8"]
 PRECISIONS = ("float32", "bfloat16", "float16", "int8")
+DTYPES = ("float32", "float16")  # of embeddings
 _BUDGETS = {"cpu": 4096, "cuda": 32768}  # tokens of a batch
 # A product of fewer rows adds in another order (csrc/cpu/packed_linear_kernels.cpp), so that a batch of fewer tokens would
 # have other bits than a larger one. A batch that is short of it is filled with a copy of its own text.
@@ -60,6 +62,7 @@ class Encoder:
         RecipeError: the checkpoint cannot be loaded, or a file of it or an option about it does not say how to make embeddings.
         DeviceError: there is no such device.
         ValueError: this processor has no int8 kernels.
+        ImportError: transformers is not installed.
     """
 
     def __init__(
@@ -98,14 +101,23 @@ class Encoder:
         """The embeddings [N, E] of N texts, in their order; dtype: "float32" or "float16" of the result.
 
         Raises:
-            TypeError: `texts` is one text, whose letters would be taken for texts.
+            TypeError: `texts` is one text, whose letters would be taken for texts, or one of them is no text.
+            ValueError: another dtype.
         """
         if isinstance(texts, str):
             raise TypeError("encode takes a list of texts, got one text: put it into a list")
+        _check_dtype(dtype)
         return self.encode_tokens(self.tokenize(texts), dtype)
 
     def tokenize(self, texts: Sequence[str]) -> Tokenized:
-        """What `encode_tokens` takes. May run in another thread beside that."""
+        """What `encode_tokens` takes. May run in another thread beside that.
+
+        Raises:
+            TypeError: one of the texts is no text.
+        """
+        for number, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise TypeError(f"text {number} is {described(text)}, and text is encoded")
         tokenized = self.tokenizer([self.prompt + text for text in texts] if self.prompt else texts)
         self.truncated += tokenized.truncated
         return tokenized
@@ -115,15 +127,21 @@ class Encoder:
     ) -> NDArray[Any]:
         """The embeddings [N, E] of N tokenized texts, in their order.
 
-        done: told after each batch how many texts and tokens it had.
+        Args:
+            dtype: "float32" or "float16" of the result.
+            done: told after each batch how many texts and tokens it had.
+
+        Raises:
+            ValueError: another dtype.
         """
+        _check_dtype(dtype)
         embeddings = np.empty((len(tokenized.ids), self.dimension), dtype)
         waiting: tuple[NDArray[np.int64], Tensor] | None = None
         for indices, ids, lengths in self.batches(tokenized):
-            made = self.embed(ids, lengths)[: len(indices)]
+            pooled = self.embed(ids, lengths)[: len(indices)]
             if waiting is not None:  # a GPU has the next batch to work on while the last one's result is fetched
                 embeddings[waiting[0]] = waiting[1].cpu().numpy()
-            waiting = indices, made
+            waiting = indices, pooled
             if done is not None:
                 done(len(indices), int(lengths[: len(indices)].sum()))
         if waiting is not None:
@@ -197,11 +215,17 @@ class Encoder:
         return TextTokenizer(tokenizer, length, self.recipe.lower_case)
 
 
+def _check_dtype(dtype: str) -> None:
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r} is not one that embeddings are given in: choose {' or '.join(DTYPES)}")
+
+
 def find(model: str | Path) -> Path:
     """The folder of a checkpoint, fetched from the hub where it is a name and not here yet.
 
     Raises:
         RecipeError: there is none.
+        ImportError: it is a name, and huggingface_hub is not installed.
     """
     folder = Path(model)
     if folder.is_dir():
@@ -216,7 +240,10 @@ def find(model: str | Path) -> Path:
         return Path(snapshot_download(str(model), allow_patterns=list(_FILES)))
     except (OSError, ValueError) as error:  # a name that is none, no network, no such repository
         reason = str(error).splitlines()[0]
-        raise RecipeError(f"{model} is no folder, and the hub does not give it ({reason}): name a folder") from None
+        owner = "" if "/" in str(model) else ", or a model with its owner, as sentence-transformers/all-MiniLM-L6-v2"
+        raise RecipeError(
+            f"{model} is not a folder, and the hub has no such model or cannot be reached ({reason}): name a folder{owner}"
+        ) from None
 
 
 def load(folder: Path, device: torch.device, precision: str) -> Any:
@@ -225,6 +252,7 @@ def load(folder: Path, device: torch.device, precision: str) -> Any:
     Raises:
         RecipeError: transformers cannot load it, or weights are missing, which it would fill with random numbers.
         ValueError: as `bertfast.optimize`.
+        ImportError: transformers is not installed.
     """
     try:
         from transformers import AutoModel

@@ -57,5 +57,6 @@ class Progress:
 
 
 def rates(status: Status) -> str:
+    """Texts and tokens a second of what this process encoded, in words."""
     seconds = max(status.seconds, 1e-9)
     return f"{status.texts / seconds:,.0f} texts/s {status.tokens / seconds:,.0f} tokens/s"

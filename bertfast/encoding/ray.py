@@ -71,6 +71,9 @@ def encode_dataset(
 
     Returns:
         A `ray.data.Dataset`.
+
+    Raises:
+        ImportError: Ray Data is not installed.
     """
     try:
         from ray.data import ActorPoolStrategy

@@ -16,6 +16,7 @@ from bertfast.tasks.lines import DataError, described, file_kind, nearest
 
 KINDS = ("text", "jsonl", "parquet")
 _ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}  # others are text
+TEXT_FIELD = "text"  # holds the text where nothing else is asked for
 _ROWS = 4096  # of a Parquet file that are read at once
 Id = int | str
 
@@ -42,14 +43,16 @@ class Input:
         progress: bytes of the files that were read so far, of how many.
 
     Raises:
-        DataError: a file is not there, its ending is unknown, or a Parquet file has no such column.
+        DataError: a file is not there, its ending is unknown, a Parquet file has no such column, or fields are asked for and
+            the files are plain text.
+        ImportError: a file is Parquet, and pyarrow is not installed.
     """
 
     def __init__(
         self,
         paths: Sequence[Path],
         *,
-        field: str = "text",
+        field: str = TEXT_FIELD,
         id_field: str | None = None,
         kind: str | None = None,
         encoding: str | None = None,
@@ -66,16 +69,16 @@ class Input:
             raise DataError(
                 f"{paths[self.kinds.index('text')]} has lines of plain text, which hold no id: leave the id field out"
             )
+        if field != TEXT_FIELD and set(self.kinds) == {"text"}:
+            raise DataError(
+                f"{paths[0]} has lines of plain text, which hold no field {field!r}: leave the field out, or read the file as "
+                "JSONL (--input-format jsonl)"
+            )
         for path, each in zip(self.paths, self.kinds, strict=True):
             if each == "parquet":
                 _open_parquet(path, field, id_field)
         self._id_type: type | None = None
         self.progress = Progress(sum(path.stat().st_size for path in self.paths))
-
-    @property
-    def has_number_ids(self) -> bool:
-        """Whether ids are integers; known once the first text was read."""
-        return self._id_type is int if self.id_field is not None else len(self.paths) == 1
 
     def describe(self) -> dict[str, Any]:
         """Names and sizes of the files and how they are read: what a run is compared by before it is resumed."""
@@ -183,6 +186,8 @@ def _kind(path: Path, kind: str | None) -> str:
     """DataError where the path is no readable file, or its ending names nothing that is read."""
     if path.is_dir():
         raise DataError(f"{path} is a folder: name the files in it")
+    if str(path) == "-" and not path.exists():
+        raise DataError("standard input is not read, since input may be read twice: write it to a file")
     if not path.is_file():
         what = "is no regular file, and input may be read twice" if path.exists() else "does not exist"
         raise DataError(f"{path} {what}: name text files, JSONL or Parquet")

@@ -73,7 +73,7 @@ class Recipe:
                 pooling = _pooling(folder / module["path"] / "config.json")
         length = transformer.get("max_seq_length")
         if length is not None and (type(length) is not int or length < 1):
-            raise RecipeError(f"{first}: max_seq_length is {length!r}, and a number of tokens is read: mend it")
+            raise RecipeError(f"{first}: max_seq_length is {length!r}, and a number of tokens is read: fix it")
         return cls(
             **pooling,
             normalize="Normalize" in kinds,
@@ -108,8 +108,12 @@ class Recipe:
         if name is None:
             return ""
         if name not in self.prompts:
-            there = ", ".join(self.prompts) or "none"
-            raise RecipeError(f"the checkpoint has no prompt {name!r}, but {there}; give the text itself as the prompt")
+            if not self.prompts:
+                raise RecipeError(f"the checkpoint has no prompts, and {name!r} is asked for; use --prompt TEXT")
+            there = ", ".join(self.prompts)
+            raise RecipeError(
+                f"the checkpoint has no prompt {name!r}; it has {there}: choose one, or use --prompt TEXT"
+            )
         return self.prompts[name]
 
 
@@ -167,7 +171,7 @@ def _prompts(folder: Path) -> dict[str, Any]:
     config = _json(path, dict) or {}
     prompts, name = config.get("prompts") or {}, config.get("default_prompt_name")
     if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
-        raise RecipeError(f"{path}: its prompts are no texts by name; mend the file")
+        raise RecipeError(f"{path}: its prompts are not texts by name: fix the file")
     if name is not None and name not in prompts:
         raise RecipeError(
             f"{path}: default_prompt_name is {name!r}, and its prompts are {', '.join(prompts) or 'none'}"

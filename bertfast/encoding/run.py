@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from bertfast.data.lines import BadLine
-from bertfast.encoding.encoder import Encoder
+from bertfast.encoding.encoder import DTYPES, Encoder
 from bertfast.encoding.readers import Id, Input
-from bertfast.encoding.shards import FORMATS, OutputError, Shards
+from bertfast.encoding.shards import FACTS, FINISHED, FORMATS, OutputError, Shards
 from bertfast.encoding.tokens import Tokenized
 from bertfast.tasks.lines import SHOWN, DataError
 
 SHARD_ROWS = 50_000
-DTYPES = ("float32", "float16")
 _MOST_CHARACTERS = 1 << 27  # of a window: one of whole books ends earlier
 _MOST_NAMED = 1000  # bad lines of a window that are written down one by one
 
@@ -34,18 +33,30 @@ class Bad:
     named: list[str] = field(default_factory=list)
 
     def add(self, line: BadLine) -> None:
+        """Count a line under its reason, and keep its place while there is room."""
         self.counts[line.reason] += 1
         if len(self.named) < _MOST_NAMED:
             self.named.append(described(line))
 
     def summary(self) -> str:
-        """One line of counts and the first few places; empty where nothing was bad."""
+        """One line of counts and the first few places, for an error; empty where nothing was bad."""
         if not self.counts:
             return ""
-        counts = ", ".join(f"{count:,} with {reason}" for reason, count in self.counts.most_common())
         shown = self.named[:SHOWN]
         more = self.counts.total() - len(shown)
-        return f"left out: {counts}; {'; '.join(shown)}{f'; and {more:,} more' if more else ''}"
+        return f"left out: {self._counted()}; {'; '.join(shown)}{f'; and {more:,} more' if more else ''}"
+
+    def listing(self, out: Path) -> str:
+        """A line of counts, which says where in the folder of a finished run all places are, and a line for each of the first."""
+        total, kept = self.counts.total(), len(self.named)
+        which = "all" if kept == total else f"the first {kept:,}"
+        shown = self.named[:SHOWN]
+        more = [f"and {total - len(shown):,} more"] if total > len(shown) else []
+        head = f"left out: {self._counted()}; {which} are in {out / FACTS / FINISHED}.json:"
+        return "\n  ".join([head, *shown, *more])
+
+    def _counted(self) -> str:
+        return ", ".join(f"{count:,} with {reason}" for reason, count in self.counts.most_common())
 
 
 def described(line: BadLine) -> str:
@@ -82,6 +93,7 @@ class Status:
     """How far a run is. Rates are of what this process encoded.
 
     fraction: of the input, 0 to 1. texts, tokens: encoded by this process. resumed: texts in shards that were there already.
+    damaged: numbers of shards that were complete once, were missing or did not match their checksums, and were made again.
     """
 
     fraction: float = 0.0
@@ -93,6 +105,7 @@ class Status:
     resumed_shards: int = 0
     seconds: float = 0.0
     bad: Bad = field(default_factory=Bad)
+    damaged: list[int] = field(default_factory=list)
 
 
 def windows(texts: Input, rows: int, strict: bool = False) -> Iterator[Window]:
@@ -103,7 +116,7 @@ def windows(texts: Input, rows: int, strict: bool = False) -> Iterator[Window]:
     for item in texts:
         if isinstance(item, BadLine):
             if strict:
-                raise DataError(f"{described(item)}. Mend the line, or leave --strict out to leave such lines out")
+                raise DataError(f"{described(item)}. Fix the line, or leave --strict out to leave such lines out")
             window.bad.add(item)
             continue
         window.ids.append(item.id)
@@ -147,6 +160,7 @@ def encode_files(
     Raises:
         DataError: the input cannot be read, holds no text, or (`strict`) a bad line.
         OutputError: `out` holds something else, or cannot be written.
+        ImportError: what writes `form`, or reads the input, is not installed.
     """
     if form not in FORMATS or dtype not in DTYPES or shard_rows < 1:
         raise OutputError(
@@ -195,6 +209,7 @@ def encode_files(
     if not status.shards:
         names = ", ".join(map(str, texts.paths))
         raise DataError(f"there is no text to encode in {names}; {status.bad.summary() or 'nothing is in it'}")
+    status.damaged = shards.damaged
     shards.finish({**asdict(status), "bad": {"counts": status.bad.counts, "named": status.bad.named}})
     tell(1.0)
     return status

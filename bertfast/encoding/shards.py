@@ -21,6 +21,7 @@ from bertfast.data.files import is_full, missing_extra, sync_folder, write_whole
 from bertfast.data.sources import hash_file
 
 FACTS = "_bertfast"
+FINISHED = "finished"
 PARTIAL = ".partial"
 
 
@@ -29,7 +30,13 @@ class OutputError(ValueError):
 
 
 def write_parquet(path: Path, ids: Sequence[Any], texts: Sequence[str] | None, embeddings: NDArray[Any]) -> None:
-    """Columns id (int64 or string), text where given, embedding (a list of fixed size)."""
+    """Columns id (int64 or string), text where given, embedding (lists of fixed size E).
+
+    ids, texts: [N]. embeddings: [N, E], float32 or float16.
+
+    Raises:
+        ImportError: pyarrow is not installed.
+    """
     try:
         import pyarrow
         from pyarrow import parquet
@@ -46,13 +53,18 @@ def write_parquet(path: Path, ids: Sequence[Any], texts: Sequence[str] | None, e
     parquet.write_table(pyarrow.table(columns), path, compression=compression, use_dictionary=False)
 
 
-def write_npy(path: Path, embeddings: NDArray[Any]) -> None:
+def write_npy(path: Path, array: NDArray[Any]) -> None:
+    """One array as it is: embeddings [N, E], float32 or float16, or ids [N], int64 or text."""
     with path.open("wb") as file:  # np.save would put .npy behind another ending
-        np.save(file, embeddings, allow_pickle=False)
+        np.save(file, array, allow_pickle=False)
 
 
 def write_safetensors(path: Path, ids: Sequence[Any], embeddings: NDArray[Any]) -> None:
-    """`embeddings` [N, E]; `ids` [N] int64, or for texts as Arrow keeps them: `id_bytes`, UTF-8, and `id_offsets` [N + 1] int64."""
+    """`embeddings` [N, E]; `ids` [N] int64, or for texts as Arrow keeps them: `id_bytes`, UTF-8, and `id_offsets` [N + 1] int64.
+
+    Raises:
+        ImportError: safetensors is not installed.
+    """
     try:
         from safetensors.numpy import save_file
     except ImportError as error:
@@ -94,12 +106,16 @@ class Shards:
         form: one of FORMATS.
         resume: whether a run that is in the folder already is gone on with, finished or not.
 
+    Attributes:
+        damaged: numbers of the shards that `facts` was asked for and whose files are missing or not what was written.
+
     Raises:
         OutputError: the folder holds something already and `resume` was not given; it is of other settings or cannot be written.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any], form: str, *, resume: bool = False) -> None:
         self.folder, self.form, self._facts = folder, form, folder / FACTS
+        self.damaged: list[int] = []
         try:
             begun = self._begun(resume)
             if begun is not None:
@@ -107,7 +123,7 @@ class Shards:
             self._facts.mkdir(parents=True, exist_ok=True)
             for left in [*folder.glob(f"*{PARTIAL}"), *self._facts.glob(f"*{PARTIAL}")]:
                 left.unlink()
-            (self._facts / "finished.json").unlink(missing_ok=True)
+            (self._facts / f"{FINISHED}.json").unlink(missing_ok=True)
             if begun is None:
                 self._write_json("settings", settings)
         except OSError as error:
@@ -129,18 +145,25 @@ class Shards:
         return begun
 
     def _compare(self, begun: dict[str, Any], now: dict[str, Any]) -> None:
-        for name in sorted(begun.keys() | now.keys()):
-            if begun.get(name) != now.get(name):
+        if begun.get("model") != now.get("model"):  # first, as other settings follow from it
+            raise OutputError(
+                f"{self.folder} was begun with another checkpoint (its files differ): give that one, or name a new folder"
+            )
+        before, after = _flat(begun), _flat(now)
+        # The dimension last, as it follows from the pooling.
+        for name in sorted(before.keys() | after.keys(), key=lambda name: (name == "dimension", name)):
+            if before.get(name) != after.get(name):
                 raise OutputError(
-                    f"{self.folder} was begun with {name} = {json.dumps(begun.get(name))[:200]}, and now it is "
-                    f"{json.dumps(now.get(name))[:200]}: give what it was begun with, or name a new folder"
+                    f"{self.folder} was begun with {name} = {_plain(before.get(name))[:200]}, and now it is "
+                    f"{_plain(after.get(name))[:200]}: give what it was begun with, or name a new folder"
                 )
 
     def is_finished(self) -> bool:
-        return (self._facts / "finished.json").is_file()
+        """Whether a run came to its end here, and none was begun after it."""
+        return (self._facts / f"{FINISHED}.json").is_file()
 
     def facts(self, number: int, digest: str) -> dict[str, Any] | None:
-        """What is known of a shard that is complete; None where it is absent or its files are not what was written.
+        """What is known of a shard that is complete; None where it is absent, or its files are not what was written (`damaged`).
 
         digest: of the texts that it should be made of.
 
@@ -148,7 +171,10 @@ class Shards:
             OutputError: it was made of other texts.
         """
         facts = self._read_json(self._stem(number))
-        if facts is None or not all(self._is_whole(name, wanted) for name, wanted in facts["files"].items()):
+        if facts is None:
+            return None
+        if not all(self._is_whole(name, written) for name, written in facts["files"].items()):
+            self.damaged.append(number)
             return None
         if facts["digest"] != digest:
             raise OutputError(
@@ -189,12 +215,12 @@ class Shards:
                 "no space left on the disk" if is_full(error) else f"it cannot be written ({error.strerror or error})"
             )
             raise OutputError(
-                f"{self.folder}, shard {number}: {reason}; the shards before it are complete. Mend that, and go on with --resume"
+                f"{self.folder}, shard {number}: {reason}; the shards before it are complete. Fix that, and go on with --resume"
             ) from None
 
     def finish(self, totals: dict[str, Any]) -> None:
         """Mark the folder as finished. No shard of a longer input is left in it: settings name the input's size."""
-        self._write_json("finished", totals)
+        self._write_json(FINISHED, totals)
 
     @staticmethod
     def _stem(number: int) -> str:
@@ -211,6 +237,23 @@ class Shards:
 
     def _write_json(self, name: str, content: dict[str, Any]) -> None:
         write_whole(self._facts / f"{name}.json", (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with those inside others laid beside them: "input field"."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= {f"{name} {inner}": each for inner, each in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def _plain(value: Any) -> str:
+    """A setting as a reader would say it: mean, cls; a.txt (120 bytes, text)."""
+    if isinstance(value, dict):
+        return f"{value['name']} ({value['bytes']:,} bytes, {value['format']})"
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value))
+    return value if isinstance(value, str) and value else json.dumps(value)
 
 
 def _sync(path: Path) -> None:

@@ -38,27 +38,27 @@ class TextTokenizer:
         return self._tokenizer.pad_token_id or 0
 
     def __call__(self, texts: Sequence[str]) -> Tokenized:
-        made = Tokenized([], 0)
+        tokenized = Tokenized([], 0)
         for begin in range(0, len(texts), _TOGETHER):
             part = list(texts[begin : begin + _TOGETHER])
             if self._lower_case:
                 part = [text.lower() for text in part]
-            self._slowly(part, made) if self._backend is None else self._at_once(part, made)
-        return made
+            self._slowly(part, tokenized) if self._backend is None else self._at_once(part, tokenized)
+        return tokenized
 
-    def _at_once(self, texts: list[str], made: Tokenized) -> None:
+    def _at_once(self, texts: list[str], tokenized: Tokenized) -> None:
         for encoding in self._backend.encode_batch_fast(texts):  # type: ignore[union-attr]
             ids = encoding.ids
-            made.truncated += len(ids) == self.max_length and bool(encoding.overflowing)
-            made.ids.append(self._some(ids))
+            tokenized.truncated += len(ids) == self.max_length and bool(encoding.overflowing)
+            tokenized.ids.append(self._some(ids))
 
-    def _slowly(self, texts: list[str], made: Tokenized) -> None:
+    def _slowly(self, texts: list[str], tokenized: Tokenized) -> None:
         """A tokenizer in Python, as that of Japanese BERT is."""
         whole = self._tokenizer(texts, truncation=False, verbose=False)["input_ids"]
         cut = self._tokenizer(texts, truncation=True, max_length=self.max_length)["input_ids"]
         for before, ids in zip(whole, cut, strict=True):
-            made.truncated += len(before) > len(ids)
-            made.ids.append(self._some(ids))
+            tokenized.truncated += len(before) > len(ids)
+            tokenized.ids.append(self._some(ids))
 
     def _some(self, ids: list[int]) -> Ids:
         """The ids; of a text that comes to none, where a tokenizer has no special tokens either, an unknown one."""
@@ -73,8 +73,11 @@ class TextTokenizer:
 
 
 def batches(lengths: NDArray[np.int64], budget: int) -> Iterator[NDArray[np.int64]]:
-    """Indices of all texts, longest first (a batch too large for the memory is then the first), in batches of at most `budget`
-    tokens, padding included; a text longer than that is a batch of its own."""
+    """Indices [B] int64 of all texts, longest first (a batch too large for the memory is then the first), in batches of at most
+    `budget` tokens, padding included; a text longer than that is a batch of its own.
+
+    lengths: [N], tokens of each text, at least 1.
+    """
     order = np.argsort(-lengths, kind="stable")
     at = 0
     while at < len(order):
@@ -84,7 +87,7 @@ def batches(lengths: NDArray[np.int64], budget: int) -> Iterator[NDArray[np.int6
 
 
 def padded(ids: Sequence[Ids], pad_id: int) -> NDArray[np.int64]:
-    """[B, S], each text's ids with `pad_id` behind them."""
+    """[B, S], each text's ids, of B texts, with `pad_id` behind them; S is the longest text's length."""
     filled = np.full((len(ids), max(len(each) for each in ids)), pad_id, np.int64)
     for row, each in zip(filled, ids, strict=True):
         row[: len(each)] = each

@@ -72,16 +72,21 @@ def test_what_is_said_of_a_run(tmp_path, checkpoint, texts):
     status, said = run(checkpoint, texts, "--out", out, "--shard-rows", 2, "--device", "cpu")
     assert status == 0, said
     assert "the mean of all tokens is taken; --pooling says otherwise" in said
-    assert "1 texts are longer than 96 tokens and were cut" in said
+    assert "cut to 96 tokens: 1 text" in said
     assert re.search(r"encoded 3 texts in [\d.]+ s: [\d,]+ texts/s [\d,]+ tokens/s", said)
     assert "3 embeddings of 8 numbers, 2 shards" in said
     status, said = run(checkpoint, texts, "--out", out, "--shard-rows", 2, "--device", "cpu")
     assert status == 2
     assert "holds finished embeddings already: go on with --resume" in said
     status, said = run(checkpoint, texts, "--out", out, "--shard-rows", 2, "--device", "cpu", "--resume")
-    assert status == 0
-    assert "3 texts in 2 shards were there already" in said
+    assert status == 0, said
+    assert "there already: 3 texts in 2 shards" in said
     assert "encoded" not in said
+    (out / "shard-00000.parquet").write_bytes(b"damaged")
+    status, said = run(checkpoint, texts, "--out", out, "--shard-rows", 2, "--device", "cpu", "--resume")
+    assert status == 0, said
+    assert "shard 0 was missing or did not match its checksum, and was made again" in said
+    assert "there already: 1 text in 1 shard" in said
 
 
 def test_files_and_options_reach_the_library(tmp_path, checkpoint):
@@ -124,7 +129,7 @@ def test_files_and_options_reach_the_library(tmp_path, checkpoint):
     ("options", "said"),
     [
         (("--pooling", "median"), "pooling 'median' is unknown"),
-        (("--prompt-name", "query"), "no prompt 'query'"),
+        (("--prompt-name", "query"), "no prompts, and 'query' is asked for; use --prompt TEXT"),
         (("--max-length", "97"), "has 96 positions"),
         (("--shard-rows", "0"), "--shard-rows"),
         (("--device", "tpu"), "device must be one of auto, cpu, cuda"),
@@ -171,7 +176,7 @@ def test_interrupted(tmp_path, checkpoint, texts, monkeypatch):
 
     monkeypatch.setattr(Encoder, "encode_tokens", interrupted)
     status, said = run(checkpoint, texts, "--out", tmp_path / "out")
-    assert status == 1
+    assert status == 130
     assert "go on with --resume" in said
 
 

@@ -9,11 +9,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from encoding_cases import TEXTS
+from encoding_cases import TEXTS, save_checkpoint
 
+from bertfast.data.lines import BadLine
 from bertfast.encoding import Encoder, shards
 from bertfast.encoding.readers import Input
-from bertfast.encoding.run import encode_files, windows
+from bertfast.encoding.run import Bad, encode_files, windows
 from bertfast.encoding.shards import OutputError
 from bertfast.tasks.lines import DataError
 
@@ -71,6 +72,11 @@ def test_parquet(encoder, source, tmp_path, expected):
     )
     assert dict(status.bad.counts) == {"empty text": 1, "invalid UTF-8": 1}
     assert f"{source}:21: empty text" in status.bad.summary()
+    head, *places = status.bad.listing(tmp_path / "out").split("\n  ")
+    kept = tmp_path / "out" / "_bertfast" / "finished.json"
+    assert head.endswith(f"; all are in {kept}:")
+    assert [place.partition(": ")[0] for place in places] == [f"{source}:21", f"{source}:42"]
+    assert json.loads(kept.read_text())["bad"]["named"] == places
     assert reports == sorted(reports)
     assert reports[-1] == (1.0, 60)
 
@@ -205,7 +211,8 @@ def test_a_finished_folder_is_refused_or_checked(encoder, source, tmp_path, expe
     content[100] ^= 1
     damaged.write_bytes(content)
     (out / "shard-00003.parquet").unlink()
-    assert run(encoder, source, out, resume=True).resumed_shards == 2
+    status = run(encoder, source, out, resume=True)
+    assert (status.resumed_shards, status.damaged) == (2, [1, 3])
     check(out, expected)
 
 
@@ -213,14 +220,17 @@ def test_other_settings_and_other_texts_are_refused(encoder, checkpoint, source,
     out = tmp_path / "out"
     run(encoder, source, out)
     for options, said in (
-        ({"dtype": "float16"}, 'dtype = "float32", and now it is "float16"'),
+        ({"dtype": "float16"}, "dtype = float32, and now it is float16"),
         ({"shard_rows": 17}, "shard_rows = 16, and now it is 17"),
         ({"keep_text": True}, "keep_text = false"),
     ):
         with pytest.raises(OutputError, match=said):
             run(encoder, source, out, resume=True, **options)
-    with pytest.raises(OutputError, match="pooling"):
-        run(Encoder(checkpoint, device="cpu", pooling="cls"), source, out, resume=True)
+    with pytest.raises(OutputError, match="pooling = mean, and now it is cls, max"):
+        run(Encoder(checkpoint, device="cpu", pooling=("cls", "max"), normalize=True), source, out, resume=True)
+    wider = save_checkpoint(tmp_path / "wider", sizes={"hidden_size": 64})
+    with pytest.raises(OutputError, match=r"was begun with another checkpoint \(its files differ\)"):
+        run(Encoder(wider, device="cpu", pooling="cls"), source, out, resume=True)
     content = source.read_bytes()
     source.write_bytes(content.replace(b"ab", b"ba"))  # of the same size
     with pytest.raises(
@@ -228,7 +238,9 @@ def test_other_settings_and_other_texts_are_refused(encoder, checkpoint, source,
     ):
         run(encoder, source, out, resume=True)
     source.write_bytes(content + b"a\n")
-    with pytest.raises(OutputError, match="was begun with input"):
+    with pytest.raises(
+        OutputError, match=rf"input files = {source.name} \({len(content):,} bytes, text\), and now it is {source.name}"
+    ):
         run(encoder, source, out, resume=True)
 
 
@@ -243,9 +255,19 @@ def test_a_folder_with_other_files_is_left_alone(encoder, source, tmp_path):
 
 def test_strict_stops_at_the_line_and_keeps_what_is_complete(encoder, source, tmp_path):
     out = tmp_path / "out"
-    with pytest.raises(DataError, match=rf"{source}:21: empty text\. Mend the line, or leave --strict out"):
+    with pytest.raises(DataError, match=rf"{source}:21: empty text\. Fix the line, or leave --strict out"):
         run(encoder, source, out, strict=True)
     assert names(out) == ["shard-00000.parquet"]
+
+
+def test_a_listing_of_many_bad_lines_says_how_many_are_kept(tmp_path):
+    bad = Bad()
+    for number in range(1, 1003):
+        bad.add(BadLine(f"a.txt:{number}", "empty text"))
+    head, *places, last = bad.listing(tmp_path).split("\n  ")
+    assert head.startswith("left out: 1,002 with empty text; the first 1,000 are in ")
+    assert places == [f"a.txt:{number}: empty text" for number in range(1, 6)]
+    assert last == "and 997 more"
 
 
 def test_nothing_to_encode(encoder, tmp_path):

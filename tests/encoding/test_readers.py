@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from pathlib import Path
 
 import pytest
 
@@ -89,6 +90,8 @@ def test_parquet_with_bytes_that_are_no_utf8(tmp_path):
 def test_several_files_have_their_names_in_the_ids(tmp_path):
     first, second = file(tmp_path, "a.txt", "one\n"), file(tmp_path, "b.jsonl", '{"text": "two"}\n')
     assert read([first, second])[0] == [(f"{first}:1", "one"), (f"{second}:1", "two")]
+    second.write_text('{"body": "two"}\n')
+    assert [text for _, text in read([first, second], field="body")[0]] == ["one", "two"]
 
 
 def test_progress_reaches_all_bytes(tmp_path):
@@ -106,6 +109,7 @@ def test_progress_reaches_all_bytes(tmp_path):
         ("a.txt", "", {}, "the file is empty"),
         ("a.parquet", "no table", {}, "is no Parquet file"),
         ("a.txt", "a\n", {"id_field": "id"}, "which hold no id"),
+        ("a.txt", "a\n", {"field": "body"}, "which hold no field 'body'"),
         ("a.txt", "a\n", {"kind": "xml"}, "input format 'xml' is unknown"),
         ("a.txt", "a\n", {"encoding": "utf-99"}, "encoding 'utf-99' is unknown"),
         ("a.txt", "a\nb\n".encode("utf-16"), {}, "text in UTF-16"),
@@ -129,5 +133,7 @@ def test_parquet_columns_are_checked_before_anything_is_read(tmp_path):
         Input([tmp_path])
     with pytest.raises(DataError, match="does not exist"):
         Input([tmp_path / "absent"])
+    with pytest.raises(DataError, match="standard input is not read"):
+        Input([Path("-")])
     with pytest.raises(DataError, match="no input"):
         Input([])

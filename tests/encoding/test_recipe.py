@@ -61,6 +61,13 @@ def test_lengths_letters_and_prompts(tmp_path):
     assert (recipe.prompt(), recipe.prompt("query"), recipe.prompt("query", "other")) == ("", "q: ", "other")
 
 
+def test_a_prompt_that_is_not_there():
+    with pytest.raises(RecipeError, match=r"no prompts, and 'query' is asked for; use --prompt TEXT"):
+        Recipe().prompt("query")
+    with pytest.raises(RecipeError, match=r"no prompt 'query'; it has passage: choose one"):
+        Recipe(prompts={"passage": "p: "}).prompt("query")
+
+
 def test_a_caller_may_ask_for_something_else():
     recipe = Recipe(normalize=True, max_length=9).changed("cls", normalize=False)
     assert (recipe.pooling, recipe.normalize, recipe.max_length) == (("cls",), False, 9)
@@ -78,7 +85,7 @@ def test_a_caller_may_ask_for_something_else():
         ({"1_Pooling__config": None}, r"1_Pooling/config\.json is missing"),
         ({"1_Pooling__config": {"pooling_mode": "median"}}, r"its pooling is 'median'"),
         ({"sentence_bert_config": {"max_seq_length": "long"}}, r"max_seq_length is 'long'"),
-        ({"config_sentence_transformers": {"prompts": [1]}}, r"its prompts are no texts by name|holds"),
+        ({"config_sentence_transformers": {"prompts": [1]}}, r"its prompts are not texts by name|holds"),
         ({"config_sentence_transformers": {"default_prompt_name": "x"}}, r"default_prompt_name is 'x'"),
     ],
 )

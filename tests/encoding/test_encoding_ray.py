@@ -1,6 +1,7 @@
 """The encoder as a map over a Ray Data set, on a local cluster of two workers."""
 
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from bertfast.tasks.lines import DataError  # noqa: E402
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     """A cluster on this machine, without a dashboard."""
+    before = signal.getsignal(signal.SIGTERM)  # which Ray replaces, and does not give back
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         here = os.pathsep.join([os.path.dirname(__file__), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -31,6 +33,7 @@ def cluster(tmp_path_factory):
         ray.data.DataContext.get_current().enable_progress_bars = False
         yield
         ray.shutdown()
+    signal.signal(signal.SIGTERM, before)
 
 
 class DiesOnce(BatchEncoder):

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 import bertfast
 from bertfast import _torch, graphs, models, ops
-from bertfast.convert import checks
+from bertfast.convert import checks, plain
 from bertfast.convert import model as whole
 from bertfast.graphs import cache
 from bertfast.graphs.encode import Encoder
@@ -101,7 +101,7 @@ class Called:
         # A fake tensor is watched, which a real one is not, and of another class.
         patch.setattr(_torch, "is_watched", lambda: False)
         patch.setattr(_torch, "is_transformed", lambda: False)
-        for module in (whole, checks, device):
+        for module in (whole, plain, checks, device):
             patch.setattr(module, "Tensor", FakeTensor)
         patch.setattr(device, "_TYPES", (FakeTensor,))
 

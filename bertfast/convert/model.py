@@ -51,21 +51,21 @@ class FastModel(Swapped):
         """What runs the call, or why it goes module by module."""
         verdict = verdicts.find(self)
         if verdict is None:
-            reason = (
-                self._config_reason(call)
-                or self.structure_reason()
-                or self.family.encoder_of(self).whole_reason()
-                or self._training_reason()
-            )
+            reason = self._config_reason(call) or self._plain_reason()
             if reason is not None:
                 return None, reason
             # An argument may have beaten the config, which it need not do in the next call.
-            verdict = verdicts.make(self, keep=self._config_reason({}) is None)
+            keep = self._config_reason({}) is None
+            verdict = verdicts.make(self, keep=keep, is_plain=lambda: self._plain_reason() is None)
         ids = call["input_ids"]
         if ids.device != verdict.word.device:
             return None, f"input_ids are on {ids.device} and the weights on {verdict.word.device}"
         reason = self._speed_reason(ids, verdict) if ids.device.type == "cuda" else None
         return (verdict, None) if reason is None else (None, reason)
+
+    def _plain_reason(self: Any) -> str | None:
+        """What about the modules inside keeps whole calls from being run, whatever the arguments."""
+        return self.structure_reason() or self.family.encoder_of(self).whole_reason() or self._training_reason()
 
     def _speed_reason(self: Any, ids: Tensor, verdict: verdicts.Verdict) -> str | None:
         """Why a whole call would be slower than stock on a GPU, where nobody asked for it all the same."""

@@ -5,6 +5,7 @@ A verdict is good while no module inside, no config and none of their dicts has 
 """
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import MethodType
 from typing import Any
@@ -84,12 +85,17 @@ def find(model: nn.Module) -> Verdict | None:
     return verdict
 
 
-def make(model: Any, *, keep: bool) -> Verdict:
-    """The verdict on a BertModel whose modules were all found plain and without dropout.
+def make(model: Any, *, keep: bool, is_plain: Callable[[], bool]) -> Verdict:
+    """The verdict on a base model whose modules were all found plain and without dropout.
 
-    keep: for the calls to come too, which it is where the layers run at once.
+    Args:
+        keep: for the calls to come too, which it is where the layers run at once.
+        is_plain: finds that out once more. Another thread may change the model meanwhile: what is kept was read, and found plain,
+            after the snapshot that tells later calls of a change.
     """
     _kept.pop(model, None)
+    configs = {id(m.config): m.config for m in model.modules() if "config" in m.__dict__} if keep else {}
+    snapshot = snapshots.take(model, configs.values(), (PretrainedConfig,)) if keep else None
     family, embeddings = model.family, model.embeddings
     encoder, word = family.encoder_of(model), embeddings.word_embeddings.weight
     projection = None if family.projection is None else model._modules.get(family.projection)
@@ -99,15 +105,13 @@ def make(model: Any, *, keep: bool) -> Verdict:
     counters = [(counter(embeddings), FAST), *((counter(module), UNPADDED) for module in not_called)]
     captured = Encoder.of(embeddings, layers, limits_of(model), projection)
     verdict = Verdict(layers, embeddings, word, projection, tuple(counters), captured)
-    if not keep or not isinstance(layers.at_once, Native | Launched):
+    if snapshot is None or not isinstance(layers.at_once, Native | Launched):
         return verdict
     if any(isinstance(module.__dict__.get("act"), MethodType) for module in encoder.modules()):
         return verdict  # "gelu_python": a change of its method would not show
     if adapters.inside(encoder):
         return verdict  # they keep lists of what is merged and active, whose changes would not show
-    configs = {id(m.config): m.config for m in model.modules() if "config" in m.__dict__}
-    snapshot = snapshots.take(model, configs.values(), (PretrainedConfig,))
-    if snapshot is not None:
+    if is_plain():
         _kept[model] = replace(verdict, snapshot=snapshot)
     return verdict
 

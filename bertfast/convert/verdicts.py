@@ -7,6 +7,7 @@ A verdict is good while no module inside, no config and none of their dicts has 
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from operator import is_
 from types import MethodType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -24,6 +25,7 @@ from bertfast.graphs.encode import Encoder
 from bertfast.nn import snapshots
 from bertfast.nn.device import Launched
 from bertfast.nn.embedding import tables
+from bertfast.nn.parts import parts_of
 from bertfast.nn.stack import Native
 from bertfast.nn.through import Layers
 from bertfast.nn.tokens import Tokens
@@ -111,7 +113,10 @@ def make(model: Any, *, keep: bool, is_plain: Callable[[], bool]) -> Verdict:
         return verdict  # "gelu_python": a change of its method would not show
     if adapters.inside(encoder):
         return verdict  # they keep lists of what is merged and active, whose changes would not show
-    if is_plain():
+    # A weight that was there before, replaced while the layers were read, and put back since would go unseen.
+    now = [parameter for layer in encoder.layer for parameter in parts_of(layer).parameters()]
+    is_same = len(now) == len(layers.at_once.parameters) and all(map(is_, now, layers.at_once.parameters))
+    if is_plain() and is_same:
         _kept[model] = replace(verdict, snapshot=snapshot)
     return verdict
 

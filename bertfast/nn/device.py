@@ -131,6 +131,11 @@ class Launched:
         """x [N, E] with cu_seqlens [B + 1] int32 to [N, E], or to [R, E] of the rows `read`, [R] int64."""
         return layers(x, self.parts, self.kind, Packed(cu_seqlens, max_seqlen, read), self.joined)
 
+    @property
+    def parameters(self) -> list[Tensor | None]:
+        """Of all layers, as `LayerParts.parameters` orders them."""
+        return self.joined.parameters
+
     def running(self) -> tuple[Any, ...]:
         """What computes each op of a call now: what was captured is good while these are the same."""
         return tuple(_library.resolved(name, "CUDA") for name in (*_OPS, *_PRODUCTS))

@@ -207,6 +207,11 @@ class Joined:
         return cls(copies, parameters)
 
     @property
+    def parameters(self) -> list[Tensor | None]:
+        """Of all layers, as `LayerParts.parameters` orders them."""
+        return self._parameters
+
+    @property
     def example(self) -> Tensor:
         """A weight, of the dtype and on the device of all."""
         return self._parameters[0]  # type: ignore[return-value]

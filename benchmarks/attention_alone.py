@@ -29,11 +29,11 @@ def measure(name: str, stock: Any, inputs: dict[str, torch.Tensor], runs: int) -
     ours = copy.deepcopy(stock)
     ours.set_attn_implementation("bertfast")
     with torch.inference_mode():
-        found = interleave(lambda: stock(**inputs), lambda: ours(**inputs), runs, warmup=2)
+        comparison = interleave(lambda: stock(**inputs), lambda: ours(**inputs), runs, warmup=2)
     fast = sum("fast" in outcome for row in bertfast.report(ours).rows for outcome in row.calls)
     print(
-        f"{name:40} {found.stock.p50 * 1e3:8.1f} ms  {found.fast.p50 * 1e3:8.1f} ms  {found.ratio.p50:5.2f}x "
-        f"({found.ratio.p20:.2f} to {found.ratio.p80:.2f})  {'' if fast else 'torch takes these calls'}",
+        f"{name:40} {comparison.stock.p50 * 1e3:8.1f} ms  {comparison.fast.p50 * 1e3:8.1f} ms  {comparison.ratio.p50:5.2f}x "
+        f"({comparison.ratio.p20:.2f} to {comparison.ratio.p80:.2f})  {'' if fast else 'torch takes these calls'}",
         flush=True,
     )
 

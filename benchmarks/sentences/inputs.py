@@ -35,10 +35,10 @@ def sentences(path: Path, count: int) -> list[str]:
         texts = [line.split("\t")[0] for line in lines] if path.suffix == ".tsv" else lines
     if path.suffix != ".tsv":
         texts = [sentence for text in dict.fromkeys(texts) for sentence in split_sentences(text)]
-    found = [text.strip() for text in texts if text.strip() and not text.strip().startswith("=")]  # "= Title ="
-    if not found:
+    sentences = [text.strip() for text in texts if text.strip() and not text.strip().startswith("=")]  # "= Title ="
+    if not sentences:
         raise BenchError(f"{path} holds no sentences")
-    return spread(found, count)
+    return spread(sentences, count)
 
 
 def squad(path: Path) -> list[tuple[str, str]]:

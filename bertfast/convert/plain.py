@@ -51,9 +51,9 @@ def module_reason(
     sharded: they are so when a layer around it is called, which `fully_shard` has pieces of now.
     """
     if type(module) is not kind:
-        found = type(module)
+        actual = type(module)
         # An adapter may have the name of what it wraps, as LoRA's Linear has.
-        said = found.__name__ if found.__name__ != kind.__name__ else f"{found.__module__}.{found.__name__}"
+        said = actual.__name__ if actual.__name__ != kind.__name__ else f"{actual.__module__}.{actual.__name__}"
         return f"{name} is {said}, not a plain {kind.__name__}"
     reason = hook_reason(module, name)
     if reason is not None:

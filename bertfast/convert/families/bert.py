@@ -3,27 +3,13 @@
 from transformers import BertConfig
 from transformers.models.bert import modeling_bert as hf
 
-from bertfast.convert.families.record import bert_head, like_bert
+from bertfast.convert.families.record import bert_heads, like_bert
 
 FAMILY = like_bert(
     "bert",
     "Bert",
     BertConfig,
     hf,
-    pooled_heads=(
-        hf.BertForSequenceClassification,
-        hf.BertForNextSentencePrediction,
-        hf.BertForMultipleChoice,
-    ),
     losses_over_padding=(hf.BertForQuestionAnswering, hf.BertLMHeadModel),
-    masked_heads={
-        hf.BertForPreTraining: bert_head(
-            "Bert",
-            hf,
-            "PreTrainingHeads",
-            next_sentence="cls.seq_relationship",
-            output=hf.BertForPreTrainingOutput,
-        ),
-        hf.BertForMaskedLM: bert_head("Bert", hf, "OnlyMLMHead"),
-    },
+    **bert_heads("Bert", hf),
 )

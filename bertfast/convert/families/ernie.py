@@ -3,7 +3,7 @@
 from transformers import ErnieConfig
 from transformers.models.ernie import modeling_ernie as hf
 
-from bertfast.convert.families.record import bert_head, like_bert
+from bertfast.convert.families.record import bert_heads, like_bert
 
 FAMILY = like_bert(
     "ernie",
@@ -11,20 +11,6 @@ FAMILY = like_bert(
     ErnieConfig,
     hf,
     tasks=True,
-    pooled_heads=(
-        hf.ErnieForSequenceClassification,
-        hf.ErnieForNextSentencePrediction,
-        hf.ErnieForMultipleChoice,
-    ),
     losses_over_padding=(hf.ErnieForQuestionAnswering, hf.ErnieForCausalLM),
-    masked_heads={
-        hf.ErnieForPreTraining: bert_head(
-            "Ernie",
-            hf,
-            "PreTrainingHeads",
-            next_sentence="cls.seq_relationship",
-            output=hf.ErnieForPreTrainingOutput,
-        ),
-        hf.ErnieForMaskedLM: bert_head("Ernie", hf, "OnlyMLMHead"),
-    },
+    **bert_heads("Ernie", hf),
 )

@@ -234,20 +234,35 @@ def like_bert(name: str, prefix: str, config: type[PretrainedConfig], module: Mo
     return Family(name=name, config=config, module=module, **{**common, **fields})
 
 
-def bert_head(prefix: str, module: ModuleType, kind: str, **fields: Any) -> MaskedHead:
-    """BERT's masked-LM head below `cls`, a class of this kind."""
-    return MaskedHead(
-        dense="cls.predictions.transform.dense",
-        norm="cls.predictions.transform.LayerNorm",
-        decoder="cls.predictions.decoder",
-        activation="cls.predictions.transform.transform_act_fn",
-        holders={
-            "cls": getattr(module, prefix + kind),
-            "cls.predictions": getattr(module, f"{prefix}LMPredictionHead"),
-            "cls.predictions.transform": getattr(module, f"{prefix}PredictionHeadTransform"),
-        },
-        **fields,
-    )
+def bert_heads(prefix: str, module: ModuleType) -> dict[str, Any]:
+    """The fields of `Family` for BERT's heads with another prefix, those of causal language modelling apart."""
+
+    def stock(suffix: str) -> Module:
+        return getattr(module, prefix + suffix)
+
+    def masked(kind: str, **fields: Any) -> MaskedHead:
+        """The head below `cls`, a class of this kind."""
+        return MaskedHead(
+            dense="cls.predictions.transform.dense",
+            norm="cls.predictions.transform.LayerNorm",
+            decoder="cls.predictions.decoder",
+            activation="cls.predictions.transform.transform_act_fn",
+            holders={
+                "cls": stock(kind),
+                "cls.predictions": stock("LMPredictionHead"),
+                "cls.predictions.transform": stock("PredictionHeadTransform"),
+            },
+            **fields,
+        )
+
+    output = getattr(module, f"{prefix}ForPreTrainingOutput")
+    pretraining = masked("PreTrainingHeads", next_sentence="cls.seq_relationship", output=output)
+    return {
+        "pooled_heads": tuple(
+            stock(name) for name in ("ForSequenceClassification", "ForNextSentencePrediction", "ForMultipleChoice")
+        ),
+        "masked_heads": {stock("ForPreTraining"): pretraining, stock("ForMaskedLM"): masked("OnlyMLMHead")},
+    }
 
 
 def roberta_like(name: str, prefix: str, config: type[PretrainedConfig], module: ModuleType) -> Family:

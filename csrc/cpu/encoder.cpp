@@ -1,6 +1,7 @@
 // The layers one after another on buffers that are made once a call and used by all of them: nothing is dispatched,
 // looked up or allocated between two products, which is most of the time of a short batch otherwise. The feed-forward
-// half goes through a few hundred tokens at a time, so that its wide middle stays in cache.
+// half goes through a few hundred tokens at a time, so that its wide middle stays in cache. Where the sequences can be
+// dealt out evenly each thread takes a share of them through all layers, and waits for no other thread on the way.
 #include "encoder.h"
 
 #include <ATen/ops/cat.h>
@@ -20,6 +21,8 @@ constexpr int64_t kSamples = 32;
 constexpr size_t kParameters = 16;      // of a layer
 constexpr int64_t kMiddleTokens = 576;  // 576 x 3072 floats are 7 MB
 constexpr int64_t kAlign = 16;          // floats of a cache line: buffers begin on one
+constexpr int64_t kShareTokens = 128;   // of a thread's own share at least
+constexpr double kShareExcess = 1.03;   // of the largest share over an even one at most: the others wait for it
 
 at::Tensor joined(const std::vector<at::Tensor>& parts) { return parts.size() == 1 ? parts[0] : at::cat(parts); }
 
@@ -178,12 +181,45 @@ int64_t Encoder::nbytes() const {
   return total;
 }
 
-// x: the residual stream. One allocation, cut up.
+// Sequences that stand beside each other, and their tokens.
+struct Encoder::Share {
+  int64_t token, tokens;
+  std::vector<AttentionItem> items;
+};
+
+// x: the residual stream. middle: of one share, the others hold all tokens. One allocation, cut up.
 struct Encoder::Buffers {
   char *x, *qkv, *context, *sum, *middle;
   float *lse, *mean, *rstd;
-  int64_t longest;
+  int64_t middle_tokens, longest;
 };
+
+// One share of all sequences, which all threads work on together, or one for each thread.
+std::vector<Encoder::Share> Encoder::shares_of(const std::vector<Sequence>& sequences, int64_t tokens) const {
+  const int64_t threads = at::get_num_threads();
+  if (threads > 1 && !at::in_parallel_region() && tokens >= threads * kShareTokens) {
+    // Multiplications, but for a factor: products of a token, and scores and context of a token for each of its keys.
+    const double product = 2.0 * hidden_ + intermediate_;
+    auto work = [&](const Sequence& s) { return s.length * (product + s.length); };
+    double total = 0;
+    for (const Sequence& s : sequences) total += work(s);
+    std::vector<Share> shares;
+    double done = 0, most = 0;
+    for (size_t next = 0; next < sequences.size();) {
+      const double limit = total * (shares.size() + 1) / threads, before = done;
+      const size_t first = next;
+      do done += work(sequences[next++]);
+      while (next < sequences.size() && done + work(sequences[next]) / 2 <= limit);
+      most = std::max(most, done - before);
+      const std::vector<Sequence> own(sequences.begin() + first, sequences.begin() + next);
+      const Sequence& last = own.back();
+      const int64_t token = own.front().first_token;
+      shares.push_back({token, last.first_token + last.length - token, items_of(own, heads_, false)});
+    }
+    if (most * threads <= total * kShareExcess) return shares;
+  }
+  return {{0, tokens, items_of(sequences, heads_, true)}};
+}
 
 at::Tensor Encoder::forward(const at::Tensor& x_in, const at::Tensor& cu_seqlens, int64_t max_seqlen,
                             const std::optional<at::Tensor>& read) const {
@@ -193,16 +229,18 @@ at::Tensor Encoder::forward(const at::Tensor& x_in, const at::Tensor& cu_seqlens
   const int64_t tokens = x_in.size(0);
   Buffers b{};
   const std::vector<Sequence> sequences = packed_sequences(cu_seqlens, tokens, max_seqlen, b.longest);
-  const std::vector<AttentionItem> items = items_of(sequences, heads_, true);
+  const std::vector<Share> shares = shares_of(sequences, tokens);
   const at::Tensor rows = read.has_value() ? checked_rows(*read, tokens) : at::Tensor();
   at::Tensor y = at::empty(x_in.sizes(), x_in.options());
   y.copy_(x_in);
-  const int64_t itemsize = static_cast<int64_t>(c10::elementSize(dtype_));
   auto floats = [&](int64_t bytes) { return (bytes / 4 + kAlign) / kAlign * kAlign; };
-  const int64_t sizes[] = {floats(3 * tokens * hidden_ * itemsize),
-                           floats(tokens * hidden_ * itemsize),
-                           floats(tokens * hidden_ * itemsize),
-                           floats(std::min(tokens, kMiddleTokens) * intermediate_ * itemsize),
+  b.middle_tokens = kMiddleTokens;
+  for (const Share& share : shares) b.middle_tokens = std::min(b.middle_tokens, std::max<int64_t>(1, share.tokens));
+  const int64_t middle = floats(b.middle_tokens * intermediate_ * row_bytes() / hidden_);
+  const int64_t sizes[] = {floats(3 * tokens * row_bytes()),
+                           floats(tokens * row_bytes()),
+                           floats(tokens * row_bytes()),
+                           middle * static_cast<int64_t>(shares.size()),
                            floats(heads_ * tokens * 4),
                            floats(tokens * 4),
                            floats(tokens * 4)};
@@ -221,17 +259,23 @@ at::Tensor Encoder::forward(const at::Tensor& x_in, const at::Tensor& cu_seqlens
   for (char** buffer : {&b.qkv, &b.context, &b.sum, &b.middle}) *buffer = reinterpret_cast<char*>(take());
   for (float** buffer : {&b.lse, &b.mean, &b.rstd}) *buffer = take();
   const size_t whole = layers_.size() - (rows.defined() ? 1 : 0);
-  for (size_t i = 0; i < whole; ++i) {
-    attend(layers_[i], tokens, items, b);
-    project(layers_[i], tokens, b);
-    feed_forward(layers_[i], tokens, b);
-  }
+  at::parallel_for(0, static_cast<int64_t>(shares.size()), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      Buffers own = b;
+      own.middle += i * middle * 4;
+      for (size_t layer = 0; layer < whole; ++layer) {
+        attend(layers_[layer], shares[i], own);
+        project(layers_[layer], shares[i].token, shares[i].tokens, own);
+        feed_forward(layers_[layer], shares[i].token, shares[i].tokens, own);
+      }
+    }
+  });
   if (!rows.defined()) return y;
   // Every token is a key and a value; only past attention does one that nobody reads cease to matter.
   const Layer& last = layers_.back();
-  const int64_t count = rows.numel(), row = hidden_ * itemsize;
+  const int64_t count = rows.numel(), row = row_bytes();
   const int64_t* index = rows.const_data_ptr<int64_t>();
-  attend(last, tokens, items_at(index, count, sequences, heads_), b);
+  attend(last, {0, tokens, items_at(index, count, sequences, heads_)}, b);
   at::Tensor chosen = at::empty({count, hidden_}, x_in.options());
   char* residual = static_cast<char*>(chosen.mutable_data_ptr());
   for (int64_t i = 0; i < count; ++i) {
@@ -240,15 +284,16 @@ at::Tensor Encoder::forward(const at::Tensor& x_in, const at::Tensor& cu_seqlens
     std::memmove(b.context + i * row, b.context + index[i] * row, row);
   }
   b.x = residual;
-  project(last, count, b);
-  feed_forward(last, count, b);
+  project(last, 0, count, b);
+  feed_forward(last, 0, count, b);
   return chosen;
 }
 
-// To the context of the items' queries.
-void Encoder::attend(const Layer& layer, int64_t tokens, const std::vector<AttentionItem>& items,
-                     const Buffers& b) const {
-  packed_linear(b.x, tokens, layer.qkv, data_or_null(layer.qkv_bias), Activation::kNone, b.qkv);
+// To the context of the share's items.
+void Encoder::attend(const Layer& layer, const Share& share, const Buffers& b) const {
+  const int64_t begin = share.token * row_bytes();
+  packed_linear(b.x + begin, share.tokens, layer.qkv, data_or_null(layer.qkv_bias), Activation::kNone,
+                b.qkv + 3 * begin);
   AttentionProblem p{};
   p.bfloat16 = dtype_ == at::kBFloat16;
   p.pairs = multiplies_pairs();
@@ -259,41 +304,44 @@ void Encoder::attend(const Layer& layer, int64_t tokens, const std::vector<Atten
   p.inverse_keep = 1.0;
   p.out = b.context;
   p.lse = b.lse;
-  run_attention(p, items, b.longest);
+  run_attention(p, share.items, b.longest);
 }
 
-void Encoder::project(const Layer& layer, int64_t tokens, const Buffers& b) const {
-  packed_linear(b.context, tokens, layer.projection, data_or_null(layer.projection_bias), Activation::kNone, b.sum);
-  add_norm(layer.attention_norm, b.sum, b.x, tokens, b.x, b);
+void Encoder::project(const Layer& layer, int64_t token, int64_t tokens, const Buffers& b) const {
+  const int64_t begin = token * row_bytes();
+  char *x = b.x + begin, *sum = b.sum + begin;
+  packed_linear(b.context + begin, tokens, layer.projection, data_or_null(layer.projection_bias), Activation::kNone,
+                sum);
+  add_norm(layer.attention_norm, sum, x, token, tokens, b);
 }
 
-void Encoder::feed_forward(const Layer& layer, int64_t tokens, const Buffers& b) const {
-  const int64_t parts = std::max<int64_t>(1, (tokens + kMiddleTokens - 1) / kMiddleTokens);
-  const int64_t row = hidden_ * static_cast<int64_t>(c10::elementSize(dtype_));
+void Encoder::feed_forward(const Layer& layer, int64_t token, int64_t tokens, const Buffers& b) const {
+  const int64_t parts = std::max<int64_t>(1, (tokens + b.middle_tokens - 1) / b.middle_tokens);
+  char* sum = b.sum + token * row_bytes();
   for (int64_t part = 0; part < parts; ++part) {
-    const int64_t begin = tokens * part / parts, count = tokens * (part + 1) / parts - begin;
-    char* x = b.x + begin * row;
+    const int64_t first = token + tokens * part / parts, count = token + tokens * (part + 1) / parts - first;
+    char* x = b.x + first * row_bytes();
     packed_linear(x, count, layer.up, data_or_null(layer.up_bias), activation_, b.middle);
-    packed_linear(b.middle, count, layer.down, data_or_null(layer.down_bias), Activation::kNone, b.sum);
-    add_norm(layer.output_norm, b.sum, x, count, x, b);
+    packed_linear(b.middle, count, layer.down, data_or_null(layer.down_bias), Activation::kNone, sum);
+    add_norm(layer.output_norm, sum, x, first, count, b);
   }
 }
 
-// y may be the residual itself: a row is read before it is written.
-void Encoder::add_norm(const Norm& norm, const void* x, const void* residual, int64_t rows, void* y,
+// norm(sum + x) to x, of the rows from `token` on.
+void Encoder::add_norm(const Norm& norm, const void* sum, void* x, int64_t token, int64_t rows,
                        const Buffers& b) const {
   const Storage storage = dtype_ == at::kFloat ? Storage::kFloat : Storage::kBFloat16;
   const AddNorm work{hidden_,
-                     x,
+                     sum,
                      nullptr,
-                     residual,
+                     x,
                      norm.weight.const_data_ptr<float>(),
                      norm.bias.const_data_ptr<float>(),
                      norm.eps,
                      {0, 0, 0, 0, 1.0f},
-                     y,
-                     b.mean,
-                     b.rstd};
+                     x,  // the residual itself: a row is read before it is written
+                     b.mean + token,
+                     b.rstd + token};
   at::parallel_for(0, rows, kRowGrain,
                    [&](int64_t begin, int64_t end) { norm_kernels().add_norm(storage, storage, work, begin, end); });
 }

@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "attention_kernels.h"
+#include "attention.h"
 #include "packed_linear.h"
 
 namespace bertfast {
@@ -56,12 +56,17 @@ class Encoder {
     at::Tensor qkv_bias, projection_bias, up_bias, down_bias;  // float, or undefined
     Norm attention_norm, output_norm;
   };
+  struct Share;
   struct Buffers;
 
-  void attend(const Layer& layer, int64_t tokens, const std::vector<AttentionItem>& items, const Buffers& b) const;
-  void project(const Layer& layer, int64_t tokens, const Buffers& b) const;
-  void feed_forward(const Layer& layer, int64_t tokens, const Buffers& b) const;
-  void add_norm(const Norm& norm, const void* x, const void* residual, int64_t rows, void* y, const Buffers& b) const;
+  std::vector<Share> shares_of(const std::vector<Sequence>& sequences, int64_t tokens) const;
+  void attend(const Layer& layer, const Share& share, const Buffers& b) const;
+  // Of `tokens` rows from `token` on.
+  void project(const Layer& layer, int64_t token, int64_t tokens, const Buffers& b) const;
+  void feed_forward(const Layer& layer, int64_t token, int64_t tokens, const Buffers& b) const;
+  void add_norm(const Norm& norm, const void* sum, void* x, int64_t token, int64_t rows, const Buffers& b) const;
+
+  int64_t row_bytes() const { return hidden_ * static_cast<int64_t>(c10::elementSize(dtype_)); }
 
   at::ScalarType dtype_;
   int64_t heads_, hidden_ = 0, intermediate_ = 0;

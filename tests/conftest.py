@@ -120,7 +120,7 @@ def triton_ops() -> Iterator[TritonOps]:
 
         from bertfast.triton import interpreter, launch
 
-        interpreter.mend()
+        interpreter.fix()
         quicken()
         launch.gluon_interpreter = gluon_interpreter.interpret
     with verified.allow_unverified():  # kernels are what is tested here, on whatever GPU

@@ -54,7 +54,7 @@ def loss_of(rows: Tensor) -> Tensor:
 
 
 def step(layers: BertEncoder, x: Tensor, layout: Packed, *, captured: bool, how: str | None = None) -> Step:
-    """One forward and backward from one random state; the gradients of parameters begin anew."""
+    """One forward and backward from one random state; the gradients of parameters begin at zero."""
     layers.zero_grad()
     x.grad = None
     torch.manual_seed(7)

@@ -192,7 +192,7 @@ def test_an_error_in_finish_gives_the_turn_back(device):
     assert not device._captures.locked()
 
 
-def test_a_child_process_begins_anew(device):
+def test_a_child_process_starts_over(device):
     """It holds the parent's locks as they were, and graphs of a device that is not its own."""
     toy, released = Toy(), []
     for _ in range(2):

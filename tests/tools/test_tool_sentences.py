@@ -306,7 +306,7 @@ def test_training_of_pairs(pair_folder, tmp_path):
 
 @pytest.mark.tool("sentence-transformers", "save, load, pickle", "fast")
 def test_lives(folder, pair_folder, tmp_path):
-    """Saved files name the library's classes and load anew; copies stay fast; restore leaves nothing behind."""
+    """Saved files name the library's classes and load again; copies stay fast; restore leaves nothing behind."""
     for make, stock, call in (
         (lambda: encoder(folder), SentenceTransformer, lambda model: model.encode(texts(9))),
         (lambda: cross_encoder(pair_folder), CrossEncoder, lambda model: model.predict(pairs(9))),

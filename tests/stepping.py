@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import pytest
@@ -16,6 +17,18 @@ from bertfast.graphs import backend as backends
 from bertfast.nn import tokens
 
 
+@cache
+def _effects(function: Any) -> tuple[tuple[tuple[int, str], ...], bool]:
+    """The arguments, by place and name, that a function writes to, and whether its results may be memory that was there before."""
+    schema = function._schema
+    written = tuple(
+        (place, argument.name)
+        for place, argument in enumerate(schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    )
+    return written, any(result.alias_info is not None for result in schema.returns)
+
+
 class _Undo(TorchDispatchMode):
     """Keeps what ops write into memory that they did not make, to put it back."""
 
@@ -27,20 +40,16 @@ class _Undo(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        for place, argument in enumerate(func._schema.arguments):
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                given = args[place] if place < len(args) else kwargs.get(argument.name)
-                for tensor in tree_leaves(given):
-                    self._keep(tensor)
+        written, aliases = _effects(func)
+        for place, name in written:
+            for tensor in tree_leaves(args[place] if place < len(args) else kwargs.get(name)):
+                self._keep(tensor)
         result = func(*args, **kwargs)
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and not func.is_view:
-                storage = tensor.untyped_storage().data_ptr()
-                if storage not in self._before and not any(
-                    _shares(tensor, other) for other in tree_leaves((args, kwargs))
-                ):
-                    self._made.add(storage)
-                    self._alive.append(tensor.detach())
+        if not aliases:
+            for tensor in (result,) if isinstance(result, Tensor) else tree_leaves(result):
+                if isinstance(tensor, Tensor):
+                    self._made.add(tensor.untyped_storage().data_ptr())
+                    self._alive.append(tensor)
         return result
 
     def _keep(self, tensor: object) -> None:
@@ -53,10 +62,6 @@ class _Undo(TorchDispatchMode):
     def restore(self) -> None:
         for whole, before in self._before.values():
             whole.copy_(before)
-
-
-def _shares(tensor: Tensor, other: object) -> bool:
-    return isinstance(other, Tensor) and other.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
 
 
 def _without_autocast(resolved: Callable[[str, str], Callable[..., Any]]) -> Callable[[str, str], Callable[..., Any]]:

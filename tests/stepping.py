@@ -30,7 +30,13 @@ def _effects(function: Any) -> tuple[tuple[tuple[int, str], ...], bool]:
 
 
 class _Undo(TorchDispatchMode):
-    """Keeps what ops write into memory that they did not make, to put it back."""
+    """Keeps what functions write into memory that they did not make, to put it back. Ops of ours run below all modes, and say it.
+
+    Attributes:
+        current: the one that is entered, or None.
+    """
+
+    current: "_Undo | None" = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,18 +45,29 @@ class _Undo(TorchDispatchMode):
         self._alive: list[Tensor] = []  # so that no address is given to another tensor
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        written, aliases = _effects(func)
+        return self.run(func, func, args, kwargs or {})
+
+    def run(self, function: Callable[..., Any], op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What a function with the schema of `op` gives."""
+        written, aliases = _effects(op)
         for place, name in written:
             for tensor in tree_leaves(args[place] if place < len(args) else kwargs.get(name)):
                 self._keep(tensor)
-        result = func(*args, **kwargs)
+        result = function(*args, **kwargs)
         if not aliases:
             for tensor in (result,) if isinstance(result, Tensor) else tree_leaves(result):
                 if isinstance(tensor, Tensor):
                     self._made.add(tensor.untyped_storage().data_ptr())
                     self._alive.append(tensor)
         return result
+
+    def __enter__(self) -> "_Undo":
+        _Undo.current = self
+        return super().__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        _Undo.current = None
+        super().__exit__(*error)
 
     def _keep(self, tensor: object) -> None:
         if isinstance(tensor, Tensor):
@@ -73,7 +90,9 @@ def _without_autocast(resolved: Callable[[str, str], Callable[..., Any]]) -> Cal
 
         def plain(*args: Any) -> Any:
             with torch.autocast("cpu", enabled=False):
-                return launch(*args)
+                if _Undo.current is None:
+                    return launch(*args)
+                return _Undo.current.run(launch, getattr(torch.ops.bertfast, name).default, args, {})
 
         return made.setdefault(name, plain)
 

@@ -45,7 +45,7 @@ def config_of(corpora, data=None, **options):
         out="",
         eval=str(corpora[1]),
         model=ModelOptions(hidden=32, layers=2, heads=2, positions=64),
-        data=DataOptions(**{"token_budget": 256, "max_seq_length": 64, "workers": 0} | (data or {})),
+        data=DataOptions(**{"token_budget": 128, "max_seq_length": 64, "workers": 0} | (data or {})),
         train=TrainConfig(**given | options),
     )
 

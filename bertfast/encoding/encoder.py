@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bertfast.data.files import missing_extra
+from bertfast.data.packing import of_like_length
 from bertfast.data.sources import hash_file
 from bertfast.encoding.pooling import SINGLE, place, pool
 from bertfast.encoding.recipe import Recipe, RecipeError
-from bertfast.encoding.tokens import TextTokenizer, Tokenized, batches, padded
+from bertfast.encoding.tokens import TextTokenizer, Tokenized, padded
 from bertfast.tasks.device import choose
 from bertfast.tasks.lines import described
 
@@ -150,7 +151,7 @@ class Encoder:
 
     def batches(self, tokenized: Tokenized) -> Iterator[tuple[NDArray[np.int64], Tensor, Tensor]]:
         """(indices of the texts, ids [B, S] int64, lengths [B] int64) of like length, longest first. The last may be filled up."""
-        for indices in batches(tokenized.lengths, self.token_budget):
+        for indices in of_like_length(tokenized.lengths, self.token_budget):
             chosen = [tokenized.ids[i] for i in indices]
             while sum(map(len, chosen)) < _LEAST_TOKENS:
                 chosen.append(chosen[-1])

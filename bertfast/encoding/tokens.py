@@ -1,6 +1,6 @@
-"""Texts to ids by a checkpoint's own tokenizer, and batches of like length within a budget of tokens."""
+"""Texts to ids by a checkpoint's own tokenizer, and ids to padded rows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,20 +70,6 @@ class TextTokenizer:
         ids = self([""]).ids[0].tolist()
         specials = set(self._tokenizer.all_special_ids)
         return 1 if len(ids) > 1 and ids[-1] in specials else 0
-
-
-def batches(lengths: NDArray[np.int64], budget: int) -> Iterator[NDArray[np.int64]]:
-    """Indices [B] int64 of all texts, longest first (a batch too large for the memory is then the first), in batches of at most
-    `budget` tokens, padding included; a text longer than that is a batch of its own.
-
-    lengths: [N], tokens of each text, at least 1.
-    """
-    order = np.argsort(-lengths, kind="stable")
-    at = 0
-    while at < len(order):
-        count = max(1, budget // int(lengths[order[at]]))
-        yield order[at : at + count]
-        at += count
 
 
 def padded(ids: Sequence[Ids], pad_id: int) -> NDArray[np.int64]:

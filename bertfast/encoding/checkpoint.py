@@ -69,7 +69,8 @@ def load(folder: Path, device: torch.device, precision: str) -> Any:
     """The base model of a checkpoint, optimised where its family is known.
 
     Raises:
-        RecipeError: transformers cannot load it, or weights are missing, which it would fill with random numbers.
+        RecipeError: transformers cannot load it, weights are missing, which it would fill with random numbers, or it has a decoder
+            beside its encoder.
         ValueError: as `bertfast.optimize`.
         ImportError: transformers is not installed.
     """
@@ -80,6 +81,10 @@ def load(folder: Path, device: torch.device, precision: str) -> Any:
         raise missing_extra(error, "hf", "encoding") from None
     from bertfast.convert import UnsupportedModelError, optimize
 
+    if (read_json(folder / "config.json", dict) or {}).get("is_encoder_decoder"):
+        raise RecipeError(
+            f"{folder} is an encoder with a decoder, and no encoder is taken out of one here: {ELSEWHERE}"
+        )
     bar, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()

@@ -23,8 +23,6 @@ _FLAGS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-
-
 _AFTER = ("Dense", "LayerNorm", "Dropout", "Normalize")  # kinds of modules that may follow the pooling
 _LIBRARY = "sentence_transformers."
 # Of the Transformer, the first that is there. Old checkpoints name it after their model.
@@ -38,12 +36,8 @@ _PLAIN = {
     "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
     "module_output_name": "token_embeddings",
 }
-_UNREAD = (
-    "unpad_inputs",
-    "query_length",
-    "document_length",
-    "query_expansion",
-)  # by `encode` without a task, or for speed alone
+# For speed alone, or read by a call with a task, which `encode` by itself is not.
+_UNREAD = ("unpad_inputs", "query_length", "document_length", "query_expansion")
 _LOADING = ("model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "config_args", "config_kwargs")
 _HARMLESS = {"trust_remote_code", "attn_implementation", "dtype", "torch_dtype", "low_cpu_mem_usage", "use_safetensors"}
 _ALWAYS_THERE = ("query", "document")  # prompts that sentence-transformers takes for empty where a checkpoint has none

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from bertfast import _ext
@@ -13,6 +12,7 @@ from bertfast.encoding.after_pooling import AfterPooling, Dense, LayerNorm, Norm
 from bertfast.encoding.checkpoint import RecipeError
 from bertfast.ops import packed_linear
 
+save_file = pytest.importorskip("safetensors.torch").save_file
 CONFIG = {"in_features": 6, "out_features": 4, "bias": True, "activation_function": "torch.nn.modules.activation.Tanh"}
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic mode, below, asks cuBLAS for it
-os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")  # inductor compiles programs, in 8 s, to see what g++ 11 is known to know
+# Else inductor compiles programs, for 8 s, to see whether g++ knows this processor's vectors: every one since 11 does.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Before torch is imported. A core has one worker already: threads that spin beside another worker's cost ten times the time.
     os.environ.setdefault("OMP_NUM_THREADS", "1")

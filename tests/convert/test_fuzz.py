@@ -20,7 +20,6 @@ from bertfast.convert.families import FAMILIES
 SEED = int(os.environ["BERTFAST_FUZZ_SEED"])  # set by conftest, for all processes of a run alike
 CASES = int(os.environ.get("BERTFAST_FUZZ_CASES", "150"))
 GROUPS = min(CASES, max(10, CASES // 50))
-PLANTED = 6 if CASES > 150 else 3  # cases for each planted fault
 
 
 @pytest.fixture(autouse=True)
@@ -48,11 +47,11 @@ def test_the_drop_in_is_like_stock(group, record_property):
 
 
 def test_cases_are_reproducible_and_many_go_the_fast_way():
-    seeds = range(SEED, SEED + 24)
-    assert [str(run(seed).case) for seed in seeds[:2]] == [str(run(seed).case) for seed in seeds[:2]]
+    seeds = range(SEED, SEED + 40)
+    assert [str(run(seed).case) for seed in seeds[:3]] == [str(run(seed).case) for seed in seeds[:3]]
     fast = [any("fast" in how for how in run(seed).routes) for seed in seeds]
-    # Half of all cases, by measurement; a chance of two in a million for these 24.
-    assert sum(fast) >= 2, "a fuzz of stock against stock shows nothing"
+    # Half of all cases, by measurement; a chance of less than one in a million for these 40.
+    assert sum(fast) >= 5, "a fuzz of stock against stock shows nothing"
 
 
 class Halves(nn.Linear):
@@ -86,7 +85,7 @@ def test_the_judge_passes_right_code_that_rounds_otherwise():
 @pytest.mark.parametrize("fault", MUTANTS)
 def test_the_judge_sees_a_planted_fault(fault):
     mutant = MUTANTS[fault]
-    cases = [mutant.case(seed) for seed in range(PLANTED)]
+    cases = [mutant.case(seed) for seed in range(6)]
     missed = [str(case) for case in cases if not run(case, mutant.make).differences]
     assert not missed, f"not seen in {len(missed)} of {len(cases)} cases:\n" + "\n".join(missed)
 
@@ -100,7 +99,7 @@ def test_the_judge_passes_the_same_cases_without_the_fault():
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_judge_sees_a_fault_of_captured_calls(fault):
     broken, mutant = FAULTS[fault]
-    for case in map(mutant.case, range(PLANTED)):
+    for case in map(mutant.case, range(6)):
         right = run(case)
         assert not right.differences, said(right)
         base = FAMILIES[case.family].model.__name__

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bertfast import _library
-from bertfast.convert import checks
+from bertfast.convert import checks, chunking
 from bertfast.convert.options import option
 from bertfast.convert.unpadding import packing_of, splitting_saves
 from bertfast.nn import stack
@@ -36,6 +36,8 @@ def reason(encoder: Any, x: Tensor) -> str | None:
     layers = list(encoder.layer)
     if encoder.training or any(layer.training or checks.drops(layer) for layer in layers):
         return "dropout is on"
+    if chunking.common_size(layers):
+        return "chunk_size_feed_forward is set, which the node of all layers does not know"
     if any(type(linear) is not nn.Linear for layer in layers for linear in parts_of(layer).linears):
         return "a compiled graph with adapters needs shapes that do not depend on data"
     if needs_gradients(x, list(encoder.parameters())):

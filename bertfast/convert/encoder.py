@@ -121,7 +121,8 @@ class FastEncoder(Swapped):
         return None
 
     def stack_reason(self: Any, x: Tensor, captured: bool = False, train: bool = False) -> str | None:
-        """What about the stack as it stands keeps it padded, for hidden states of x's device and dtype.
+        """What about the stack as it stands keeps it padded, for hidden states of x's device and dtype, and, where
+        x is [B, S, E], of its length.
 
         captured: whether a call on a GPU would be one captured call.
         train: of training.
@@ -132,12 +133,13 @@ class FastEncoder(Swapped):
         reason = checks.environment_reason() or checks.tensor_reason(x, option(self, "gpu_kernels"), captured, train)
         if reason is not None:
             return reason
+        seqlen = x.shape[1] if x.dim() == 3 else None
         for i, layer in enumerate(self.layer):
             if not isinstance(layer, FastLayer) or type(layer) is not type(self.layer[0]):
                 return f"layer {i} is {type(layer).__name__}"
             sharded = _torch.is_sharded(layer)
             reason = checks.hook_reason(layer, "it", sharded)
-            reason = reason or checks.layer_reason(layer, x.device, x.dtype, sharded)
+            reason = reason or checks.layer_reason(layer, x.device, x.dtype, sharded, seqlen)
             if reason is None and captured and x.device.type in device.KINDS and checks.drops_apart(layer):
                 reason = "its attention is in another mode than its Dropout, which a captured call goes by"
             if reason is not None:

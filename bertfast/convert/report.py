@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from bertfast import _ext, _torch, graphs
-from bertfast.convert import accumulation, checks, sentences, trial
+from bertfast.convert import accumulation, checks, chunking, sentences, trial
 from bertfast.convert.counts import FAST, UNPADDED, calls
 from bertfast.convert.embeddings import FastEmbeddings
 from bertfast.convert.families import fast_class, of, stock_class
@@ -226,8 +226,13 @@ def report(model: nn.Module) -> Report:
     if not rows:
         notes.append(f"{refused}; the model was left untouched")
     fast = {row.name for row in rows if row.state == "fast"}
-    if any(isinstance(module, FastLayer) and name in fast for name, module in model.named_modules()):
+    layers = [module for name, module in model.named_modules() if isinstance(module, FastLayer) and name in fast]
+    if layers:
         notes.append("where padding is removed, hidden states at padding positions are zeros")
+    if any(map(chunking.size_of, layers)):
+        notes.append(
+            f"chunk_size_feed_forward is set: fast layers chunk too, {chunking.LEAST_ROWS} tokens at a time or more"
+        )
     if any(isinstance(module, FastMaskedHead) for module in model.modules()):
         notes.append("logits are not made in training: only those of masked tokens, inside the loss")
     if any(option(module, accumulation.NAME) for module in model.modules()):

@@ -159,10 +159,15 @@ def _replace(model):
     model.encoder.layer[1].output.dense.__class__ = _Low
 
 
+def _chunk(model):
+    model.encoder.layer[1].chunk_size_feed_forward = 4
+
+
 CHANGES = {
     "training mode": lambda model: model.train(),
     "unpad=False": lambda model: optimize(model, unpad=False),
     "a product of another class": _replace,
+    "chunks": _chunk,
     "a hook on a layer": lambda model: model.encoder.layer[0].register_forward_hook(lambda *_: None),
 }
 

@@ -15,8 +15,8 @@ from bertfast.nn.layout import Layout, Packed
 from bertfast.nn.parts import below
 
 _ABSENT = nn.Module()
-# The least that is cut off: as many tokens as csrc/cpu/encoder.cpp takes (kMiddleTokens). 7 MB of BERT-base's middle, where
-# stock's chunk of a position in a small batch is a product of a few rows.
+# No part is smaller, the last one apart: products of a few rows, which stock's chunks of one position are in a small batch, are
+# slow, and this many rows of BERT-base's middle are 7 MB. As many as csrc/cpu/encoder.cpp takes (kMiddleTokens).
 LEAST_ROWS = 576
 
 
@@ -58,8 +58,8 @@ def common_size(layers: Iterable[Any]) -> int:
 
 
 def rows_of(layer: Any, x: torch.Tensor, layout: Layout) -> int | None:
-    """How many rows of x, [T, E] or [B, S, E], the feed-forward takes at a time: no fewer than stock, which keeps as many sums of
-    weight gradients apart; None for all."""
+    """How many rows of x, [T, E] or [B, S, E], the feed-forward takes at a time; None for all. No fewer than stock: the gradient of
+    a weight is a sum over the parts, rounded at each."""
     size = size_of(layer)
     if not size:
         return None

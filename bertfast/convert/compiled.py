@@ -8,6 +8,7 @@ It stands here rather than in `ops` since it needs the layers of `nn`, and what 
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from bertfast import _library
 from bertfast.convert import checks
+from bertfast.convert.counts import SPLIT, UNPADDED, count_compiled
 from bertfast.convert.options import option
 from bertfast.convert.unpadding import packing_of, splitting_saves
 from bertfast.nn import stack
@@ -31,8 +33,6 @@ def reason(encoder: Any, x: Tensor) -> str | None:
         return "an export must run without bertfast"
     if x.device.type != "cpu":
         return "a compiled graph on a GPU needs shapes that do not depend on data"
-    if torch.is_autocast_enabled("cpu"):
-        return "a compiled graph under autocast needs shapes that do not depend on data"
     layers = list(encoder.layer)
     if encoder.training or any(layer.training or checks.drops(layer) for layer in layers):
         return "dropout is on"
@@ -56,6 +56,7 @@ def run(encoder: Any, call: dict[str, Any]) -> Tensor:
         option(encoder, "first_token_read") is True,
         option(encoder, "prepack") is not False,
         option(encoder, "int8") is True,
+        torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None,
     )
 
 
@@ -111,37 +112,50 @@ def _run_node(
     first_read: bool,
     prepack: bool,
     int8: bool,
+    autocast: torch.dtype | None,
 ) -> Tensor:
     """x [B, S, E] through the layers, each sequence padded or not as `FastEncoder.fast_forward` has it.
 
     mask: 4-D, as stock makes it; None where every token is real.
     parameters: of all layers one after another, as `LayerParts.parameters` orders them; eps: of all norms in turn.
     first_read: whether somebody reads position 0 of each sequence, real or not.
+    autocast: the dtype of products, None for x's own. A graph runs with autocast off, whatever it was traced under.
     """
     pairs = tuple(zip(eps[::2], eps[1::2], strict=True))
     layers = _Layers(parameters, pairs, Kind(heads, scale, approximate), prepack, int8)
-    with torch.no_grad():
-        real = checks.key_padding(mask, *x.shape[:2])
-        if real is None and mask is not None:  # more than padding
-            return layers.through(x, Padded(mask))
-        if real is None or not first_read or real[:, 0].all() or not splitting_saves(real):
-            return _together(layers, x, mask, real, first_read)
-        begins = real[:, 0]
-        rows = begins.nonzero()[:, 0], (~begins).nonzero()[:, 0]
-        masks = None if mask is None else mask.expand(x.shape[0], *mask.shape[1:])
-        parts = [
-            _together(layers, x[own], None if masks is None else masks[own], real[own], first_read) for own in rows
-        ]
-        return torch.cat(parts)[torch.argsort(torch.cat(rows))]
+    with torch.no_grad(), nullcontext() if autocast is None else torch.autocast("cpu", autocast):
+        y, outcome = _computed(layers, x, mask, first_read)
+    first = parameters[0]
+    assert first is not None  # a Linear always has a weight
+    count_compiled(first, outcome)
+    return y
 
 
-def _together(layers: _Layers, x: Tensor, mask: Tensor | None, real: Tensor | None, first_read: bool) -> Tensor:
-    """x [B, S, E] through the layers, all sequences padded or none."""
+def _computed(layers: _Layers, x: Tensor, mask: Tensor | None, first_read: bool) -> tuple[Tensor, str]:
+    """x [B, S, E] through the layers, and how."""
+    real = checks.key_padding(mask, *x.shape[:2])
+    if real is None and mask is not None:
+        return layers.through(x, Padded(mask)), "kept padded: the mask is more than padding"
+    if real is None or not first_read or real[:, 0].all() or not splitting_saves(real):
+        return _together(layers, x, mask, real, first_read)
+    begins = real[:, 0]
+    rows = begins.nonzero()[:, 0], (~begins).nonzero()[:, 0]
+    masks = None if mask is None else mask.expand(x.shape[0], *mask.shape[1:])
+    parts = [
+        _together(layers, x[own], None if masks is None else masks[own], real[own], first_read)[0] for own in rows
+    ]
+    return torch.cat(parts)[torch.argsort(torch.cat(rows))], SPLIT
+
+
+def _together(
+    layers: _Layers, x: Tensor, mask: Tensor | None, real: Tensor | None, first_read: bool
+) -> tuple[Tensor, str]:
+    """x [B, S, E] through the layers, all sequences padded or none, and how."""
     kept, packing = packing_of(real, first_read)
     if kept is not None:
-        return layers.through(x, Padded(mask))
+        return layers.through(x, Padded(mask)), f"kept padded: {kept}"
     sequences = sequences_of(packing, *x.shape[:2], x.device)
-    return sequences.restore(layers.through(sequences.take(x), sequences.layout()))
+    return sequences.restore(layers.through(sequences.take(x), sequences.layout())), UNPADDED
 
 
 def _fake(x: Tensor, *_: Any) -> Tensor:
@@ -150,7 +164,7 @@ def _fake(x: Tensor, *_: Any) -> Tensor:
 
 _layers = _library.opaque(
     "encoder_layers(Tensor x, Tensor? mask, Tensor?[] parameters, int heads, float scale, str approximate, float[] eps, "
-    "bool first_read, bool prepack, bool int8) -> Tensor",
+    "bool first_read, bool prepack, bool int8, ScalarType? autocast) -> Tensor",
     _run_node,
     _fake,
 )

@@ -7,8 +7,9 @@ it, stays right for every model of the same form and for weights that change in 
 It stands here rather than in `ops` since it needs the layers of `nn`, and what transformers' 4-D masks mean.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from bertfast.convert import checks
 from bertfast.convert.counts import SPLIT, UNPADDED, count_compiled
 from bertfast.convert.options import option
 from bertfast.convert.unpadding import packing_of, splitting_saves
-from bertfast.nn import stack
+from bertfast.nn import prepack, stack
 from bertfast.nn.core import attention_block, mlp_block
 from bertfast.nn.layout import Layout, Packed, Padded
 from bertfast.nn.parts import PARAMETERS, AttentionParts, Kind, MlpParts, parts_of
@@ -65,13 +66,14 @@ class _Leaf(NamedTuple):
 
     weight: Tensor
     bias: Tensor | None
+    owner: prepack.Owner
     eps: float = 0.0
 
 
 class _Layers(NamedTuple):
     """What a node knows of its layers."""
 
-    parameters: list[Tensor | None]
+    parameters: list[Any]
     eps: tuple[tuple[float, float], ...]
     kind: Kind
     prepack: bool
@@ -84,33 +86,34 @@ class _Layers(NamedTuple):
             if native is not None:
                 return native.forward(x.contiguous(), layout.cu_seqlens, layout.max_seqlen, None)
         heads, scale, approximate = self.kind
-        for i, eps in enumerate(self.eps):
-            attention, mlp = _parts(self.parameters[i * PARAMETERS : (i + 1) * PARAMETERS], eps)
-            x = attention_block(x, layout, attention, heads, scale=scale, use_prepack=False)
-            x = mlp_block(x, mlp, approximate=approximate, use_prepack=False)
+        how = {"use_prepack": self.prepack, "int8": self.int8}
+        for attention, mlp in self._parts():
+            x = attention_block(x, layout, attention, heads, scale=scale, **how)
+            x = mlp_block(x, mlp, approximate=approximate, **how)
         return x
 
-
-def _parts(parameters: list[Any], eps: tuple[float, float]) -> tuple[AttentionParts, MlpParts]:
-    query, key, value, dense, norm, up, down, last = (
-        _Leaf(weight, bias) for weight, bias in zip(parameters[::2], parameters[1::2], strict=True)
-    )
-    return (
-        AttentionParts(query, key, value, dense, norm._replace(eps=eps[0]), None, None),
-        MlpParts(up, down, last._replace(eps=eps[1]), None),
-    )
+    def _parts(self) -> Iterator[tuple[AttentionParts, MlpParts]]:
+        weights, biases = self.parameters[::2], self.parameters[1::2]
+        owners = prepack.owners_of(weights[0], len(weights))
+        leaves = iter(map(_Leaf, weights, biases, owners))
+        for first, last in self.eps:
+            query, key, value, dense, norm, up, down, end = islice(leaves, PARAMETERS // 2)
+            yield (
+                AttentionParts(query, key, value, dense, norm._replace(eps=first), None, None),
+                MlpParts(up, down, end._replace(eps=last), None),
+            )
 
 
 def _run_node(
     x: Tensor,
     mask: Tensor | None,
-    parameters: list[Tensor | None],
+    parameters: list[Any],
     heads: int,
     scale: float,
     approximate: str,
     eps: Sequence[float],
     first_read: bool,
-    prepack: bool,
+    keep_copies: bool,
     int8: bool,
     autocast: torch.dtype | None,
 ) -> Tensor:
@@ -119,15 +122,14 @@ def _run_node(
     mask: 4-D, as stock makes it; None where every token is real.
     parameters: of all layers one after another, as `LayerParts.parameters` orders them; eps: of all norms in turn.
     first_read: whether somebody reads position 0 of each sequence, real or not.
+    keep_copies: whether reordered copies of the weights are kept.
     autocast: the dtype of products, None for x's own. A graph runs with autocast off, whatever it was traced under.
     """
     pairs = tuple(zip(eps[::2], eps[1::2], strict=True))
-    layers = _Layers(parameters, pairs, Kind(heads, scale, approximate), prepack, int8)
+    layers = _Layers(parameters, pairs, Kind(heads, scale, approximate), keep_copies, int8)
     with torch.no_grad(), nullcontext() if autocast is None else torch.autocast("cpu", autocast):
         y, outcome = _computed(layers, x, mask, first_read)
-    first = parameters[0]
-    assert first is not None  # a Linear always has a weight
-    count_compiled(first, outcome)
+    count_compiled(parameters[0], outcome)
     return y
 
 
@@ -164,7 +166,7 @@ def _fake(x: Tensor, *_: Any) -> Tensor:
 
 _layers = _library.opaque(
     "encoder_layers(Tensor x, Tensor? mask, Tensor?[] parameters, int heads, float scale, str approximate, float[] eps, "
-    "bool first_read, bool prepack, bool int8, ScalarType? autocast) -> Tensor",
+    "bool first_read, bool keep_copies, bool int8, ScalarType? autocast) -> Tensor",
     _run_node,
     _fake,
 )

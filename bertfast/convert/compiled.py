@@ -143,9 +143,7 @@ def _computed(layers: _Layers, x: Tensor, mask: Tensor | None, first_read: bool)
     begins = real[:, 0]
     rows = begins.nonzero()[:, 0], (~begins).nonzero()[:, 0]
     masks = None if mask is None else mask.expand(x.shape[0], *mask.shape[1:])
-    parts = [
-        _together(layers, x[own], None if masks is None else masks[own], real[own], first_read)[0] for own in rows
-    ]
+    parts = [_together(layers, x[own], None if masks is None else masks[own], real[own], first_read)[0] for own in rows]
     return torch.cat(parts)[torch.argsort(torch.cat(rows))], SPLIT
 
 

@@ -18,7 +18,7 @@ SPLIT = "fast, padding removed but from sequences that begin with it"
 COMPILED = " (compiled)"  # ends an outcome of a call that a compiled graph made
 _calls: "WeakKeyDictionary[nn.Module, Counter[str]]" = WeakKeyDictionary()
 _compiled: Any = WeakTensorKeyDictionary()  # first parameter of all layers -> outcomes of the node
-_uncounted: dict[type, dict[str, None]] = {}  # class of a stack of layers -> why graphs have no such node, in their order
+_uncounted: dict[type, dict[str, None]] = {}  # class of a stack of layers -> why graphs have no such node
 
 
 def count(module: nn.Module, outcome: str) -> None:

@@ -219,8 +219,8 @@ def _compiled_notes(model: nn.Module, outcomes: dict[nn.Module, Counter[str]]) -
     if not padded:
         return ["calls of compiled graphs are counted at the layers and at what holds them"] if outcomes else []
     reasons = "; ".join(dict.fromkeys(reason for reasons in padded for reason in reasons))
-    why = f": {reasons}" if reasons else ""
-    return [f"calls of compiled graphs that keep the padding are not counted (such graphs were made{why})"]
+    why = f" ({reasons})" if reasons else ""
+    return [f"compiled graphs that keep the padding were made in this process{why}: their calls are not counted"]
 
 
 def report(model: nn.Module) -> Report:
@@ -229,8 +229,11 @@ def report(model: nn.Module) -> Report:
     The state is that of the module now; counts are of all calls since `optimize`. Those of a base model tell how many calls it
     did itself ("from ids to hidden states": plain inference) and why others went module by module, which may be
     fast too; those of an encoder how many ran without padding, on a GPU in training also whether from a captured graph
-    or why not, and why others stayed padded. Calls that a compiled graph made by its node of all layers end in "(compiled)" and are
-    counted by the layers' parameters: two models that share them share the numbers, and new parameters begin at none. Attention modules that called `register_attention`'s function have a row too.
+    or why not, and why others stayed padded. Attention modules that called `register_attention`'s function have a row too.
+
+    Calls of a compiled graph end in "(compiled)". They are counted at a stack and its layers where all layers are one node of the
+    graph, by its parameters: models that share them share the counts, and new parameters begin at none. A note says where graphs
+    were made whose calls cannot be counted.
 
     Raises:
         TypeError: where `model` is no module.

@@ -87,7 +87,7 @@ def main(
     plot: Annotated[Path, typer.Option(help="where the picture goes")] = RESULTS / "cpu_peers.png",
 ) -> None:
     """Time the engines in turns, check their errors against float64 and say which targets are met."""
-    console = Console()
+    console = Console(width=None if Console().is_terminal else 160)
     names = _chosen(row or (list(plan.BRIEF) if brief else None), tuple(r.name for r in plan.ROWS), "row")
     rows = [r for r in plan.ROWS if r.name in names]
     turns = min(turns, 3) if brief else turns

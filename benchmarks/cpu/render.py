@@ -168,10 +168,11 @@ def plot(results: Results, environment: dict[str, Any], path: Path) -> None:
     for axis, (model, dtype) in zip(axes.flat, groups, strict=False):
         _panel(axis, [m for m in results.inference if (m.model, m.dtype) == (model, dtype)])
         axis.set_title(f"{model}, {_SHORT[dtype]}", loc="left", fontsize=10.5, fontweight="bold")
-    handles = [plt.Rectangle((0, 0), 1, 1, color=_COLOURS[p]) for p in _peers(results)]
+    peers = _peers(results)
+    handles = [plt.Rectangle((0, 0), 1, 1, color=_COLOURS[p]) for p in peers]
     handles.append(plt.Line2D([], [], color=_TARGET, linewidth=2))
-    figure.legend(handles, [f"times as fast as {p}" for p in _peers(results)] + ["target"], loc="outside lower center", ncols=4,
-                  fontsize=9, frameon=False)  # fmt: skip
+    labels = [*(f"times as fast as {p}" for p in peers), "target"]
+    figure.legend(handles, labels, loc="outside lower center", ncols=2 * columns, fontsize=9, frameon=False)
     title = (
         f"bertfast beside other CPU engines, inference: {environment['processor']}, {environment['threads']} threads"
     )

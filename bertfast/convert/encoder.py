@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from bertfast import _torch, ops
 from bertfast.convert import adapters, checks, compiled, handover, installed
-from bertfast.convert.counts import SPLIT, UNPADDED, count
+from bertfast.convert.counts import SPLIT, UNPADDED, count, note_uncounted
 from bertfast.convert.layer import FastLayer, states_reason
 from bertfast.convert.options import limits_of, option
 from bertfast.convert.swapped import Swapped
@@ -41,8 +41,10 @@ class FastEncoder(Swapped):
         call = self.arguments.bind(args, kwargs)
         reason = self._reason(call)
         packing = None
-        if reason is None and call is not None and torch.compiler.is_compiling():
-            return self.family.encoder_output(last_hidden_state=compiled.run(self, call))
+        if torch.compiler.is_compiling():
+            if reason is None and call is not None:
+                return self.family.encoder_output(last_hidden_state=compiled.run(self, call))
+            note_uncounted(type(self))
         if reason is None and call is not None:
             x, mask = call["hidden_states"], call.get("attention_mask")
             real = checks.key_padding(mask, *x.shape[:2])
@@ -67,6 +69,7 @@ class FastEncoder(Swapped):
         if torch.compiler.is_compiling():
             reason = compiled.reason(self, x)
             if reason is not None:
+                note_uncounted(type(self), reason)
                 return reason
         if x.is_cuda and torch.cuda.is_current_stream_capturing():
             return "a CUDA graph needs shapes that do not depend on data"

@@ -196,8 +196,9 @@ def attentions_reason(config: Any, arguments: dict[str, Any]) -> str | None:
 
 
 def few_tokens_reason(layer: Any, x: Tensor) -> str | None:
-    """Why training a layer with adapters on a handful of tokens [B, S, E] is stock's: the Python around the products takes longer
-    than they gain (0.8 times stock's rate on 16 tokens of MiniLM). The same in a pass without gradients where dropout is on.
+    """Why training a layer with adapters on a handful of tokens [B, S, E] is stock's: our Python around the products takes longer
+    than the fused ops gain (on 16 tokens 0.86 times stock's rate of MiniLM, 0.92 of BERT-base). The same in a pass without
+    gradients where dropout is on.
     """
     if torch.compiler.is_compiling() or x.device.type != "cpu" or x.shape[0] * x.shape[1] >= _FEW_TOKENS:
         return None

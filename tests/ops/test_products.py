@@ -88,6 +88,39 @@ def test_joined(owner, parts, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_few_tokens_are_torchs(monkeypatch, dtype):
+    """Of which our kernels would spend more on the order of the weights than they gain; joined ones are not copied."""
+    if not torch.ops.bertfast_cpu.can_multiply(torch.ones(2, 2, dtype=dtype), [torch.ones(2, 2, dtype=dtype)], 0):
+        pytest.skip("this build of the kernels multiplies by torch's products")
+    monkeypatch.setattr(products, "preferred", lambda: True)
+    monkeypatch.setattr(products, "widens", lambda: False)
+    by_torch = []
+
+    def recorded(function):
+        def call(*args, **options):
+            by_torch.append(args)
+            return function(*args, **options)
+
+        return call
+
+    monkeypatch.setattr(torch, "mm", recorded(torch.mm))
+    monkeypatch.setattr(torch, "addmm", recorded(torch.addmm))
+    weights, bias = [torch.randn(64, 64).to(dtype) for _ in range(3)], torch.randn(192).to(dtype)
+    for tokens, count in ((31, 3), (32, 0)):
+        x = torch.randn(tokens, 64).to(dtype)
+        y = products.product(x, [w.t() for w in weights], along=1, bias=bias)
+        whole = torch.cat(weights).t()
+        exact = x.double() @ whole.double() + bias.double()
+        assert len(by_torch) == count
+        by_torch.clear()
+        assert_within_budget(y, x @ whole + bias, exact, "y", measure=rms_error)
+        dw = products.product(y.t(), [x])
+        assert len(by_torch) == (count > 0)
+        by_torch.clear()
+        assert_within_budget(dw, y.t() @ x, y.double().t() @ x.double(), "dw", measure=rms_error)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_autocast_rounds_nothing(owner, dtype):
     a, b, bias = torch.randn(70, 64).to(dtype), [torch.randn(64, 128), torch.randn(64, 64)], torch.randn(192)
     plain = products.product(a, b, along=1, bias=bias)

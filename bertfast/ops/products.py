@@ -3,7 +3,7 @@
 On processors that are not Intel's they are our own (csrc/cpu/product.cpp): measured on AMD Zen 4 at the sizes of a training
 step, 1.02 to 1.15 times oneDNN's rate in float32 (MKL's is 0.85 to 0.95 of that) and 1.03 to 1.1 times in bfloat16, and
 they read a bfloat16 product's weights from float32 and write its gradients to float32, where others need a pass for each.
-Of fewer than 32 tokens they are torch's: a step of BERT-base on 16 takes 0.87 of the time of ours.
+Of fewer than 32 tokens they are torch's: a step of BERT-base on 16 takes 0.86 to 0.95 of the time that it takes by ours.
 On an Intel Xeon with AVX512-BF16, and AMX hidden, MKL's are 1.05 to 1.2 times ours in float32, and in bfloat16 all are at 0.65
 of that: where pairs of bfloat16 are slower than floats, their products are torch's on widened numbers, and parameters
 kept in float32 enter them unrounded. Elsewhere, and for what our kernels do not take, products are torch's.

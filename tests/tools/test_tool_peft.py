@@ -436,7 +436,7 @@ def test_a_base_model_alone():
         assert "fast, from ids to hidden states" in str(bertfast.report(fast))
 
 
-@pytest.mark.tool("PEFT", "LoRA, training on fewer than 32 tokens", "falls back")
+@pytest.mark.tool("PEFT", "LoRA, training on fewer than 48 tokens", "falls back")
 def test_a_handful_of_tokens_in_training_is_stocks():
     stock, fast = adapted(models(), lora(QUERY_AND_VALUE["bert"]))
     few = {"input_ids": torch.randint(3, 50, (2, 8), generator=torch.Generator().manual_seed(4))}

@@ -42,6 +42,8 @@ def test_full_graph_inference_with_dynamic_shapes(implementation, backend):
             assert_same(compiled(**inputs).last_hidden_state[real], stock(**inputs).last_hidden_state[real])
     counts = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert counts <= 2, f"{counts} graphs: shapes were specialised"
+    told = next(row.calls for row in bertfast.report(fast).rows if row.kind == "BertEncoder")
+    assert told == {"fast, padding removed (compiled)": 3}
 
 
 def test_full_graph_inference_with_static_shapes():

@@ -70,7 +70,7 @@ def absence() -> str | None:
 
 
 def forget() -> None:
-    """Look anew at the next question: a library was built meanwhile."""
+    """Look again at the next question: a library was built meanwhile."""
     for kept in (sources, built_from, _opened, absence, function, dweight_workspace):
         kept.cache_clear()
 

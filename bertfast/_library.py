@@ -147,7 +147,7 @@ def _resolve(name: str, key: str) -> Callable[..., Any]:
 
 
 def forget(key: str) -> None:
-    """Decide anew, at the next call of each op, what runs for one dispatch key."""
+    """Decide again, at the next call of each op, what runs for one dispatch key."""
     for place in [place for place in _RESOLVED if place[1] == key]:
         _RESOLVED.pop(place, None)
     _RUNNING.clear()

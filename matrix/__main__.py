@@ -26,9 +26,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--keep", action="store_true", help="keep each environment (about 6 GB) for the next run")
     parser.add_argument("--resume", action="store_true", help="leave out cells that ran well on this commit already")
     parser.add_argument("--cache", action="store_true", help="let pip cache what it downloads (3 GB an environment)")
-    parser.add_argument(
-        "--document", type=Path, default=ROOT / "docs" / "versions.md", help="whose table is written anew"
-    )
+    parser.add_argument("--document", type=Path, default=ROOT / "docs" / "versions.md", help="whose table is written")
     return parser.parse_args()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
 from bertfast import _library
@@ -25,20 +25,16 @@ class _Tape(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.steps: list[Any] = []  # (function, args, kwargs, result)
-        self._inside_op = False
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        if not (self._inside_op or func.is_view or func.overloadpacket.__name__ in _NO_NUMBERS):
+        if not (func.is_view or func.overloadpacket.__name__ in _NO_NUMBERS):
             self._note(func, args, kwargs or {}, result)
         return result
 
     def op(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        self._inside_op = True
-        try:
+        with _disable_current_modes():  # thousands of functions inside, none of them a step
             result = function(*args)
-        finally:
-            self._inside_op = False
         self._note(function, args, {}, result)
         return result
 

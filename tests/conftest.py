@@ -1,5 +1,6 @@
 """Fixtures that every test shares, and the implementation axis: each op test runs on the reference and on the CPU's owner."""
 
+import gc
 import os
 import random
 import shutil
@@ -8,6 +9,8 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic mode, below, asks cuBLAS for it
+# Else inductor compiles programs, for 8 s, to see whether g++ knows this processor's vectors: every one since 11 does.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Before torch is imported. A core has one worker already: threads that spin beside another worker's cost ten times the time.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -39,6 +42,12 @@ def pytest_configure() -> None:
     # CI sets this: a silent fallback to the references would hide a broken build. Said before any worker starts.
     if os.environ.get("BERTFAST_DEMAND_EXT") == "1" and _ext.why_absent() is not None:
         raise pytest.UsageError(f"BERTFAST_DEMAND_EXT=1 but {_ext.why_absent()}")
+
+
+def pytest_collection_finish() -> None:
+    # What is imported by now stays: a full collection would walk through its 800,000 objects, which takes half a second.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -120,7 +129,7 @@ def triton_ops() -> Iterator[TritonOps]:
 
         from bertfast.triton import interpreter, launch
 
-        interpreter.mend()
+        interpreter.fix()
         quicken()
         launch.gluon_interpreter = gluon_interpreter.interpret
     with verified.allow_unverified():  # kernels are what is tested here, on whatever GPU

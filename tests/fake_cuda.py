@@ -8,7 +8,7 @@
             model.encode(tokens)
     gpu.launches, gpu.ops
 
-What captured code, or code that shall not wait, may not do is copy to the host, branch on numbers, ask for a shape that depends on
+What captured code, or code that must not wait, may not do is copy to the host, branch on numbers, ask for a shape that depends on
 them, synchronise, or copy to the device from memory that is not pinned. What a fake tensor cannot show is whether two streams race.
 """
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import pytest
@@ -16,8 +17,26 @@ from bertfast.graphs import backend as backends
 from bertfast.nn import tokens
 
 
+@cache
+def _effects(function: Any) -> tuple[tuple[tuple[int, str], ...], bool]:
+    """The arguments, by place and name, that a function writes to, and whether its results may be memory that was there before."""
+    schema = function._schema
+    written = tuple(
+        (place, argument.name)
+        for place, argument in enumerate(schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    )
+    return written, any(result.alias_info is not None for result in schema.returns)
+
+
 class _Undo(TorchDispatchMode):
-    """Keeps what ops write into memory that they did not make, to put it back."""
+    """Keeps what functions write into memory that they did not make, to put it back. Ops of ours run below all modes, and say it.
+
+    Attributes:
+        current: the one that is entered, or None.
+    """
+
+    current: "_Undo | None" = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,22 +45,29 @@ class _Undo(TorchDispatchMode):
         self._alive: list[Tensor] = []  # so that no address is given to another tensor
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        for place, argument in enumerate(func._schema.arguments):
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                given = args[place] if place < len(args) else kwargs.get(argument.name)
-                for tensor in tree_leaves(given):
-                    self._keep(tensor)
-        result = func(*args, **kwargs)
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and not func.is_view:
-                storage = tensor.untyped_storage().data_ptr()
-                if storage not in self._before and not any(
-                    _shares(tensor, other) for other in tree_leaves((args, kwargs))
-                ):
-                    self._made.add(storage)
-                    self._alive.append(tensor.detach())
+        return self.run(func, func, args, kwargs or {})
+
+    def run(self, function: Callable[..., Any], op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What a function with the schema of `op` gives."""
+        written, aliases = _effects(op)
+        for place, name in written:
+            for tensor in tree_leaves(args[place] if place < len(args) else kwargs.get(name)):
+                self._keep(tensor)
+        result = function(*args, **kwargs)
+        if not aliases:
+            for tensor in (result,) if isinstance(result, Tensor) else tree_leaves(result):
+                if isinstance(tensor, Tensor):
+                    self._made.add(tensor.untyped_storage().data_ptr())
+                    self._alive.append(tensor)
         return result
+
+    def __enter__(self) -> "_Undo":
+        _Undo.current = self
+        return super().__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        _Undo.current = None
+        super().__exit__(*error)
 
     def _keep(self, tensor: object) -> None:
         if isinstance(tensor, Tensor):
@@ -55,10 +81,6 @@ class _Undo(TorchDispatchMode):
             whole.copy_(before)
 
 
-def _shares(tensor: Tensor, other: object) -> bool:
-    return isinstance(other, Tensor) and other.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
-
-
 def _without_autocast(resolved: Callable[[str, str], Callable[..., Any]]) -> Callable[[str, str], Callable[..., Any]]:
     """Kernels do not look whether autocast is on; references call torch's functions, which do."""
     made: dict[str, Callable[..., Any]] = {}
@@ -68,7 +90,9 @@ def _without_autocast(resolved: Callable[[str, str], Callable[..., Any]]) -> Cal
 
         def plain(*args: Any) -> Any:
             with torch.autocast("cpu", enabled=False):
-                return launch(*args)
+                if _Undo.current is None:
+                    return launch(*args)
+                return _Undo.current.run(launch, getattr(torch.ops.bertfast, name).default, args, {})
 
         return made.setdefault(name, plain)
 

@@ -144,7 +144,7 @@ def test_the_build_compiles_each_source_once(build, toolkit, headers, tmp_path, 
     assert all("sm_90a" in line for line in commands if " -c " in line)
     assert commands[-1].startswith("-shared -cudart static")
     build.build(library)
-    assert len(log.read_text().splitlines()) == len(commands) + 1  # linked anew from the objects that are there
+    assert len(log.read_text().splitlines()) == len(commands) + 1  # linked again from the objects that are there
 
 
 def setup_says(**environment: str) -> str:

@@ -49,7 +49,7 @@ def without():
                 for one in FOREACH:
                     patch.delattr(torch, f"_foreach_{one}")
             elif path == "ops.mkldnn" or path == "Tensor":
-                # Looked up anew whenever it is missing, or a built-in type's: hidden rather than deleted.
+                # Looked up again whenever it is missing, or a built-in type's: hidden rather than deleted.
                 patch.setattr(_torch._find(path), last, None)
             else:
                 patch.delattr(_torch._find(path) if path else torch, last, raising=False)

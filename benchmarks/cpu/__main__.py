@@ -43,7 +43,7 @@ def _run(
     try:
         for name in models if "inference" in parts else ():
             for kind in dtypes:
-                run.inference(name, kind, rows, turns, results, note)
+                run.inference(name, kind, rows, turns, results, note, compiled="compiled" in parts)
         for kind in dtypes if "threads" in parts else ():
             for name in models:
                 run.threads(name, kind, turns, results, note)
@@ -78,13 +78,16 @@ def main(
     turns: Annotated[int, typer.Option(min=1, help="turns of each side on each row")] = 7,
     brief: Annotated[bool, typer.Option(help="three turns, and the rows 1x16, 16x128 and 16x128 half")] = False,
     inference: Annotated[bool, typer.Option(help="the table of inference")] = True,
+    compiled: Annotated[
+        bool, typer.Option(help="beside torch.compile of stock and of ours: minutes more, a graph for each row")
+    ] = False,
     training: Annotated[bool, typer.Option(help="steps of pre-training against stock")] = True,
     threads: Annotated[bool, typer.Option(help="one thread against two")] = True,
     json_path: Annotated[Path, typer.Option("--json", help="where the results go")] = RESULTS / "cpu_peers.json",
     plot: Annotated[Path, typer.Option(help="where the picture goes")] = RESULTS / "cpu_peers.png",
 ) -> None:
     """Time the engines in turns, check their errors against float64 and say which targets are met."""
-    console = Console()
+    console = Console(width=None if Console().is_terminal else 160)
     names = _chosen(row or (list(plan.BRIEF) if brief else None), tuple(r.name for r in plan.ROWS), "row")
     rows = [r for r in plan.ROWS if r.name in names]
     turns = min(turns, 3) if brief else turns
@@ -93,7 +96,7 @@ def main(
     if missing:
         console.print(f"going on without {' and '.join(missing)}: {EXTRA} installs them", markup=False)
     about: dict[str, Any] = {**environment(), "peers": versions, "turns": turns}
-    asked = {"inference": inference, "training": training, "threads": threads}
+    asked = {"inference": inference, "training": training, "threads": threads, "compiled": compiled}
     results = run.Results()
     models, dtypes = _chosen(model, plan.MODELS, "model"), _chosen(dtype, plan.DTYPES, "dtype")
     with console.status("starting") as status:

@@ -7,13 +7,24 @@ from rich import box
 from rich.table import Table
 
 from benchmarks.cpu import plan
-from benchmarks.cpu.run import INT8, OURS, PEERS, Measured, Results, Side, Verdict, verdicts
+from benchmarks.cpu.run import COMPILED, INT8, OURS, PEERS, Measured, Results, Side, Verdict, verdicts
 from bertfast.bench.protocol import Spread
 
-_COLOURS = {"stock": "#8a8f98", "openvino": "#8250df", "onnxruntime": "#1a7f64"}
+_COLOURS = {
+    "stock": "#8a8f98",
+    "openvino": "#8250df",
+    "onnxruntime": "#1a7f64",
+    "stock compiled": "#bf8700",
+    "bertfast compiled": "#1f6feb",
+}
 _LOSS, _TARGET = "#c4432b", "#24292f"
 _WIDEST = 6.0  # ratios past this end at the edge of the picture, their figure beside them: the targets are below 3.1
 _SHORT = {"float32": "fp32", "bfloat16": "bf16"}
+
+
+def _peers(results: Results) -> tuple[str, ...]:
+    """The sides that ours are compared with; compiled ones where they were asked for."""
+    return *PEERS, *(side for side in COMPILED if any(side in m.sides for m in results.inference))
 
 
 def _ratio(spread: Spread | None, least: float | None, reason: str | None = None) -> str:
@@ -35,11 +46,12 @@ def speed_table(results: Results) -> Table:
         caption="int8: our int8 mode against our bfloat16; matrix rate: useful FLOP/s over the machine's own products",
         box=box.SIMPLE_HEAD,
     )
-    for name in ("model", "dtype", "batch", "padding", *PEERS, "matrix rate", "int8"):
+    peers = _peers(results)
+    for name in ("model", "dtype", "batch", "padding", *peers, "matrix rate", "int8"):
         table.add_column(name, justify="left" if name in ("model", "dtype", "batch") else "right")
     for m in results.inference:
         cells = []
-        for peer in PEERS:
+        for peer in peers:
             side = m.sides.get(peer)
             least = plan.targets_of("speed", peer, m.dtype, m.row)
             cells.append(_ratio(side.ratio, least, side.reason) if side else "-")
@@ -57,7 +69,7 @@ def error_table(results: Results) -> Table:
         title="errors against stock in float64 on real tokens (rms / largest, 1 - cosine); memory of a call + held between calls",
         box=box.SIMPLE_HEAD,
     )
-    sides = (OURS, *PEERS, INT8)
+    sides = (OURS, *_peers(results), INT8)
     for name in ("model", "dtype", "batch", *sides):
         table.add_column(name, justify="left" if name in ("model", "dtype", "batch") else "right")
 
@@ -102,7 +114,7 @@ def target_lines(results: Results) -> list[str]:
 
 def _panel(axis: Any, rows: list[Measured]) -> None:
     """Bars of one model and dtype, the first row on top; a red figure where a target is missed or a peer is faster."""
-    peers = [p for p in PEERS if any(m.sides.get(p) and m.sides[p].ratio for m in rows)]
+    peers = [p for p in (*PEERS, *COMPILED) if any(m.sides.get(p) and m.sides[p].ratio for m in rows)]
     height = 0.8 / max(1, len(peers))
     for i, m in enumerate(rows):
         for j, peer in enumerate(peers):
@@ -156,10 +168,11 @@ def plot(results: Results, environment: dict[str, Any], path: Path) -> None:
     for axis, (model, dtype) in zip(axes.flat, groups, strict=False):
         _panel(axis, [m for m in results.inference if (m.model, m.dtype) == (model, dtype)])
         axis.set_title(f"{model}, {_SHORT[dtype]}", loc="left", fontsize=10.5, fontweight="bold")
-    handles = [plt.Rectangle((0, 0), 1, 1, color=_COLOURS[p]) for p in PEERS]
+    peers = _peers(results)
+    handles = [plt.Rectangle((0, 0), 1, 1, color=_COLOURS[p]) for p in peers]
     handles.append(plt.Line2D([], [], color=_TARGET, linewidth=2))
-    figure.legend(handles, [f"times as fast as {p}" for p in PEERS] + ["target"], loc="outside lower center", ncols=4,
-                  fontsize=9, frameon=False)  # fmt: skip
+    labels = [*(f"times as fast as {p}" for p in peers), "target"]
+    figure.legend(handles, labels, loc="outside lower center", ncols=2 * columns, fontsize=9, frameon=False)
     title = (
         f"bertfast beside other CPU engines, inference: {environment['processor']}, {environment['threads']} threads"
     )

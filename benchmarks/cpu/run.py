@@ -15,11 +15,13 @@ import torch
 from benchmarks.cpu import plan
 from benchmarks.cpu.plan import Row
 from benchmarks.cpu.worker import Worker, WorkerError, calls_for
-from bertfast.bench.cases import Batch, load_model, random_batch
+from bertfast.bench.cases import DTYPES, Batch, load_model, random_batch
 from bertfast.bench.protocol import Spread
+from bertfast.testing import rounding_step
 
 OURS, EXACT, MACHINE, INT8 = "bertfast", "exact", "machine", "int8"
 PEERS = ("stock", "openvino", "onnxruntime")
+COMPILED = ("stock compiled", "bertfast compiled")  # by torch.compile, where asked for
 
 
 @dataclass
@@ -209,6 +211,15 @@ def _errors(side: Side, outputs: list[np.ndarray], exact: list[np.ndarray]) -> N
     side.cosine = min(float(_cosines(a, e).min()) for a, e in zip(outputs, exact, strict=True))
 
 
+def _judge(m: Measured, failed: dict[str, str], size: float) -> None:
+    """Our model, compiled or not, has at most twice stock's root mean square error plus one rounding step of `size`."""
+    stock = m.sides["stock"].rms_error
+    for name in (OURS, COMPILED[1]):
+        error = m.sides[name].rms_error if name in m.sides else None
+        if stock is not None and error is not None and error > 2 * stock + rounding_step(DTYPES[m.dtype]) * size:
+            failed[name] = f"root mean square error {error:.1e}, stock's {stock:.1e}"
+
+
 def _set_batch(workers: dict[str, Worker], failed: dict[str, str], batch: Batch) -> None:
     for side in workers:
         if side != MACHINE:
@@ -216,21 +227,25 @@ def _set_batch(workers: dict[str, Worker], failed: dict[str, str], batch: Batch)
 
 
 def _measure(workers: dict[str, Worker], failed: dict[str, str], m: Measured, turns: int) -> None:
-    """Times, errors and memory of every side on the batch they hold, into `m`."""
-    seconds = _rotate({side: worker for side, worker in workers.items() if side != EXACT}, turns, failed)
+    """Errors, times and memory of every side on the batch they hold, into `m`. What is wrong is not timed."""
+    names = (OURS, *PEERS, *(name for name in COMPILED if name in workers or name in failed), INT8)
+    m.sides = {name: Side() for name in names}
     exact = _ask(workers, EXACT, failed, "outputs")
+    for name, side in m.sides.items():
+        outputs = _ask(workers, name, failed, "outputs")
+        if exact is not None and outputs is not None:
+            _errors(side, outputs, exact)
+    if exact is not None:
+        _judge(m, failed, max(float(np.sqrt((e**2).mean())) for e in exact))
+    seconds = _rotate({side: worker for side, worker in workers.items() if side != EXACT}, turns, failed)
     ours = seconds.get(OURS)
-    for name in (OURS, *PEERS, INT8):
-        side = m.sides[name] = Side()
+    for name, side in m.sides.items():
         if name in seconds:
             side.seconds = Spread.of(seconds[name])
             if ours is not None:
                 pairs = list(zip(seconds[name], ours, strict=True))
                 side.ratio = Spread.of([b / a if name == INT8 else a / b for a, b in pairs])
             side.memory, side.held = _ask(workers, name, failed, "memory") or (None, None)
-            outputs = _ask(workers, name, failed, "outputs")
-            if exact is not None and outputs is not None:
-                _errors(side, outputs, exact)
         side.reason = failed.get(name)
     if MACHINE in seconds and ours is not None:
         m.share = Spread.of([m.useful_flops / s / rate for s, rate in zip(ours, seconds[MACHINE], strict=True)])
@@ -238,11 +253,18 @@ def _measure(workers: dict[str, Worker], failed: dict[str, str], m: Measured, tu
 
 
 def inference(
-    model: str, dtype: str, rows: list[Row], turns: int, results: Results, note: Callable[[str], None]
+    model: str,
+    dtype: str,
+    rows: list[Row],
+    turns: int,
+    results: Results,
+    note: Callable[[str], None],
+    compiled: bool = False,
 ) -> None:
-    """The rows of one model at one dtype, added to `results` one by one."""
+    """The rows of one model at one dtype, added to `results` one by one; `compiled`: beside torch.compile, too."""
     config = load_model(model).config
     sides = (OURS, *(p for p in PEERS if p != "onnxruntime" or dtype == plan.FLOAT32))
+    sides += COMPILED if compiled else ()
     sides += (INT8,) if dtype == plan.BFLOAT16 else ()
     with _workers((*sides, MACHINE, EXACT), model, dtype, {}, note) as (workers, reasons):
         results.problems += [f"{model} {dtype} {side}: {reason}" for side, reason in reasons.items()]

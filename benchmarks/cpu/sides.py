@@ -44,7 +44,7 @@ def _example() -> tuple[Tensor, Tensor]:
     return torch.full((2, 16), 5), mask
 
 
-def _torch(model: nn.Module) -> Call:
+def _torch(model: Callable[..., Any]) -> Call:
     def call(batch: Batch) -> list[np.ndarray]:
         with torch.inference_mode():
             out = model(**batch.inputs())
@@ -64,6 +64,15 @@ def exact(model: nn.Module, dtype: str, folder: Path) -> Call:
 
 def ours(model: nn.Module, dtype: str, folder: Path) -> Call:
     return _torch(bertfast.optimize(model.to(DTYPES[dtype])))
+
+
+def stock_compiled(model: nn.Module, dtype: str, folder: Path) -> Call:
+    """A graph for each shape, which is the fastest that the compiler makes."""
+    return _torch(torch.compile(model.to(DTYPES[dtype]), dynamic=False))
+
+
+def ours_compiled(model: nn.Module, dtype: str, folder: Path) -> Call:
+    return _torch(torch.compile(bertfast.optimize(model.to(DTYPES[dtype])), dynamic=False))
 
 
 def int8(model: nn.Module, dtype: str, folder: Path) -> Call:
@@ -139,6 +148,8 @@ SIDES: dict[str, Callable[[Any, str, Path], Call]] = {
     "stock": stock,
     "openvino": openvino,
     "onnxruntime": onnxruntime,
+    "stock compiled": stock_compiled,
+    "bertfast compiled": ours_compiled,
     "int8": int8,
     "exact": exact,
 }

@@ -138,7 +138,7 @@ def capture(function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
         with torch.cuda.stream(caller), torch.cuda.graph(graph, pool=pool, stream=stream):
             outputs = function()
     except BaseException:
-        workspaces.mend(graph, pool, stream)
+        workspaces.restore(graph, pool, stream)
         raise
     return graph.replay, outputs
 

@@ -150,7 +150,7 @@ def write(file: Path = PAGE) -> None:
 
 
 def main() -> None:
-    """Write docs/waterfall.md and its picture anew, from counts and committed results."""
+    """Write docs/waterfall.md and its picture from counts and committed results."""
     write()
     draw()
     print(f"wrote {PAGE} and its picture")

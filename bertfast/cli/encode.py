@@ -36,6 +36,11 @@ class EncodeOptions:
         None, "mean, cls, max, ..., or several with commas; the checkpoint's own where not given, else the mean"
     )
     normalize: bool | None = option(None, "to length 1, or not; the checkpoint's own where not given")
+    truncate_dim: int | None = option(
+        None,
+        "numbers kept of an embedding, the first ones; of length 1 with --normalize; the checkpoint's own where not given",
+        low=1,
+    )
     max_length: int | None = option(None, "tokens of a text; the checkpoint's own where not given", low=1)
     prompt_name: str | None = option(None, "of the checkpoint's prompts, such as query")
     prompt: str | None = option(None, "put before every text")
@@ -70,6 +75,7 @@ def _run(options: EncodeOptions) -> None:
             precision=options.precision,  # type: ignore[arg-type]
             pooling=options.pooling,
             normalize=options.normalize,
+            truncate_dim=options.truncate_dim,
             max_length=options.max_length,
             prompt_name=options.prompt_name,
             prompt=options.prompt,
@@ -77,7 +83,7 @@ def _run(options: EncodeOptions) -> None:
         )
         if not encoder.recipe.stated and options.pooling is None:
             note(
-                f"{options.model} does not say how it is pooled: the mean of all tokens is taken; --pooling says otherwise"
+                f"{options.model} does not say how it is pooled: the {_taken(encoder)} is taken; --pooling says otherwise"
             )
         try:
             with Progress() as progress:
@@ -97,6 +103,10 @@ def _run(options: EncodeOptions) -> None:
             note(f"stopped; the complete shards in {options.out} are kept: go on with --resume")
             raise typer.Exit(130) from None
     _tell(status, encoder, options.out)
+
+
+def _taken(encoder: Any) -> str:
+    return "mean of all tokens" if encoder.recipe.pooling == ("mean",) else "last token, as of a causal language model,"
 
 
 def _tell(status: Any, encoder: Any, out: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bertfast import ops
 from bertfast.convert import checks
-from bertfast.convert.counts import UNPADDED, count
+from bertfast.convert.counts import UNPADDED, count, note_uncounted
 from bertfast.convert.encoder import FastEncoder
 from bertfast.nn import device
 from bertfast.nn.layout import Biased, Packed
@@ -46,7 +46,9 @@ class FastBiasedEncoder(FastEncoder):
 
     def _bias_reason(self: Any, call: dict[str, Any] | None) -> str | None:
         if torch.compiler.is_compiling():
-            return "a compiled graph needs shapes that do not depend on data"
+            reason = "a compiled graph needs shapes that do not depend on data"
+            note_uncounted(type(self), reason)
+            return reason
         if call is not None and call["hidden_states"].device.type in device.KINDS:
             return "no GPU kernel adds a bias of relative positions"
         if any(checks.kind_of(layer).heads != self.n_heads for layer in self.layer):

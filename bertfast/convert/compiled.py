@@ -7,17 +7,20 @@ it, stays right for every model of the same form and for weights that change in 
 It stands here rather than in `ops` since it needs the layers of `nn`, and what transformers' 4-D masks mean.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from bertfast import _library
-from bertfast.convert import checks
+from bertfast.convert import checks, chunking
+from bertfast.convert.counts import SPLIT, UNPADDED, count_compiled
 from bertfast.convert.options import option
 from bertfast.convert.unpadding import packing_of, splitting_saves
-from bertfast.nn import stack
+from bertfast.nn import prepack, stack
 from bertfast.nn.core import attention_block, mlp_block
 from bertfast.nn.layout import Layout, Packed, Padded
 from bertfast.nn.parts import PARAMETERS, AttentionParts, Kind, MlpParts, parts_of
@@ -31,11 +34,11 @@ def reason(encoder: Any, x: Tensor) -> str | None:
         return "an export must run without bertfast"
     if x.device.type != "cpu":
         return "a compiled graph on a GPU needs shapes that do not depend on data"
-    if torch.is_autocast_enabled("cpu"):
-        return "a compiled graph under autocast needs shapes that do not depend on data"
     layers = list(encoder.layer)
     if encoder.training or any(layer.training or checks.drops(layer) for layer in layers):
         return "dropout is on"
+    if chunking.common_size(layers):
+        return "chunk_size_feed_forward is set, which the node of all layers does not know"
     if any(type(linear) is not nn.Linear for layer in layers for linear in parts_of(layer).linears):
         return "a compiled graph with adapters needs shapes that do not depend on data"
     if needs_gradients(x, list(encoder.parameters())):
@@ -56,6 +59,7 @@ def run(encoder: Any, call: dict[str, Any]) -> Tensor:
         option(encoder, "first_token_read") is True,
         option(encoder, "prepack") is not False,
         option(encoder, "int8") is True,
+        torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None,
     )
 
 
@@ -64,13 +68,14 @@ class _Leaf(NamedTuple):
 
     weight: Tensor
     bias: Tensor | None
+    owner: prepack.Owner
     eps: float = 0.0
 
 
 class _Layers(NamedTuple):
     """What a node knows of its layers."""
 
-    parameters: list[Tensor | None]
+    parameters: list[Any]
     eps: tuple[tuple[float, float], ...]
     kind: Kind
     prepack: bool
@@ -83,65 +88,76 @@ class _Layers(NamedTuple):
             if native is not None:
                 return native.forward(x.contiguous(), layout.cu_seqlens, layout.max_seqlen, None)
         heads, scale, approximate = self.kind
-        for i, eps in enumerate(self.eps):
-            attention, mlp = _parts(self.parameters[i * PARAMETERS : (i + 1) * PARAMETERS], eps)
-            x = attention_block(x, layout, attention, heads, scale=scale, use_prepack=False)
-            x = mlp_block(x, mlp, approximate=approximate, use_prepack=False)
+        how = {"use_prepack": self.prepack, "int8": self.int8}
+        for attention, mlp in self._parts():
+            x = attention_block(x, layout, attention, heads, scale=scale, **how)
+            x = mlp_block(x, mlp, approximate=approximate, **how)
         return x
 
-
-def _parts(parameters: list[Any], eps: tuple[float, float]) -> tuple[AttentionParts, MlpParts]:
-    query, key, value, dense, norm, up, down, last = (
-        _Leaf(weight, bias) for weight, bias in zip(parameters[::2], parameters[1::2], strict=True)
-    )
-    return (
-        AttentionParts(query, key, value, dense, norm._replace(eps=eps[0]), None, None),
-        MlpParts(up, down, last._replace(eps=eps[1]), None),
-    )
+    def _parts(self) -> Iterator[tuple[AttentionParts, MlpParts]]:
+        weights, biases = self.parameters[::2], self.parameters[1::2]
+        owners = prepack.owners_of(weights[0], len(weights))
+        leaves = iter(map(_Leaf, weights, biases, owners))
+        for first, last in self.eps:
+            query, key, value, dense, norm, up, down, end = islice(leaves, PARAMETERS // 2)
+            yield (
+                AttentionParts(query, key, value, dense, norm._replace(eps=first), None, None),
+                MlpParts(up, down, end._replace(eps=last), None),
+            )
 
 
 def _run_node(
     x: Tensor,
     mask: Tensor | None,
-    parameters: list[Tensor | None],
+    parameters: list[Any],
     heads: int,
     scale: float,
     approximate: str,
     eps: Sequence[float],
     first_read: bool,
-    prepack: bool,
+    keep_copies: bool,
     int8: bool,
+    autocast: torch.dtype | None,
 ) -> Tensor:
     """x [B, S, E] through the layers, each sequence padded or not as `FastEncoder.fast_forward` has it.
 
     mask: 4-D, as stock makes it; None where every token is real.
     parameters: of all layers one after another, as `LayerParts.parameters` orders them; eps: of all norms in turn.
     first_read: whether somebody reads position 0 of each sequence, real or not.
+    keep_copies: whether reordered copies of the weights are kept.
+    autocast: the dtype of products, None for x's own. A graph runs with autocast off, whatever it was traced under.
     """
     pairs = tuple(zip(eps[::2], eps[1::2], strict=True))
-    layers = _Layers(parameters, pairs, Kind(heads, scale, approximate), prepack, int8)
-    with torch.no_grad():
-        real = checks.key_padding(mask, *x.shape[:2])
-        if real is None and mask is not None:  # more than padding
-            return layers.through(x, Padded(mask))
-        if real is None or not first_read or real[:, 0].all() or not splitting_saves(real):
-            return _together(layers, x, mask, real, first_read)
-        begins = real[:, 0]
-        rows = begins.nonzero()[:, 0], (~begins).nonzero()[:, 0]
-        masks = None if mask is None else mask.expand(x.shape[0], *mask.shape[1:])
-        parts = [
-            _together(layers, x[own], None if masks is None else masks[own], real[own], first_read) for own in rows
-        ]
-        return torch.cat(parts)[torch.argsort(torch.cat(rows))]
+    layers = _Layers(parameters, pairs, Kind(heads, scale, approximate), keep_copies, int8)
+    with torch.no_grad(), nullcontext() if autocast is None else torch.autocast("cpu", autocast):
+        y, outcome = _computed(layers, x, mask, first_read)
+    count_compiled(parameters[0], outcome)
+    return y
 
 
-def _together(layers: _Layers, x: Tensor, mask: Tensor | None, real: Tensor | None, first_read: bool) -> Tensor:
-    """x [B, S, E] through the layers, all sequences padded or none."""
+def _computed(layers: _Layers, x: Tensor, mask: Tensor | None, first_read: bool) -> tuple[Tensor, str]:
+    """x [B, S, E] through the layers, and how."""
+    real = checks.key_padding(mask, *x.shape[:2])
+    if real is None and mask is not None:
+        return layers.through(x, Padded(mask)), "kept padded: the mask is more than padding"
+    if real is None or not first_read or real[:, 0].all() or not splitting_saves(real):
+        return _together(layers, x, mask, real, first_read)
+    begins = real[:, 0]
+    rows = begins.nonzero()[:, 0], (~begins).nonzero()[:, 0]
+    masks = None if mask is None else mask.expand(x.shape[0], *mask.shape[1:])
+    parts = [_together(layers, x[own], None if masks is None else masks[own], real[own], first_read)[0] for own in rows]
+    return torch.cat(parts)[torch.argsort(torch.cat(rows))], SPLIT
+
+
+def _together(
+    layers: _Layers, x: Tensor, mask: Tensor | None, real: Tensor | None, first_read: bool
+) -> tuple[Tensor, str]:
+    """x [B, S, E] through the layers, all sequences padded or none, and how."""
     kept, packing = packing_of(real, first_read)
     if kept is not None:
-        return layers.through(x, Padded(mask))
+        return layers.through(x, Padded(mask)), f"kept padded: {kept}"
     sequences = sequences_of(packing, *x.shape[:2], x.device)
-    return sequences.restore(layers.through(sequences.take(x), sequences.layout()))
+    return sequences.restore(layers.through(sequences.take(x), sequences.layout())), UNPADDED
 
 
 def _fake(x: Tensor, *_: Any) -> Tensor:
@@ -150,7 +166,7 @@ def _fake(x: Tensor, *_: Any) -> Tensor:
 
 _layers = _library.opaque(
     "encoder_layers(Tensor x, Tensor? mask, Tensor?[] parameters, int heads, float scale, str approximate, float[] eps, "
-    "bool first_read, bool prepack, bool int8) -> Tensor",
+    "bool first_read, bool keep_copies, bool int8, ScalarType? autocast) -> Tensor",
     _run_node,
     _fake,
 )

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from bertfast import _torch, ops
 from bertfast.convert import adapters, checks, compiled, handover, installed
-from bertfast.convert.counts import SPLIT, UNPADDED, count
+from bertfast.convert.counts import SPLIT, UNPADDED, count, note_uncounted
 from bertfast.convert.layer import FastLayer, states_reason
 from bertfast.convert.options import limits_of, option
 from bertfast.convert.swapped import Swapped
@@ -41,8 +41,10 @@ class FastEncoder(Swapped):
         call = self.arguments.bind(args, kwargs)
         reason = self._reason(call)
         packing = None
-        if reason is None and call is not None and torch.compiler.is_compiling():
-            return self.family.encoder_output(last_hidden_state=compiled.run(self, call))
+        if torch.compiler.is_compiling():
+            if reason is None and call is not None:
+                return self.family.encoder_output(last_hidden_state=compiled.run(self, call))
+            note_uncounted(type(self))
         if reason is None and call is not None:
             x, mask = call["hidden_states"], call.get("attention_mask")
             real = checks.key_padding(mask, *x.shape[:2])
@@ -67,6 +69,7 @@ class FastEncoder(Swapped):
         if torch.compiler.is_compiling():
             reason = compiled.reason(self, x)
             if reason is not None:
+                note_uncounted(type(self), reason)
                 return reason
         if x.is_cuda and torch.cuda.is_current_stream_capturing():
             return "a CUDA graph needs shapes that do not depend on data"
@@ -121,7 +124,8 @@ class FastEncoder(Swapped):
         return None
 
     def stack_reason(self: Any, x: Tensor, captured: bool = False, train: bool = False) -> str | None:
-        """What about the stack as it stands keeps it padded, for hidden states of x's device and dtype.
+        """What about the stack as it stands keeps it padded, for hidden states of x's device and dtype, and, where
+        x is [B, S, E], of its length.
 
         captured: whether a call on a GPU would be one captured call.
         train: of training.
@@ -132,12 +136,13 @@ class FastEncoder(Swapped):
         reason = checks.environment_reason() or checks.tensor_reason(x, option(self, "gpu_kernels"), captured, train)
         if reason is not None:
             return reason
+        seqlen = x.shape[1] if x.dim() == 3 else None
         for i, layer in enumerate(self.layer):
             if not isinstance(layer, FastLayer) or type(layer) is not type(self.layer[0]):
                 return f"layer {i} is {type(layer).__name__}"
             sharded = _torch.is_sharded(layer)
             reason = checks.hook_reason(layer, "it", sharded)
-            reason = reason or checks.layer_reason(layer, x.device, x.dtype, sharded)
+            reason = reason or checks.layer_reason(layer, x.device, x.dtype, sharded, seqlen)
             if reason is None and captured and x.device.type in device.KINDS and checks.drops_apart(layer):
                 reason = "its attention is in another mode than its Dropout, which a captured call goes by"
             if reason is not None:

@@ -8,7 +8,7 @@ Each private name has a way out for a release without it:
     config._attn_implementation                the attention is unknown, and calls go to stock
     _supports_sdpa                             every model is taken for one that may have sdpa
     bidirectional_mask_function                masks of padding alone are made as sdpa's, and padding is computed
-    ALL_ATTENTION_FUNCTIONS and its masks      looked up by name; where it is gone nothing can have been registered anew
+    ALL_ATTENTION_FUNCTIONS and its masks      looked up by name; where it is gone nothing can have been registered there
 
 Signatures are not copied: `Arguments` binds by what the installed forward takes, and what bertfast does not know goes to stock
 unread.

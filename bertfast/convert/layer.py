@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from bertfast import _torch
-from bertfast.convert import adapters, checks, installed
+from bertfast.convert import adapters, checks, chunking, installed
 from bertfast.convert.counts import FAST, UNPADDED, count
 from bertfast.convert.options import option
 from bertfast.convert.swapped import Swapped, unviewed
@@ -58,7 +58,7 @@ class FastLayer(Swapped):
             checks.environment_reason()
             or checks.tensor_reason(x, option(self, "gpu_kernels"))
             or checks.attentions_reason(config, call)
-            or checks.layer_reason(self, x.device, x.dtype)
+            or checks.layer_reason(self, x.device, x.dtype, seqlen=x.shape[1])
             or checks.few_tokens_reason(self, x)
             or checks.mask_reason(call.get("attention_mask"), x, installed.attention_implementation(config))
         )
@@ -91,4 +91,5 @@ class FastLayer(Swapped):
             use_prepack=prepack,
             int8=int8,
             beside=beside[4:],
+            at_a_time=chunking.rows_of(self, x, layout),
         )

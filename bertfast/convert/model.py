@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bertfast.convert import checks, installed, verdicts
+from bertfast.convert import checks, chunking, installed, verdicts
 from bertfast.convert.counts import count
 from bertfast.convert.options import limits_of, option
 from bertfast.convert.swapped import Swapped
@@ -60,7 +60,9 @@ class FastModel(Swapped):
         ids = call["input_ids"]
         if ids.device != verdict.word.device:
             return None, f"input_ids are on {ids.device} and the weights on {verdict.word.device}"
-        reason = self._speed_reason(ids, verdict) if ids.device.type == "cuda" else None
+        reason = chunking.length_reason(verdict.chunk, ids.shape[1])
+        if reason is None and ids.device.type == "cuda":
+            reason = self._speed_reason(ids, verdict)
         return (verdict, None) if reason is None else (None, reason)
 
     def _plain_reason(self: Any) -> str | None:

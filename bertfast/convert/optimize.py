@@ -140,7 +140,7 @@ def optimize(
             Causal language models divide already; question answering has no labels that Trainer could count, and it divides their
             loss itself. Of a pre-training head the next sentence loss is weighed by masked tokens too.
         dtype: "int8" multiplies 8-bit integers in inference on a CPU: the encoder's weights are rounded with one scale for
-            each output, its activations with one for each token, anew at each product. Weights stay as they are; training,
+            each output, its activations with one for each token, found at each product. Weights stay as they are; training,
             and dropout or gradients in general, use them. Not the same numbers any more: compare before you trust it.
             None, the default, computes in the model's own dtype.
         gpu_kernels: on a GPU, True takes the fast path in every call and False in none. None, the default, takes it where the
@@ -204,7 +204,7 @@ def optimize(
     common |= {"max_graphs": max_graphs, "max_graph_bytes": max_graph_bytes}
     _swap_in(model, heads, masked_head, unpad, common)
     sentences.swap(model)
-    _forget(model)  # made anew when first needed, whatever happened to the weights
+    _forget(model)  # made again when first needed, whatever happened to the weights
     return model
 
 

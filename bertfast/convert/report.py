@@ -1,5 +1,6 @@
 """report(): which modules are fast, which are not and why, and what the calls so far did."""
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,9 +8,10 @@ import torch
 from torch import nn
 
 from bertfast import _ext, _torch, graphs
-from bertfast.convert import accumulation, checks, sentences, trial
-from bertfast.convert.counts import FAST, UNPADDED, calls
+from bertfast.convert import accumulation, checks, chunking, sentences, trial
+from bertfast.convert.counts import COMPILED, FAST, UNPADDED, calls, compiled_calls, uncounted
 from bertfast.convert.embeddings import FastEmbeddings
+from bertfast.convert.encoder import FastEncoder
 from bertfast.convert.families import fast_class, of, stock_class
 from bertfast.convert.layer import FastLayer
 from bertfast.convert.masked_heads import FastMaskedHead, head_reason
@@ -196,6 +198,31 @@ def _attention_row(name: str, module: nn.Module) -> Row:
     return Row(name or "(model)", type(module).__name__, "fallback" if reason else "fast", reason, outcomes)
 
 
+def _compiled_outcomes(model: nn.Module) -> dict[nn.Module, Counter[str]]:
+    """What compiled graphs' nodes of all layers did, for each stack of layers and each layer."""
+    outcomes: dict[nn.Module, Counter[str]] = {}
+    for stack in model.modules():
+        if not isinstance(stack, FastEncoder):
+            continue
+        for outcome, number in compiled_calls(stack).items():
+            outcomes.setdefault(stack, Counter())[outcome] += number
+            how = (FAST if outcome.startswith("kept padded") else UNPADDED) + COMPILED
+            for layer in stack.layer:
+                outcomes.setdefault(layer, Counter())[how] += number
+    return outcomes
+
+
+def _compiled_notes(model: nn.Module, outcomes: dict[nn.Module, Counter[str]]) -> list[str]:
+    """Which calls of compiled graphs the rows above do not count."""
+    stacks = {type(module) for module in model.modules() if isinstance(module, FastEncoder)}
+    padded = [reasons for reasons in map(uncounted, stacks) if reasons is not None]
+    if not padded:
+        return ["calls of compiled graphs are counted at the layers and at what holds them"] if outcomes else []
+    reasons = "; ".join(dict.fromkeys(reason for reasons in padded for reason in reasons))
+    why = f" ({reasons})" if reasons else ""
+    return [f"compiled graphs that keep the padding were made in this process{why}: their calls are not counted"]
+
+
 def report(model: nn.Module) -> Report:
     """Say of every module of a known family inside `model` whether it takes the fast path, and why not; stock or optimised alike.
 
@@ -204,19 +231,24 @@ def report(model: nn.Module) -> Report:
     fast too; those of an encoder how many ran without padding, on a GPU in training also whether from a captured graph
     or why not, and why others stayed padded. Attention modules that called `register_attention`'s function have a row too.
 
+    Calls of a compiled graph end in "(compiled)". They are counted at a stack and its layers where all layers are one node of the
+    graph, by its parameters: models that share them share the counts, and new parameters begin at none. A note says where graphs
+    were made whose calls cannot be counted.
+
     Raises:
         TypeError: where `model` is no module.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"bertfast.report takes a torch.nn.Module, got {type(model).__name__}")
-    rows, captured, refused = [], _captured(model), refusal(model)
+    rows, captured, refused, compiled = [], _captured(model), refusal(model), _compiled_outcomes(model)
     sharded = any(map(_torch.is_sharded, model.modules()))
     for name, module in model.named_modules():
         stock = stock_class(module) or sentences.stock_class(module)
         if stock is not None or fast_class(module) is not None:
             reason = (refused if stock is None else None) or _static_reason(module, module in captured, sharded)
             kind = (stock or type(module)).__name__
-            rows.append(Row(name or "(model)", kind, "fallback" if reason else "fast", reason, calls(module)))
+            outcomes = {**calls(module), **compiled.get(module, {})}
+            rows.append(Row(name or "(model)", kind, "fallback" if reason else "fast", reason, outcomes))
         elif calls(module):
             rows.append(_attention_row(name, module))
     notes = []
@@ -226,8 +258,13 @@ def report(model: nn.Module) -> Report:
     if not rows:
         notes.append(f"{refused}; the model was left untouched")
     fast = {row.name for row in rows if row.state == "fast"}
-    if any(isinstance(module, FastLayer) and name in fast for name, module in model.named_modules()):
+    layers = [module for name, module in model.named_modules() if isinstance(module, FastLayer) and name in fast]
+    if layers:
         notes.append("where padding is removed, hidden states at padding positions are zeros")
+    if any(map(chunking.size_of, layers)):
+        notes.append(
+            f"chunk_size_feed_forward is set: fast layers chunk too, {chunking.LEAST_ROWS} tokens at a time or more"
+        )
     if any(isinstance(module, FastMaskedHead) for module in model.modules()):
         notes.append("logits are not made in training: only those of masked tokens, inside the loss")
     if any(option(module, accumulation.NAME) for module in model.modules()):
@@ -236,6 +273,6 @@ def report(model: nn.Module) -> Report:
         notes.append("this head stays padded while gradients are enabled: its loss runs over padding too")
     if any(option(module, "int8") for module in model.modules()):
         notes.append("inference on a CPU multiplies 8-bit integers: not the numbers of the model's own dtype")
-    notes += _gpu_notes(model) + _fp8_notes(model)
+    notes += _compiled_notes(model, compiled) + _gpu_notes(model) + _fp8_notes(model)
     notes += [f"some calls are not captured in graphs: {reason}" for reason in graphs.reasons(model)]
     return Report(type(model).__name__, tuple(rows), prepack.memory(model), graphs.memory(model), tuple(notes))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from bertfast import _library
-from bertfast.convert import adapters, checks
+from bertfast.convert import adapters, checks, chunking
 from bertfast.convert.counts import FAST, UNPADDED, counter
 from bertfast.convert.options import limits_of
 from bertfast.graphs.encode import Encoder
@@ -43,6 +43,7 @@ class Verdict:
         word: the table of words.
         projection: from the width of the embeddings to that of the layers, where they differ.
         counters: of the modules that are not called, and what is to be counted.
+        chunk: what a batch's length must be a multiple of for stock not to raise an error; 0 where it may have any.
         encoder: what runs it on a GPU; None where the layers are called one by one, and on a CPU.
         snapshot: of the model, everything inside and their configs; None where it is for one call alone.
     """
@@ -52,6 +53,7 @@ class Verdict:
     word: Tensor
     projection: Any
     counters: tuple[tuple[Counter[str], str], ...]
+    chunk: int = 0
     encoder: Encoder | None = None
     snapshot: snapshots.Snapshot | None = None
 
@@ -106,7 +108,8 @@ def make(model: Any, *, keep: bool, is_plain: Callable[[], bool]) -> Verdict:
     not_called = [encoder] if layers.at_once is None else [encoder, *encoder.layer]
     counters = [(counter(embeddings), FAST), *((counter(module), UNPADDED) for module in not_called)]
     captured = Encoder.of(embeddings, layers, limits_of(model), projection)
-    verdict = Verdict(layers, embeddings, word, projection, tuple(counters), captured)
+    chunk = chunking.common_size(encoder.layer)
+    verdict = Verdict(layers, embeddings, word, projection, tuple(counters), chunk, captured)
     if snapshot is None or not isinstance(layers.at_once, Native | Launched):
         return verdict
     if any(isinstance(module.__dict__.get("act"), MethodType) for module in encoder.modules()):

@@ -1,12 +1,13 @@
-"""Best-fit packing of samples into batches of a fixed number of tokens.
+"""Which samples stand in one batch: packed ones of a fixed number of tokens, padded ones of like length.
 
-Each sample goes into the fullest batch that still has room for it, the earliest of equals, and into a new one where there is none
-(Johnson, "Near-optimal bin packing algorithms", 1973). The order in which samples are placed is the caller's: shuffled samples
-give every batch the same mixture of lengths and fill batches of many samples; the longest first (best-fit decreasing) fills
-batches of few.
+Packed batches are best-fit: each sample goes into the fullest batch that still has room for it, the earliest of equals, and into a
+new one where there is none (Johnson, "Near-optimal bin packing algorithms", 1973). The order in which samples are placed is the
+caller's: shuffled samples give every batch the same mixture of lengths and fill batches of many samples; the longest first
+(best-fit decreasing) fills batches of few.
 """
 
 from bisect import bisect_left, insort
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,20 @@ from bertfast import _ext
 def longest_first(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     """The order of best-fit decreasing: rising indices among equal lengths."""
     return np.argsort(-lengths, kind="stable").astype(np.int64)
+
+
+def of_like_length(lengths: NDArray[np.int64], budget: int) -> Iterator[NDArray[np.int64]]:
+    """The indices [B] int64 of each padded batch: all samples, longest first (a batch too large for the memory is then the first),
+    in batches of at most `budget` tokens, padding included; a sample longer than that is a batch of its own.
+
+    lengths: [samples] int64, tokens of each sample; one of none takes a token of padding.
+    """
+    order = longest_first(lengths)
+    at = 0
+    while at < len(order):
+        count = max(1, budget // max(1, int(lengths[order[at]])))
+        yield order[at : at + count]
+        at += count
 
 
 def best_fit(

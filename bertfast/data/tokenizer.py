@@ -48,7 +48,7 @@ NORMALIZER_SETTINGS = {
 }
 
 
-# Classes of transformers that build their tokenizer anew from pieces and settings, whatever else tokenizer.json says.
+# Classes of transformers that build their tokenizer from pieces and settings, whatever else tokenizer.json says.
 BERT_CLASSES = frozenset(
     f"{name}Tokenizer"
     for name in (

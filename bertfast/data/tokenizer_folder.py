@@ -62,7 +62,7 @@ def pieces_of_json(state: dict[str, Any], where: str) -> dict[str, int]:
 
 
 def tell_differences(where: str, state: dict[str, Any], backend: Any, class_name: str) -> None:
-    """A warning where tokenizer.json says something that its folder's class in transformers does not heed."""
+    """A warning where tokenizer.json says something that its folder's class in transformers does not follow."""
     used = json.loads(backend.to_str())
     written = {"normalizer": state.get("normalizer"), "pre_tokenizer": state.get("pre_tokenizer")}
     model = {name: value for name, value in state["model"].items() if name in used["model"] and name != "vocab"}

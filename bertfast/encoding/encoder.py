@@ -1,7 +1,6 @@
-"""A checkpoint as one object that turns texts into embeddings: tokenizer, optimised model, pooling."""
+"""A checkpoint as one object that turns texts into embeddings: tokenizer, optimised model, pooling and what comes after it."""
 
 import hashlib
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -9,15 +8,16 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bertfast.data.files import missing_extra
+from bertfast.data.packing import of_like_length
 from bertfast.data.sources import hash_file
+from bertfast.encoding.after_pooling import LEAST_ROWS, AfterPooling
+from bertfast.encoding.checkpoint import FILES, RecipeError, find, load, positions
 from bertfast.encoding.pooling import SINGLE, place, pool
-from bertfast.encoding.recipe import Recipe, RecipeError
-from bertfast.encoding.tokens import TextTokenizer, Tokenized, batches, padded
+from bertfast.encoding.recipe import Recipe
+from bertfast.encoding.tokens import TextTokenizer, Tokenized, padded
 from bertfast.tasks.device import choose
 from bertfast.tasks.lines import described
 
@@ -25,10 +25,6 @@ Precision = Literal["float32", "bfloat16", "float16", "int8"]
 PRECISIONS = ("float32", "bfloat16", "float16", "int8")
 DTYPES = ("float32", "float16")  # of embeddings
 _BUDGETS = {"cpu": 4096, "cuda": 32768}  # tokens of a batch
-# A product of fewer rows adds in another order (csrc/cpu/packed_linear_kernels.cpp), so that a batch of fewer tokens would
-# have other bits than a larger one. A batch that is short of it is filled with a copy of its own text.
-_LEAST_TOKENS = 32
-_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*/config.json")
 
 
 class Encoder:
@@ -44,16 +40,18 @@ class Encoder:
         model: folder of the checkpoint, or its name on the Hugging Face hub.
         device: "auto" (a GPU where there is one), "cpu", "cuda", or a torch.device.
         precision: what the model computes in: "float32", "bfloat16", "float16" (on a GPU), "int8" (on a CPU; not the same numbers
-            any more). Sums of the pooling are float32.
+            any more). Pooling and what comes after it are float32.
         pooling: "mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken" or several; the checkpoint's where None.
         normalize: whether embeddings are divided by their Euclidean length, in place of what the checkpoint says.
+        truncate_dim: how many numbers of an embedding are kept, the first ones, in place of what the checkpoint says; they are of
+            length 1 only where `normalize` is True, as in sentence-transformers.
         max_length: most tokens of a text, special ones included, in place of the checkpoint's; longer texts are cut.
         prompt_name: of the checkpoint's prompts, the one to put before every text; its own default where None.
         prompt: a text to put before every text, in place of a named one.
         token_budget: most tokens of a batch, padding included; 4,096 on a CPU and 32,768 on a GPU where None.
 
     Attributes:
-        recipe: pooling, normalisation and lengths as they are used.
+        recipe: pooling, the modules after it, normalisation and lengths as they are used.
         model: the `transformers` model, optimised.
         dimension: E, numbers of an embedding.
         truncated: how many texts were cut so far.
@@ -73,6 +71,7 @@ class Encoder:
         precision: Precision = "float32",
         pooling: str | Sequence[str] | None = None,
         normalize: bool | None = None,
+        truncate_dim: int | None = None,
         max_length: int | None = None,
         prompt_name: str | None = None,
         prompt: str | None = None,
@@ -86,16 +85,17 @@ class Encoder:
         if token_budget is not None and token_budget < 1:
             raise RecipeError(f"token_budget must be at least 1, got {token_budget}")
         self.folder = find(model)
-        self.recipe = Recipe.read(self.folder).changed(pooling, normalize, max_length)
+        self.recipe = Recipe.read(self.folder).changed(pooling, normalize, max_length, truncate_dim)
         self.prompt = self.recipe.prompt(prompt_name, prompt)
         self.precision, self.truncated = precision, 0
-        self.model = load(self.folder, self.device, precision)
+        self.model = load(self.folder / self.recipe.path, self.device, precision)
         self.token_budget = token_budget or _BUDGETS.get(self.device.type, 4096)
         self.tokenizer = self._tokenizer(max_length)
-        self.dimension = self.model.config.hidden_size * len(self.recipe.pooling)
-        self._skip = 0
-        if self.prompt and not self.recipe.include_prompt:
-            self._skip = len(self.tokenizer([self.prompt]).ids[0]) - self.tokenizer.special_at_the_end()
+        pooled = self.model.config.hidden_size * len(self.recipe.pooling)
+        after = AfterPooling(self.recipe.modules, self.recipe.truncate_dim, self.recipe.normalize, pooled)
+        self._after, self.dimension = after.to(self.device), after.size
+        skips = self.prompt and not self.recipe.include_prompt
+        self._skip = self.tokenizer.of_prompt(self.prompt) if skips else 0
 
     def encode(self, texts: Sequence[str], dtype: str = "float32") -> NDArray[Any]:
         """The embeddings [N, E] of N texts, in their order; dtype: "float32" or "float16" of the result.
@@ -150,9 +150,9 @@ class Encoder:
 
     def batches(self, tokenized: Tokenized) -> Iterator[tuple[NDArray[np.int64], Tensor, Tensor]]:
         """(indices of the texts, ids [B, S] int64, lengths [B] int64) of like length, longest first. The last may be filled up."""
-        for indices in batches(tokenized.lengths, self.token_budget):
+        for indices in of_like_length(tokenized.lengths, self.token_budget):
             chosen = [tokenized.ids[i] for i in indices]
-            while sum(map(len, chosen)) < _LEAST_TOKENS:
+            while sum(map(len, chosen)) < LEAST_ROWS:  # of the products of a model's layers
                 chosen.append(chosen[-1])
             lengths = torch.tensor([len(ids) for ids in chosen])
             yield indices, torch.from_numpy(padded(chosen, self.tokenizer.pad_id)), lengths
@@ -162,8 +162,7 @@ class Encoder:
         """[B, E] float32 on the model's device, of ids [B, S], padded behind the first `lengths` [B]; int64 on a CPU."""
         with self._told_what_is_read(ids, lengths):
             hidden = self.hidden(ids, lengths)
-        pooled = pool(hidden, lengths, self.recipe.pooling, self._skip)
-        return F.normalize(pooled, dim=1) if self.recipe.normalize else pooled
+        return self._after(pool(hidden, lengths, self.recipe.pooling, self._skip))
 
     @torch.inference_mode()
     def hidden(self, ids: Tensor, lengths: Tensor) -> Tensor:
@@ -181,7 +180,7 @@ class Encoder:
         if (
             not set(self.recipe.pooling) <= set(SINGLE)
             or self.device.type != "cpu"  # a captured call is of fixed rows
-            or len(lengths) < _LEAST_TOKENS
+            or len(lengths) < LEAST_ROWS
             or family is None
             or not only_reader(self.model, family)
         ):
@@ -194,99 +193,32 @@ class Encoder:
     def fingerprint(self) -> str:
         """SHA-256 of the checkpoint's files: weights, configuration, tokenizer, recipe."""
         digest = hashlib.sha256()
-        for path in sorted({path for pattern in _FILES for path in self.folder.glob(pattern)}):
+        folders = {self.folder, self.folder / self.recipe.path}
+        for path in sorted({path for folder in folders for pattern in FILES for path in folder.glob(pattern)}):
             digest.update(path.relative_to(self.folder).as_posix().encode() + bytes.fromhex(hash_file(path)))
         return digest.hexdigest()
 
     def _tokenizer(self, asked: int | None) -> TextTokenizer:
         from transformers import AutoTokenizer
 
+        folder = self.folder / self.recipe.path
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # as of the model
-            raise RecipeError(f"transformers cannot load the tokenizer of {self.folder}: {error}") from error
-        positions = _positions(self.model)
-        length = min(self.recipe.max_length or tokenizer.model_max_length, positions) if asked is None else asked
-        if length > positions:
-            raise RecipeError(f"max_length is {length}, and {self.folder} has {positions} positions: lower it")
+            raise RecipeError(f"transformers cannot load the tokenizer of {folder}: {error}") from error
+        most = positions(self.model)
+        length = min(self.recipe.max_length or tokenizer.model_max_length, most) if asked is None else asked
+        if length > most:
+            raise RecipeError(f"max_length is {length}, and {folder} has {most} positions: lower it")
         special = tokenizer.num_special_tokens_to_add()
         if length <= special:
             raise RecipeError(f"max_length is {length}, and {special} of these are special tokens: raise it")
-        return TextTokenizer(tokenizer, length, self.recipe.lower_case)
+        try:
+            return TextTokenizer(tokenizer, length, self.recipe.lower_case)
+        except ValueError as error:
+            raise RecipeError(f"{folder}: {error}") from None
 
 
 def _check_dtype(dtype: str) -> None:
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not one that embeddings are given in: choose {' or '.join(DTYPES)}")
-
-
-def find(model: str | Path) -> Path:
-    """The folder of a checkpoint, fetched from the hub where it is a name and not here yet.
-
-    Raises:
-        RecipeError: there is none.
-        ImportError: it is a name, and huggingface_hub is not installed.
-    """
-    folder = Path(model)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise RecipeError(f"{folder} has no config.json: name a checkpoint in the Hugging Face format")
-        return folder
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise missing_extra(error, "hf", "encoding") from None
-    try:
-        return Path(snapshot_download(str(model), allow_patterns=list(_FILES)))
-    except (OSError, ValueError) as error:  # a name that is none, no network, no such repository
-        reason = str(error).splitlines()[0]
-        owner = "" if "/" in str(model) else ", or a model with its owner, as sentence-transformers/all-MiniLM-L6-v2"
-        raise RecipeError(
-            f"{model} is not a folder, and the hub has no such model or cannot be reached ({reason}): name a folder{owner}"
-        ) from None
-
-
-def load(folder: Path, device: torch.device, precision: str) -> Any:
-    """The base model of a checkpoint, optimised where its family is known.
-
-    Raises:
-        RecipeError: transformers cannot load it, or weights are missing, which it would fill with random numbers.
-        ValueError: as `bertfast.optimize`.
-        ImportError: transformers is not installed.
-    """
-    try:
-        from transformers import AutoModel
-        from transformers.utils import logging
-    except ImportError as error:
-        raise missing_extra(error, "hf", "encoding") from None
-    from bertfast.convert import UnsupportedModelError, optimize
-
-    bar, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        kind = torch.float32 if precision == "int8" else getattr(torch, precision)
-        model, info = AutoModel.from_pretrained(folder, local_files_only=True, dtype=kind, output_loading_info=True)
-    except Exception as error:  # transformers raises many kinds
-        raise RecipeError(f"transformers cannot load {folder}: {error}") from error
-    finally:
-        logging.set_verbosity(verbosity)
-        if bar:
-            logging.enable_progress_bar()
-    lacking = sorted(name for name in info["missing_keys"] if not name.startswith("pooler."))
-    if lacking:
-        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
-        raise RecipeError(f"{folder} has no weights for {lacking[0]}{more}: copy the checkpoint again")
-    model = model.eval().to(device)
-    try:
-        return optimize(model, dtype="int8" if precision == "int8" else None)
-    except UnsupportedModelError as error:
-        warnings.warn(f"{folder} runs as it is, not faster: {error}", stacklevel=3)
-        return model
-
-
-def _positions(model: Any) -> int:
-    """How many tokens a text may have. Where the padding has a position of its own, tokens are counted from behind it."""
-    positions = getattr(model.config, "max_position_embeddings", None) or 1 << 30
-    offset = getattr(getattr(model, "embeddings", None), "padding_idx", None)
-    return positions - (0 if offset is None else offset + 1)

@@ -1,6 +1,6 @@
 """The same encoder as a stateful map over a Ray Data set: a model in each worker, batches to whichever is free.
 
-Ray makes a worker that died anew and gives it its batch again, so every row comes out once.
+Ray starts a worker that died again and gives it the same batch, so every row comes out once.
 """
 
 from collections.abc import Mapping

@@ -1,14 +1,18 @@
 """How a checkpoint makes a text's embedding of its tokens' hidden states: what its sentence-transformers files say, as data.
 
-modules.json lists a Transformer, a Pooling and perhaps a Normalize; each has a folder with its settings. What is not among them
-(Dense, LSTM, ...) is refused, since leaving it out would give other embeddings without a word.
+modules.json lists a Transformer, a Pooling, and what comes after it (`after_pooling`); each has a file with its settings. A module
+or a setting that is not computed here (LSTM, Router, another output of the model, ...) is refused, since leaving it out would give
+other embeddings without a word.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+
+from bertfast.encoding import after_pooling
+from bertfast.encoding.after_pooling import Module, Normalize
+from bertfast.encoding.checkpoint import ELSEWHERE, RecipeError, read_json
 
 POOLINGS = ("mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 _FLAGS = {
@@ -19,10 +23,24 @@ _FLAGS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-
-
-class RecipeError(ValueError):
-    """A checkpoint's files, or an option about them, do not say how to make embeddings; the message names file and way out."""
+_AFTER = ("Dense", "LayerNorm", "Dropout", "Normalize")  # kinds of modules that may follow the pooling
+_LIBRARY = "sentence_transformers."
+# Of the Transformer, the first that is there. Old checkpoints name it after their model.
+_TRANSFORMER_FILES = tuple(
+    f"sentence_{model}_config.json"
+    for model in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+# The one value of each that is computed here, besides null and {}.
+_PLAIN = {
+    "transformer_task": "feature-extraction",
+    "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+    "module_output_name": "token_embeddings",
+}
+# For speed alone, or read by a call with a task, which `encode` by itself is not.
+_UNREAD = ("unpad_inputs", "query_length", "document_length", "query_expansion")
+_LOADING = ("model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "config_args", "config_kwargs")
+_HARMLESS = {"trust_remote_code", "attn_implementation", "dtype", "torch_dtype", "low_cpu_mem_usage", "use_safetensors"}
+_ALWAYS_THERE = ("query", "document")  # prompts that sentence-transformers takes for empty where a checkpoint has none
 
 
 @dataclass(frozen=True)
@@ -31,22 +49,29 @@ class Recipe:
 
     Attributes:
         pooling: one or more of `POOLINGS`; the results of several stand one after another.
-        normalize: whether embeddings are divided by their length.
+        modules: what pooled vectors go through, in this order.
+        truncate_dim: how many numbers of an embedding are kept, the first ones; all where None.
+        normalize: whether what is kept is divided by its length.
         max_length: most tokens of a text, special ones included; None for what tokenizer and model take.
         lower_case: whether texts are put into small letters before they are tokenized.
         prompts: texts to be put before every text, by name.
         prompt_name: of the prompt that is used where none is asked for.
         include_prompt: whether the prompt's tokens are pooled too.
-        stated: whether the checkpoint says so itself. Where it does not, pooling is the mean, as in sentence-transformers.
+        path: folder of the model and its tokenizer inside the checkpoint's; "" for the checkpoint's own.
+        stated: whether the checkpoint says so itself. Where it does not, pooling is the mean, or for a causal language model the
+            last token, as in sentence-transformers.
     """
 
     pooling: tuple[str, ...] = ("mean",)
+    modules: tuple[Module, ...] = ()
+    truncate_dim: int | None = None
     normalize: bool = False
     max_length: int | None = None
     lower_case: bool = False
     prompts: dict[str, str] = field(default_factory=dict)
     prompt_name: str | None = None
     include_prompt: bool = True
+    path: str = ""
     stated: bool = False
 
     def __post_init__(self) -> None:
@@ -61,39 +86,50 @@ class Recipe:
         Raises:
             RecipeError: a file is damaged, or names a module, a pooling or a setting that is not known here.
         """
-        modules = _json(folder / "modules.json", list)
-        if modules is None:
-            return cls(**_prompts(folder))
-        kinds = _kinds(folder, modules)
-        first = folder / modules[0].get("path", "") / "sentence_bert_config.json"
-        transformer = _json(first, dict) or {}
-        pooling: dict[str, Any] = {}
-        for kind, module in zip(kinds[1:], modules[1:], strict=True):
-            if kind == "Pooling":
-                pooling = _pooling(folder / module["path"] / "config.json")
-        length = transformer.get("max_seq_length")
-        if length is not None and (type(length) is not int or length < 1):
-            raise RecipeError(f"{first}: max_seq_length is {length!r}, and a number of tokens is read: fix it")
-        return cls(
-            **pooling,
-            normalize="Normalize" in kinds,
-            max_length=length,
-            lower_case=bool(transformer.get("do_lower_case", False)),
+        listed = read_json(folder / "modules.json", list)
+        if listed is None:
+            return cls(pooling=("lasttoken",) if _is_causal(folder) else ("mean",))
+        (_, path), (_, pooling), *rest = _modules(folder, listed)
+        recipe = cls(
+            modules=tuple(module for kind, place in rest for module in after_pooling.read(kind, folder / place)),
+            path=path,
             stated=True,
-            **_prompts(folder),
+            **_pooling(folder / pooling / "config.json"),
+            **_transformer(folder / path),
+            **_settings(folder),
         )
+        if recipe.truncate_dim is None and recipe.modules[-1:] == (Normalize(),):
+            return replace(recipe, modules=recipe.modules[:-1], normalize=True)
+        return recipe
 
     def changed(
-        self, pooling: str | Sequence[str] | None = None, normalize: bool | None = None, max_length: int | None = None
+        self,
+        pooling: str | Sequence[str] | None = None,
+        normalize: bool | None = None,
+        max_length: int | None = None,
+        truncate_dim: int | None = None,
     ) -> "Recipe":
-        """The same with what a caller asks for in place of the checkpoint's."""
+        """The same with what a caller asks for in place of the checkpoint's.
+
+        As in sentence-transformers, what `truncate_dim` keeps of an embedding is of length 1 only where `normalize` is True.
+        """
         given: dict[str, Any] = {}
         if pooling is not None:
             given["pooling"] = (pooling,) if isinstance(pooling, str) else tuple(pooling)
-        if normalize is not None:
-            given["normalize"] = normalize
         if max_length is not None:
             given["max_length"] = max_length
+        if truncate_dim is not None:
+            if truncate_dim < 1:
+                raise RecipeError(f"truncate_dim must be at least 1, got {truncate_dim}")
+            given["truncate_dim"] = truncate_dim
+            if self.normalize:
+                given |= {"modules": (*self.modules, Normalize()), "normalize": False}
+        if normalize is not None:
+            given["normalize"] = normalize
+            modules = self.modules
+            while modules[-1:] == (Normalize(),):
+                modules = modules[:-1]
+            given["modules"] = modules
         return replace(self, **given)
 
     def prompt(self, name: str | None = None, text: str | None = None) -> str:
@@ -117,44 +153,64 @@ class Recipe:
         return self.prompts[name]
 
 
-def _json(path: Path, kind: type) -> Any:
-    """What a file holds; None where there is none. RecipeError where it is damaged."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"{path} cannot be read ({error}): copy the checkpoint again") from None
-    if not isinstance(content, kind):
-        raise RecipeError(
-            f"{path} holds {type(content).__name__} instead of {kind.__name__}: copy the checkpoint again"
-        )
-    return content
-
-
-def _kinds(folder: Path, modules: list[Any]) -> list[str]:
-    """The class names of the modules, checked: a Transformer, one Pooling, then perhaps a Normalize."""
+def _modules(folder: Path, listed: list[Any]) -> list[tuple[str, str]]:
+    """(class name, folder) of the modules, checked: a Transformer, a Pooling, then any of `_AFTER`."""
     where = folder / "modules.json"
-    if not all(isinstance(module, dict) and isinstance(module.get("type"), str) for module in modules):
+    if not all(isinstance(module, dict) and isinstance(module.get("type"), str) for module in listed):
         raise RecipeError(f"{where}: not every module has a type; copy the checkpoint again")
-    kinds = [module["type"].rpartition(".")[2] for module in modules]
-    if kinds[:1] != ["Transformer"] or "Pooling" not in kinds:
+    types = [module["type"] for module in listed]
+    kinds = [each.rpartition(".")[2] for each in types]
+    if kinds[:2] != ["Transformer", "Pooling"]:
         raise RecipeError(
-            f"{where}: its modules are {', '.join(kinds) or 'none'}; a Transformer with a Pooling after it is read"
+            f"{where}: its modules are {', '.join(kinds) or 'none'}; a Transformer and then a Pooling are read: {ELSEWHERE}"
         )
-    for kind in kinds[1:]:
-        if kind not in ("Pooling", "Normalize") or kinds.count(kind) > 1 or kinds[1] != "Pooling":
-            raise RecipeError(
-                f"{where}: its modules are {', '.join(kinds)}, and Transformer, Pooling, Normalize is all that is computed "
-                "here; use sentence-transformers for this checkpoint, with bertfast.optimize on it"
-            )
-    return kinds
+    for each in types:
+        if not each.startswith(_LIBRARY):
+            raise RecipeError(f"{where}: {each} is no module of sentence-transformers' own: {ELSEWHERE}")
+    if not set(kinds[2:]) <= set(_AFTER):
+        raise RecipeError(
+            f"{where}: its modules are {', '.join(kinds)}, and after Transformer and Pooling only {', '.join(_AFTER)} are computed "
+            f"here: {ELSEWHERE}"
+        )
+    paths = [module.get("path", "") for module in listed]
+    for path in paths:
+        if not isinstance(path, str) or PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+            raise RecipeError(f"{where}: path {path!r} is not inside the checkpoint: fix the file")
+    return list(zip(kinds, paths, strict=True))
+
+
+def _is_causal(folder: Path) -> bool:
+    """Whether a checkpoint without modules is of a causal language model, which sentence-transformers pools by the last token."""
+    config = read_json(folder / "config.json", dict) or {}
+    architectures = config.get("architectures") or [""]
+    return str(architectures[0]).endswith("ForCausalLM") and config.get("is_causal", True)
+
+
+def _transformer(folder: Path) -> dict[str, Any]:
+    path, settings = folder / _TRANSFORMER_FILES[0], dict[str, Any]()
+    for name in _TRANSFORMER_FILES:
+        if settings := read_json(folder / name, dict) or {}:
+            path = folder / name
+            break
+    length = settings.pop("max_seq_length", None)
+    if length is not None and (type(length) is not int or length < 1):
+        raise RecipeError(f"{path}: max_seq_length is {length!r}, and a number of tokens is read: fix it")
+    lower_case = bool(settings.pop("do_lower_case", False))
+    for key, value in settings.items():
+        harmless = key in _LOADING and isinstance(value, dict) and set(value) <= _HARMLESS
+        if not (key in _UNREAD or harmless or value in (None, {}, _PLAIN.get(key))):
+            raise RecipeError(f"{path}: {key} is {value!r}, which is not computed here: {ELSEWHERE}")
+    return {"max_length": length, "lower_case": lower_case}
 
 
 def _pooling(path: Path) -> dict[str, Any]:
-    config = _json(path, dict)
+    config = read_json(path, dict)
     if config is None:
         raise RecipeError(f"{path} is missing, and modules.json names it: copy the checkpoint again")
+    known = {"pooling_mode", "include_prompt", "word_embedding_dimension", "embedding_dimension", *_FLAGS}
+    for key, value in config.items():
+        if key not in known and value not in (None, False):
+            raise RecipeError(f"{path}: {key} is {value!r}, which is not computed here: {ELSEWHERE}")
     modes = config.get("pooling_mode")
     if modes is None:
         # In the order of sentence-transformers, which is that of the results; mean where none is set, as there.
@@ -166,14 +222,26 @@ def _pooling(path: Path) -> dict[str, Any]:
     return {"pooling": tuple(modes), "include_prompt": bool(config.get("include_prompt", True))}
 
 
-def _prompts(folder: Path) -> dict[str, Any]:
+def _settings(folder: Path) -> dict[str, Any]:
+    """Of the whole model: prompts, and how many numbers of an embedding are kept. `similarity_fn_name` says how embeddings are
+    compared, not what they are."""
     path = folder / "config_sentence_transformers.json"
-    config = _json(path, dict) or {}
-    prompts, name = config.get("prompts") or {}, config.get("default_prompt_name")
-    if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
+    config = read_json(path, dict) or {}
+    kind = config.get("model_type") or "SentenceTransformer"
+    if kind != "SentenceTransformer":
+        raise RecipeError(
+            f"{path}: model_type is {kind!r}, and one embedding for a text is what is made here: {ELSEWHERE}"
+        )
+    prompts, name, size = config.get("prompts") or {}, config.get("default_prompt_name"), config.get("truncate_dim")
+    if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
         raise RecipeError(f"{path}: its prompts are not texts by name: fix the file")
+    prompts = {each: text or "" for each, text in prompts.items()}
+    if name in _ALWAYS_THERE:
+        prompts.setdefault(name, "")
     if name is not None and name not in prompts:
         raise RecipeError(
             f"{path}: default_prompt_name is {name!r}, and its prompts are {', '.join(prompts) or 'none'}"
         )
-    return {"prompts": prompts, "prompt_name": name}
+    if size is not None and (type(size) is not int or size < 1):
+        raise RecipeError(f"{path}: truncate_dim is {size!r}, and a number of numbers is read: fix it")
+    return {"prompts": prompts, "prompt_name": name, "truncate_dim": size}

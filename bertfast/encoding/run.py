@@ -261,11 +261,16 @@ def _settings(
 ) -> dict[str, Any]:
     """What must be equal for a run to be gone on with. Batch sizes and threads need not be."""
     recipe = encoder.recipe
+    # What the modules are stands in the checkpoint's files; which of them are used is the caller's too.
+    after = {"modules": [type(module).__name__ for module in recipe.modules]} if recipe.modules else {}
+    shortened = {} if recipe.truncate_dim is None else {"truncate_dim": recipe.truncate_dim}
     return {
         "version": 1,
         "model": encoder.fingerprint(),
         "pooling": list(recipe.pooling),
         "normalize": recipe.normalize,
+        **after,
+        **shortened,
         "max_length": encoder.tokenizer.max_length,
         "prompt": encoder.prompt,
         "precision": encoder.precision,

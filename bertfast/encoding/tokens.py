@@ -1,6 +1,6 @@
-"""Texts to ids by a checkpoint's own tokenizer, and batches of like length within a budget of tokens."""
+"""Texts to ids by a checkpoint's own tokenizer, and ids to padded rows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,14 +24,36 @@ class Tokenized:
 
 
 class TextTokenizer:
-    """A tokenizer of transformers for single texts of at most `max_length` tokens; `lower_case` puts texts into small letters."""
+    """A tokenizer of transformers for single texts of at most `max_length` tokens; `lower_case` puts texts into small letters.
+
+    Raises:
+        ValueError: `lower_case` for a tokenizer in Python, or token types other than 0, which no model is given here.
+    """
 
     def __init__(self, tokenizer: Any, max_length: int, lower_case: bool) -> None:
-        self._tokenizer, self.max_length, self._lower_case = tokenizer, max_length, lower_case
+        self._tokenizer, self.max_length = tokenizer, max_length
         self._backend = getattr(tokenizer, "backend_tokenizer", None)
+        if lower_case:
+            self._put_into_small_letters()
+        if any(tokenizer("a").get("token_type_ids") or ()):
+            raise ValueError("the tokenizer gives a single text token types other than 0, which no model is given here")
         if self._backend is not None:
             self._backend.no_padding()
-            self._backend.enable_truncation(max_length)
+            self._backend.enable_truncation(max_length, direction=tokenizer.truncation_side)
+
+    def _put_into_small_letters(self) -> None:
+        """As sentence-transformers does it: before the tokenizer's own normalisation, so that special tokens in a text stay."""
+        if self._backend is None:
+            raise ValueError(
+                "do_lower_case is for tokenizers of the library tokenizers, and this one is in Python: leave it out, or set it in "
+                "tokenizer_config.json"
+            )
+        from tokenizers.normalizers import Lowercase, Sequence
+
+        given = self._backend.normalizer
+        own = list(given) if isinstance(given, Sequence) else [] if given is None else [given]  # type: ignore[call-overload]
+        if not any(isinstance(each, Lowercase) for each in own):
+            self._backend.normalizer = Sequence([Lowercase(), *own])
 
     @property
     def pad_id(self) -> int:
@@ -41,8 +63,6 @@ class TextTokenizer:
         tokenized = Tokenized([], 0)
         for begin in range(0, len(texts), _TOGETHER):
             part = list(texts[begin : begin + _TOGETHER])
-            if self._lower_case:
-                part = [text.lower() for text in part]
             self._slowly(part, tokenized) if self._backend is None else self._at_once(part, tokenized)
         return tokenized
 
@@ -65,25 +85,10 @@ class TextTokenizer:
         unknown = self._tokenizer.unk_token_id
         return np.asarray(ids or [self.pad_id if unknown is None else unknown], np.int32)
 
-    def special_at_the_end(self) -> int:
-        """How many special tokens end a text."""
-        ids = self([""]).ids[0].tolist()
-        specials = set(self._tokenizer.all_special_ids)
-        return 1 if len(ids) > 1 and ids[-1] in specials else 0
-
-
-def batches(lengths: NDArray[np.int64], budget: int) -> Iterator[NDArray[np.int64]]:
-    """Indices [B] int64 of all texts, longest first (a batch too large for the memory is then the first), in batches of at most
-    `budget` tokens, padding included; a text longer than that is a batch of its own.
-
-    lengths: [N], tokens of each text, at least 1.
-    """
-    order = np.argsort(-lengths, kind="stable")
-    at = 0
-    while at < len(order):
-        count = max(1, budget // int(lengths[order[at]]))
-        yield order[at : at + count]
-        at += count
+    def of_prompt(self, prompt: str) -> int:
+        """How many tokens a prompt takes before a text: without the special one at its end, as sentence-transformers counts."""
+        ids = self([prompt]).ids[0].tolist()
+        return len(ids) - (ids[-1] in self._tokenizer.all_special_ids)
 
 
 def padded(ids: Sequence[Ids], pad_id: int) -> NDArray[np.int64]:

@@ -44,7 +44,7 @@ class Graph:
     """One captured call.
 
     Attributes:
-        outputs: what the function returned; each replay writes them anew.
+        outputs: what the function returned; each replay writes them again.
         nbytes: device memory that it took to capture.
     """
 
@@ -293,7 +293,7 @@ class CudaBackend(Backend):
                 grown = torch.cuda.memory_reserved(self.device) - before
         except BaseException:
             memory.whole = False
-            self._workspaces.mend(graph, memory.handle, side)
+            self._workspaces.restore(graph, memory.handle, side)
             raise
         del held
         memory.graphs += 1

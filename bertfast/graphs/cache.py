@@ -125,7 +125,7 @@ class Cache:
             now = self._stamps.get(group)
             if now is None or not now.holds(tensors):
                 if now is not None:
-                    stale = self._start_anew()
+                    stale = self._start_over()
                 now = self._stamps[group] = stamp(tensors)
                 if not now.holds(tensors):
                     self._off[kind] = "a weight is no plain tensor"
@@ -146,7 +146,7 @@ class Cache:
         paused = self._evicted is not None and self._calls - self._evicted <= limits.pause
         return PAUSE if paused else Due(now)
 
-    def _start_anew(self) -> list[Captured]:
+    def _start_over(self) -> list[Captured]:
         stale = list(self.captured.values())
         for kept in (self.captured, self._came, self._refused, self._stamps, self._streams):
             kept.clear()
@@ -220,7 +220,7 @@ class Cache:
         with _lock:
             self._failures.clear()
             self._evicted = None
-            return self._start_anew()
+            return self._start_over()
 
     def reasons(self) -> list[str]:
         """Why some places, or all, stay eager; each reason once."""

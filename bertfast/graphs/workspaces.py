@@ -91,11 +91,11 @@ class Workspaces:
             if pool is self._pool:
                 if self._first is None:
                     self._pool = torch.cuda.graph_pool_handle()
-                self.mend(graph, pool, stream)
+                self.restore(graph, pool, stream)
             raise
         return graph
 
-    def mend(self, graph: Any, pool: Any, stream: Any) -> None:
+    def restore(self, graph: Any, pool: Any, stream: Any) -> None:
         """Undo what a capture into `pool` that broke off leaves behind in torch where ending it raises, as in 2.11 and 2.13.
 
         For the whole process that is: an allocator that takes the capture to be under way, so that nothing is freed which other

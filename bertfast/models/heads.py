@@ -8,19 +8,15 @@ from bertfast.models.losses import IGNORED, check_labels, choices, classificatio
 from bertfast.models.outputs import QuestionAnsweringOutput, SequenceOutput, TokenOutput
 
 
-def _dropout(config: BertConfig) -> nn.Dropout:
-    rate = config.classifier_dropout
-    return nn.Dropout(config.hidden_dropout_prob if rate is None else rate)
-
-
 class _Classifier(BertPreTrainedModel):
-    """BERT, dropout, and a linear layer of config.num_labels outputs."""
+    """BERT, dropout, and a linear layer."""
 
-    def __init__(self, config: BertConfig, *, pooler: bool):
+    def __init__(self, config: BertConfig, *, pooler: bool, outputs: int):
         super().__init__(config)
         self.bert = BertModel(config, add_pooling_layer=pooler)
-        self.dropout = _dropout(config)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        rate = config.classifier_dropout
+        self.dropout = nn.Dropout(config.hidden_dropout_prob if rate is None else rate)
+        self.classifier = nn.Linear(config.hidden_size, outputs)
         initialise(self.classifier, config.initializer_range)
 
 
@@ -28,7 +24,7 @@ class BertForSequenceClassification(_Classifier):
     """BERT with a classifier or a regression on the pooler's output; the last layer is computed for first tokens alone."""
 
     def __init__(self, config: BertConfig):
-        super().__init__(config, pooler=True)
+        super().__init__(config, pooler=True, outputs=config.num_labels)
 
     def forward(
         self,
@@ -53,15 +49,11 @@ class BertForSequenceClassification(_Classifier):
         return SequenceOutput(loss, logits)
 
 
-class BertForMultipleChoice(BertPreTrainedModel):
+class BertForMultipleChoice(_Classifier):
     """BERT that scores each choice as a sequence of its own, a question and its choice; a softmax is over those of a question."""
 
     def __init__(self, config: BertConfig):
-        super().__init__(config)
-        self.bert = BertModel(config)
-        self.dropout = _dropout(config)
-        self.classifier = nn.Linear(config.hidden_size, 1)
-        initialise(self.classifier, config.initializer_range)
+        super().__init__(config, pooler=True, outputs=1)
 
     def forward(
         self,
@@ -115,7 +107,7 @@ class BertForTokenClassification(_Classifier):
     """BERT with a classifier on every token, without a pooler."""
 
     def __init__(self, config: BertConfig):
-        super().__init__(config, pooler=False)
+        super().__init__(config, pooler=False, outputs=config.num_labels)
 
     def forward(
         self,

@@ -127,7 +127,7 @@ def _check_shape(name: str, parameter: Tensor, stored: tuple[Tensor, str, Path])
         raise WeightsError(
             f"{path}: {key!r} has shape {tuple(tensor.shape)} where {name!r} of the model has {tuple(parameter.shape)}: "
             "config.json, or the options given in its place, describe another model; for a head with other labels give "
-            "replace_head=True, which initialises it anew"
+            "replace_head=True, which initialises it from scratch"
         )
 
 

@@ -7,6 +7,7 @@ returns its gradient for nothing.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -196,11 +197,27 @@ def mlp_block(
     use_prepack: bool = True,
     int8: bool = False,
     beside: Beside = (),
+    at_a_time: int | None = None,
 ) -> Tensor:
-    """norm(x + dropout(down(gelu(up(x))))), x [..., E]; arguments as in `attention_block`, `beside` of up and down."""
+    """norm(x + dropout(down(gelu(up(x))))), x [..., E]; arguments as in `attention_block`, `beside` of up and down.
+
+    at_a_time: how many rows go through it at a time, so that no more of its wide middle is there at once; None for all. Dropout
+        draws for each such part.
+    """
+    flat = x.reshape(-1, x.shape[-1])
+    if at_a_time is not None and flat.shape[0] > at_a_time:
+        each = partial(
+            mlp_block,
+            parts=parts,
+            approximate=approximate,
+            hidden_p=hidden_p,
+            use_prepack=use_prepack,
+            int8=int8,
+            beside=beside,
+        )
+        return _shaped(torch.cat([each(rows) for rows in flat.split(at_a_time)]), x)
     up, down, norm = parts[:3]
     dtype = product_dtype(x)
-    flat = x.reshape(-1, x.shape[-1])
     if any(beside):
         out, bias = _adapted_feed_forward(flat.to(dtype), up, down, approximate, use_prepack, int8, beside)
         return _shaped(_add_norm(out, flat, bias, norm, hidden_p), x)

@@ -2,7 +2,7 @@
 
     forward    qkv = x8 W8^T, context8 = cast(attention(qkv)), out = context8 W8^T, (y, y8) = norm(x + dropout(out))
                pre = y8 W8^T, hidden8 = gelu(pre), out = hidden8 W8^T, (z, z8) = norm(y + dropout(out))
-    backward   of each product: dx = dout8 W8, dW = dout8^T x8, both with the inner dimension contiguous: hence transposed copies
+    backward   of each product: dx = dout8 W8, dW = dout8^T x8, both with the inner dimension contiguous: so transposed copies
 
 The residual stream, norms, attention itself and GELU are as in 16 bits, and so are the dropped elements. x8 [N, E] and its
 transpose go from half to half beside x; they take no gradient.

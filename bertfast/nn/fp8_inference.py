@@ -4,7 +4,7 @@
     (y, y8) = norm(x + out)    pre = y8 Wup8^T           hidden8 = gelu(pre)               z, z8 = norm(y + hidden8 Wdown8^T)
 
 Norm and GELU cast what they make in the pass that makes it. The output product stays in 16 bits: no pass of ours makes the
-context, and a cast of its own costs what FP8 would save. Weights are e4m3 with a scale for each output, cast anew in every call, as
+context, and a cast of its own costs what FP8 would save. Weights are e4m3 with a scale for each output, cast in every call, as
 the copies of `joined` are written: no look at a weight on a GPU says without a wait whether it was edited in place.
 
 Nothing here waits for the device or depends on what tensors hold, so that a CUDA graph can hold it all.

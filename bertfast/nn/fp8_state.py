@@ -226,7 +226,7 @@ class Weights:
 
     @torch.no_grad()
     def write(self) -> None:
-        """Cast every weight anew. Waits for nothing."""
+        """Cast every weight. Waits for nothing."""
         args = self._sources, self._scales, self._casts, self._transposed
         _library.resolved("fp8_cast_weights", "CUDA")(*args)
 

@@ -2,7 +2,7 @@
 
 The query, key and value weights of a layer become one matrix, and weights of another dtype than the products' (autocast) are cast.
 These copies are kept for inference (`Joined`), made for each call in training (`fresh`), or held by a trainer (`held`). But for the
-last they are written anew at the beginning of every call, by one launch or a few for all layers, because no look at a weight on a
+last they are written again at the beginning of every call, by one launch or a few for all layers, because no look at a weight on a
 GPU could say without waiting whether it was edited in place. What needs no copy is the parameter itself, and only calls hold it: a
 model that is moved or dropped takes its memory along, all but the copies.
 """
@@ -188,7 +188,7 @@ class Joined:
 
     @classmethod
     def of(cls, owner: nn.Module, parts: Sequence[LayerParts], dtype: torch.dtype) -> "Joined | None":
-        """The weights of `parts`. Copies are made anew where a parameter was replaced or moved: address, form, dtype, device.
+        """The weights of `parts`. Copies are made again where a parameter was replaced or moved: address, form, dtype, device.
 
         Args:
             owner: the module that the copies belong to by its identity; they go when it goes.
@@ -226,7 +226,7 @@ class Joined:
         return [*self._parameters, *self._copies.targets]
 
     def refresh(self) -> None:
-        """Write every copy anew, without gradients. Waits for nothing, so a CUDA graph can hold it."""
+        """Write every copy again, without gradients. Waits for nothing, so a CUDA graph can hold it."""
         self._copies.refresh(self._parameters)
 
 
@@ -266,7 +266,7 @@ def fresh(parameters: Sequence[Any], dtype: torch.dtype) -> list[Copies]:
 
 
 class Held:
-    """Copies of a model's weights that calls in training read as they are, until whoever holds them writes them anew."""
+    """Copies of a model's weights that calls in training read as they are, until whoever holds them writes them again."""
 
     def __init__(self) -> None:
         self._copies: dict[nn.Module, tuple[_Kept, list[Any]]] = {}
@@ -274,7 +274,7 @@ class Held:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Write every copy anew, by one launch or a few for each stack: after weights changed. Waits for nothing."""
+        """Write every copy again, by one launch or a few for each stack: after weights changed. Waits for nothing."""
         for copies, parameters in self._copies.values():
             copies.write(parameters)
         self.refresh_others()
@@ -326,7 +326,7 @@ _held: "WeakKeyDictionary[nn.Module, Held]" = WeakKeyDictionary()
 
 @contextmanager
 def held(model: nn.Module) -> Iterator[Held]:
-    """Calls in training of stacks inside `model` multiply by copies that nobody but `Held.refresh` writes anew.
+    """Calls in training of stacks inside `model` multiply by copies that nobody but `Held.refresh` writes again.
 
     For a loop that knows when weights change. Not for several threads, nor for a backward after the weights of its forward changed.
     """

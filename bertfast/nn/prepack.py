@@ -14,14 +14,31 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from bertfast.nn import joined, stack
 from bertfast.ops import onednn, packed_linear, products
 
 _SAMPLES = 32
 _DTYPES = (torch.float32, torch.bfloat16)
-_cache: "WeakKeyDictionary[nn.Module, dict[Any, _Entry]]" = WeakKeyDictionary()
+_cache: "WeakKeyDictionary[nn.Module | Owner, dict[Any, _Entry]]" = WeakKeyDictionary()
+_owners: Any = WeakTensorKeyDictionary()  # first parameter of all layers -> the owners of their products' copies
 _lock = threading.Lock()
+
+
+class Owner:
+    """Whose copies they are, where whoever multiplies holds parameters alone, as a compiled graph does."""
+
+    __slots__ = ("__weakref__",)
+
+
+def owners_of(first: Tensor, count: int) -> list[Owner]:
+    """As many owners as there are products in the layers whose first parameter this is; they go when it goes."""
+    owners = _owners.get(first)
+    if owners is None or len(owners) != count:
+        with _lock:
+            owners = _owners[first] = [Owner() for _ in range(count)]
+    return owners
 
 
 class _Entry:
@@ -105,7 +122,7 @@ def fused_linear(x: Tensor, linears: tuple[nn.Linear, ...], activation: str = "n
 
     Args:
         x: [T, K]; weights are converted to its dtype (autocast) in the cached copy.
-        linears: Linears of K inputs, all with or all without a bias.
+        linears: Linears of K inputs, all with or all without a bias; or what has a weight, a bias and, as `owner`, an `Owner`.
         activation: "none", "gelu" (exact erf) or "gelu_tanh".
         int8: multiply 8-bit integers where this processor can (`packed_linear.available`).
 
@@ -126,7 +143,9 @@ def fused_linear(x: Tensor, linears: tuple[nn.Linear, ...], activation: str = "n
 
 
 def _entry(linears: tuple[nn.Linear, ...], dtype: torch.dtype, int8: bool = False) -> _Entry | None:
-    owner = linears[0]
+    owner: Any = linears[0]
+    if not isinstance(owner, nn.Module):
+        owner = owner.owner
     key = (dtype, len(linears), int8)
     entries = _cache.get(owner)
     entry = None if entries is None else entries.get(key)
@@ -150,10 +169,13 @@ def clear(module: nn.Module) -> None:
     with _lock:
         for child in module.modules():
             _cache.pop(child, None)
+        for parameter in module.parameters():
+            _owners.pop(parameter, None)
 
 
 def memory(module: nn.Module) -> int:
     """Bytes that copies of weights inside `module` hold now: reordered ones on a CPU, joined ones on a GPU."""
     with _lock:
-        own = sum(entry.nbytes() for child in module.modules() for entry in _cache.get(child, {}).values())
+        owners = [*module.modules(), *(owner for p in module.parameters() for owner in _owners.get(p, ()))]
+        own = sum(entry.nbytes() for owner in owners for entry in _cache.get(owner, {}).values())
     return own + stack.memory(module) + joined.memory(module)

@@ -78,7 +78,7 @@ def find(layers: Iterable[nn.Module], x: Tensor, kind: Kind, *, int8: bool = Fal
     Args:
         layers: modules with a layer's parts inside, all of this kind.
         x: [T, E], float32 or bfloat16 on a CPU, of the parameters' dtype; `Native.forward` takes such tensors.
-        int8: products of 8-bit integers, rounded anew for each token and each output.
+        int8: products of 8-bit integers, rounded with a range of its own for each token and each output.
 
     Returns:
         None where the layers must be called: where gradients or dropout are wanted, autocast changes the dtype, a

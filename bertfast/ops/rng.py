@@ -62,9 +62,8 @@ def _multiply(a: Tensor, constant: int) -> tuple[Tensor, Tensor]:
     """High and low 32 bits of a 32 x 32 bit product held in int64, in 16-bit pieces so that nothing overflows."""
     low_part = a * (constant & 0xFFFF)
     high_part = a * (constant >> 16)
-    low = (low_part + ((high_part & 0xFFFF) << 16)) & _MASK
-    carry = (low_part + ((high_part & 0xFFFF) << 16)) >> 32
-    return ((high_part >> 16) + carry) & _MASK, low
+    lower = low_part + ((high_part & 0xFFFF) << 16)
+    return ((high_part >> 16) + (lower >> 32)) & _MASK, lower & _MASK
 
 
 def philox(rng: Tensor, c0: Tensor, c1: Tensor, c2: Tensor) -> Tensor:

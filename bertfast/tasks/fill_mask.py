@@ -10,13 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bertfast import models
-from bertfast.models.loading import weight_shapes
-from bertfast.tasks.device import choose
+from bertfast.tasks import pretraining_head
 from bertfast.tasks.features import Feature, assemble
 from bertfast.tasks.inference import Arriving
 from bertfast.tasks.lines import DataError, check_text
 from bertfast.tasks.loader import make_batch
-from bertfast.tasks.problem import matching_tokenizer
 
 if TYPE_CHECKING:
     from bertfast.data.tokenizer import Tokenizer
@@ -34,25 +32,12 @@ class Guess:
 
 
 def load_masked_lm(folder: Path, device: str | torch.device = "auto") -> tuple[Any, "Tokenizer"]:
-    """A model with a masked-LM head, and its tokenizer.
-
-    device: where the model is to be, as `tasks.device.choose` takes it.
-
-    Raises:
-        DeviceError: there is no such device; nothing was read then.
-        DataError: the folder's weights have no such head (it would be filled with random numbers).
-        FileNotFoundError, ValueError: as `from_pretrained` and `matching_tokenizer`.
-    """
-    at = choose(device)
-    config = models.BertConfig.from_pretrained(folder)
-    if not any(name.startswith(_HEAD) for name in weight_shapes(folder)):
-        names = config.extra.get("architectures") or ["a model"]
-        raise DataError(
-            f"{folder}: {names[0]} has no masked-LM head ({_HEAD}*), so it cannot fill masks; name a BertForPreTraining or "
-            "BertForMaskedLM, such as `bertfast pretrain` makes"
-        )
-    tokenizer = matching_tokenizer(folder, config.vocab_size)
-    return models.BertForMaskedLM.from_pretrained(folder).to(at), tokenizer
+    """A model with a masked-LM head, and its tokenizer; arguments and errors are those of `pretraining_head.load`."""
+    lacks = (
+        f"masked-LM head ({_HEAD}*), so it cannot fill masks; name a BertForPreTraining or BertForMaskedLM, such as "
+        "`bertfast pretrain` makes"
+    )
+    return pretraining_head.load(folder, device, models.BertForMaskedLM, _HEAD, lacks)
 
 
 def fill_masks(model: Any, tokenizer: "Tokenizer", text: str, top: int = 5) -> list[list[Guess]]:

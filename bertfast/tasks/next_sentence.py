@@ -9,12 +9,10 @@ import numpy as np
 import torch
 
 from bertfast import models
-from bertfast.models.loading import weight_shapes
-from bertfast.tasks.device import choose
+from bertfast.tasks import pretraining_head
 from bertfast.tasks.inference import sequence_logits
 from bertfast.tasks.lines import DataError
 from bertfast.tasks.pair import PairExample, pair_features
-from bertfast.tasks.problem import matching_tokenizer
 from bertfast.tasks.task import tell
 from bertfast.tasks.unread import empty_texts_note, unknown_note
 
@@ -41,25 +39,12 @@ class Judgement:
 
 
 def load_next_sentence(folder: Path, device: str | torch.device = "auto") -> tuple[Any, "Tokenizer"]:
-    """A model with a next-sentence head, and its tokenizer.
-
-    device: where the model is to be, as `tasks.device.choose` takes it.
-
-    Raises:
-        DeviceError: there is no such device; nothing was read then.
-        DataError: the folder's weights have no such head (it would be filled with random numbers).
-        FileNotFoundError, ValueError: as `from_pretrained` and `matching_tokenizer`.
-    """
-    at = choose(device)
-    config = models.BertConfig.from_pretrained(folder)
-    if not any(name.startswith(_HEAD) for name in weight_shapes(folder)):
-        names = config.extra.get("architectures") or ["a model"]
-        raise DataError(
-            f"{folder}: {names[0]} has no next-sentence head ({_HEAD}*), so it cannot say what follows; name a "
-            "BertForPreTraining or BertForNextSentencePrediction, such as `bertfast pretrain` makes (not with --no-nsp)"
-        )
-    tokenizer = matching_tokenizer(folder, config.vocab_size)
-    return models.BertForNextSentencePrediction.from_pretrained(folder).to(at), tokenizer
+    """A model with a next-sentence head, and its tokenizer; arguments and errors are those of `pretraining_head.load`."""
+    lacks = (
+        f"next-sentence head ({_HEAD}*), so it cannot say what follows; name a BertForPreTraining or "
+        "BertForNextSentencePrediction, such as `bertfast pretrain` makes (not with --no-nsp)"
+    )
+    return pretraining_head.load(folder, device, models.BertForNextSentencePrediction, _HEAD, lacks)
 
 
 def judge(model: Any, tokenizer: "Tokenizer", pairs: Sequence[PairExample]) -> list[Judgement]:

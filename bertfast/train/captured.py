@@ -159,7 +159,7 @@ class CapturedStep:
 
     @contextmanager
     def _own_gradients(self) -> Iterator[None]:
-        """Gradients that are made anew and freed at the end, beside those of the graphs."""
+        """Gradients that are newly made and freed at the end, beside those of the graphs."""
         for parameter in self._parameters:
             parameter.grad = None
         try:

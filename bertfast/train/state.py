@@ -101,7 +101,7 @@ def rng_tensors(ranks: Ranks) -> dict[str, Tensor]:
 
 
 def restore_rng(tensors: dict[str, Tensor], ranks: Ranks, seed: int, step: int) -> None:
-    """Put this rank's states back. A rank that the saved run did not have is seeded anew from (seed, step, rank)."""
+    """Put this rank's states back. A rank that the saved run did not have gets a seed of (seed, step, rank)."""
     if f"torch.{ranks.rank}" not in tensors:
         seed_all(seed + step, ranks.rank)
         return

@@ -1,7 +1,7 @@
-"""Mends four operations of Triton's interpreter; used by tests without a GPU. Kernels on a GPU meet none of this.
+"""Fixes four operations of Triton's interpreter; used by tests without a GPU. Kernels on a GPU meet none of this.
 
 The interpreter keeps bfloat16 as uint16 bit patterns and its dot multiplies those integers: wrong by orders of magnitude,
-without an error. Other bfloat16 arithmetic is not mended: kernels load, then convert to float32. Masks that are a conjunction with
+without an error. Other bfloat16 arithmetic is not fixed: kernels load, then convert to float32. Masks that are a conjunction with
 a scalar come out as integers, which the atomics of 3.9's interpreter refuse ("mask has unsupported dtype"). Its casts to bfloat16
 truncate, which biases sums of what was stored; here they round to the nearest, as on a GPU. Its casts to FP8
 lose the carry into the exponent, small numbers and NaN; here torch casts, and saturates as GPUs with FP8 do.
@@ -17,15 +17,15 @@ import triton.language as tl
 from bertfast.triton import private
 
 
-def mend() -> None:
+def fix() -> None:
     """Let interpreted dots upcast bfloat16 first, atomics take any mask, and casts of float32 to FP8 round. Idempotent."""
     builder = private.interpreter_builder()
-    if not getattr(builder, "_bertfast_mended", False):
+    if not getattr(builder, "_bertfast_fixed", False):
         builder.create_dot = _upcast_dot(builder.create_dot)
         builder.create_atomic_rmw = _boolean_mask(builder.create_atomic_rmw)
         builder.create_fp_trunc = _round_to_bfloat16(builder.create_fp_trunc)
         builder.create_fp_to_fp = _cast_to_fp8(builder.create_fp_to_fp)
-        builder._bertfast_mended = True
+        builder._bertfast_fixed = True
 
 
 def _upcast_dot(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,5 +1,6 @@
 """The CPU suite on fake engines and a tiny model: turns, errors, targets, failing and missing peers, files, processes."""
 
+import functools
 import json
 import os
 import signal
@@ -32,7 +33,7 @@ def _tiny():
 
 
 SECONDS = {"bertfast": 0.1, "stock": 0.3, "openvino": 0.2, "onnxruntime": 0.05, "int8": 0.05, "machine": 1e9,
-           "training bertfast": 0.1, "training stock": 0.4}  # fmt: skip
+           "stock compiled": 0.2, "bertfast compiled": 0.08, "training bertfast": 0.1, "training stock": 0.4}  # fmt: skip
 
 
 class Fake:
@@ -40,6 +41,7 @@ class Fake:
 
     BROKEN: ClassVar[dict[tuple[str, str], str]] = {}
     asked: ClassVar[list[tuple[str, str]]] = []
+    wrong: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, side, model, dtype, threads):
         self.side, self.threads = side, threads
@@ -59,7 +61,8 @@ class Fake:
         if name == "sentences":
             return np.array([[1.0, 0.0], [1.0, 0.0 if self.side == "exact" else 1.0]])
         if name == "outputs":
-            return [np.ones((3, 4)) + (0 if self.side == "exact" else 0.01), np.ones((2, 4))]
+            error = 0.0 if self.side == "exact" else 0.1 if self.side in Fake.wrong else 0.01
+            return [np.ones((3, 4)) + error, np.ones((2, 4))]
         return None
 
     def close(self):
@@ -72,14 +75,15 @@ def fake(monkeypatch):
     monkeypatch.setattr(run, "load_model", lambda name: _tiny())
     monkeypatch.setattr(Fake, "BROKEN", {})
     monkeypatch.setattr(Fake, "asked", [])
+    monkeypatch.setattr(Fake, "wrong", ())
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     return Fake
 
 
-def _inference(dtype="float32", rows=("1x16", "16x128"), turns=3):
+def _inference(dtype="float32", rows=("1x16", "16x128"), turns=3, **options):
     results = run.Results()
     chosen = [row for row in plan.ROWS if row.name in rows]
-    run.inference("bert-base", dtype, chosen, turns, results, lambda text: None)
+    run.inference("bert-base", dtype, chosen, turns, results, lambda text: None, **options)
     return results
 
 
@@ -130,6 +134,29 @@ def test_errors_are_taken_against_the_exact_outputs(fake):
     assert side.rms_error == pytest.approx(0.01)
     assert side.cosine == pytest.approx(1)
     assert (side.memory, side.held) == (300, 1000)
+
+
+@pytest.mark.parametrize("wrong", ["bertfast compiled", "bertfast"])
+def test_ours_is_not_timed_where_it_is_wrong(fake, wrong):
+    fake.wrong = (wrong, "openvino")
+    results = _inference(compiled=True)
+    measured = results.inference[0]
+    assert measured.sides[wrong].seconds is None
+    assert "root mean square error 1.0e-01, stock's 1.0e-02" in measured.sides[wrong].reason
+    assert measured.sides["openvino"].seconds is not None  # others are shown, not judged
+    assert any(wrong in problem for problem in results.problems)
+
+
+def test_compiled_sides_where_they_are_asked_for(fake, tmp_path):
+    assert not set(run.COMPILED) & set(_inference().inference[0].sides)
+    measured = _inference(compiled=True).inference[0]
+    assert [measured.sides[side].ratio.p50 for side in run.COMPILED] == pytest.approx([2, 0.8])
+    done = _cli(tmp_path, "--brief", "--model", "minilm", "--compiled", "--no-training", "--no-threads")
+    assert done.exit_code == 0, done.output
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert all(set(run.COMPILED) <= set(row["sides"]) for row in written["inference"])
+    assert "bertfast compiled" in " ".join(render._peers(run.Results([measured])))
+    assert (tmp_path / "out.png").exists()
 
 
 def test_cosine_is_that_of_the_worst_vector():
@@ -229,7 +256,7 @@ def test_files_of_the_command(fake, tmp_path):
 def test_an_interrupt_keeps_what_was_measured(fake, tmp_path, monkeypatch):
     rows = []
 
-    def interrupted(model, dtype, chosen, turns, results, note):
+    def interrupted(model, dtype, chosen, turns, results, note, compiled):
         if rows:
             raise KeyboardInterrupt
         rows.append(dtype)
@@ -266,11 +293,16 @@ def test_a_missing_peer_says_how_to_get_it(side, monkeypatch, tmp_path):
         ("bertfast", "float32", 1e-5),
         ("bertfast", "bfloat16", 0.1),
         ("stock", "float32", 1e-5),
+        ("stock compiled", "float32", 1e-5),
+        ("bertfast compiled", "bfloat16", 0.1),
         ("openvino", "float32", 1e-4),
         ("onnxruntime", "float32", 1e-4),
     ],
 )
-def test_a_side_computes_the_model(side, dtype, bound, tmp_path):
+def test_a_side_computes_the_model(side, dtype, bound, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        torch, "compile", functools.partial(torch.compile, backend="eager")
+    )  # code takes long to generate
     if side in ("openvino", "onnxruntime"):
         pytest.importorskip(side, reason=f"{side} is not installed")
     if side == "onnxruntime":

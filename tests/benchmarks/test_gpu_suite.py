@@ -347,7 +347,7 @@ def test_shipped_table_is_what_the_command_writes(tmp_path):
 
 
 def test_what_is_shipped_as_verified_is_what_passed():
-    """A kernel that was changed since is not, and the gate sends it to torch's functions: `make gpu` verifies it anew."""
+    """A kernel that was changed since is not, and the gate sends it to torch's functions: `make gpu` verifies it again."""
     changed = [
         f"{op} on sm_{arch}"
         for arch, ops in shipped._table().items()

@@ -269,11 +269,11 @@ def test_transforms_are_not_captured(transform):
     assert_alike(fast, stock, batch_of("right"))
 
 
-def test_traces_and_compiled_code_hold_no_replay(backend):
+def test_compiled_code_holds_no_replay():
     stock, fast = replaying()
     inputs = batch_of("right")
     real = inputs["attention_mask"].bool()
-    compiled = torch.compile(fast, backend=backend, fullgraph=True)
+    compiled = torch.compile(fast, backend="aot_eager", fullgraph=True)
     with torch.no_grad():
         for number in range(3):
             batch = other_ids(inputs, number)
@@ -301,7 +301,7 @@ def test_traced():
 def in_threads(works) -> None:
     with ThreadPoolExecutor(len(works)) as pool:
         for future in [pool.submit(work) for work in works]:
-            future.result(timeout=120)
+            future.result(timeout=1800)
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["one model", "several models"])

@@ -8,8 +8,8 @@ from bert_cases import HIDDEN, PADDINGS, batch_of, pair
 from torch import nn
 from transformers.models.bert import modeling_bert as hf
 
-from bertfast import optimize
-from bertfast.convert import compiled
+from bertfast import optimize, report, restore
+from bertfast.convert import compiled, counts
 from bertfast.convert.families import FAMILIES
 from bertfast.nn.layout import Packed
 from bertfast.testing import assert_within_budget
@@ -23,6 +23,11 @@ def fresh_compiler():
     torch._dynamo.utils.counters.clear()
     yield
     torch._dynamo.reset()
+
+
+@pytest.fixture(autouse=True)
+def no_graphs_before(monkeypatch):
+    monkeypatch.setattr(counts, "_uncounted", {})
 
 
 class Graphs:
@@ -63,6 +68,14 @@ def layouts(monkeypatch):
 def sized(padding, batch=4, seqlen=12):
     """A batch of its own memory: a view's base is one more size that a graph depends on."""
     return {name: value[:batch, :seqlen].clone() for name, value in batch_of(padding).items()}
+
+
+def calls_of(model, kind="BertEncoder"):
+    return next(row.calls for row in report(model).rows if row.kind == kind)
+
+
+def uncounted_notes(model):
+    return [note for note in report(model).notes if "not counted" in note]
 
 
 def real_tokens(inputs):
@@ -159,10 +172,15 @@ def _replace(model):
     model.encoder.layer[1].output.dense.__class__ = _Low
 
 
+def _chunk(model):
+    model.encoder.layer[1].chunk_size_feed_forward = 4
+
+
 CHANGES = {
     "training mode": lambda model: model.train(),
     "unpad=False": lambda model: optimize(model, unpad=False),
     "a product of another class": _replace,
+    "chunks": _chunk,
     "a hook on a layer": lambda model: model.encoder.layer[0].register_forward_hook(lambda *_: None),
 }
 
@@ -176,6 +194,9 @@ def test_kept_padded(graphs, change):
     real = inputs["attention_mask"].bool()
     got = torch.compile(fast, fullgraph=True, backend=graphs)(**inputs).last_hidden_state
     assert graphs.nodes == [0]
+    (note,) = uncounted_notes(fast)
+    assert {"training mode": "(dropout is on)", "a product of another class": "with adapters"}.get(change, "") in note
+    assert not calls_of(fast)
     exact = copy.deepcopy(stock).double()
     assert_within_budget(got[real], stock(**inputs).last_hidden_state[real], exact(**inputs).last_hidden_state[real])
 
@@ -199,6 +220,66 @@ def test_an_export_has_no_such_node(strict):
     _, fast = pair(num_hidden_layers=1)
     program = torch.export.export(fast, (), sized("right"), strict=strict)
     assert all(str(node.target) != NODE for node in program.graph.nodes)
+    assert not uncounted_notes(fast)
+
+
+@torch.no_grad()
+@pytest.mark.tool("torch.compile", "inference without padding under autocast to bfloat16", "fast")
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_autocast(backend, layouts):
+    """Compilers that trace below autograd run their graphs with autocast off, others with it on."""
+    stock, fast = pair(hf.BertForTokenClassification, num_hidden_layers=1)
+    exact = copy.deepcopy(stock).double()
+    run = torch.compile(fast, fullgraph=True, dynamic=True, backend=backend)
+    for inputs in (sized("right"), sized("holes", 3, 9)):
+        layouts.clear()
+        real = inputs["attention_mask"].bool()
+        true = exact(**inputs).logits[real]
+        with torch.autocast("cpu", torch.bfloat16):
+            got, eager, theirs = (model(**inputs).logits for model in (run, fast, stock))
+        assert layouts == [((real_tokens(inputs),), Packed)]
+        assert torch.equal(got, eager)
+        assert_within_budget(got[real], theirs[real], true)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert calls_of(fast)["fast, padding removed (compiled)"] == 2
+
+
+@torch.no_grad()
+def test_calls_are_counted(graphs):
+    """By what each did, for each model that a graph serves, and without a graph more."""
+    _, one = pair(num_hidden_layers=1)
+    other = copy.deepcopy(one)
+
+    @torch.compile(fullgraph=True, dynamic=True, backend=graphs)
+    def states(model, inputs):
+        return model(**inputs).last_hidden_state
+
+    mixed = sized("right")
+    mixed["attention_mask"][0] = mixed["attention_mask"][0].flip(0)
+    mixed["attention_mask"][3] = mixed["attention_mask"][3].flip(0)
+    for model, batches in ((one, ["right", "none", "left", "holes"]), (other, ["right"])):
+        for padding in batches:
+            states(model, sized(padding))
+    states(other, mixed)
+    states(other, sized("right") | {"attention_mask": torch.ones(4, 1, 12, 12, dtype=torch.bool).tril()})
+    removed, split, more, position = (
+        f"{outcome} (compiled)"
+        for outcome in (
+            counts.UNPADDED,
+            counts.SPLIT,
+            "kept padded: the mask is more than padding",
+            "kept padded: the pooler reads position 0, which is padding in some sequence",
+        )
+    )
+    assert calls_of(one) == {removed: 3, position: 1}
+    assert calls_of(other) == {removed: 1, split: 1, more: 1}
+    assert calls_of(one, "BertLayer") == {removed: 3, "fast (compiled)": 1}
+    assert set(graphs.nodes) == {1}
+    assert not uncounted_notes(one)
+    one(**sized("right"))
+    assert calls_of(one)[counts.UNPADDED] == 1
+    assert calls_of(optimize(restore(one))) == {}
+    assert not calls_of(copy.deepcopy(other))
 
 
 @torch.no_grad()
@@ -221,6 +302,7 @@ def test_families(graphs, family):
         got, theirs, true = (m(**inputs).last_hidden_state[real] for m in (run, stock, exact))
         assert_within_budget(got, theirs, true)
     assert graphs.nodes == [0 if family == "mpnet" else 1]
+    assert len(uncounted_notes(fast)) == (family == "mpnet")
 
 
 @torch.no_grad()
@@ -246,6 +328,7 @@ def test_the_node_is_an_op(dtype):
             False,
             prepack,
             False,
+            None,
         )
         checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
         torch.library.opcheck(compiled._layers, arguments, test_utils=checks)

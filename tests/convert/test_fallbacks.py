@@ -152,11 +152,6 @@ def test_global_hooks_run():
     assert fast.encoder.layer[0].attention.self.query in seen
 
 
-def test_chunked_feed_forward():
-    stock, fast = pair(chunk_size_feed_forward=4)
-    check(stock, fast, "chunk_size_feed_forward")
-
-
 @pytest.mark.tool("PyTorch", "parametrised weights", "falls back")
 def test_parametrised_weights():
     stock, fast = pair()

@@ -74,13 +74,13 @@ def below(size, *shape, seed=7):
 
 
 def padding_inside(family, inputs):
-    """The padding token amid real ones, the mask going by the tokens, as tokenizers make it."""
+    """The padding token among real ones, the mask going by the tokens, as tokenizers make it."""
     inputs["input_ids"][:, 3::4] = family.tiny().pad_token_id
     inputs["attention_mask"] = inputs["input_ids"].ne(family.tiny().pad_token_id).long()
 
 
 def attended_padding(family, inputs):
-    """The padding token amid real ones, and no mask: RoBERTa's positions skip it, and all tokens see it."""
+    """The padding token among real ones, and no mask: RoBERTa's positions skip it, and all tokens see it."""
     inputs["input_ids"][:, 3::4] = family.tiny().pad_token_id
     del inputs["attention_mask"]
 

@@ -141,7 +141,7 @@ def test_code_replaced_on_a_class(monkeypatch, owner, method):
 
 @pytest.mark.parametrize("name", ["sdpa", "eager"])
 @pytest.mark.parametrize("how", ["register", "local"])
-def test_attention_registered_anew(monkeypatch, name, how):
+def test_attention_registered_by_others(monkeypatch, name, how):
     registry = hf.ALL_ATTENTION_FUNCTIONS
     stock, fast = pair(attn_implementation=name)
     same_as_stock(stock, fast)
@@ -152,7 +152,7 @@ def test_attention_registered_anew(monkeypatch, name, how):
     assert f'the attention function "{name}" was replaced' in str(bertfast.report(fast))
 
 
-def test_mask_registered_anew(monkeypatch):
+def test_mask_registered_by_others(monkeypatch):
     from transformers import masking_utils
 
     table = type(masking_utils.ALL_MASK_ATTENTION_FUNCTIONS)._global_mapping

@@ -139,7 +139,7 @@ def test_killed_build_goes_on_to_the_same_bytes(tmp_path, tokenizer, text, point
     out = tmp_path / "out"
     process = subprocess.Popen([sys.executable, "-c", KILLED, point, str(text), str(tmp_path / "tokenizer"), str(out)])
     try:
-        for _ in range(600):
+        for _ in range(18_000):
             if Path(f"{out}.stopped").exists() or process.poll() is not None:
                 break
             time.sleep(0.1)

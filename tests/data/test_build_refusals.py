@@ -33,4 +33,4 @@ def test_no_good_line_says_why_and_leaves_nothing(tmp_path, tokenizer):
         build(FileSource([path], "text"), tokenizer, tmp_path / "out", Options())
     assert "share" not in str(caught.value)
     path.write_text("word\n")
-    build(FileSource([path], "text"), tokenizer, tmp_path / "out", Options())  # mended: not refused
+    build(FileSource([path], "text"), tokenizer, tmp_path / "out", Options())  # the corrected file is not refused

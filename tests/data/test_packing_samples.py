@@ -1,9 +1,9 @@
-"""Best-fit packing: C++ and Python alike, budgets kept, and how full batches are."""
+"""Best-fit packing: C++ and Python alike, budgets kept, and how full batches are; padded batches of like length."""
 
 import numpy as np
 import pytest
 
-from bertfast.data.packing import best_fit, best_fit_reference, longest_first
+from bertfast.data.packing import best_fit, best_fit_reference, longest_first, of_like_length
 
 
 def lengths_of(count, longest=128, seed=0):
@@ -71,3 +71,19 @@ def test_mistakes_are_named():
         best_fit(np.array([3, 0]), np.arange(2), 10, 4)
     with pytest.raises(ValueError, match="max_sequences=0"):
         best_fit(np.array([3]), np.arange(1), 10, 0)
+
+
+def test_like_lengths_stand_together_within_the_budget():
+    lengths = lengths_of(500, seed=3)
+    made = list(of_like_length(lengths, 256))
+    assert sorted(np.concatenate(made).tolist()) == list(range(500))
+    assert all(len(rows) * lengths[rows].max() <= 256 for rows in made)
+    assert (np.diff(lengths[np.concatenate(made)]) <= 0).all()
+    fuller = [(len(rows) + 1) * lengths[rows].max() > 256 for rows in made[:-1]]
+    assert all(fuller), "no batch but the last has room for one more"
+
+
+def test_like_lengths_by_hand():
+    made = [rows.tolist() for rows in of_like_length(np.array([2, 9, 0, 2, 4, 0, 0]), 4)]
+    assert made == [[1], [4], [0, 3], [2, 5, 6]]
+    assert list(of_like_length(np.array([], np.int64), 4)) == []

@@ -14,22 +14,44 @@ import bertfast  # noqa: E402
 from bertfast.encoding.ray import BatchEncoder, encode_dataset  # noqa: E402
 from bertfast.tasks.lines import DataError  # noqa: E402
 
+# Workers import torch and transformers, which takes minutes where many processes share a core: no limit may be shorter.
+PATIENCE = {
+    "worker_niceness": 0,  # 15 is Ray's own: beside other work such a worker hardly runs
+    "worker_register_timeout_seconds": 1800,
+    "health_check_timeout_ms": 600_000,
+    "health_check_initial_delay_ms": 600_000,
+    "gcs_server_request_timeout_seconds": 600,
+    "memory_monitor_refresh_ms": 0,  # which kills workers where others have filled the memory
+    "prestart_worker_first_driver": False,  # processes that nobody would use
+    "enable_worker_prestart": False,
+}
+
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    """A cluster on this machine, without a dashboard."""
+def cluster():
+    """A cluster on this machine, without a dashboard, whose workers find the tests' modules."""
     before = signal.getsignal(signal.SIGTERM)  # which Ray replaces, and does not give back
     with pytest.MonkeyPatch.context() as patch:
+        here = [os.path.dirname(__file__), os.path.dirname(os.path.dirname(bertfast.__file__))]
+        patch.setenv("PYTHONPATH", os.pathsep.join([*here, *filter(None, [os.environ.get("PYTHONPATH")])]))
+        patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        here = os.pathsep.join([os.path.dirname(__file__), *filter(None, [os.environ.get("PYTHONPATH")])])
-        ray.init(
-            num_cpus=3,  # two for the encoders, one for the tasks that write
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-            object_store_memory=100 << 20,
-            runtime_env={"env_vars": {"PYTHONPATH": here, "OMP_NUM_THREADS": "1"}},
-        )
+        options = {
+            "num_cpus": 3,  # two for the encoders, one for the tasks that write
+            "include_dashboard": False,
+            "log_to_driver": False,
+            "logging_level": "ERROR",
+            "object_store_memory": 100 << 20,
+            "_system_config": PATIENCE,
+        }
+        for last in (False, False, True):
+            try:
+                ray.init(**options)
+                break
+            except Exception:  # half a minute is what Ray grants its own processes to start
+                ray.shutdown()
+                if last:
+                    raise
         ray.data.DataContext.get_current().enable_progress_bars = False
         yield
         ray.shutdown()
@@ -64,7 +86,7 @@ def test_a_worker_that_dies_loses_and_doubles_nothing(cluster, checkpoint, encod
     marker = tmp_path / "died"
     monkeypatch.setattr(module, "BatchEncoder", DiesOnce)
     rows = [{"id": number, "text": text} for number, text in enumerate(TEXTS * 2)]
-    dataset = ray.data.from_items(rows, override_num_blocks=12)
+    dataset = ray.data.from_items(rows, override_num_blocks=6)
     encoded = encode_dataset(dataset, str(checkpoint), workers=2, batch_size=10, marker=str(marker))
     encoded.write_parquet(str(tmp_path / "out"))
     assert marker.exists(), "a worker died"

@@ -231,6 +231,38 @@ def test_folders_that_are_no_checkpoint(tmp_path, checkpoint):
         Encoder(tmp_path, device="cpu")
 
 
+def test_an_encoder_with_a_decoder(tmp_path):
+    folder = save_checkpoint(tmp_path / "checkpoint")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "is_encoder_decoder": True}))
+    with pytest.raises(RecipeError, match=r"is an encoder with a decoder, .*: use sentence-transformers"):
+        Encoder(folder, device="cpu")
+
+
+def test_what_a_tokenizer_says_that_is_not_given_to_the_model(tmp_path):
+    """Token types of a single text; and small letters asked of a tokenizer in Python."""
+    folder = save_checkpoint(tmp_path / "checkpoint")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"Sequence": {"id": "A", "type_id": 1}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 1}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "model_input_names": names}))
+    with pytest.raises(RecipeError, match="gives a single text token types other than 0"):
+        Encoder(folder, device="cpu")
+    in_python(folder)
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"do_lower_case": True}))
+    with pytest.raises(
+        RecipeError, match="do_lower_case is for tokenizers of the library tokenizers, and this one is in Python"
+    ):
+        Encoder(folder, device="cpu")
+
+
 def test_missing_weights_are_no_random_ones(tmp_path):
     from safetensors.torch import load_file, save_file
 
@@ -242,10 +274,8 @@ def test_missing_weights_are_no_random_ones(tmp_path):
         Encoder(folder, device="cpu")
 
 
-def test_a_tokenizer_in_python(tmp_path):
-    """That of Japanese BERT, here over single characters."""
-    folder = save_checkpoint(tmp_path / "checkpoint")
-    fast = Encoder(folder, device="cpu", max_length=6)
+def in_python(folder):
+    """The checkpoint with a tokenizer as that of Japanese BERT is, here over single characters."""
     (folder / "tokenizer.json").unlink()
     (folder / "vocab.txt").write_text("\n".join(PIECES) + "\n")
     config = {
@@ -254,6 +284,12 @@ def test_a_tokenizer_in_python(tmp_path):
         "subword_tokenizer_type": "character",
     }
     (folder / "tokenizer_config.json").write_text(json.dumps({**config, "do_lower_case": True}))
+
+
+def test_a_tokenizer_in_python(tmp_path):
+    folder = save_checkpoint(tmp_path / "checkpoint")
+    fast = Encoder(folder, device="cpu", max_length=6)
+    in_python(folder)
     slow = Encoder(folder, device="cpu", max_length=6)
     assert not hasattr(slow.tokenizer._tokenizer, "backend_tokenizer")
     texts = ["a b", "a b c d e", "a b c d"]

@@ -13,6 +13,7 @@ from bertfast.nn.through import through
 
 WIDTH = 32
 FIRST, CAPTURED, REPLAYED = "eager: first call of its bucket", "captured", "replayed"
+HOWS = (FIRST, CAPTURED, REPLAYED, REPLAYED)  # of the first calls of a bucket
 LENGTHS = (30, 18)  # 48 rows, which are a bucket's: bits are those of the eager call
 
 
@@ -53,7 +54,7 @@ def loss_of(rows: Tensor) -> Tensor:
 
 
 def step(layers: BertEncoder, x: Tensor, layout: Packed, *, captured: bool, how: str | None = None) -> Step:
-    """One forward and backward from one random state; the gradients of parameters begin anew."""
+    """One forward and backward from one random state; the gradients of parameters begin at zero."""
     layers.zero_grad()
     x.grad = None
     torch.manual_seed(7)
@@ -65,6 +66,14 @@ def step(layers: BertEncoder, x: Tensor, layout: Packed, *, captured: bool, how:
     loss_of(rows).backward()
     found = {name: p.grad.clone() for name, p in layers.named_parameters() if p.grad is not None}
     return Step(rows.detach(), None if x.grad is None else x.grad.clone(), found)
+
+
+def captured_encoder(**options) -> BertEncoder:
+    """A stack whose next call of LENGTHS is a replay."""
+    layers = encoder(**options)
+    for how in HOWS[:3]:
+        step(layers, *rows_of(dtype=options.get("dtype", torch.float32)), captured=True, how=how)
+    return layers
 
 
 def assert_equal(one: Step, two: Step) -> None:

@@ -70,7 +70,7 @@ def test_neither_the_function_nor_a_replay_waits(monkeypatch, read):
 
 @pytest.mark.parametrize("read", [None, "first"])
 def test_replays_in_the_interpreter(triton_ops, read):
-    """Kernels on buffers with rows of nobody and empty sequences; an edit in place is seen, another address captured anew."""
+    """Kernels on buffers with rows of nobody and empty sequences; an edit in place is seen, another address captured again."""
     torch.manual_seed(2)
     exact = BertModel(CONFIG).eval().double()
     model = BertModel(CONFIG).eval()

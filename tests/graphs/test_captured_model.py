@@ -144,7 +144,7 @@ def test_streams_and_threads(subject):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(120)
+        thread.join(1800)
     assert not errors, errors[0]
 
 

@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from captured import captured_on_cpu
 from stack_cases import CAPTURED, FIRST, LENGTHS, REPLAYED, assert_equal, encoder, rows_of, run, step
 
 from bertfast.models import BertConfig, BertModel
@@ -14,10 +13,7 @@ from bertfast.nn.fp8_state import Recipe, state_of
 UNKNOWN = "eager: its FP8 scales are known after the first backward"
 
 
-@pytest.fixture(autouse=True)
-def device():
-    with captured_on_cpu() as backend:
-        yield backend
+pytestmark = pytest.mark.usefixtures("device")
 
 
 @pytest.fixture(params=[0.0, 0.1], ids=["no dropout", "dropout"])

@@ -58,7 +58,7 @@ def test_changes_in_place_are_seen_at_once(toy, name):
 
 
 @pytest.mark.parametrize("name", ELSEWHERE)
-def test_other_changes_are_captured_anew(toy, name):
+def test_other_changes_are_captured_again(toy, name):
     held = graphs.memory(toy).graphs
     assert held == 1
     ELSEWHERE[name](toy)

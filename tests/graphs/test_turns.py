@@ -38,7 +38,7 @@ def together(count, work):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(1800)
         assert not thread.is_alive(), "threads wait for each other"
     if errors:
         raise errors[0]
@@ -79,7 +79,7 @@ def test_one_captures_and_others_run_eagerly(device):
 
     def broken(function):
         capturing.set()
-        assert done.wait(30)
+        assert done.wait(1800)
 
     device.broken = broken
 
@@ -87,7 +87,7 @@ def test_one_captures_and_others_run_eagerly(device):
         if number == 0:
             assert run(toy, TOKENS).how == "captured"
             return
-        assert capturing.wait(30)
+        assert capturing.wait(1800)
         for tokens in (TOKENS, tokens_of(30)):  # its own bucket, and one that is captured already
             outcome = run(toy, tokens)
             assert outcome.how == "eager: another thread captures"
@@ -116,7 +116,7 @@ def test_a_replay_waits_for_another_ones_rows_to_be_taken(device):
             return rows.clone()
 
         if number:
-            assert inside.wait(30)
+            assert inside.wait(1800)
         results[number] = tokens, run(toy, tokens, finish=finish)
 
     together(2, work)
@@ -192,7 +192,7 @@ def test_an_error_in_finish_gives_the_turn_back(device):
     assert not device._captures.locked()
 
 
-def test_a_child_process_begins_anew(device):
+def test_a_child_process_starts_over(device):
     """It holds the parent's locks as they were, and graphs of a device that is not its own."""
     toy, released = Toy(), []
     for _ in range(2):

@@ -93,7 +93,7 @@ def test_eight_launches_a_layer(made_repeats):
 
 
 def test_by_the_ops_there_are_ten():
-    """Weights and biases are joined anew in each layer."""
+    """Weights and biases are joined again in each layer."""
     with case() as given:
         by_ops(given.stack, given.x, given.layout)
     once = {"cat": 2, "linear_fwd": 3, "attention_fwd": 1, "dropout_add_norm_fwd": 2}

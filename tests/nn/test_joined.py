@@ -1,4 +1,4 @@
-"""The weights of all layers for a GPU's products: which are copies, when they are written anew and when made anew."""
+"""The weights of all layers for a GPU's products: which are copies, when they are written again and when made again."""
 
 import copy
 import gc
@@ -105,7 +105,7 @@ def test_only_what_must_be_copied_is():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_edits_in_place_are_seen_without_anything_made_anew(dtype):
+def test_edits_in_place_are_seen_without_anything_made_again(dtype):
     stack = make_stack()
     found = refreshed(stack, dtype)
     with torch.no_grad():

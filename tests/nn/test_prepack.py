@@ -6,6 +6,7 @@ import io
 import pickle
 import threading
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -209,6 +210,32 @@ def test_clear_and_lifetime():
     gc.collect()
     assert gone() is None
     assert len(prepack._cache) < size
+
+
+def test_owners_where_there_are_parameters_alone(branch):
+    """Copies are found again by the layers' first parameter, go with it, and follow the weights."""
+    module, x, size = nn.ModuleList(linears()), torch.randn(5, 64), len(prepack._cache)
+    first = module[0].weight
+
+    def leaves(module, first):
+        owners = prepack.owners_of(first, len(module))
+        return tuple(
+            SimpleNamespace(weight=m.weight, bias=m.bias, owner=o) for m, o in zip(module, owners, strict=True)
+        )
+
+    check(x, leaves(module, first))
+    kept = prepack.memory(module)
+    assert (kept > 0) == (branch != "plain")
+    module[1].weight.mul_(2)
+    check(x, leaves(module, first))
+    assert prepack.memory(module) == kept
+    prepack.clear(module)
+    assert prepack.memory(module) == 0
+    check(x, leaves(module, first))
+    assert len(prepack._cache) == size + 1
+    del module, first
+    gc.collect()
+    assert len(prepack._cache) == size
 
 
 def test_threads():

@@ -303,7 +303,7 @@ def test_forked_by_a_data_loader():
     encoder, batch = make(), packed((5, 8), 64)
     expected = call(encoder, *batch)
     loader = DataLoader([batch] * 3, batch_size=None, num_workers=1, multiprocessing_context="fork",
-                        collate_fn=lambda b: call(encoder, *b), timeout=60)  # fmt: skip
+                        collate_fn=lambda b: call(encoder, *b), timeout=1800)  # fmt: skip
     found = list(loader)
     assert len(found) == 3
     assert all(torch.equal(y, expected) for y in found)

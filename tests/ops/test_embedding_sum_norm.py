@@ -113,7 +113,7 @@ def test_opcheck():
     )
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize(("backend", "dynamic"), [("aot_eager", False), ("inductor", True)], indirect=["backend"])
 def test_compile_draws_dropout_once_for_both_ways(backend, dynamic):
     ids, parameters = make((2, 5), 24, torch.float32)
     mine, theirs = leaves(parameters), leaves(parameters)
@@ -172,18 +172,17 @@ def test_long_runs(implementation, dtype, segments):
     check_long_runs(implementation, dtype, segments)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
-    ("segments", "limits", "chunk"),
+    ("segments", "limits", "chunk", "dtype"),
     [
-        (2, {"DIRECT_TOKENS": 0}, 4),  # chunks, then long runs of what they leave
-        (2, {"DIRECT_TOKENS": 0, "WALKED_CHUNKS": 1}, 16),  # chunks of chunks
-        (2, {"DIRECT_TOKENS": 0, "RANKED_TOKENS": 0}, 16),  # torch.sort
-        (3, {"DIRECT_TOKENS": 0, "RANKED_TOKENS": 0}, 32),
-        (3, {"DIRECT_TOKENS": 0}, 16),
+        (2, {"DIRECT_TOKENS": 0}, 4, torch.float32),  # chunks, then long runs of what they leave
+        (2, {"DIRECT_TOKENS": 0, "WALKED_CHUNKS": 1}, 16, torch.bfloat16),  # chunks of chunks
+        (2, {"DIRECT_TOKENS": 0, "RANKED_TOKENS": 0}, 16, torch.float32),  # torch.sort
+        (3, {"DIRECT_TOKENS": 0, "RANKED_TOKENS": 0}, 32, torch.bfloat16),
+        (3, {"DIRECT_TOKENS": 0}, 16, torch.bfloat16),
     ],
 )
-def test_ways_of_many_tokens(triton_ops, poisoned, monkeypatch, dtype, segments, limits, chunk):
+def test_ways_of_many_tokens(triton_ops, poisoned, monkeypatch, segments, limits, chunk, dtype):
     from bertfast.ops.embedding_sum_norm import segments as module
     from bertfast.triton import tables
 

@@ -24,6 +24,7 @@ def owner(request, monkeypatch):
     monkeypatch.setattr(products, "preferred", lambda: request.param == "ours")
     monkeypatch.setattr(products, "widens", lambda: request.param == "widened")
     monkeypatch.setattr(products, "_MANY_ROWS", 0)
+    monkeypatch.setattr(products, "_FEW", 0)
     if request.param == "ours" and not torch.ops.bertfast_cpu.can_multiply(torch.ones(2, 2), [torch.ones(2, 2)], 0):
         pytest.skip("this build of the kernels multiplies by torch's products")
     return request.param
@@ -84,6 +85,39 @@ def test_joined(owner, parts, dtype):
         if bias is not None:
             eager, exact = eager + bias.to(dtype), exact + bias.double()
         assert_within_budget(products.product(a, b, along=along, bias=bias), eager, exact, "c", measure=rms_error)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_few_tokens_are_torchs(monkeypatch, dtype):
+    """Of which our kernels would spend more on the order of the weights than they gain; joined ones are not copied."""
+    if not torch.ops.bertfast_cpu.can_multiply(torch.ones(2, 2, dtype=dtype), [torch.ones(2, 2, dtype=dtype)], 0):
+        pytest.skip("this build of the kernels multiplies by torch's products")
+    monkeypatch.setattr(products, "preferred", lambda: True)
+    monkeypatch.setattr(products, "widens", lambda: False)
+    by_torch = []
+
+    def recorded(function):
+        def call(*args, **options):
+            by_torch.append(args)
+            return function(*args, **options)
+
+        return call
+
+    monkeypatch.setattr(torch, "mm", recorded(torch.mm))
+    monkeypatch.setattr(torch, "addmm", recorded(torch.addmm))
+    weights, bias = [torch.randn(64, 64).to(dtype) for _ in range(3)], torch.randn(192).to(dtype)
+    for tokens, count in ((31, 3), (32, 0)):
+        x = torch.randn(tokens, 64).to(dtype)
+        y = products.product(x, [w.t() for w in weights], along=1, bias=bias)
+        whole = torch.cat(weights).t()
+        exact = x.double() @ whole.double() + bias.double()
+        assert len(by_torch) == count
+        by_torch.clear()
+        assert_within_budget(y, x @ whole + bias, exact, "y", measure=rms_error)
+        dw = products.product(y.t(), [x])
+        assert len(by_torch) == (count > 0)
+        by_torch.clear()
+        assert_within_budget(dw, y.t() @ x, y.double().t() @ x.double(), "dw", measure=rms_error)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -30,7 +30,7 @@ def ranks(tmp_path_factory):
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(roots)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1800,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "returned a view tensor" not in done.stderr, "FSDP2 warns of layers that return a view"

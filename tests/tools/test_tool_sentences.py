@@ -239,9 +239,10 @@ def test_rank(pair_folder):
 
 @pytest.mark.tool("sentence-transformers", "start_multi_process_pool", "fast")
 def test_pool(folder):
+    """Of one process, which starts slowly: how chunks are shared among several is the library's matter."""
     fast, sentences = bertfast.optimize(encoder(folder)), texts(40)
     whole = fast.encode(sentences)
-    pool = fast.start_multi_process_pool(["cpu", "cpu"])
+    pool = fast.start_multi_process_pool(["cpu"])
     try:
         chunks = fast.encode(sentences, pool=pool, chunk_size=10)
     finally:
@@ -306,7 +307,7 @@ def test_training_of_pairs(pair_folder, tmp_path):
 
 @pytest.mark.tool("sentence-transformers", "save, load, pickle", "fast")
 def test_lives(folder, pair_folder, tmp_path):
-    """Saved files name the library's classes and load anew; copies stay fast; restore leaves nothing behind."""
+    """Saved files name the library's classes and load again; copies stay fast; restore leaves nothing behind."""
     for make, stock, call in (
         (lambda: encoder(folder), SentenceTransformer, lambda model: model.encode(texts(9))),
         (lambda: cross_encoder(pair_folder), CrossEncoder, lambda model: model.predict(pairs(9))),

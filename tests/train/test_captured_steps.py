@@ -45,7 +45,7 @@ def config_of(corpora, data=None, **options):
         out="",
         eval=str(corpora[1]),
         model=ModelOptions(hidden=32, layers=2, heads=2, positions=64),
-        data=DataOptions(**{"token_budget": 256, "max_seq_length": 64, "workers": 0} | (data or {})),
+        data=DataOptions(**{"token_budget": 128, "max_seq_length": 64, "workers": 0} | (data or {})),
         train=TrainConfig(**given | options),
     )
 
@@ -292,7 +292,7 @@ def test_eager_steps_that_do_not_repeat_their_bits(corpora, tmp_path, monkeypatc
 
 
 def test_a_weight_that_is_replaced(corpora, tmp_path):
-    """Its graphs read the old one: they go, and the next steps begin anew."""
+    """Its graphs read the old one: they go, and the next steps start over."""
 
     def replace(task):
         weight = task.model.bert.encoder.layer[0].output.dense.weight

@@ -38,7 +38,7 @@ def runs(tmp_path_factory):
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(roots)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1800,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr.count("step 2/6") == len(ranks_worker.RUNS) - 1, "the main rank alone prints"

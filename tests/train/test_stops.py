@@ -37,7 +37,7 @@ def test_not_finite_stops_before_the_update(tmp_path, straight):
     assert torch.equal(kept["1.input_ids"], batch_of(0, 13).input_ids)
     positions = json.loads((run / "bad-batch-step-7.json").read_text())
     assert [each["position"] for each in positions] == [{"batch": 12}, {"batch": 13}]
-    train(ToyTask(), config(), run, resume=True)  # mended
+    train(ToyTask(), config(), run, resume=True)  # the bad batch is gone
     assert_same(straight, run)
 
 

@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from sentence_transformers.base.modules import Transformer
 
+from bertfast.data.packing import of_like_length
+
 TEXTS_AT_ONCE = 8192  # tokenized together: memory for their ids, in Python's lists at first
 TOKENS_PER_THREAD = 1024  # of a batch: fewer keep a core less busy, more leave its second-level cache
 _INPUTS = {"input_ids", "token_type_ids", "attention_mask"}
@@ -121,15 +123,11 @@ def tokenized(first: Any, inputs: list[Any], rows: NDArray[np.int64], arguments:
 
 def _cut(texts: Unpadded, tokens: int, tokenizer: Any) -> Iterator[Batch]:
     """Batches of at most so many tokens, or of one text, longest first."""
-    order = np.argsort(-texts.lengths, kind="stable")
     begins = np.cumsum(texts.lengths) - texts.lengths
     padding = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
-    place = 0
-    while place < len(order):
+    for rows in of_like_length(texts.lengths, tokens):
         # A text of no tokens is all padding, as in the library's batches.
-        length = max(1, int(texts.lengths[order[place]]))
-        rows = order[place : place + max(1, tokens // length)]
-        place += len(rows)
+        length = max(1, int(texts.lengths[rows[0]]))
         real = np.arange(length) < texts.lengths[rows, None]
         source = (begins[rows, None] + np.arange(length))[real]
         features: dict[str, Any] = {"attention_mask": torch.from_numpy(real.astype(np.int64))}

@@ -5,6 +5,7 @@ library's own; so do pools, whose workers call the same loop. A call that wants 
 for each text, and any call on another device than a CPU, goes through the library's loop.
 """
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -17,6 +18,9 @@ from bertfast.convert.counts import count
 from bertfast.convert.sentences import batches, first_tokens, installed
 from bertfast.nn import device as gpu
 
+Compute = Callable[
+    [dict[str, Any]], Tensor
+]  # what the library's `preprocess` gives for a batch of B inputs -> [B, ...]
 FAST = "fast: batches of equal lengths"
 FIRST_TOKENS = f"{FAST}, the first tokens of the last layer alone"
 
@@ -37,6 +41,30 @@ class _Progress:
         self._bar.close()
 
 
+def _by_length(
+    model: Any,
+    stock: Callable[..., Any],
+    inputs: list[Any],
+    *,
+    prompt: str | None,
+    batch_size: int,
+    show_progress_bar: bool,
+    device: Any = None,
+    **arguments: Any,
+) -> Any:
+    """The loop of both classes in place of the library's, `stock`; `model.OWN` names the arguments that only one of them has."""
+    own = {name: arguments.pop(name) for name in model.OWN if name in arguments}
+    reason = _reason(model, inputs, installed.device_of(model, device), arguments) or model._own_reason(own)
+    if reason is not None:
+        count(model, f"the library's own batches: {reason}")
+        options = {"prompt": prompt, "batch_size": batch_size, "show_progress_bar": show_progress_bar}
+        return stock(inputs, device=device, **options, **own, **arguments)
+    model.eval()
+    how, compute = model._computing(prompt, own, arguments)
+    count(model, how)
+    return _gathered(model, inputs, batch_size, show_progress_bar, {"prompt": prompt, **arguments}, compute)
+
+
 def _reason(model: Any, inputs: list[Any], device: torch.device, arguments: dict[str, Any]) -> str | None:
     if device.type != "cpu" or device.type in gpu.KINDS:
         return "a GPU has its captured calls for the sizes of the library's batches"
@@ -49,41 +77,27 @@ class FastSentenceTransformer(SentenceTransformer):
     On a CPU texts are computed in batches of equal lengths, without padding; other calls go through the library's loop.
     """
 
+    OWN = ("output_value", "normalize_embeddings", "truncate_dim", "save_to_cpu")
+
     @torch.inference_mode()
-    def _inference(  # type: ignore[override]
-        self,
-        inputs: list[Any],
-        *,
-        prompt: str | None,
-        batch_size: int,
-        show_progress_bar: bool,
-        output_value: str | None,
-        normalize_embeddings: bool,
-        truncate_dim: int | None,
-        device: Any = None,
-        **kwargs: Any,
-    ) -> Any:
-        arguments = {name: value for name, value in kwargs.items() if name != "save_to_cpu"}
-        reason = _reason(self, inputs, installed.device_of(self, device), arguments)
-        if reason is None and output_value != "sentence_embedding":
-            reason = f"output_value is {output_value!r}"
-        if reason is not None:
-            count(self, f"the library's own batches: {reason}")
-            options = {"prompt": prompt, "batch_size": batch_size, "show_progress_bar": show_progress_bar}
-            options |= {"output_value": output_value, "normalize_embeddings": normalize_embeddings}
-            return super()._inference(inputs, truncate_dim=truncate_dim, device=device, **options, **kwargs)
-        self.eval()
+    def _inference(self, inputs: list[Any], **arguments: Any) -> Any:
+        return _by_length(self, super()._inference, inputs, **arguments)
+
+    def _own_reason(self, own: dict[str, Any]) -> str | None:
+        value = own["output_value"]
+        return None if value == "sentence_embedding" else f"output_value is {value!r}"
+
+    def _computing(self, prompt: str | None, own: dict[str, Any], arguments: dict[str, Any]) -> tuple[str, Compute]:
         first = first_tokens.read_alone(self, prompt)
-        count(self, FIRST_TOKENS if first else FAST)
 
         def embeddings(features: dict[str, Any]) -> Tensor:
             with first_tokens.asked_for(self) if first else nullcontext():
                 vectors = self(features, **arguments)["sentence_embedding"]
-            if truncate_dim is not None:
-                vectors = vectors[..., :truncate_dim]
-            return nn.functional.normalize(vectors, p=2, dim=1) if normalize_embeddings else vectors
+            if own["truncate_dim"] is not None:
+                vectors = vectors[..., : own["truncate_dim"]]
+            return nn.functional.normalize(vectors, p=2, dim=1) if own["normalize_embeddings"] else vectors
 
-        return _gathered(self, inputs, batch_size, show_progress_bar, {"prompt": prompt, **arguments}, embeddings)
+        return FIRST_TOKENS if first else FAST, embeddings
 
 
 class FastCrossEncoder(CrossEncoder):
@@ -92,44 +106,33 @@ class FastCrossEncoder(CrossEncoder):
     On a CPU pairs are computed in batches of equal lengths, without padding; other calls go through the library's loop.
     """
 
+    OWN = ("activation_fn", "apply_softmax")
+
     @torch.inference_mode()
-    def _inference(  # type: ignore[override]
-        self,
-        inputs: list[Any],
-        *,
-        prompt: str | None,
-        batch_size: int,
-        show_progress_bar: bool,
-        activation_fn: Any,
-        apply_softmax: bool | None,
-        device: Any = None,
-        **kwargs: Any,
-    ) -> Any:
-        reason = _reason(self, inputs, installed.device_of(self, device), kwargs)
-        if reason is not None:
-            count(self, f"the library's own batches: {reason}")
-            options = {"prompt": prompt, "batch_size": batch_size, "show_progress_bar": show_progress_bar}
-            options |= {"activation_fn": activation_fn, "apply_softmax": apply_softmax}
-            return super()._inference(inputs, device=device, **options, **kwargs)
-        count(self, FAST)
-        self.eval()
-        num_labels = self.num_labels
+    def _inference(self, inputs: list[Any], **arguments: Any) -> Any:
+        return _by_length(self, super()._inference, inputs, **arguments)
+
+    def _own_reason(self, own: dict[str, Any]) -> str | None:
+        return None
+
+    def _computing(self, prompt: str | None, own: dict[str, Any], arguments: dict[str, Any]) -> tuple[str, Compute]:
+        activation, num_labels = own["activation_fn"], self.num_labels
 
         def scores(features: dict[str, Any]) -> Tensor:
-            values = self(features, **kwargs)["scores"]
+            values = self(features, **arguments)["scores"]
             if values.is_floating_point() and torch.finfo(values.dtype).bits < 32:
                 values = values.float()
-            if activation_fn is not None:
-                values = activation_fn(values)
+            if activation is not None:
+                values = activation(values)
             if num_labels == 1 and values.ndim > 1:
                 values = values.squeeze(-1)
-            return values.softmax(dim=1) if apply_softmax and values.ndim > 1 else values
+            return values.softmax(dim=1) if own["apply_softmax"] and values.ndim > 1 else values
 
-        return _gathered(self, inputs, batch_size, show_progress_bar, {"prompt": prompt, **kwargs}, scores)
+        return FAST, scores
 
 
 def _gathered(
-    model: Any, inputs: list[Any], batch_size: int, shown: bool, arguments: dict[str, Any], compute: Any
+    model: Any, inputs: list[Any], batch_size: int, shown: bool, arguments: dict[str, Any], compute: Compute
 ) -> Tensor:
     """compute(features) of all batches, [len(inputs), ...] in the order of the inputs."""
     progress = _Progress(len(inputs), batch_size, shown)

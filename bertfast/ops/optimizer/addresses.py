@@ -4,9 +4,9 @@
     settings  float64 [groups, 4] behind them, as bits
     chunks    int32 [chunks, 2]: parameter, and which CHUNK of its numbers; a program's work
 
-A table is written once and never again, so that a CUDA graph may read it. It is made anew where tensors do not lie where they lay
+A table is written once and never again, so that a CUDA graph may read it. Another is made where tensors do not lie where they lay
 (`ops.stamps` says so: some 80 us for BERT-large), which in eager steps is the rule for gradients: then their addresses alone are
-looked at anew. 400 rows are 32 KB, copied from pinned memory without a wait. The chunks depend on sizes alone and are shared. A
+looked at again. 400 rows are 32 KB, copied from pinned memory without a wait. The chunks depend on sizes alone and are shared. A
 few tables are kept, and those that somebody holds (`placing`): in a capture nothing can be copied from the host, so a step that is
 to be captured is placed before.
 

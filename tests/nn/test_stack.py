@@ -287,15 +287,24 @@ def test_threads():
         check(encoder, batch)
 
 
+# All threads on every sequence; a share of them for each thread, in a feed-forward half of one piece and of two; with sequences of
+# none between them.
 @needs_kernels
-def test_bits_do_not_depend_on_threads(threads):
-    encoder, batch = make(2, 96, 3, 192), packed((70, 130, 1), 96)
-    results = []
+@pytest.mark.parametrize("lengths", [(70, 130, 1), (100,) * 12, (299, 301, 300) * 4, (0, 160, 0, 0, 160, 160) * 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bits_do_not_depend_on_threads(threads, lengths, dtype):
+    if not packed_linear.available(dtype, 96):
+        pytest.skip(f"no product of {dtype} on this processor")
+    encoder, (x, bounds, longest) = make(2, 96, 3, 192, dtype=dtype), packed(lengths, 96, dtype)
+    read, kind = torch.arange(0, len(x), 7), Kind(3, 32**-0.5, "none")
+    whole, rows = [], []
     for count in (1, 2, 3):
         threads(count)
-        results.append(call(encoder, *batch))
-    assert torch.equal(results[0], results[1])
-    assert torch.equal(results[0], results[2])
+        whole.append(call(encoder, x, bounds, longest))
+        with torch.no_grad():
+            rows.append(stack.find(encoder.layer, x, kind).forward(x, bounds, longest, read))
+    assert all(torch.equal(result, whole[0]) for result in whole)
+    assert all(torch.equal(result, rows[0]) and torch.equal(result, whole[0][read]) for result in rows)
 
 
 @needs_kernels

@@ -1,6 +1,7 @@
 """The command line: exit status, what is said of mistakes, and that they are found before anything is measured."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 
 import bertfast
 from bertfast.cli import app
-from bertfast.cli.common import plain
+from bertfast.cli.common import one_line, plain
 from bertfast.tasks.registry import TASKS
 
 runner = CliRunner()
@@ -70,6 +71,19 @@ def test_every_command_has_its_help(words):
     training = words == ("pretrain",) or (len(words) == 2 and words[0] == "finetune")
     assert ("--no-cuda-graphs" in said(done)) == training
     assert ("out of memory (the message names a token budget that would fit)" in said(done)) == training
+
+
+@pytest.mark.parametrize("words", list(commands(typer.main.get_command(app))), ids=" ".join)
+def test_help_cuts_no_text_in_a_narrow_terminal(words):
+    done = runner.invoke(app, [*words, "--help"], env={"COLUMNS": "80"})
+    texts = re.sub(r"--[\w-]+\u2026", "", done.output)  # without the long names, whose column is narrow
+    assert "\u2026" not in texts, done.output
+
+
+def test_an_error_of_several_lines_is_one(capsys):
+    with pytest.raises(typer.Exit), one_line(ValueError):
+        raise ValueError("a  b:\n\t size mismatch\r\n for c\n")
+    assert capsys.readouterr().err == "bertfast: a  b: size mismatch for c\n"
 
 
 def test_several_models_are_measured_in_one_run(checkpoint, tmp_path):

@@ -276,7 +276,7 @@ COLUMNS: dict[str, Callable[[Work], dict[str, float]]] = {
 
 
 def kinds_of(work: Work) -> list[str]:
-    """The kinds of work that take any time in any column, the dearest first."""
+    """The kinds of work that take any time in any column, the most costly first."""
     every = dict.fromkeys(kind for column in COLUMNS.values() for kind in column(work))
     largest = {kind: max(column(work).get(kind, 0.0) for column in COLUMNS.values()) for kind in every}
     return sorted((kind for kind in every if largest[kind] > 5e-6), key=lambda kind: -work.measured.get(kind, 0.0))

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import time
 import warnings
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ SECONDS_FOR_FIRST_RANK = 5.0
 
 
 def fail(message: str) -> typer.Exit:
+    """The exit of a command that says why on one line, though a library's error within may have several."""
+    message = re.sub(r"\s*[\r\n]\s*", " ", message.strip())
     Console(stderr=True).print(f"bertfast: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
     return typer.Exit(2)
 

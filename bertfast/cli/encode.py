@@ -42,8 +42,12 @@ class EncodeOptions:
         low=1,
     )
     max_length: int | None = option(None, "tokens of a text; the checkpoint's own where not given", low=1)
-    prompt_name: str | None = option(None, "of the checkpoint's prompts, such as query")
-    prompt: str | None = option(None, "put before every text")
+    prompt_name: str | None = option(
+        None, "of the checkpoint's prompts, such as query; its own default where not given"
+    )
+    prompt: str | None = option(
+        None, 'put before every text, in place of a named one; "" for none, not even its default'
+    )
     precision: str = option("float32", "what the model computes in", choices=("float32", "bfloat16", "float16", "int8"))
     token_budget: int | None = option(
         None, "tokens of a batch; 4096 on a CPU and 32768 on a GPU where not given", low=1

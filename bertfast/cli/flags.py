@@ -76,7 +76,7 @@ def _help(field: "dataclasses.Field[Any]") -> str:
     default = usual(field)
     if meanings := explained(field):
         return "; ".join(part for part in (field.metadata["help"], meanings) if part)
-    parts = [field.metadata.get("help", ""), "|".join(field.metadata.get("choices", ()))]
+    parts = [field.metadata.get("help", ""), " | ".join(field.metadata.get("choices", ()))]
     if default not in (dataclasses.MISSING, None):
         parts.append(f"default {','.join(map(str, default)) if isinstance(default, (list, tuple)) else default}")
     return "; ".join(part for part in parts if part)

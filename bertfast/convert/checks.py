@@ -122,8 +122,8 @@ def drops(layer: Any) -> bool:
 
 
 def drops_apart(layer: Any) -> bool:
-    """Whether the attention of a layer that `layer_reason` finds plain, whose mode decides over its probabilities in stock, is in
-    another mode than its Dropout, as where dropout alone is switched on."""
+    """Whether the attention of a layer that `layer_reason` finds plain, whose mode says in stock whether probabilities are dropped,
+    is in another mode than its Dropout, as where dropout alone is switched on."""
     dropout = parts_of(layer).attention.dropout
     return bool(dropout.p > 0.0 and attention_of(layer).training != dropout.training)
 

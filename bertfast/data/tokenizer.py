@@ -34,10 +34,8 @@ CONTINUES = "##"
 SPECIAL_ROLES = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 MODEL_INPUTS = ("input_ids", "token_type_ids", "attention_mask")
 VOCABULARY_FILES = ("vocab.txt", "tokenizer.json")  # a folder with one of them is a tokenizer's
-OLD_FILES = (
-    "special_tokens_map.json",
-    "added_tokens.json",
-)  # not read where tokenizer_config.json has added_tokens_decoder
+# Not read where tokenizer_config.json has added_tokens_decoder.
+OLD_FILES = ("special_tokens_map.json", "added_tokens.json")
 FILES = (*VOCABULARY_FILES, "tokenizer_config.json", *OLD_FILES)
 LONGEST_WORD = 100  # characters; WordPiece makes a longer one [UNK]
 # The settings of BertTokenizer that change ids, and BertNormalizer's own names for them.

@@ -48,6 +48,11 @@ def vocabulary(content: bytes, name: str = "vocab.txt") -> dict[str, int]:
 
 
 def pieces_of_json(state: dict[str, Any], where: str) -> dict[str, int]:
+    """Piece to id, of the content of a tokenizer.json, which `where` names in errors.
+
+    Raises:
+        TokenizerError: it holds no WordPiece vocabulary, or one with impossible ids.
+    """
     model = state.get("model")
     if not isinstance(model, dict):
         raise TokenizerError(f"{where} has no object 'model'; copy the tokenizer's files again")

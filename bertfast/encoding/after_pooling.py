@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bertfast.encoding.checkpoint import ELSEWHERE, RecipeError, read_json
+from bertfast.encoding.checkpoint import ELSEWHERE, RecipeError, read_json, without_safetensors
 from bertfast.nn import prepack
 
 # A product of fewer rows adds in another order (csrc/cpu/packed_linear_kernels.cpp), so that a batch of fewer would have other bits
 # than a larger one.
-LEAST_ROWS = 32
+FEWEST_ROWS_OF_EQUAL_SUMS = 32
+_BLOCK_ROWS = FEWEST_ROWS_OF_EQUAL_SUMS
 # Those that sentence-transformers makes of their names alone, without arguments, and that look at each number by itself.
 _ACTIVATIONS: tuple[type[nn.Module], ...] = (
     nn.Identity, nn.Tanh, nn.ReLU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.ReLU6, nn.Mish,
@@ -104,7 +105,7 @@ def _dense(folder: Path, path: Path, config: dict[str, Any]) -> Dense:
 def _size(path: Path, config: dict[str, Any], key: str) -> int:
     size = config.get(key)
     if type(size) is not int or size < 1:
-        raise RecipeError(f"{path}: {key} is {size!r}, and a number of numbers is read: copy the checkpoint again")
+        raise RecipeError(f"{path}: {key} is {size!r}, and a positive integer is expected: copy the checkpoint again")
     return size
 
 
@@ -198,8 +199,8 @@ class AfterPooling(nn.Module):
             return self.steps(pooled)
         # Blocks of one size: the product adds alike in each, and no number stands in the rest behind an activation's full vectors,
         # which torch computes otherwise.
-        filled = F.pad(pooled, (0, 0, 0, -len(pooled) % LEAST_ROWS))
-        return torch.cat([self.steps(block) for block in filled.split(LEAST_ROWS)])[: len(pooled)]
+        filled = F.pad(pooled, (0, 0, 0, -len(pooled) % _BLOCK_ROWS))
+        return torch.cat([self.steps(block) for block in filled.split(_BLOCK_ROWS)])[: len(pooled)]
 
 
 def _loaded(module: nn.Module, folder: Path) -> nn.Module:
@@ -208,14 +209,25 @@ def _loaded(module: nn.Module, folder: Path) -> nn.Module:
 
     path = folder / "model.safetensors"
     if not path.is_file():
-        raise RecipeError(
-            f"{path} is missing. If {folder.name} has a pytorch_model.bin: that is a pickle, which may run code and is not read; "
-            "SentenceTransformer(MODEL).save_pretrained(FOLDER), of sentence-transformers, writes safetensors: then name FOLDER"
-        )
+        raise without_safetensors(path)
     try:
-        module.load_state_dict(load_file(path))
-    except Exception as error:  # safetensors has a kind of its own, torch raises RuntimeError for names and shapes
-        raise RecipeError(
-            f"{path} cannot be read as config.json beside it says ({error}): copy the checkpoint again"
-        ) from error
+        stored = load_file(path)
+    except Exception as error:  # safetensors has a kind of its own
+        raise RecipeError(f"{path} cannot be read ({error}): copy the checkpoint again") from error
+    if wrong := _difference(stored, module.state_dict()):
+        raise RecipeError(f"{path} cannot be read as config.json beside it says ({wrong}): copy the checkpoint again")
+    module.load_state_dict(stored)
     return module
+
+
+def _difference(stored: dict[str, Tensor], expected: dict[str, Tensor]) -> str:
+    """The first of the weights that differ in name or shape, in words; empty where none does."""
+    for name in sorted({*stored, *expected}):
+        if name not in expected:
+            return f"{name} is there, and config.json says that there is none"
+        if name not in stored:
+            return f"{name} is missing"
+        shape, said = list(stored[name].shape), list(expected[name].shape)
+        if shape != said:
+            return f"{name} is {shape}, and config.json says {said}"
+    return ""

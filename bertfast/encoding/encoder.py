@@ -13,8 +13,8 @@ from torch import Tensor
 
 from bertfast.data.packing import of_like_length
 from bertfast.data.sources import hash_file
-from bertfast.encoding.after_pooling import LEAST_ROWS, AfterPooling
-from bertfast.encoding.checkpoint import FILES, RecipeError, find, load, positions
+from bertfast.encoding.after_pooling import FEWEST_ROWS_OF_EQUAL_SUMS, AfterPooling
+from bertfast.encoding.checkpoint import FILES, RecipeError, check_positive, find, load, not_loaded, positions
 from bertfast.encoding.pooling import SINGLE, place, pool
 from bertfast.encoding.recipe import Recipe
 from bertfast.encoding.tokens import TextTokenizer, Tokenized, padded
@@ -41,13 +41,15 @@ class Encoder:
         device: "auto" (a GPU where there is one), "cpu", "cuda", or a torch.device.
         precision: what the model computes in: "float32", "bfloat16", "float16" (on a GPU), "int8" (on a CPU; not the same numbers
             any more). Pooling and what comes after it are float32.
-        pooling: "mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken" or several; the checkpoint's where None.
+        pooling: "mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken", or several in a list or with
+            commas; the checkpoint's where None.
         normalize: whether embeddings are divided by their Euclidean length, in place of what the checkpoint says.
         truncate_dim: how many numbers of an embedding are kept, the first ones, in place of what the checkpoint says; they are of
             length 1 only where `normalize` is True, as in sentence-transformers.
         max_length: most tokens of a text, special ones included, in place of the checkpoint's; longer texts are cut.
-        prompt_name: of the checkpoint's prompts, the one to put before every text; its own default where None.
-        prompt: a text to put before every text, in place of a named one.
+        prompt_name: of the checkpoint's prompts, the one to put before every text; its own default where None. "query" and
+            "document" are always there, empty where the checkpoint has none of these names.
+        prompt: a text to put before every text, in place of a named one; "" for none.
         token_budget: most tokens of a batch, padding included; 4,096 on a CPU and 32,768 on a GPU where None.
 
     Attributes:
@@ -82,8 +84,7 @@ class Encoder:
             raise RecipeError(f"precision {precision!r} is unknown; it is one of {', '.join(PRECISIONS)}")
         if (precision, self.device.type) in (("int8", "cuda"), ("float16", "cpu")):
             raise RecipeError(f"precision {precision} is not for {self.device.type}: choose bfloat16 or float32")
-        if token_budget is not None and token_budget < 1:
-            raise RecipeError(f"token_budget must be at least 1, got {token_budget}")
+        check_positive("token_budget", token_budget)
         self.folder = find(model)
         self.recipe = Recipe.read(self.folder).changed(pooling, normalize, max_length, truncate_dim)
         self.prompt = self.recipe.prompt(prompt_name, prompt)
@@ -152,7 +153,7 @@ class Encoder:
         """(indices of the texts, ids [B, S] int64, lengths [B] int64) of like length, longest first. The last may be filled up."""
         for indices in of_like_length(tokenized.lengths, self.token_budget):
             chosen = [tokenized.ids[i] for i in indices]
-            while sum(map(len, chosen)) < LEAST_ROWS:  # of the products of a model's layers
+            while sum(map(len, chosen)) < FEWEST_ROWS_OF_EQUAL_SUMS:  # a row a token
                 chosen.append(chosen[-1])
             lengths = torch.tensor([len(ids) for ids in chosen])
             yield indices, torch.from_numpy(padded(chosen, self.tokenizer.pad_id)), lengths
@@ -180,7 +181,7 @@ class Encoder:
         if (
             not set(self.recipe.pooling) <= set(SINGLE)
             or self.device.type != "cpu"  # a captured call is of fixed rows
-            or len(lengths) < LEAST_ROWS
+            or len(lengths) < FEWEST_ROWS_OF_EQUAL_SUMS  # a row a text, behind the attention
             or family is None
             or not only_reader(self.model, family)
         ):
@@ -205,7 +206,7 @@ class Encoder:
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # as of the model
-            raise RecipeError(f"transformers cannot load the tokenizer of {folder}: {error}") from error
+            raise not_loaded(f"the tokenizer of {folder}", error) from error
         most = positions(self.model)
         length = min(self.recipe.max_length or tokenizer.model_max_length, most) if asked is None else asked
         if length > most:

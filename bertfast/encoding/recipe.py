@@ -12,7 +12,7 @@ from typing import Any
 
 from bertfast.encoding import after_pooling
 from bertfast.encoding.after_pooling import Module, Normalize
-from bertfast.encoding.checkpoint import ELSEWHERE, RecipeError, read_json
+from bertfast.encoding.checkpoint import ELSEWHERE, RecipeError, check_positive, read_json
 
 POOLINGS = ("mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 _FLAGS = {
@@ -75,6 +75,8 @@ class Recipe:
     stated: bool = False
 
     def __post_init__(self) -> None:
+        if not self.pooling:
+            raise RecipeError(f"pooling names none; it is one or more of {', '.join(POOLINGS)}")
         for mode in self.pooling:
             if mode not in POOLINGS:
                 raise RecipeError(f"pooling {mode!r} is unknown; it is one of {', '.join(POOLINGS)}")
@@ -109,19 +111,32 @@ class Recipe:
         max_length: int | None = None,
         truncate_dim: int | None = None,
     ) -> "Recipe":
-        """The same with what a caller asks for in place of the checkpoint's.
+        """The same with what a caller asks for; None leaves the checkpoint's.
 
-        As in sentence-transformers, what `truncate_dim` keeps of an embedding is of length 1 only where `normalize` is True.
+        Args:
+            pooling: one of `POOLINGS`, or several in a sequence or with commas.
+            normalize: whether embeddings are divided by their length.
+            max_length: most tokens of a text.
+            truncate_dim: how many numbers of an embedding are kept. As in sentence-transformers, these are of length 1 only where
+                `normalize` is True.
+
+        Raises:
+            RecipeError: a pooling is unknown, or another value is not of its type or not positive.
         """
+        check_positive("max_length", max_length)
+        check_positive("truncate_dim", truncate_dim)
+        if not isinstance(normalize, bool | None):
+            raise RecipeError(f"normalize must be True, False or None, got {normalize!r}")
         given: dict[str, Any] = {}
         if pooling is not None:
-            given["pooling"] = (pooling,) if isinstance(pooling, str) else tuple(pooling)
+            if not isinstance(pooling, Sequence):
+                raise RecipeError(f"pooling must be text or a list, got {pooling!r}")
+            modes = pooling.split(",") if isinstance(pooling, str) else pooling
+            given["pooling"] = tuple(mode.strip() if isinstance(mode, str) else mode for mode in modes)
         if max_length is not None:
-            given["max_length"] = max_length
+            given["max_length"] = int(max_length)
         if truncate_dim is not None:
-            if truncate_dim < 1:
-                raise RecipeError(f"truncate_dim must be at least 1, got {truncate_dim}")
-            given["truncate_dim"] = truncate_dim
+            given["truncate_dim"] = int(truncate_dim)
             if self.normalize:
                 given |= {"modules": (*self.modules, Normalize()), "normalize": False}
         if normalize is not None:
@@ -136,21 +151,24 @@ class Recipe:
         """What stands before every text: `text` where given, else the prompt of that name, else the checkpoint's own default.
 
         Raises:
-            RecipeError: there is no such prompt.
+            RecipeError: there is no such prompt, both are given, or `text` is none.
         """
         if text is not None:
+            if name is not None:
+                raise RecipeError("prompt_name and prompt are both given, and one prompt is used: leave one out")
+            if not isinstance(text, str):
+                raise RecipeError(f"prompt must be text, got {text!r}")
             return text
         name = self.prompt_name if name is None else name
         if name is None:
             return ""
-        if name not in self.prompts:
-            if not self.prompts:
-                raise RecipeError(f"the checkpoint has no prompts, and {name!r} is asked for; use --prompt TEXT")
-            there = ", ".join(self.prompts)
+        prompts = {**dict.fromkeys(_ALWAYS_THERE, ""), **self.prompts}
+        if name not in prompts:
             raise RecipeError(
-                f"the checkpoint has no prompt {name!r}; it has {there}: choose one, or use --prompt TEXT"
+                f"the checkpoint has no prompt {name!r}; there are {', '.join(prompts)}: choose one, or give the text itself "
+                "(prompt=, --prompt)"
             )
-        return self.prompts[name]
+        return prompts[name]
 
 
 def _modules(folder: Path, listed: list[Any]) -> list[tuple[str, str]]:
@@ -194,7 +212,7 @@ def _transformer(folder: Path) -> dict[str, Any]:
             break
     length = settings.pop("max_seq_length", None)
     if length is not None and (type(length) is not int or length < 1):
-        raise RecipeError(f"{path}: max_seq_length is {length!r}, and a number of tokens is read: fix it")
+        raise RecipeError(f"{path}: max_seq_length is {length!r}, and a positive integer is expected: fix it")
     lower_case = bool(settings.pop("do_lower_case", False))
     for key, value in settings.items():
         harmless = key in _LOADING and isinstance(value, dict) and set(value) <= _HARMLESS
@@ -236,12 +254,10 @@ def _settings(folder: Path) -> dict[str, Any]:
     if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
         raise RecipeError(f"{path}: its prompts are not texts by name: fix the file")
     prompts = {each: text or "" for each, text in prompts.items()}
-    if name in _ALWAYS_THERE:
-        prompts.setdefault(name, "")
-    if name is not None and name not in prompts:
+    if name is not None and name not in (*prompts, *_ALWAYS_THERE):
         raise RecipeError(
             f"{path}: default_prompt_name is {name!r}, and its prompts are {', '.join(prompts) or 'none'}"
         )
     if size is not None and (type(size) is not int or size < 1):
-        raise RecipeError(f"{path}: truncate_dim is {size!r}, and a number of numbers is read: fix it")
+        raise RecipeError(f"{path}: truncate_dim is {size!r}, and a positive integer is expected: fix it")
     return {"prompts": prompts, "prompt_name": name, "truncate_dim": size}

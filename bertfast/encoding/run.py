@@ -60,6 +60,7 @@ class Bad:
 
 
 def described(line: BadLine) -> str:
+    """A bad line's place, and what is wrong with it: "corpus.jsonl:3: malformed JSON: ..."."""
     return f"{line.where}: {line.reason}{': ' + line.detail if line.detail else ''}"
 
 

@@ -60,6 +60,7 @@ class TextTokenizer:
         return self._tokenizer.pad_token_id or 0
 
     def __call__(self, texts: Sequence[str]) -> Tokenized:
+        """The ids of each text with its special tokens, cut to `max_length`, in order; a text has at least one."""
         tokenized = Tokenized([], 0)
         for begin in range(0, len(texts), _TOGETHER):
             part = list(texts[begin : begin + _TOGETHER])

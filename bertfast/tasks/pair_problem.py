@@ -66,7 +66,7 @@ class PairOptions(ClassOptions):
     fields: list[str] | None = option(
         None,
         "columns, each of which has to be there: first sentence, second, label; or sentence, label. Where not given "
-        "sentence1,sentence2,label, the second only where a file has it",
+        "sentence1, sentence2 and label, the second only where a file has it",
         stored="fields",
         predicting="of JSONL and CSV: names of the texts; the model's where not given",
     )

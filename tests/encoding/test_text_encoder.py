@@ -77,8 +77,8 @@ def test_every_family_as_stock(tmp_path, family):
                     hidden = stock(torch.from_numpy(ids).long()[None]).last_hidden_state[0]
                 rows.append(hidden.mean(0) if pooling == "mean" else hidden[0])
             results[dtype] = torch.stack(rows)
-        ours = torch.from_numpy(encoder.encode(texts))
-        assert_within_budget(ours, results[torch.float32], results[torch.float64], f"{family}, {pooling}")
+        embeddings = torch.from_numpy(encoder.encode(texts))
+        assert_within_budget(embeddings, results[torch.float32], results[torch.float64], f"{family}, {pooling}")
     assert "0 of" not in str(bertfast.report(encoder.model)), "the family is fast"
 
 
@@ -158,8 +158,8 @@ def test_prompts(tmp_path):
     for options, prompt in (({}, "p "), ({"prompt_name": "query"}, "q q "), ({"prompt": "z "}, "z ")):
         embeddings = Encoder(folder, device="cpu", **options).encode(TEXTS[:4])
         np.testing.assert_array_equal(embeddings, plain.encode([prompt + text for text in TEXTS[:4]]))
-    with pytest.raises(RecipeError, match=r"no prompt 'document'; it has query, passage"):
-        Encoder(folder, device="cpu", prompt_name="document")
+    with pytest.raises(RecipeError, match=r"no prompt 'code'; there are query, document, passage: choose one"):
+        Encoder(folder, device="cpu", prompt_name="code")
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
@@ -212,7 +212,8 @@ def test_a_family_that_is_not_known_runs_as_it_is(tmp_path):
         ({"precision": "half"}, "precision 'half' is unknown"),
         ({"precision": "float16"}, "float16 is not for cpu"),
         ({"pooling": "median"}, "pooling 'median' is unknown"),
-        ({"token_budget": 0}, "token_budget must be at least 1"),
+        ({"token_budget": 0}, "token_budget must be a positive integer, got 0"),
+        ({"token_budget": "8"}, "token_budget must be a positive integer, got '8'"),
         ({"max_length": 65}, "has 64 positions"),
         ({"max_length": 2}, "2 of these are special tokens"),
     ],
@@ -223,8 +224,13 @@ def test_options_that_cannot_be(checkpoint, options, said):
 
 
 def test_folders_that_are_no_checkpoint(tmp_path, checkpoint):
+    for path in (tmp_path / "absent", "./absent", "../a/b", "~/absent", "a/b/c"):
+        with pytest.raises(RecipeError, match=f"there is no folder {path}"):
+            Encoder(path, device="cpu")
+    with pytest.raises(RecipeError, match=r"model\.safetensors is a file: name the folder"):
+        Encoder(checkpoint / "model.safetensors", device="cpu")
     with pytest.raises(RecipeError, match="is not a folder, and the hub has no such model or cannot be reached"):
-        Encoder(tmp_path / "absent", device="cpu")
+        Encoder("owner/absent", device="cpu")
     with pytest.raises(RecipeError, match="a model with its owner, as sentence-transformers/all-MiniLM-L6-v2"):
         Encoder("all-MiniLM-L6-v2", device="cpu")
     with pytest.raises(RecipeError, match=r"no config\.json"):
@@ -272,6 +278,27 @@ def test_missing_weights_are_no_random_ones(tmp_path):
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(RecipeError, match=r"no weights for encoder\.layer\.1\.output\.dense\.weight"):
         Encoder(folder, device="cpu")
+
+
+def test_an_adapter_whose_weights_are_elsewhere(tmp_path):
+    folder = save_checkpoint(tmp_path / "checkpoint")
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(RecipeError, match=r"is an adapter, .*: use sentence-transformers"):
+        Encoder(folder, device="cpu")
+
+
+@pytest.mark.parametrize(("file", "what"), [("config.json", ""), ("tokenizer_config.json", "the tokenizer of ")])
+def test_what_transformers_cannot_load(tmp_path, file, what):
+    """Its error on one line, and what to do next."""
+    folder = save_checkpoint(tmp_path / "checkpoint")
+    (folder / "tokenizer.json").write_text("none")
+    (folder / file).write_text('{"model_type": "none", "tokenizer_class": "NoneTokenizer"}')
+    with pytest.raises(RecipeError) as error:
+        Encoder(folder, device="cpu")
+    said = str(error.value)
+    assert said.startswith(f"transformers cannot load {what}{folder} (")
+    assert said.endswith("else copy the checkpoint again")
+    assert len(said.splitlines()) == 1
 
 
 def in_python(folder):

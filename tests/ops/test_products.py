@@ -16,9 +16,8 @@ from bertfast.testing import assert_within_budget, rms_error
 SIZES = [(1, 2, 90), (7, 16, 9), (65, 31, 130), (200, 77, 64), (154, 768, 300), (5, 70000, 140), (2500, 48, 40)]
 
 
-@pytest.fixture(
-    params=["ours", "torch", "widened"], ids=["cpu", "torch", "widened"]
-)  # "cpu": test_isa.py runs these under every build
+# "cpu": test_isa.py runs these under every build.
+@pytest.fixture(params=["ours", "torch", "widened"], ids=["cpu", "torch", "widened"])
 def owner(request, monkeypatch):
     """Every branch, whatever processor this is."""
     monkeypatch.setattr(products, "preferred", lambda: request.param == "ours")

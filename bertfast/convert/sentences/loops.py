@@ -18,9 +18,8 @@ from bertfast.convert.counts import count
 from bertfast.convert.sentences import batches, first_tokens, installed
 from bertfast.nn import device as gpu
 
-Compute = Callable[
-    [dict[str, Any]], Tensor
-]  # what the library's `preprocess` gives for a batch of B inputs -> [B, ...]
+# What the library's `preprocess` gives for a batch of B inputs -> [B, ...].
+Compute = Callable[[dict[str, Any]], Tensor]
 FAST = "fast: batches of equal lengths"
 FIRST_TOKENS = f"{FAST}, the first tokens of the last layer alone"
 

@@ -81,9 +81,8 @@ def _gather(
     chosen = labels.index_select(0, places)
     ignored = (positions < 0) | (chosen == ignore_index)
     if ignore_index != reference.IGNORED:
-        chosen = chosen.masked_fill(
-            chosen == reference.IGNORED, reference.IGNORED - 1
-        )  # no word: an error, not ignored
+        # No word: an error, not ignored.
+        chosen = chosen.masked_fill(chosen == reference.IGNORED, reference.IGNORED - 1)
     chosen = chosen.masked_fill(ignored, reference.IGNORED).masked_fill(over, reference.IGNORED - 1)
     return hidden.index_select(0, places), chosen, positions
 

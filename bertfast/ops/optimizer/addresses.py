@@ -230,6 +230,7 @@ def placing(placed: Placed) -> Iterator[None]:
 
 
 def is_placing() -> bool:
+    """Whether this thread is inside `placing`."""
     return getattr(_thread, "placed", None) is not None
 
 

@@ -38,7 +38,7 @@ def reason(encoder: Any, x: Tensor) -> str | None:
     if encoder.training or any(layer.training or checks.drops(layer) for layer in layers):
         return "dropout is on"
     if chunking.common_size(layers):
-        return "chunk_size_feed_forward is set, which the node of all layers does not know"
+        return "chunk_size_feed_forward is set, and a compiled graph keeps the padding then"
     if any(type(linear) is not nn.Linear for layer in layers for linear in parts_of(layer).linears):
         return "a compiled graph with adapters needs shapes that do not depend on data"
     if needs_gradients(x, list(encoder.parameters())):

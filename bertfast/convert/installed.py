@@ -115,6 +115,11 @@ def is_recorder(hook: Any) -> bool:
     return getattr(hook, "__name__", "") == "output_capturing_hook"
 
 
+def requires_input_gradients(hook: Any) -> bool:
+    """Whether a forward hook is `enable_input_require_grads`'s, which gradient checkpointing leaves on word embeddings."""
+    return getattr(hook, "__name__", "") == "make_inputs_require_grads" and hook.__module__.startswith("transformers.")
+
+
 def record_as(fast: type[nn.Module], stock: type[nn.Module]) -> None:
     """Let transformers record of a swapped class what it records of the stock one: it looks that up by str(class)."""
     registry = getattr(modeling_utils, "_CAN_RECORD_REGISTRY", None)

@@ -9,9 +9,12 @@ from bertfast import _torch
 from bertfast.convert import installed
 
 
-def _foreign(hooks: dict[int, Any]) -> bool:
-    """Whether any hook is not the one transformers leaves on modules after the first recorded call."""
-    return not all(map(installed.is_recorder, hooks.values()))
+def _foreign(hook: Any, module: nn.Module) -> bool:
+    """Whether a hook of a module may change what comes out: not those that transformers leaves on modules after a recorded call,
+    and on word embeddings for gradient checkpointing, which asks for gradients that a trained table has anyway."""
+    if installed.requires_input_gradients(hook):
+        return not all(parameter.requires_grad for parameter in module.parameters())
+    return not installed.is_recorder(hook)
 
 
 def hook_reason(module: nn.Module, name: str, sharded: bool = False) -> str | None:
@@ -22,7 +25,8 @@ def hook_reason(module: nn.Module, name: str, sharded: bool = False) -> str | No
     before, after = module._forward_pre_hooks, module._forward_hooks
     if sharded:
         before, after = _without_sharding(before), _without_sharding(after)
-    if before or module._backward_hooks or module._backward_pre_hooks or (after and _foreign(after)):
+    foreign = after and any(_foreign(hook, module) for hook in after.values())
+    if before or module._backward_hooks or module._backward_pre_hooks or foreign:
         return f"{name} has hooks"
     return f"the forward of {name} was replaced" if forward_is_replaced(module) else None
 

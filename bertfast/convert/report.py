@@ -23,6 +23,8 @@ from bertfast.nn import fp8_state, prepack
 from bertfast.nn.fp8_state import Recipe
 from bertfast.triton import faster, verified
 
+_LINE = 100  # characters of outcomes that share a line of a report; more stand below each other
+
 
 @dataclass(frozen=True)
 class Row:
@@ -69,10 +71,12 @@ class Report:
         lines = [f"bertfast: {fast} of {len(self.rows)} modules of {self.model} take the fast path"]
         width = max((len(row.name) for row in self.rows), default=0)
         for row in self.rows:
-            outcomes = "; ".join(f"{n} x {what}" for what, n in row.calls.items())
-            lines.append(f"  {row.name:<{width}}  {row.state:<8}  {row.reason or outcomes}")
-            if row.reason and outcomes:
-                lines.append(f"  {'':<{width}}  {'':<8}  {outcomes}")
+            outcomes = [f"{n} x {what}" for what, n in row.calls.items()]
+            if sum(map(len, outcomes)) < _LINE:
+                outcomes = ["; ".join(outcomes)] if outcomes else []
+            first, *rest = [row.reason, *outcomes] if row.reason else outcomes or [""]
+            lines.append(f"  {row.name:<{width}}  {row.state:<8}  {first}")
+            lines += [f"  {'':<{width}}  {'':<8}  {outcome}" for outcome in rest]
         if self.prepacked_bytes:
             lines.append(f"  copies of weights: {self.prepacked_bytes / 2**20:.1f} MiB")
         if self.graphs.graphs:
@@ -217,10 +221,15 @@ def _compiled_notes(model: nn.Module, outcomes: dict[nn.Module, Counter[str]]) -
     stacks = {type(module) for module in model.modules() if isinstance(module, FastEncoder)}
     padded = [reasons for reasons in map(uncounted, stacks) if reasons is not None]
     if not padded:
-        return ["calls of compiled graphs are counted at the layers and at what holds them"] if outcomes else []
+        return (
+            ["calls of compiled graphs are counted in the rows of the encoder and its layers alone"] if outcomes else []
+        )
     reasons = "; ".join(dict.fromkeys(reason for reasons in padded for reason in reasons))
-    why = f" ({reasons})" if reasons else ""
-    return [f"compiled graphs that keep the padding were made in this process{why}: their calls are not counted"]
+    why = reasons or "such as hidden states or attentions that were asked for"
+    return [
+        "torch.compile made graphs in this process, for this model or another of its class, which keep the padding "
+        f"({why}): calls of these are not counted"
+    ]
 
 
 def report(model: nn.Module) -> Report:
@@ -263,7 +272,8 @@ def report(model: nn.Module) -> Report:
         notes.append("where padding is removed, hidden states at padding positions are zeros")
     if any(map(chunking.size_of, layers)):
         notes.append(
-            f"chunk_size_feed_forward is set: fast layers chunk too, {chunking.LEAST_ROWS} tokens at a time or more"
+            "chunk_size_feed_forward is set: fast layers cut their feed-forward too, into chunks of "
+            f"{chunking.LEAST_ROWS} tokens or more"
         )
     if any(isinstance(module, FastMaskedHead) for module in model.modules()):
         notes.append("logits are not made in training: only those of masked tokens, inside the loss")

@@ -61,8 +61,8 @@ def _multiply(a: Tensor, b: Sequence[Tensor], along: int, bias: Tensor | None, o
 
 
 def _multiply_parts(a: Tensor, b: Sequence[Tensor], along: int, bias: Tensor | None, y: Tensor) -> Tensor:
-    """The same into y without the b_i joined, which is a copy of every weight. Below each other only in float32: y holds the
-    sums in between."""
+    """The same into y without the b_i joined, which would copy every weight. With along = 0 y must be float32: it holds the sums
+    between one product and the next."""
     at = 0
     for part in b:
         end = at + part.shape[along]

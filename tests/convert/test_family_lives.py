@@ -8,6 +8,7 @@ import torch
 from family_cases import (
     HEADS,
     UNPADDED,
+    WHOLE,
     Errors,
     call,
     calls_of,
@@ -82,6 +83,21 @@ def test_gradient_checkpointing(name, reentrant):
     errors.add(*(call(model, inputs, REAL, train=True) for model in (models.fast, models.stock, models.oracle)))
     errors.assert_within_budget("training")
     assert calls_of(models.fast)[family.layer.__name__] == {UNPADDED: 4}  # each layer forward, and again
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_the_hook_that_gradient_checkpointing_leaves_costs_nothing(name):
+    family = FAMILIES[name]
+    models, inputs = models_of(family, family.model.__name__), inputs_of(family, "Model", "right")
+    models.fast.enable_input_require_grads()
+    assert models.fast.get_input_embeddings()._forward_hooks
+    compare(models, inputs, real_of("right"))
+    counts = calls_of(models.fast)
+    assert counts[family.embeddings.__name__] == {"fast": 2}
+    assert counts[family.model.__name__] == {WHOLE: 1, "module by module: gradients are enabled": 1}
+    models.fast.get_input_embeddings().weight.requires_grad_(False)  # there it makes gradients flow
+    assert models.fast(**inputs)[0].requires_grad
+    assert calls_of(models.fast)[family.embeddings.__name__]["word_embeddings has hooks"] == 1
 
 
 @pytest.mark.parametrize("grad", [False, True])

@@ -130,9 +130,8 @@ class SteppingTape(Taping):
         generator, undo = torch.get_rng_state(), _Undo()
         try:
             with undo, pytest.MonkeyPatch.context() as patch:
-                patch.setattr(
-                    _torch, "is_watched", lambda: False
-                )  # calls that a dispatch mode watches take another way
+                # Calls that a dispatch mode watches take another way.
+                patch.setattr(_torch, "is_watched", lambda: False)
                 graph = super().capture(function, pool)
         finally:
             undo.restore()

@@ -300,9 +300,8 @@ def test_a_missing_peer_says_how_to_get_it(side, monkeypatch, tmp_path):
     ],
 )
 def test_a_side_computes_the_model(side, dtype, bound, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        torch, "compile", functools.partial(torch.compile, backend="eager")
-    )  # code takes long to generate
+    # Code takes long to generate.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     if side in ("openvino", "onnxruntime"):
         pytest.importorskip(side, reason=f"{side} is not installed")
     if side == "onnxruntime":

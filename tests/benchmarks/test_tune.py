@@ -61,9 +61,8 @@ def test_all_combinations_or_one_and_two_steps(found):
     assert tiles[:2] == [{"rows": 2, "warps": 4}, {"rows": 16, "warps": 1}]
     assert len(tiles) == 7
     found.fields["copy"]["warps"] = [*range(1, 41)]
-    around = tune.candidates(
-        found, first
-    )  # 80 combinations: one and two steps away, which here is all but what repeats
+    # 80 combinations: one and two steps away, which here is all but what repeats.
+    around = tune.candidates(found, first)
     assert {"rows": 1, "warps": 40} in around
     assert len(around) == 81
     found.fields["copy"] |= {"stages": [1, 2, 3], "k": [1, 2]}

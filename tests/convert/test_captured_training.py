@@ -188,9 +188,8 @@ def _rank(rank: int, file: str, results) -> None:
 def test_ddp(tmp_path):
     """Two processes: the hooks that reduce gradients see each once, and both ranks end with the same."""
     context = torch.multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["transformers.models.bert.modeling_bert", "bertfast.convert.optimize"]
-    )  # once for both
+    # Once for both.
+    context.set_forkserver_preload(["transformers.models.bert.modeling_bert", "bertfast.convert.optimize"])
     results = context.Queue()
     ranks = [context.Process(target=_rank, args=(rank, str(tmp_path / "store"), results)) for rank in range(2)]
     for rank in ranks:

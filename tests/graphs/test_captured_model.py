@@ -40,9 +40,8 @@ class Subject:
         torch.manual_seed(3)
         self.exact = BertModel(CONFIG).eval().double()
         self.model = copy.deepcopy(self.exact).float().to(device)
-        self.model.graph_limits = Limits(
-            max_graphs=0
-        )  # on a GPU it captures for itself, which is not what is looked at here
+        # On a GPU it captures for itself, which is not what is looked at here.
+        self.model.graph_limits = Limits(max_graphs=0)
         self.device = device
         self.waits = False
 

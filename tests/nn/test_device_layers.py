@@ -154,9 +154,8 @@ def test_parameters_that_a_launcher_copies(owned, poisoned, made_repeats):
         layer.intermediate.dense.weight = nn.Parameter(torch.randn(E, F, device=WHERE).t() / 8)
     x, layout = tokens([6, 2], 6)
     assert_same(stack, x, layout)
-    assert [made is None for made in made_repeats].count(True) == 2 * len(
-        stack
-    )  # GELU and attention go on being repeated
+    # GELU and attention go on being repeated.
+    assert [made is None for made in made_repeats].count(True) == 2 * len(stack)
 
 
 def test_one_parameter_in_two_places(owned, poisoned):

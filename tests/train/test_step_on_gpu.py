@@ -67,9 +67,8 @@ def test_no_wait(corpus, options, kernels, monkeypatch):
         task.model.gradient_checkpointing_enable()
     squares = sum(step.squared_lengths(batch) for batch in batches)
     assert squares > 0
-    monkeypatch.setattr(
-        step, "squared_lengths", lambda batch: squares
-    )  # a pretended GPU has no numbers on the host either
+    # A pretended GPU has no numbers on the host either.
+    monkeypatch.setattr(step, "squared_lengths", lambda batch: squares)
     launched: dict[str, list[Counter[str]]] = {}
     with fake_cuda() as gpu:
         with gpu.preparing():

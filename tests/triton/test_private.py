@@ -79,11 +79,12 @@ def test_direct_launches_are_the_calls_that_triton_makes(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     script = tmp_path / "convention.py"  # Triton reads a kernel's source from its file
     script.write_text(CONVENTION)
+    # Finds bertfast as this process does.
     command = [
         sys.executable,
         "-c",
         f"import runpy; runpy.run_path({str(script)!r})",
-    ]  # finds bertfast as this process does
+    ]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip() == "the same call, options True"

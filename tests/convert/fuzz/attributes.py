@@ -109,10 +109,11 @@ def layer_attribute(subject: Subject, random: Random) -> None:
     name, value = random.choice(
         (("chunk_size_feed_forward", 1), ("is_decoder", True), ("add_cross_attention", True), ("seq_len_dim", 0))
     )
+    # These stand where the method is that is cut into pieces.
     chunked = name in (
         "chunk_size_feed_forward",
         "seq_len_dim",
-    )  # which stand where the method is that is cut into pieces
+    )
     setattr(holder_of(subject, random, subject.family.chunk)[0] if chunked else layer, name, value)
 
 

@@ -15,7 +15,7 @@ triton_alone = pytest.mark.parametrize("implementation", ["triton"], indirect=Tr
 
 @pytest.fixture
 def any_rows(monkeypatch):
-    monkeypatch.setattr(words, "FEWEST_ROWS_WORTH_A_COPY", 1)
+    monkeypatch.setattr(words, "LEAST_ROWS", 1)
 
 
 @triton_alone

@@ -70,7 +70,10 @@ def dist(tmp_path_factory) -> tuple[Path, Path]:
     """Wheel and source distribution as `make dist` makes them, the former of the latter."""
     pytest.importorskip("build")
     out = tmp_path_factory.mktemp("dist")
-    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, ROOT, env=environment(), cwd=out)
+    # A copy, since setuptools puts a folder of one name beside setup.py, and several workers of a run may be here at once.
+    made = ("build", "dist", "*.egg-info", "__pycache__", "_C*", "_build_info.py", f"bertfast-{bertfast.__version__}")
+    clone = shutil.copytree(ROOT, out / "clone", ignore=shutil.ignore_patterns(".*", *made))
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, clone, env=environment(), cwd=out)
     (wheel,), (source,) = out.glob("*.whl"), out.glob("*.tar.gz")
     return wheel, source
 

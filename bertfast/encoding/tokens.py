@@ -50,8 +50,8 @@ class TextTokenizer:
             )
         from tokenizers.normalizers import Lowercase, Sequence
 
-        given = self._backend.normalizer
-        own = list(given) if isinstance(given, Sequence) else [] if given is None else [given]  # type: ignore[call-overload]
+        normalizer = self._backend.normalizer
+        own = list(normalizer) if isinstance(normalizer, Sequence) else [] if normalizer is None else [normalizer]  # type: ignore[call-overload]
         if not any(isinstance(each, Lowercase) for each in own):
             self._backend.normalizer = Sequence([Lowercase(), *own])
 

@@ -115,7 +115,7 @@ def build(cls: type[T], settings: Settings, values: Any = None, path: str = "") 
 
 
 def _missing(field: "dataclasses.Field[Any]", path: str) -> str:
-    """That an option which has no default was not given, and where it may be."""
+    """Says that an option without a default was not given, and where to give it."""
     in_file = f"`{path}:` in --config"
     shown = shown_name(field)
     where = f"{shown} (or {in_file})" if shown else in_file

@@ -22,6 +22,7 @@ constexpr size_t kParameters = 16;      // of a layer
 constexpr int64_t kMiddleTokens = 576;  // 576 x 3072 floats are 7 MB
 constexpr int64_t kAlign = 16;          // floats of a cache line: buffers begin on one
 constexpr int64_t kShareTokens = 128;   // of a thread's own share at least
+constexpr int64_t kShareMiddle = 192;   // of its middle, where an even part of kMiddleTokens is less
 constexpr double kShareExcess = 1.03;   // of the largest share over an even one at most: the others wait for it
 
 at::Tensor joined(const std::vector<at::Tensor>& parts) { return parts.size() == 1 ? parts[0] : at::cat(parts); }
@@ -234,7 +235,8 @@ at::Tensor Encoder::forward(const at::Tensor& x_in, const at::Tensor& cu_seqlens
   at::Tensor y = at::empty(x_in.sizes(), x_in.options());
   y.copy_(x_in);
   auto floats = [&](int64_t bytes) { return (bytes / 4 + kAlign) / kAlign * kAlign; };
-  b.middle_tokens = kMiddleTokens;
+  const int64_t even = kMiddleTokens / static_cast<int64_t>(shares.size());
+  b.middle_tokens = shares.size() == 1 ? kMiddleTokens : std::max(kShareMiddle, even);
   for (const Share& share : shares) b.middle_tokens = std::min(b.middle_tokens, std::max<int64_t>(1, share.tokens));
   const int64_t middle = floats(b.middle_tokens * intermediate_ * row_bytes() / hidden_);
   const int64_t sizes[] = {floats(3 * tokens * row_bytes()),
